@@ -1,0 +1,1 @@
+"""The engine: source rows in, encoded for every quant, each written at its planned offset."""

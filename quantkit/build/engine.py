@@ -1,0 +1,380 @@
+"""One pass over a checkpoint that writes every requested artifact.
+
+The main thread reads units in file order and hashes the source; a pool encodes each unit once per
+block format and writes it into every artifact that wants it; finished units are synced, then
+journaled. At the end each artifact is read back against what was written, handed to the caller's
+check, and renamed.
+"""
+
+import hashlib
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.build import manifest
+from quantkit.build.journal import Journal, partial_names
+from quantkit.build.output import (
+    PartialArtifact,
+    allocated,
+    check_space,
+    locked,
+    naming_the_shortage,
+    remove,
+)
+from quantkit.build.source import SourceReader
+from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
+from quantkit.build.work import Work
+from quantkit.core.errors import Interrupted, OutputError, PlanError, WeightsError
+from quantkit.core.tensors import FLOAT_BYTES
+from quantkit.core.units import format_size
+from quantkit.encodings.encoding import Encoding
+from quantkit.encodings.widen import first_nonfinite, widen
+from quantkit.formats.gguf.layout import Layout
+
+# Per unit in flight: the source bytes, their float32 copy, and the largest encoding of them (F32).
+UNIT_MEMORY = UNIT_ELEMENTS * 3 * 4
+_COMMIT_SECONDS = 5.0
+_READ_BACK = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a build reports while it runs. ``stage`` is ``encode``, ``verify`` or ``check``."""
+
+    stage: str
+    done: int
+    total: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What the caller made of an artifact before it gets its final name."""
+
+    ok: bool
+    verdict: str
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A built artifact: its final path, or that of the rejected one, and its manifest entry."""
+
+    layout: Layout
+    path: Path
+    entry: Mapping[str, Any]
+    check: Check | None
+    fresh: bool
+
+
+def build(
+    work: Work,
+    out: Path,
+    *,
+    jobs: int,
+    max_memory: int,
+    check: Callable[[Path], Check] | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> list[Artifact]:
+    """Build artifacts into a folder; finished ones are left alone, an interrupted build resumes.
+
+    Args:
+        work: what to build.
+        out: the output folder; nothing is written outside it.
+        jobs: encoding threads.
+        max_memory: bytes of units in flight; it caps the threads where they would need more.
+        check: called with the first file of each artifact, under its partial name, before it is
+            renamed; an artifact it does not accept ends as ``.rejected``.
+        report: called from this thread with the progress, in source bytes while encoding.
+
+    Raises:
+        OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small).
+        WeightsError: a weight is not finite, or too large for its encoding.
+        CheckpointError: a source file changed or cannot be read.
+        Interrupted: Ctrl-C; what was done is kept.
+
+    """
+    if max_memory < UNIT_MEMORY:
+        raise PlanError(
+            f"--max-memory {format_size(max_memory)} is below one slab; "
+            f"give at least {-(-UNIT_MEMORY // 2**20)}MiB."
+        )
+    with locked(out):
+        to_build = [x for x in work.layouts if not manifest.is_finished(out, x.name, x.digest)]
+        built = {}
+        if to_build:
+            slots = max_memory // UNIT_MEMORY
+            run = _Run(work, tuple(to_build), out, jobs, slots, report)
+            built = {a.layout.name: a for a in run.execute(check)}
+        known = manifest.read_manifest(out)["artifacts"]
+    return [built.get(x.name) or _existing(out, x, known[x.name]) for x in work.layouts]
+
+
+def _existing(out: Path, layout: Layout, entry: Mapping[str, Any]) -> Artifact:
+    return Artifact(layout, out / entry["files"][0]["name"], entry, None, fresh=False)
+
+
+class _Run:
+    """One execution of a build, in a folder that it has locked."""
+
+    def __init__(
+        self,
+        work: Work,
+        layouts: tuple[Layout, ...],
+        out: Path,
+        jobs: int,
+        slots: int,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._work = work
+        self._out = out
+        self._report = report
+        self._threads = max(1, min(jobs, slots))
+        self._slots = BoundedSemaphore(max(1, min(slots, self._threads + 1)))
+        self._artifacts = [PartialArtifact(out, layout) for layout in layouts]
+        targets = [tensor.target for tensor in layouts[0].plan.tensors]
+        self._units = cut_units(targets, work.checkpoint.tensors)
+        self._journal = Journal(out, self._identity(layouts))
+        # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
+        self._unrecorded: list[tuple[int, list[int]]] = []
+
+    def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
+        self._prepare()
+        try:
+            missing = sum(artifact.layout.n_bytes for artifact in self._artifacts)
+            missing -= allocated([path for a in self._artifacts for path in a.paths])
+            with naming_the_shortage(self._out, max(0, missing)):
+                for artifact in self._artifacts:
+                    artifact.open()
+                sources = self._encode_all()
+                for artifact in self._artifacts:
+                    artifact.write_headers()
+        except WeightsError:
+            self._discard()  # no later run can do better
+            raise
+        finally:
+            for artifact in self._artifacts:
+                artifact.close()
+        results = [self._finish(a, sources, check) for a in self._artifacts]
+        self._journal.remove()
+        return results
+
+    def _identity(self, layouts: Sequence[Layout]) -> dict[str, Any]:
+        stats = [(file, file.stat()) for file in self._work.checkpoint.files]
+        imatrix = self._work.imatrix
+        return {
+            "partials": [artifact.partial.name for artifact in self._artifacts],
+            "plans": [layout.digest for layout in layouts],
+            "source": [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats],
+            "kernel": [self._work.kernel.name, self._work.kernel.version],
+            "imatrix": imatrix and imatrix.sha256,
+            "unit": UNIT_ELEMENTS,
+        }
+
+    def _prepare(self) -> None:
+        """Take over an interrupted build of the same, or clear away one of another."""
+        leftovers = partial_names(self._out)
+        if not self._journal.resume():
+            for name in leftovers:
+                remove(self._out / name)
+        for artifact in self._artifacts:
+            if artifact.final.exists():
+                raise OutputError(
+                    f"{artifact.final} is there already and was not built from this checkpoint "
+                    "with these settings; move it away or choose another folder with -o."
+                )
+        needed = sum(artifact.layout.n_bytes for artifact in self._artifacts)
+        check_space(self._out, needed - allocated([p for a in self._artifacts for p in a.paths]))
+        if not self._journal.finished:
+            self._journal.start()
+
+    def _discard(self) -> None:
+        for artifact in self._artifacts:
+            remove(artifact.partial)
+        self._journal.remove()
+
+    def _encode_all(self) -> dict[Path, str]:
+        """Encode every unit that no earlier run finished; the sha256 of each source file."""
+        index_of = {unit: index for index, unit in enumerate(self._units)}
+        total = sum(unit.n_bytes for unit in self._units)
+        done, committed = 0, time.monotonic()
+        futures: set[Future[None]] = set()
+        committer: Future[None] | None = None
+        with (
+            ThreadPoolExecutor(self._threads, "encode") as pool,
+            ThreadPoolExecutor(1, "commit") as commit_pool,
+            SourceReader(self._work.checkpoint.files) as reader,
+        ):
+            try:
+                for unit, raw in reader.read(self._units):
+                    index = index_of[unit]
+                    if index not in self._journal.finished:
+                        self._slots.acquire()
+                        futures.add(pool.submit(self._encode_and_free, index, unit, raw))
+                    finished = {future for future in futures if future.done()}
+                    futures -= finished
+                    for future in finished:
+                        future.result()
+                    if time.monotonic() - committed > _COMMIT_SECONDS and (
+                        committer is None or committer.done()
+                    ):
+                        if committer is not None:
+                            committer.result()
+                        committer = commit_pool.submit(self._commit)
+                        committed = time.monotonic()
+                    done += unit.n_bytes
+                    self._report(Progress("encode", done, total))
+                for future in futures:
+                    future.result()
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                commit_pool.shutdown()
+                self._commit()
+                raise Interrupted(
+                    f"Stopped with {len(self._journal.finished)} of {len(self._units)} slabs "
+                    "done; run the same command to go on from there."
+                ) from None
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            commit_pool.shutdown()
+            self._commit()
+            return dict(reader.sha256)
+
+    def _encode_and_free(self, index: int, unit: Unit, raw: NDArray[np.uint8]) -> None:
+        try:
+            self._unrecorded.append((index, self._encode(unit, raw)))
+        finally:
+            self._slots.release()
+
+    def _encode(self, unit: Unit, raw: NDArray[np.uint8]) -> list[int]:
+        """Encode one unit for every artifact and write it; a CRC-32 of the bytes per artifact."""
+        target = self._artifacts[0].layout.plan.tensors[unit.target].target
+        rows = self._rows(unit, raw)
+        wanted: dict[Encoding, list[int]] = defaultdict(list)
+        for number, artifact in enumerate(self._artifacts):
+            wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
+        columns = None
+        if self._work.imatrix is not None and any(kind.is_block for kind in wanted):
+            columns = self._work.imatrix.columns_of(target)
+        importance = None if columns is None else columns[unit.matrix]
+        crcs = [0] * len(self._artifacts)
+        for kind, numbers in wanted.items():
+            try:
+                data = self._work.kernel.encode(rows, kind, importance).reshape(-1).data
+            except OverflowError as error:
+                raise WeightsError(f"{self._name(unit)}: {error}; choose f32 or bf16.") from None
+            crc = zlib.crc32(data)
+            for number in numbers:
+                self._artifacts[number].write(unit.target, unit.row, data)
+                crcs[number] = crc
+        return crcs
+
+    def _rows(self, unit: Unit, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The unit's weights as float32 rows, checked to be finite, in the target's row order."""
+        target = self._artifacts[0].layout.plan.tensors[unit.target].target
+        if unit.source is None:
+            return np.array([target.values], np.float32)
+        dtype = unit.source.dtype
+        bad = first_nonfinite(raw, dtype)
+        if bad is not None:
+            row, column = divmod(bad, target.columns)
+            raise WeightsError(
+                f"{self._name(unit)} has a NaN or infinite weight (row {unit.row + row} of "
+                f"{target.name}, column {column}); no quant of it can be right. Download the "
+                "file again or ask the model's author."
+            )
+        if target.rope_heads:
+            head_dim = target.shape[0] // target.rope_heads
+            is_bias = len(target.shape) == 1
+            row_bytes = FLOAT_BYTES[dtype] if is_bias else unit.source.row_bytes
+            raw = interleave_heads(raw, head_dim, row_bytes)
+        return widen(raw, dtype).reshape(unit.rows, target.columns)
+
+    def _name(self, unit: Unit) -> str:
+        assert unit.source is not None  # noqa: S101 - computed values are finite and small
+        return f"{unit.source.name} in {unit.source.file}"
+
+    def _commit(self) -> None:
+        """Sync what was written, then journal it."""
+        batch = [self._unrecorded.pop() for _ in range(len(self._unrecorded))]
+        if batch:
+            for artifact in self._artifacts:
+                artifact.sync()
+            self._journal.record(batch)
+
+    def _finish(
+        self,
+        artifact: PartialArtifact,
+        sources: Mapping[Path, str],
+        check: Callable[[Path], Check] | None,
+    ) -> Artifact:
+        """Verify, check, record and rename one artifact."""
+        layout = artifact.layout
+        digests = self._verify(artifact, self._artifacts.index(artifact))
+        files = [
+            {
+                "name": f"{layout.folder}/{file.name}" if layout.folder else file.name,
+                "bytes": file.n_bytes,
+                "sha256": digest,
+            }
+            for file, digest in zip(layout.files, digests, strict=True)
+        ]
+        entry = manifest.describe_artifact(self._work, layout, files, sources)
+        verdict = None
+        if check is not None:
+            self._report(Progress("check", 0, 1, layout.name))
+            verdict = check(artifact.paths[0])
+            entry["smoke"] = verdict.record
+            if not verdict.ok:
+                return Artifact(layout, artifact.reject(), entry, verdict, fresh=True)
+        # The entry comes first: a crash in between leaves a partial file that the next run
+        # verifies and renames, never a finished file that no manifest knows.
+        manifest.add_artifact(self._out, layout.name, entry)
+        path = artifact.publish()
+        return Artifact(
+            layout, path / layout.files[0].name if layout.folder else path, entry, verdict, True
+        )
+
+    def _verify(self, artifact: PartialArtifact, number: int) -> list[str]:
+        """Read the files back, compare with what was written, and return their sha256."""
+        ranges: list[list[tuple[int, int, int]]] = [[] for _ in artifact.layout.files]
+        for index, unit in enumerate(self._units):
+            place, offset, n_bytes = artifact.locate(unit.target, unit.row, unit.rows)
+            ranges[place].append((offset, n_bytes, self._journal.finished[index][number]))
+        digests = []
+        total, done = artifact.layout.n_bytes, 0
+        for path, file, parts in zip(artifact.paths, artifact.layout.files, ranges, strict=True):
+            header = (0, len(file.header), zlib.crc32(file.header))
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                for offset, n_bytes, crc in [header, *sorted(parts)]:
+                    digest.update(stream.read(offset - stream.tell()))  # alignment padding
+                    found = 0
+                    for at in range(0, n_bytes, _READ_BACK):
+                        data = stream.read(min(_READ_BACK, n_bytes - at))
+                        digest.update(data)
+                        found = zlib.crc32(data, found)
+                    if found != crc:
+                        self._discard()
+                        raise OutputError(
+                            f"{path} does not read back as it was written; check the disk, then "
+                            "run the same command again."
+                        )
+                    done += n_bytes
+                    self._report(Progress("verify", done, total, artifact.layout.name))
+                digest.update(stream.read())
+                size = stream.tell()
+            if size != file.n_bytes:
+                raise OutputError(f"{path} has {size} bytes instead of {file.n_bytes}.")
+            digests.append(digest.hexdigest())
+        return digests

@@ -1,0 +1,117 @@
+"""``quantkit.json``: what a folder's artifacts are and where they came from."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import quantkit
+from quantkit.build.output import sync_folder
+from quantkit.build.work import Work
+from quantkit.checkpoint.tokenizer import tokenizer_files
+from quantkit.core.errors import OutputError
+from quantkit.formats.gguf.layout import Layout
+
+NAME = "quantkit.json"
+_VERSION = 1
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an output folder; an empty one where there is none.
+
+    Raises:
+        OutputError: it is not one that quantkit wrote.
+
+    """
+    path = folder / NAME
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"version": _VERSION, "artifacts": {}}
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read ({error}); move it away.") from None
+    if not isinstance(manifest, dict) or manifest.get("version") != _VERSION:
+        raise OutputError(f"{path} was not written by this version of quantkit; move it away.")
+    return manifest
+
+
+def describe_artifact(
+    work: Work,
+    layout: Layout,
+    files: Sequence[Mapping[str, Any]],
+    sources: Mapping[Path, str],
+) -> dict[str, Any]:
+    """The entry of one artifact: what it is, and everything its bytes depend on.
+
+    Args:
+        work: what was built.
+        layout: the artifact's.
+        files: its files, each with name, bytes and sha256.
+        sources: sha256 of each weight file, as hashed while it was read.
+
+    """
+    checkpoint, imatrix = work.checkpoint, work.imatrix
+    return {
+        "quant": layout.plan.quant.name,
+        "bits_per_weight": round(layout.plan.bits_per_weight, 4),
+        "parameters": work.model.n_parameters,
+        "plan_sha256": layout.digest,
+        "files": list(files),
+        "source": {
+            "name": checkpoint.path.resolve().name,
+            "family": work.model.family,
+            "weights": [_describe_file(file, sources[file]) for file in checkpoint.files],
+            "settings": [_describe_file(file) for file in _settings(checkpoint.path)],
+        },
+        "quantkit": quantkit.__version__,
+        "kernel": {"name": work.kernel.name, "version": work.kernel.version},
+        "imatrix": imatrix and {"file": imatrix.path.name, "sha256": imatrix.sha256},
+    }
+
+
+def _settings(folder: Path) -> list[Path]:
+    """The small files that the metadata was made from."""
+    own = (folder / "config.json", folder / "generation_config.json", folder / "README.md")
+    return [file for file in (*own, *tokenizer_files(folder)) if file.is_file()]
+
+
+def _describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    if sha256 is None:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+
+
+def add_artifact(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Record one artifact, atomically and durably, beside those already there."""
+    manifest = read_manifest(folder)
+    manifest["artifacts"][name] = entry
+    path = folder / NAME
+    temporary = path.with_name(f".{NAME}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(folder)
+
+
+def is_finished(folder: Path, name: str, digest: str) -> bool:
+    """Whether the artifact was built from this very plan and all its files are there, whole."""
+    entry = read_manifest(folder)["artifacts"].get(name)
+    if entry is None or entry["plan_sha256"] != digest:
+        return False
+    files = [(folder / file["name"], file["bytes"]) for file in entry["files"]]
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
+def known_sha256(folder: Path) -> dict[str, str]:
+    """The sha256 of every file that a folder's manifest lists, by path relative to the folder."""
+    return {
+        file["name"]: file["sha256"]
+        for entry in read_manifest(folder)["artifacts"].values()
+        for file in entry["files"]
+    }

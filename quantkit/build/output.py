@@ -1,0 +1,180 @@
+"""The output folder: locked, checked for room, filled under partial names, renamed at the end."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantkit.core.errors import NoSpaceError, OutputError
+from quantkit.core.units import format_size
+from quantkit.formats.gguf.layout import Layout
+
+PARTIAL = ".partial"
+REJECTED = ".rejected"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an output folder, made if absent, against every other build.
+
+    The lock is on the folder itself, so it leaves no file and ends with the process.
+
+    Raises:
+        OutputError: it cannot be made or written, or another build holds it.
+
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError(f"{folder} is a file; choose a folder with -o.") from None
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made: {error.strerror}; choose another folder with -o."
+        ) from None
+    try:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{folder} is not writable; choose another folder with -o.")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"Another build is writing to {folder}; wait for it or choose another with -o."
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse a build that its file system has no room for, before the first byte.
+
+    Raises:
+        NoSpaceError: fewer than ``needed`` bytes are free.
+
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NoSpaceError(
+            f"{folder} has {format_size(free)} free and the build needs {format_size(needed)} "
+            f"({needed} bytes); free {format_size(needed - free)} or choose another disk with -o."
+        )
+
+
+@contextmanager
+def naming_the_shortage(folder: Path, missing: int) -> Iterator[None]:
+    """Turn a full disk into a sentence; other errors pass.
+
+    Args:
+        folder: where the build writes.
+        missing: bytes that were still to be written when the block was entered, at most.
+
+    Raises:
+        NoSpaceError: the disk or the quota is full.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoSpaceError(
+            f"The disk of {folder} is full: the build still needs up to {format_size(missing)} "
+            f"({missing} bytes). Free that much and run the same command to resume."
+        ) from None
+
+
+class PartialArtifact:
+    """The files of one artifact while they are being written, under partial names."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.layout = layout
+        self._folder = folder
+        self.final = folder / (layout.folder or layout.files[0].name)
+        self.partial = self.final.with_name(self.final.name + PARTIAL)
+        inside = self.partial if layout.folder else None
+        self.paths = [inside / file.name if inside else self.partial for file in layout.files]
+        self._fds: list[int] = []
+        # Where each tensor of the plan lies: file index and byte offset.
+        self._places = [
+            (index, offset) for index, file in enumerate(layout.files) for offset in file.offsets
+        ]
+
+    def open(self) -> None:
+        """Open the files at their full size (sparse), keeping what they hold."""
+        if self.layout.folder:
+            self.partial.mkdir(exist_ok=True)
+        for path, file in zip(self.paths, self.layout.files, strict=True):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._fds.append(fd)
+            os.ftruncate(fd, file.n_bytes)
+
+    def write(self, tensor: int, row: int, data: memoryview) -> None:
+        """Write encoded rows of one tensor, starting with row ``row``, at their place."""
+        index, offset = self._places[tensor]
+        self._write_all(index, offset + row * self.layout.plan.tensors[tensor].row_bytes, data)
+
+    def locate(self, tensor: int, row: int, rows: int) -> tuple[int, int, int]:
+        """File index, byte offset and byte count of some rows of one tensor."""
+        index, offset = self._places[tensor]
+        row_bytes = self.layout.plan.tensors[tensor].row_bytes
+        return index, offset + row * row_bytes, rows * row_bytes
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        for fd in self._fds:
+            os.fdatasync(fd)
+
+    def write_headers(self) -> None:
+        """Write the headers, last of all: until now no program takes the files for GGUF."""
+        for index, file in enumerate(self.layout.files):
+            self._write_all(index, 0, memoryview(file.header))
+        self.sync()
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def publish(self) -> Path:
+        """Rename to the final name, durably; the path of what was renamed."""
+        self.partial.rename(self.final)
+        sync_folder(self._folder)
+        return self.final
+
+    def reject(self) -> Path:
+        """Rename to a name that says that the artifact failed, and return it."""
+        rejected = self.final.with_name(self.final.name + REJECTED)
+        remove(rejected)
+        self.partial.rename(rejected)
+        return rejected
+
+    def _write_all(self, index: int, offset: int, data: memoryview) -> None:
+        fd, done = self._fds[index], 0
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], offset + done)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder of files; nothing where there is none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def allocated(paths: Sequence[Path]) -> int:
+    """Bytes that files already take up on the disk; sparse ones count what they hold."""
+    return sum(path.stat().st_blocks * 512 for path in paths if path.is_file())

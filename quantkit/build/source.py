@@ -1,0 +1,95 @@
+"""Reading a checkpoint's files from front to back, each byte once, hashed on the way."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.build.units import Unit
+from quantkit.core.errors import CheckpointError
+
+_GAP_CHUNK = 8 * 2**20
+
+
+def read_exactly(fd: int, n_bytes: int, offset: int, path: Path) -> NDArray[np.uint8]:
+    """Bytes of an open file; the one place where weights are read.
+
+    Raises:
+        CheckpointError: the file ends early or cannot be read.
+
+    """
+    buffer = np.empty(n_bytes, np.uint8)
+    view, done = buffer.data, 0
+    while done < n_bytes:
+        try:
+            count = os.preadv(fd, [view[done:]], offset + done)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+        if count == 0:
+            raise CheckpointError(f"{path} became shorter while it was read; download it again.")
+        done += count
+    return buffer
+
+
+class SourceReader:
+    """Yields units with their bytes, in file order, and knows each file's sha256 at the end.
+
+    What lies between the units (headers, tensors that no target uses) is read for the hash alone.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._open: int | None = None
+        self.sha256: dict[Path, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._open is not None:
+            os.close(self._open)
+            self._open = None
+
+    def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
+        """Each unit with its bytes. ``units`` must be in the order ``cut_units`` gives."""
+        by_file = {
+            file: list(group)
+            for file, group in groupby(units, lambda unit: unit.source and unit.source.file)
+        }
+        for unit in by_file.pop(None, []):
+            yield unit, np.empty(0, np.uint8)
+        for file in self._files:
+            yield from self._read_file(file, by_file.get(file, []))
+
+    def _read_file(
+        self, path: Path, units: Iterable[Unit]
+    ) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
+        digest = hashlib.sha256()
+        self._open = fd = os.open(path, os.O_RDONLY)
+        at = 0
+        for unit in units:
+            self._hash_gap(digest, path, at, unit.offset)
+            raw = read_exactly(fd, unit.n_bytes, unit.offset, path)
+            digest.update(raw.data)
+            at = unit.offset + unit.n_bytes
+            yield unit, raw
+        self._hash_gap(digest, path, at, os.fstat(fd).st_size)
+        os.close(fd)
+        self._open = None
+        self.sha256[path] = digest.hexdigest()
+
+    def _hash_gap(self, digest: "hashlib._Hash", path: Path, start: int, stop: int) -> None:
+        assert self._open is not None  # noqa: S101 - only called while a file is open
+        for at in range(start, stop, _GAP_CHUNK):
+            digest.update(read_exactly(self._open, min(_GAP_CHUNK, stop - at), at, path).data)

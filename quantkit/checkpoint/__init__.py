@@ -1,0 +1,1 @@
+"""Readers: what a checkpoint holds, learned from its headers alone."""

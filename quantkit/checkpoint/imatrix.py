@@ -1,0 +1,143 @@
+"""Importance matrices, in both formats that llama.cpp writes.
+
+An importance matrix says how much each input column of each weight matters: the mean square of
+the activations it met. Formats: ``tools/imatrix/imatrix.cpp`` and ``common/imatrix-loader.cpp`` of
+llama.cpp. The GGUF format holds, per tensor, ``<name>.in_sum2`` (sums of squares, one row per
+expert) and ``<name>.counts``; the legacy ``.dat`` holds means that were scaled by a call count.
+"""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import ImatrixError
+from quantkit.families.model import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Imatrix:
+    """Importance per tensor name: float32, experts one after the other, columns within each."""
+
+    path: Path
+    sha256: str
+    entries: Mapping[str, NDArray[np.float32]]
+    chunk_count: int
+    datasets: tuple[str, ...]
+
+    def columns_of(self, target: Target) -> NDArray[np.float32] | None:
+        """Importance of each column: shape (matrices, columns); None where there is no entry.
+
+        Raises:
+            ImatrixError: the entry is of another size. Only the token embeddings may differ, as
+                in llama-quantize; they then go without.
+
+        """
+        values = self.entries.get(target.name)
+        if values is None:
+            return None
+        matrices = target.shape[0] if len(target.shape) == 3 else 1
+        if values.size != matrices * target.columns:
+            if target.role == "token_embd":
+                return None
+            raise ImatrixError(
+                f"{self.path} has {values.size} values for {target.name}, which needs "
+                f"{matrices * target.columns}: it was made for another model."
+            )
+        return values.reshape(matrices, target.columns)
+
+
+def load_imatrix(path: Path) -> Imatrix:
+    """Read an importance matrix, normalized as llama-quantize does before it uses one.
+
+    Raises:
+        ImatrixError: the file is missing, of neither format, cut short, or not finite.
+
+    """
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        imatrix = (_read_gguf if is_gguf else _read_legacy)(path, sha256)
+    except OSError as error:
+        raise ImatrixError(f"{path} cannot be read: {error.strerror}.") from None
+    for name, values in imatrix.entries.items():
+        if not np.isfinite(values).all():
+            raise ImatrixError(f"{path} has a NaN or infinite importance for {name}; make it anew.")
+    return imatrix
+
+
+def _read_gguf(path: Path, sha256: str) -> Imatrix:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        raise ImatrixError(f"{path} is a damaged GGUF file ({error}); make it anew.") from None
+    chunks, datasets = reader.get_field("imatrix.chunk_count"), reader.get_field("imatrix.datasets")
+    if chunks is None or datasets is None or not tensors:
+        raise ImatrixError(f"{path} is a GGUF file but no importance matrix.")
+    entries: dict[str, NDArray[np.float32]] = {}
+    for name, tensor in tensors.items():
+        base, _, kind = name.rpartition(".")
+        if kind not in ("in_sum2", "counts"):
+            continue
+        other = tensors.get(f"{base}.counts" if kind == "in_sum2" else f"{base}.in_sum2")
+        if other is None or tensor.tensor_type.name != "F32":
+            raise ImatrixError(f"{path} has no matching sums and counts for {base}; make it anew.")
+        if kind == "in_sum2":
+            entries[base] = _means(np.asarray(tensor.data), np.asarray(other.data))
+    texts = datasets.contents()
+    return Imatrix(
+        path,
+        sha256,
+        entries,
+        int(chunks.contents()),
+        tuple(texts) if isinstance(texts, list) else (str(texts),),
+    )
+
+
+def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums over counts in float32; an expert that no token reached counts every column as 1."""
+    rows = sums.astype(np.float32).reshape(counts.size, -1)
+    # lround: halves away from zero. Counts are whole numbers stored as floats.
+    n = np.floor(np.abs(counts.astype(np.float64)) + 0.5).astype(np.float32).reshape(-1, 1)
+    return np.divide(rows, n, out=np.ones_like(rows), where=n > 0).ravel()
+
+
+def _read_legacy(path: Path, sha256: str) -> Imatrix:
+    data = path.read_bytes()
+    at = 0
+
+    def take(size: int) -> bytes:
+        nonlocal at
+        if size < 0 or at + size > len(data):
+            raise ImatrixError(f"{path} is no importance matrix, or was cut short; make it anew.")
+        at += size
+        return data[at - size : at]
+
+    def number() -> int:
+        return int(struct.unpack("<i", take(4))[0])
+
+    entries: dict[str, NDArray[np.float32]] = {}
+    n_entries = number()
+    if n_entries < 1:
+        raise ImatrixError(f"{path} is no importance matrix.")
+    for _ in range(n_entries):
+        name = take(number()).decode("utf-8", errors="replace").rstrip("\0")
+        calls, n_values = number(), number()
+        if n_values < 1:
+            raise ImatrixError(f"{path} holds no values for {name}; make it anew.")
+        values = np.frombuffer(take(4 * n_values), "<f4").astype(np.float32)
+        entries[name] = values / np.float32(calls) if calls > 0 else values
+    chunk_count = number() if at + 4 <= len(data) else 0
+    dataset = ""
+    if at + 4 <= len(data) and (length := number()) > 0:
+        dataset = take(length).decode("utf-8", errors="replace").rstrip("\0")
+    return Imatrix(path, sha256, entries, chunk_count, (dataset,) if dataset else ())

@@ -1,0 +1,231 @@
+"""The header of a safetensors file, checked against every rule of the format.
+
+The rules are those of the format's specification (the README of huggingface/safetensors), which
+leave exactly one way to read a file: the tensors tile its data without gap or overlap. A file
+that breaks one is damaged or hostile, and says so here rather than halfway through a build.
+"""
+
+import json
+import stat
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, NoReturn
+
+from quantkit.core.errors import SafetensorsError
+from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+_MAX_INTEGER = 2**63 - 1
+_GIT_LFS_POINTER = b"version https://git-lfs"
+
+# Bits, because the format's smallest floats share a byte.
+_DTYPE_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8"), 8),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+
+# Constants that old exporters saved next to the weights, some as integers or booleans.
+_BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+
+_short = Repr()
+_short.maxstring = 120
+_short.maxlist = 8
+
+
+def read_header(path: Path) -> dict[str, SourceTensor]:
+    """The tensors of a safetensors file by name, in the order of their offsets in it.
+
+    Reads the header only, and keeps no file open. Old checkpoints hold a few buffers that no
+    model needs (see `is_unneeded_buffer`): one of integers, booleans or doubles is left out, one
+    of plain floats is listed like any tensor.
+
+    Raises:
+        SafetensorsError: the file cannot be read, breaks a rule of the format, is shorter or
+            longer than its header says, or holds a tensor that is not F32, F16 or BF16.
+
+    """
+    raw, file_bytes = _read_raw_header(path)
+    entries = _parse(path, raw)
+    _check_metadata(path, entries.pop("__metadata__", {}))
+    data_start = _LENGTH_BYTES + len(raw)
+    tensors = [_tensor(path, name, entry, data_start) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.n_bytes))
+    _check_tiling(path, tensors, data_start, file_bytes)
+    for tensor in tensors:
+        if tensor.dtype not in FLOAT_BYTES and not is_unneeded_buffer(tensor.name):
+            raise SafetensorsError(
+                f"{path} holds tensor {quoted(tensor.name)} as {tensor.dtype}, but quantkit "
+                "reads F32, F16 and BF16 weights only; if the checkpoint is already quantized use "
+                "the original one, otherwise save it again in bfloat16 or float32."
+            )
+    return {tensor.name: tensor for tensor in tensors if tensor.dtype in FLOAT_BYTES}
+
+
+def is_unneeded_buffer(name: str) -> bool:
+    """Whether a tensor is a constant that models recompute: rotary frequencies, causal masks."""
+    return name.endswith(_BUFFERS)
+
+
+def quoted(value: object) -> str:
+    """A value from a checkpoint for an error message: escaped, and cut where it is long."""
+    return _short.repr(value)
+
+
+def _read_raw_header(path: Path) -> tuple[bytes, int]:
+    """The bytes of the JSON header, and the size of the whole file."""
+    try:
+        status = path.stat()
+        # Checked before opening, because opening a pipe would wait for its writer.
+        if not stat.S_ISREG(status.st_mode):
+            raise SafetensorsError(f"{path} is not a regular file; put the weights there.")
+        with path.open("rb") as file:
+            start = file.read(len(_GIT_LFS_POINTER))
+            header_bytes = int.from_bytes(start[:_LENGTH_BYTES], "little")
+            _check_header_length(path, start, header_bytes, status.st_size)
+            file.seek(_LENGTH_BYTES)
+            raw = file.read(header_bytes)
+    except FileNotFoundError:
+        raise SafetensorsError(f"{path} does not exist; download it again.") from None
+    except OSError as error:
+        raise SafetensorsError(
+            f"{path} cannot be read ({error.strerror}); check the file and its permissions."
+        ) from error
+    if len(raw) < header_bytes:
+        raise SafetensorsError(f"{path} got shorter while it was read; download it again.")
+    return raw, status.st_size
+
+
+def _check_header_length(path: Path, start: bytes, header_bytes: int, file_bytes: int) -> None:
+    if start.startswith(_GIT_LFS_POINTER):
+        raise SafetensorsError(
+            f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its folder."
+        )
+    if file_bytes < _LENGTH_BYTES:
+        raise SafetensorsError(
+            f"{path} is truncated: it has {file_bytes} bytes, too few for a safetensors file; "
+            "download it again."
+        )
+    if header_bytes > _MAX_HEADER_BYTES:
+        _broken(path, f"it claims a header of {header_bytes:,} bytes, above the format's 100 MB")
+    if (missing := _LENGTH_BYTES + header_bytes - file_bytes) > 0:
+        raise SafetensorsError(
+            f"{path} is truncated: at least {missing:,} bytes are missing, and its header ends "
+            "past the end of the file; download it again."
+        )
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    """The header's JSON object, with no key twice and no value that JSON does not know."""
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        unique: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in unique:
+                _broken(path, f"its header has the key {quoted(key)} twice")
+            unique[key] = value
+        return unique
+
+    def integer(digits: str) -> int:
+        # Python spends quadratic time on long integers.
+        if len(digits) > len(str(_MAX_INTEGER)):
+            _broken(path, f"its header holds an integer of {len(digits):,} digits")
+        return int(digits)
+
+    def constant(name: str) -> NoReturn:
+        _broken(path, f"its header holds {name}, which is not JSON")
+
+    if not raw.startswith(b"{"):
+        _broken(path, "its header does not begin with '{'")
+    try:
+        header: dict[str, Any] = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=without_duplicates,
+            parse_int=integer,
+            parse_constant=constant,
+        )
+    except UnicodeDecodeError:
+        _broken(path, "its header is not UTF-8")
+    except RecursionError:
+        _broken(path, "its header is nested too deeply")
+    except ValueError as error:
+        _broken(path, f"its header is not JSON ({error})")
+    return header
+
+
+def _check_metadata(path: Path, metadata: object) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        _broken(path, "its __metadata__ is not a map of strings to strings")
+
+
+def _tensor(path: Path, name: str, entry: object, data_start: int) -> SourceTensor:
+    """One checked entry of the header, of any dtype that the format knows."""
+    tensor = f"tensor {quoted(name)}"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        # JSON can escape half of a surrogate pair, which is no text.
+        _broken(path, f"{tensor} has a name that is not Unicode text")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        _broken(path, f"{tensor} is not described by exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+        _broken(path, f"{tensor} has the unknown dtype {quoted(dtype)}")
+    if not _are_sizes(shape):
+        _broken(path, f"{tensor} has the shape {quoted(shape)}, which is no list of sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        _broken(path, f"{tensor} has the data_offsets {quoted(offsets)}, which are no range")
+    begin, end = offsets
+    n_bits = _DTYPE_BITS[dtype]
+    for size in shape:
+        n_bits *= size
+        if n_bits > 8 * _MAX_INTEGER:
+            _broken(path, f"{tensor} has the shape {quoted(shape)}, too large for any file")
+    if n_bits != 8 * (end - begin):
+        _broken(
+            path,
+            f"{tensor} takes {end - begin:,} bytes, which does not fit {dtype} and the shape "
+            f"{quoted(shape)}",
+        )
+    return SourceTensor(name, dtype, tuple(shape), path, data_start + begin, end - begin)
+
+
+def _are_sizes(value: object) -> bool:
+    """Whether a value of the header is a list of integers that can count bytes or elements."""
+    # isinstance would let booleans through, which JSON keeps apart from numbers.
+    return isinstance(value, list) and all(type(n) is int and 0 <= n <= _MAX_INTEGER for n in value)
+
+
+def _check_tiling(
+    path: Path, tensors: list[SourceTensor], data_start: int, file_bytes: int
+) -> None:
+    """Check that tensors in the order of their offsets fill the data from its start to its end."""
+    end = data_start
+    for tensor in tensors:
+        name = quoted(tensor.name)
+        if tensor.offset < end:
+            _broken(
+                path, f"tensor {name} overlaps the one before it by {end - tensor.offset:,} bytes"
+            )
+        if tensor.offset > end:
+            _broken(path, f"{tensor.offset - end:,} bytes before tensor {name} belong to no tensor")
+        end += tensor.n_bytes
+    if end > file_bytes:
+        raise SafetensorsError(
+            f"{path} is truncated: {end - file_bytes:,} bytes of its tensors are missing; "
+            "download it again."
+        )
+    if end < file_bytes:
+        _broken(path, f"{file_bytes - end:,} bytes after its last tensor belong to no tensor")
+
+
+def _broken(path: Path, what: str) -> NoReturn:
+    raise SafetensorsError(
+        f"{path} is not a valid safetensors file: {what}; download it again or save it anew."
+    )

@@ -1,0 +1,84 @@
+"""``tokenizer.json`` of byte-level BPE: GPT-2, Llama 3, Qwen2, SmolLM, Tekken and their like."""
+
+from hashlib import sha256
+from typing import Any
+
+from quantkit.checkpoint.tokenizer.fast import FastTokenizer, require_room
+from quantkit.checkpoint.tokenizer.source import TokenizerSource
+from quantkit.checkpoint.tokenizer.vocabulary import (
+    TokenType,
+    Vocabulary,
+    added_token,
+    unused_token,
+)
+from quantkit.core.errors import TokenizerError
+from quantkit.core.profiles import load_profile
+
+_BYTE_LEVEL_SPACE = "\u0120"
+
+
+def read_vocabulary(source: TokenizerSource, tokenizer: FastTokenizer) -> Vocabulary:
+    """The vocabulary, filled up with unused tokens to ``vocab_size``.
+
+    Raises:
+        TokenizerError: an id is beyond the vocabulary size.
+
+    """
+    by_id = tokenizer.texts_by_id()
+    require_room(source, by_id)
+    ids = range(source.vocab_size)
+    tokens = [by_id[i] if i in by_id else unused_token(i) for i in ids]
+    types = [TokenType.NORMAL if i in by_id else TokenType.UNUSED for i in ids]
+    for i, token in tokenizer.added.items():
+        # llama.cpp finds these in raw text, so they are stored the way they come out again.
+        text = token.content if token.normalized else tokenizer.round_trip(token.content)
+        tokens[i], types[i] = added_token(text, special=token.special)
+    return Vocabulary(tokens, types)
+
+
+def merges(source: TokenizerSource) -> list[str]:
+    """The merges of tokenizer.json, each as two tokens with a space between them."""
+    listed = source.fast["model"].get("merges") or []
+    if listed and isinstance(listed[0], str):
+        return list(listed)
+    return [" ".join(part.replace(" ", _BYTE_LEVEL_SPACE) for part in pair) for pair in listed]
+
+
+def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str:
+    """llama.cpp's name for how a tokenizer splits text before it merges.
+
+    Real vocabularies are known by the ids that they give to a fixed text, as in the converter. Any
+    other vocabulary is known by the steps of its pre-tokenizer, where llama.cpp has the same.
+
+    Raises:
+        TokenizerError: llama.cpp has none that splits like this.
+
+    """
+    profile = load_profile("pretokenizers.toml")
+    digest = sha256(str(tokenizer.encode(profile["text"])).encode()).hexdigest()
+    if digest in profile["sha256"]:
+        return str(profile["sha256"][digest])
+    model = source.fast["model"]
+    seen = {
+        "normalizer": _steps(source.fast.get("normalizer"), "normalizers"),
+        "pre_tokenizer": _steps(tokenizer.pre_tokenizer, "pretokenizers"),
+        "ignore_merges": bool(model.get("ignore_merges")),
+    }
+    for known in profile["structure"]:
+        if all(seen[part] in known[part] for part in seen):
+            return str(known["name"])
+    raise TokenizerError(
+        f"{source.fast_file} splits text in a way that llama.cpp is not known to have "
+        f"(check value {digest}); quantkit cannot convert this tokenizer."
+    )
+
+
+def _steps(part: Any, key: str) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json that is one step or a nested sequence of them."""
+    if not part:
+        return []
+    if isinstance(part.get(key), list):
+        return [step for inner in part[key] for step in _steps(inner, key)]
+    # Offsets do not change how a text is split; older files do not say use_regex.
+    step = {name: value for name, value in part.items() if name != "trim_offsets"}
+    return [{"use_regex": True, **step} if step.get("type") == "ByteLevel" else step]

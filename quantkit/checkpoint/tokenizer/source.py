@@ -1,0 +1,194 @@
+"""The tokenizer files of a checkpoint folder, read and checked once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.folder import read_json
+from quantkit.core.errors import TokenizerError
+
+# Every file that may take part, in the order of the manifest.
+_NAMES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+# What transformers assumes for Llama, Mistral and Mixtral where config.json is silent.
+_ASSUMED_VOCAB_SIZE = 32000
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSource:
+    """A folder's tokenizer files as JSON values; what is not there is empty."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    vocab_size: int
+    settings: dict[str, Any]
+    """tokenizer_config.json."""
+    fast: dict[str, Any]
+    """tokenizer.json."""
+    added: dict[str, int]
+    """added_tokens.json: ids by text."""
+    decoder: dict[int, dict[str, Any]] | None
+    """``added_tokens_decoder`` of tokenizer_config.json, where it has one: tokens by id."""
+    special_map: dict[str, Any]
+    """special_tokens_map.json."""
+    model_file: Path | None
+    """tokenizer.model."""
+
+    @property
+    def fast_file(self) -> Path:
+        """Where tokenizer.json lies."""
+        return self.folder / "tokenizer.json"
+
+
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a checkpoint that make its tokenizer and its chat template."""
+    found = [folder / name for name in _NAMES if (folder / name).is_file()]
+    return (*found, *extra_templates(folder))
+
+
+def extra_templates(folder: Path) -> tuple[Path, ...]:
+    """The named chat templates that lie in files of their own."""
+    return tuple(sorted((folder / "additional_chat_templates").glob("*.jinja")))
+
+
+def read_source(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
+    """Read a folder's tokenizer files and check what is used of them.
+
+    Raises:
+        TokenizerError: there is no tokenizer, or a file is not laid out as transformers does it.
+        CheckpointError: a file is not JSON.
+
+    """
+    _require_tokenizer(folder)
+    model_file = folder / "tokenizer.model"
+    settings = _optional(folder, "tokenizer_config.json")
+    return TokenizerSource(
+        folder=folder,
+        config=config,
+        vocab_size=_vocab_size(config),
+        settings=settings,
+        fast=_read_fast(folder),
+        added=_read_added(folder),
+        decoder=_read_decoder(folder, settings),
+        special_map=_optional(folder, "special_tokens_map.json"),
+        model_file=model_file if model_file.is_file() else None,
+    )
+
+
+def _require_tokenizer(folder: Path) -> None:
+    has = {name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file()}
+    if "tokenizer.json" not in has and (folder / "tekken.json").is_file():
+        raise TokenizerError(
+            f"{folder} has Mistral's tekken.json but no tokenizer.json; add the tokenizer.json of "
+            "the same model in Hugging Face format."
+        )
+    if not has:
+        raise TokenizerError(
+            f"{folder} has no tokenizer: looked for tokenizer.model and tokenizer.json; copy one "
+            "from the original model, or save it with transformers if only vocab.json is there."
+        )
+
+
+def _vocab_size(config: Mapping[str, Any]) -> int:
+    size = config.get("vocab_size")
+    if size is None:
+        return _ASSUMED_VOCAB_SIZE
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise TokenizerError(
+            f"config.json says vocab_size = {size!r}; it must be a whole number above 0."
+        )
+    return size
+
+
+def _optional(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object, empty where the file is not there."""
+    return read_json(folder / name) if (folder / name).is_file() else {}
+
+
+def _read_fast(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return {}
+    fast = read_json(path)
+    _expect(isinstance(fast.get("model"), dict), path, "its model is not an object")
+    for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        value = fast.get(key)
+        _expect(value is None or isinstance(value, dict), path, f"its {key} is not an object")
+    fast["added_tokens"] = fast.get("added_tokens") or []
+    _expect(
+        isinstance(fast["added_tokens"], list)
+        and all(
+            isinstance(token, dict)
+            and isinstance(token.get("content"), str)
+            and isinstance(token.get("id"), int)
+            for token in fast["added_tokens"]
+        ),
+        path,
+        "its added_tokens are not objects with content and id",
+    )
+    processors = post_processors(fast)
+    _expect(
+        isinstance(processors, list)
+        and all(isinstance(step, dict) for step in processors)
+        and all(_is_template(step.get(k)) for step in processors for k in ("single", "pair")),
+        path,
+        "its post_processor is broken",
+    )
+    return fast
+
+
+def _is_template(value: Any) -> bool:
+    """Whether a value has the form of a post-processor's template: null is an empty one."""
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(piece, dict) for piece in value)
+        and all(isinstance(part, dict) for piece in value for part in piece.values())
+    )
+
+
+def post_processors(fast: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps of tokenizer.json's post-processor."""
+    whole = fast.get("post_processor") or {}
+    processors: list[dict[str, Any]] = whole.get("processors", [whole])
+    return processors
+
+
+def _read_added(folder: Path) -> dict[str, int]:
+    added = _optional(folder, "added_tokens.json")
+    for text, token_id in added.items():
+        _expect(
+            isinstance(token_id, int) and token_id >= 0,
+            folder / "added_tokens.json",
+            f"the id of {text!r} is {token_id!r}",
+        )
+    return added
+
+
+def _read_decoder(folder: Path, settings: dict[str, Any]) -> dict[int, dict[str, Any]] | None:
+    if "added_tokens_decoder" not in settings:
+        return None
+    path = folder / "tokenizer_config.json"
+    decoder = settings["added_tokens_decoder"]
+    _expect(isinstance(decoder, dict), path, "its added_tokens_decoder is not an object")
+    for token_id, token in decoder.items():
+        _expect(token_id.isdecimal(), path, f"an added token has the id {token_id!r}")
+        _expect(
+            isinstance(token, dict) and isinstance(token.get("content"), str),
+            path,
+            f"added token {token_id} has no content",
+        )
+    return {int(token_id): token for token_id, token in decoder.items()}
+
+
+def _expect(holds: bool, path: Path, fault: str) -> None:
+    if not holds:
+        raise TokenizerError(f"{path} is damaged: {fault}; download it again.")

@@ -1,0 +1,67 @@
+"""Tokens with their types and scores, as GGUF holds them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+# A value's Python type is its GGUF type: str string, bool bool, int uint32, list array.
+Metadata = dict[str, str | bool | int | list[str] | list[int] | list[float]]
+
+# The score of a token that SentencePiece did not score, and of an id that no token has.
+ADDED_SCORE = -1000.0
+UNUSED_SCORE = -10000.0
+
+WORD_BOUNDARY = "\u2581"  # SentencePiece's sign for a space
+
+
+class TokenType(IntEnum):
+    """``tokenizer.ggml.token_type``, as in SentencePiece's model.proto."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A vocabulary by token id; byte-level BPE has no scores."""
+
+    tokens: Sequence[str]
+    types: Sequence[TokenType]
+    scores: Sequence[float] = ()
+
+    def metadata(self) -> Metadata:
+        """The keys in GGUF order."""
+        metadata: Metadata = {"tokenizer.ggml.tokens": list(self.tokens)}
+        if self.scores:
+            metadata["tokenizer.ggml.scores"] = list(self.scores)
+        metadata["tokenizer.ggml.token_type"] = [int(kind) for kind in self.types]
+        return metadata
+
+
+def unused_token(token_id: int) -> str:
+    """The placeholder for an id below the vocabulary size that no token has."""
+    return f"[PAD{token_id}]"
+
+
+def added_token(text: str, *, special: bool) -> tuple[str, TokenType]:
+    """Text and type of a token that was added to a trained vocabulary.
+
+    llama.cpp matches such tokens in raw text, so a word boundary becomes the space it stands for.
+    """
+    if special or _looks_special(text):
+        return text, TokenType.CONTROL
+    return text.replace(WORD_BOUNDARY, " "), TokenType.USER_DEFINED
+
+
+def _looks_special(text: str) -> bool:
+    """Whether a token is a control token by its looks: several models forget to mark theirs."""
+    return (
+        text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<\uff5c") and text.endswith("\uff5c>"))  # DeepSeek's full-width bars
+        or (text.startswith("<unused") and text.endswith(">"))
+    )

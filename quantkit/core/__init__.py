@@ -1,0 +1,1 @@
+"""Value types, units and errors: what every other floor stands on."""

@@ -1,0 +1,73 @@
+"""One error class per cause, each raised with one sentence that names the file and the fix.
+
+Only ``quantkit.cli`` turns these into text and exit codes. ``exit_code`` is 2 where the input is
+at fault (the user can mend it) and 1 where the work itself failed.
+"""
+
+
+class QuantkitError(Exception):
+    """Base of every error that quantkit raises on purpose."""
+
+    exit_code = 2
+
+
+class CheckpointError(QuantkitError):
+    """The checkpoint folder is missing, incomplete, or disagrees with itself."""
+
+
+class SafetensorsError(CheckpointError):
+    """A safetensors file breaks the format's rules."""
+
+
+class UnknownArchitectureError(CheckpointError):
+    """config.json names an architecture that no family handles."""
+
+
+class TokenizerError(CheckpointError):
+    """The tokenizer is missing or of a kind that llama.cpp cannot hold."""
+
+
+class WeightsError(CheckpointError):
+    """A weight is NaN or infinite, so no quant of it can be right."""
+
+
+class UnknownQuantError(QuantkitError):
+    """A quant name that quantkit does not know."""
+
+
+class ImatrixError(QuantkitError):
+    """An importance matrix is missing, unreadable, or of another model."""
+
+
+class PlanError(QuantkitError):
+    """The request cannot be planned: an override that matches nothing, a shard size too small."""
+
+
+class OutputError(QuantkitError):
+    """The output folder cannot take the result: not writable, in use, or holding something else."""
+
+
+class NoSpaceError(OutputError):
+    """The output's file system has not enough free bytes."""
+
+
+class GGUFError(QuantkitError):
+    """A GGUF file cannot be read."""
+
+
+class NativeError(QuantkitError):
+    """llama.cpp or its libraries cannot be found or used."""
+
+    exit_code = 1
+
+
+class SmokeError(QuantkitError):
+    """An artifact did not pass its smoke test."""
+
+    exit_code = 1
+
+
+class Interrupted(QuantkitError):  # noqa: N818 - it reports Ctrl-C, which is not an error
+    """The user stopped the work; it resumes where it was."""
+
+    exit_code = 130

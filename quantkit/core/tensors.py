@@ -1,0 +1,33 @@
+"""What a checkpoint's headers say about its tensors."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+# Safetensors dtypes that hold plain floating-point weights, and their bytes per element.
+FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """One tensor as it lies in a checkpoint file.
+
+    ``shape`` is row-major (rows, columns); ``offset`` is in bytes from the start of ``file``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    n_bytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row: the last dimension."""
+        return self.shape[-1] * FLOAT_BYTES[self.dtype]
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)

@@ -1,0 +1,105 @@
+"""ggml's own quantization kernels, called in the library that llama-cpp-python brings.
+
+``ggml_quantize_chunk`` of ``ggml/src/ggml.c`` is what ``llama-quantize`` calls, so the bytes are
+the same. Only ``libggml-base`` is loaded: neither llama.cpp itself nor its Python package.
+ctypes releases the GIL for the duration of a call, so threads scale.
+"""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import NativeError
+from quantkit.encodings.encoding import Encoding
+
+_LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+_REINSTALL = "reinstall it with: pip install --force-reinstall llama-cpp-python"
+
+
+def library_path() -> Path:
+    """The ``libggml-base`` inside the installed llama-cpp-python.
+
+    Raises:
+        NativeError: llama-cpp-python is not installed, or holds no such library.
+
+    """
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise NativeError("llama-cpp-python is not installed; pip install llama-cpp-python.")
+    name = _LIBRARY.get(sys.platform, "libggml-base.so")
+    path = Path(spec.submodule_search_locations[0]) / "lib" / name
+    if not path.is_file():
+        raise NativeError(f"llama-cpp-python holds no {name} ({path.parent}); {_REINSTALL}.")
+    return path
+
+
+def version() -> str:
+    """Which kernels these are: the version of llama-cpp-python, which pins llama.cpp's commit."""
+    return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+        quantize, validate = library.ggml_quantize_chunk, library.ggml_validate_row_data
+    except (OSError, AttributeError) as error:
+        raise NativeError(f"{path} cannot be used ({error}); {_REINSTALL}.") from None
+    quantize.restype = ctypes.c_size_t
+    quantize.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
+    validate.restype = ctypes.c_bool
+    validate.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    return library
+
+
+def encode(
+    rows: NDArray[np.float32],
+    encoding: Encoding,
+    importance: NDArray[np.float32] | None,
+) -> NDArray[np.uint8]:
+    """The bytes of ``rows`` in a block format.
+
+    Args:
+        rows: shape (rows, columns), C-contiguous; columns are whole blocks; all finite.
+        encoding: the block format.
+        importance: one weight per column, float32, or None. Formats below 3 bits demand one.
+
+    Returns:
+        Shape (rows, row bytes).
+
+    Raises:
+        OverflowError: a scale left the range of its 16 bits, as with weights near 1e30.
+
+    """
+    n_rows, columns = rows.shape
+    if encoding.name == "F32":
+        return rows.view(np.uint8).reshape(n_rows, -1)
+    out = np.empty((n_rows, encoding.row_bytes(columns)), np.uint8)
+    library = _library()
+    library.ggml_quantize_chunk(
+        encoding.id,
+        rows.ctypes.data,
+        out.ctypes.data,
+        0,
+        n_rows,
+        columns,
+        None if importance is None else importance.ctypes.data,
+    )
+    if not library.ggml_validate_row_data(encoding.id, out.ctypes.data, out.nbytes):
+        raise OverflowError(f"the weights are too large for {encoding.name}")
+    return out

@@ -1,0 +1,39 @@
+"""Stored floats to float32, and the check that they are finite."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Per dtype: the numpy type its bits are read as, and the bits at or above which (sign cleared)
+# the value is infinite or NaN.
+_BITS = {
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+
+
+def widen(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """The float32 values of little-endian ``F32``, ``F16`` or ``BF16`` bytes; exact.
+
+    Args:
+        raw: bytes, 1-D and contiguous.
+        dtype: the safetensors name of what they hold.
+
+    """
+    if dtype == "F32":
+        return raw.view(np.float32)
+    if dtype == "F16":
+        return raw.view(np.float16).astype(np.float32)
+    # A bfloat16 is the upper half of a float32.
+    bits = raw.view(np.uint16).astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
+
+
+def first_nonfinite(raw: NDArray[np.uint8], dtype: str) -> int | None:
+    """The index of the first NaN or infinity among the stored floats, None where all are finite."""
+    kind, limit = _BITS[dtype]
+    sign_cleared = raw.view(kind) & kind(limit | (limit - 1))
+    if int(sign_cleared.max(initial=0)) < limit:
+        return None
+    return int(np.argmax(sign_cleared >= limit))

@@ -1,0 +1,34 @@
+"""Architectures: one small file each, and the registry that finds the one a config names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.core.errors import CheckpointError, UnknownArchitectureError
+from quantkit.families import llama, mistral, mixtral
+from quantkit.families.model import Family
+
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, mistral.FAMILY, mixtral.FAMILY)
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The family whose architecture ``config["architectures"]`` names.
+
+    Raises:
+        CheckpointError: the config names no architecture.
+        UnknownArchitectureError: it names one that no family handles.
+
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CheckpointError(
+            'config.json has no "architectures" entry; add the one it was trained as, for example '
+            '["MistralForCausalLM"].'
+        )
+    for family in FAMILIES:
+        if names[0] in family.architectures:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    raise UnknownArchitectureError(
+        f"config.json names the architecture {names[0]}, which quantkit does not know; "
+        f"it knows {known}."
+    )

@@ -1,0 +1,116 @@
+"""What a family says about a model: its hyperparameters and its target tensors."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows of one source matrix: where one matrix of a target comes from.
+
+    ``matrix`` is the index along the first dimension of a fused 3-D source, None for a 2-D or 1-D
+    one; ``row`` is the first row taken within that matrix.
+    """
+
+    source: str
+    row: int
+    rows: int
+    matrix: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One tensor of the output, and where its values come from.
+
+    ``shape`` is row-major: ``(n,)``, ``(rows, columns)`` or ``(experts, rows, columns)``; GGUF
+    stores it reversed. ``blocks`` has one entry per matrix. Where ``rope_heads`` is above 0, the
+    rows of each head are interleaved (see ``build.slabs``). A target with ``values`` is computed
+    from the config and has no blocks.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    layer: int | None = None
+    blocks: tuple[Block, ...] = ()
+    rope_heads: int = 0
+    values: tuple[float, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """Elements per row."""
+        return self.shape[-1]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows over all matrices."""
+        return prod(self.shape[:-1])
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary embedding: its base, and how the context was stretched (``rope_scaling``)."""
+
+    theta: float
+    scaling: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """The numbers of a decoder-only transformer, under the names that config.json uses."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    states_head_dim: bool  # whether head lengths are written out in the metadata
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: Rope
+    tie_word_embeddings: bool
+    num_local_experts: int = 0
+    num_experts_per_tok: int = 0
+
+    @property
+    def gqa(self) -> int:
+        """Query heads per key-value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A config made concrete: its hyperparameters, the shapes it expects, the targets it yields."""
+
+    family: str
+    arch: str  # the architecture's name in GGUF
+    hparams: Hyperparameters
+    sources: Mapping[str, tuple[int, ...]]
+    targets: tuple[Target, ...]
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights of the checkpoint (values computed from the config are not counted)."""
+        return sum(prod(shape) for shape in self.sources.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An architecture: the class names it goes by, and how to make a config concrete.
+
+    ``describe(config, names)`` gets the checkpoint's tensor names, because one architecture is
+    saved in several layouts.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    describe: Callable[[Mapping[str, Any], Collection[str]], Model]

@@ -1,0 +1,1 @@
+"""Output formats: each turns a plan into files laid out to the byte."""

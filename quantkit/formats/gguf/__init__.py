@@ -1,0 +1,1 @@
+"""GGUF: metadata, layout and reading. Spec: ``docs/gguf.md`` of ggml."""

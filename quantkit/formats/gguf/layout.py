@@ -1,0 +1,165 @@
+"""Where every byte of a GGUF artifact goes, known before the first weight is read.
+
+The order of metadata and tensors is llama-quantize's, and that of shards llama-gguf-split's
+(``tools/gguf-split/gguf-split.cpp``), so that whole files come out the same.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gguf import GGUFValue, GGUFValueType
+
+from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.core.errors import PlanError
+from quantkit.core.units import format_size
+from quantkit.formats.gguf.metadata import KeyValue, ModelMetadata, pack
+from quantkit.plan.plan import Plan, PlannedTensor
+
+ALIGNMENT = 32
+_MAGIC, _VERSION, _QUANTIZATION_VERSION = b"GGUF", 3, 2
+_LONGEST_OVERRIDE = 127  # bytes; llama-quantize keeps no more of a string it adds
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """One file: its name, its header, and where in it each tensor starts (bytes)."""
+
+    name: str
+    header: bytes
+    tensors: tuple[PlannedTensor, ...]
+    offsets: tuple[int, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of one artifact. ``folder`` holds the shards of a split one, else None."""
+
+    plan: Plan
+    name: str
+    folder: str | None
+    files: tuple[PlannedFile, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.n_bytes for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """The plan's hash: sha256 over all headers, which state every tensor and all metadata."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.header)
+        return digest.hexdigest()
+
+
+def lay_out(
+    plan: Plan,
+    metadata: ModelMetadata,
+    imatrix: Imatrix | None = None,
+    shard_size: int | None = None,
+) -> Layout:
+    """Place a plan's tensors in files.
+
+    Args:
+        plan: of one quant.
+        metadata: of the model.
+        imatrix: the one the plan was made with; it is named in the metadata.
+        shard_size: the most tensor bytes per file, or None for one file. As with
+            llama-gguf-split, headers come on top.
+
+    Raises:
+        PlanError: a tensor is larger than a shard.
+
+    """
+    name = f"{metadata.base_name}-{plan.quant.name.upper()}"
+    entries = (*metadata.entries, *_quant_entries(plan, imatrix))
+    if shard_size is None or sum(map(_padded, plan.tensors)) <= shard_size:
+        return Layout(plan, name, None, (_place(f"{name}.gguf", entries, plan.tensors),))
+    shards = _divide(plan.tensors, shard_size)
+    files = []
+    for index, tensors in enumerate(shards):
+        # llama-gguf-split sets the count last, because it learns it last.
+        split = (
+            _entry("split.no", index, GGUFValueType.UINT16),
+            _entry("split.tensors.count", len(plan.tensors), GGUFValueType.INT32),
+            _entry("split.count", len(shards), GGUFValueType.UINT16),
+        )
+        file_name = f"{name}-{index + 1:05d}-of-{len(shards):05d}.gguf"
+        files.append(_place(file_name, (*entries, *split) if index == 0 else split, tensors))
+    return Layout(plan, name, name, tuple(files))
+
+
+def _quant_entries(plan: Plan, imatrix: Imatrix | None) -> Iterable[KeyValue]:
+    yield _entry("general.quantization_version", _QUANTIZATION_VERSION, GGUFValueType.UINT32)
+    yield _entry("general.file_type", plan.quant.file_type, GGUFValueType.UINT32)
+    if imatrix is None:
+        return
+    yield _text("quantize.imatrix.file", str(imatrix.path))
+    if imatrix.datasets:
+        yield _text("quantize.imatrix.dataset", imatrix.datasets[0])
+    yield _entry("quantize.imatrix.entries_count", len(imatrix.entries), GGUFValueType.UINT32)
+    if imatrix.chunk_count > 0:
+        yield _entry("quantize.imatrix.chunks_count", imatrix.chunk_count, GGUFValueType.UINT32)
+
+
+def _entry(key: str, value: int, kind: GGUFValueType) -> KeyValue:
+    return KeyValue(key, pack(key, GGUFValue(value, kind)))
+
+
+def _text(key: str, value: str) -> KeyValue:
+    short = value.encode("utf-8")[:_LONGEST_OVERRIDE]
+    return KeyValue(key, pack(key, GGUFValue(short, GGUFValueType.STRING)))
+
+
+def _divide(tensors: Sequence[PlannedTensor], shard_size: int) -> list[list[PlannedTensor]]:
+    largest = max(tensors, key=_padded)
+    if _padded(largest) > shard_size:
+        raise PlanError(
+            f"--shard-size is smaller than {largest.target.name} "
+            f"({format_size(largest.n_bytes)}); use at least --shard-size {_padded(largest)}."
+        )
+    shards: list[list[PlannedTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        filled += _padded(tensor)
+        if filled > shard_size:
+            shards.append([])
+            filled = _padded(tensor)
+        shards[-1].append(tensor)
+    return shards
+
+
+def _place(name: str, entries: Sequence[KeyValue], tensors: Sequence[PlannedTensor]) -> PlannedFile:
+    parts = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(entries))]
+    parts.extend(entry.packed for entry in entries)
+    relative = []
+    end = 0
+    for tensor in tensors:
+        relative.append(end)
+        parts.append(_tensor_info(tensor, end))
+        end += _padded(tensor)
+    header = b"".join(parts)
+    header += b"\0" * (-len(header) % ALIGNMENT)
+    offsets = tuple(len(header) + offset for offset in relative)
+    return PlannedFile(name, header, tuple(tensors), offsets, len(header) + end)
+
+
+def _tensor_info(tensor: PlannedTensor, offset: int) -> bytes:
+    name = tensor.target.name.encode("utf-8")
+    dims = [*reversed(tensor.target.shape)]
+    while len(dims) > 1 and dims[-1] == 1:
+        dims.pop()  # ggml does not count trailing dimensions of 1
+    return (
+        struct.pack("<Q", len(name))
+        + name
+        + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+        + struct.pack("<iQ", tensor.encoding.id, offset)
+    )
+
+
+def _padded(tensor: PlannedTensor) -> int:
+    return -(-tensor.n_bytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,152 @@
+"""The plan of one quant: every tensor, its encoding and its bytes, in the order of the file."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.core.errors import CheckpointError, ImatrixError, PlanError
+from quantkit.core.tensors import SourceTensor
+from quantkit.encodings.encoding import Encoding, encodings
+from quantkit.families.model import Model, Target
+from quantkit.plan.llama_quantize import Override, assign, in_file_order, needs_imatrix
+from quantkit.plan.quants import Quant
+
+# Buffers that old checkpoints carry and no model needs; the converter skips them too.
+_IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of one artifact. ``n_bytes`` is exact, without padding."""
+
+    target: Target
+    encoding: Encoding
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.encoding.row_bytes(self.target.columns)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.row_bytes * self.target.n_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a build of one quant will write."""
+
+    quant: Quant
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors, without padding and header."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits per weight over all tensors."""
+        return 8 * self.n_bytes / sum(tensor.target.n_elements for tensor in self.tensors)
+
+
+def make_plan(
+    model: Model,
+    quant: Quant,
+    imatrix: Imatrix | None = None,
+    overrides: Sequence[Override] = (),
+) -> Plan:
+    """The plan of one quant of one model.
+
+    Raises:
+        ImatrixError: the quant needs an importance matrix that is absent or lacks a tensor.
+        PlanError: an override matches no tensor.
+
+    """
+    targets = in_file_order(model.targets)
+    for override in overrides:
+        if not any(override.pattern.search(target.name) for target in targets):
+            raise PlanError(
+                f"--tensor-type {override.pattern.pattern!r} matches no tensor; "
+                "quantkit build --dry-run lists their names."
+            )
+    chosen = assign(targets, model.hparams, quant, imatrix is not None, overrides)
+    tensors = tuple(PlannedTensor(t, e) for t, e in zip(targets, chosen, strict=True))
+    for tensor in tensors:
+        if not tensor.encoding.is_block:
+            continue
+        columns = None if imatrix is None else imatrix.columns_of(tensor.target)
+        if columns is None and needs_imatrix(tensor.target, tensor.encoding, quant):
+            raise ImatrixError(_why_imatrix(tensor, quant, imatrix))
+    return Plan(quant, tensors)
+
+
+def parse_override(text: str) -> Override:
+    """An override from ``PATTERN=TYPE``, such as ``attn_v=q8_0`` or ``blk\\.0\\.ffn_.*=q6_k``.
+
+    As in llama-quantize, the pattern is lowered and searched for anywhere in the name.
+
+    Raises:
+        PlanError: it has not that form, or names no encoding.
+
+    """
+    pattern, equals, kind = text.rpartition("=")
+    chosen = encodings().get(kind.upper())
+    if not equals or not pattern or chosen is None:
+        raise PlanError(f"--tensor-type {text!r} must be PATTERN=TYPE, for example attn_v=q8_0.")
+    try:
+        return Override(re.compile(pattern.lower()), chosen)
+    except re.error as error:
+        raise PlanError(f"--tensor-type {pattern!r} is no regular expression: {error}.") from None
+
+
+def check_sources(model: Model, tensors: Mapping[str, SourceTensor]) -> None:
+    """Check that a checkpoint holds exactly what its config promises.
+
+    Raises:
+        CheckpointError: a tensor is missing, not expected, or of another shape.
+
+    """
+    missing = [name for name in model.sources if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint lacks {_some(missing)}; download it again, or correct config.json."
+        )
+    extra = [n for n in tensors if n not in model.sources and not n.endswith(_IGNORED)]
+    if extra:
+        raise CheckpointError(
+            f"The checkpoint holds {_some(extra)}, which a {model.family} model does not have; "
+            "check that config.json belongs to these weights."
+        )
+    for name, shape in model.sources.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{name} in {tensors[name].file} has shape {_shape(tensors[name].shape)}, but "
+                f"config.json asks for {_shape(shape)}; they are of different models."
+            )
+
+
+def _why_imatrix(tensor: PlannedTensor, quant: Quant, imatrix: Imatrix | None) -> str:
+    name = tensor.target.name
+    if imatrix is not None:
+        return (
+            f"{imatrix.path} has no entry for {name}, which {quant.name} stores as "
+            f"{tensor.encoding.name}; make the importance matrix from more text."
+        )
+    return (
+        f"{quant.name} needs an importance matrix: without one {name} as {tensor.encoding.name} "
+        "would be garbage. Make one with llama-imatrix and pass it with --imatrix FILE, or "
+        "choose q2_k or larger."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more tensors" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"

@@ -1,0 +1,66 @@
+"""Quants by their public names."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from quantkit.core.errors import UnknownQuantError
+from quantkit.core.profiles import load_profile
+from quantkit.encodings.encoding import Encoding, encoding
+
+# llama-quantize's own shorthands.
+_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+
+
+@dataclass(frozen=True, slots=True)
+class Quant:
+    """What a user asks for: a public name, and what llama.cpp calls it (``llama_ftype``)."""
+
+    name: str
+    format: str
+    file_type: int
+    encoding: Encoding
+    groups: tuple[str, ...]
+    good_for: str
+
+
+@cache
+def all_quants() -> dict[str, Quant]:
+    """Every quant by name, best first, from ``profiles/quants.toml``."""
+    return {
+        name: Quant(
+            name,
+            "gguf",
+            row["file_type"],
+            encoding(row["encoding"]),
+            tuple(f"gguf-{group}" for group in row.get("groups", ())),
+            row["good_for"],
+        )
+        for name, row in load_profile("quants.toml").items()
+    }
+
+
+def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
+    """The quants that names and groups stand for, best first, each once; case does not matter.
+
+    Raises:
+        UnknownQuantError: a name that stands for none; a near miss is suggested.
+
+    """
+    quants = all_quants()
+    groups = {group for quant in quants.values() for group in quant.groups}
+    chosen: set[str] = set()
+    for name in names:
+        key = name.strip().lower().replace("-", "_")
+        group = key.replace("_", "-")
+        key = _ALIASES.get(key, key)
+        if key in quants:
+            chosen.add(key)
+        elif group in groups:
+            chosen.update(quant.name for quant in quants.values() if group in quant.groups)
+        else:
+            near = difflib.get_close_matches(key, [*quants, *_ALIASES, *groups], n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "see: quantkit quants"
+            raise UnknownQuantError(f"There is no quant {name!r}; {hint}")
+    return tuple(quant for quant in quants.values() if quant.name in chosen)

@@ -1,0 +1,259 @@
+"""One model loaded in llama.cpp, on a plain CPU path. Only ever imported in the worker.
+
+Source: llama.cpp's ``include/llama.h`` and ``ggml/include/gguf.h``, through the ctypes
+declarations of llama-cpp-python.
+"""
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import NativeError, SmokeError
+from quantkit.verify.llama import REINSTALL
+
+_LOG_ERROR = 4  # ggml_log_level
+_N_CTX = 256
+
+
+@cache
+def library() -> Any:
+    """llama-cpp-python's declarations, ``llama_cpp.llama_cpp``, and nothing else of it.
+
+    An empty module stands in for the package, because its own ``__init__`` imports chat
+    templates, a server's helpers and more, which takes longer than a small smoke test.
+
+    Raises:
+        NativeError: it is not installed, or its libraries do not load.
+
+    """
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise NativeError("llama-cpp-python is not installed; pip install llama-cpp-python.")
+    package = ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    try:
+        module = importlib.import_module("llama_cpp.llama_cpp")
+    except (OSError, RuntimeError, AttributeError, ImportError) as error:
+        raise NativeError(f"llama-cpp-python does not load ({error}); {REINSTALL}") from None
+    _listen(module)
+    module.llama_backend_init()
+    return module
+
+
+_errors: list[str] = []
+_callbacks: list[Any] = []  # what C holds a pointer to must outlive the call that passed it
+
+
+def _listen(module: Any) -> None:
+    def note(level: int, text: bytes, _user_data: object) -> None:
+        if level == _LOG_ERROR:
+            line = text.decode(errors="replace").strip()
+            _errors.append(line)
+            sys.stderr.write(line + "\n")
+
+    callback = module.llama_log_callback(note)
+    _callbacks.append(callback)
+    module.llama_log_set(callback, None)
+
+
+def _complaint() -> str:
+    """The first error that llama.cpp logged: the others only report that it gave up."""
+    if not _errors:
+        return "no reason given"
+    bare = re.sub(r"^(\w+: )*(error loading model: )?(\w+: )*", "", _errors[0])
+    return " ".join(bare.split()).rstrip(".")
+
+
+def facts() -> dict[str, str]:
+    """What llama.cpp says of itself: ``version`` and ``system_info`` (its instruction sets)."""
+    llama = library()
+    return {
+        "version": llama.llama_version().decode(),
+        "system_info": llama.llama_print_system_info().decode().strip(" |\n"),
+    }
+
+
+def data_end(file: Path) -> tuple[int, int]:
+    """Where the header says that a GGUF file ends: without and with its last padding, in bytes.
+
+    Raises:
+        SmokeError: ggml's own reader refuses the header.
+
+    """
+    gguf = _gguf_functions()
+    _errors.clear()
+    context = gguf.gguf_init_from_file(os.fsencode(file), _GGUFParams(no_alloc=True, ctx=None))
+    if not context:
+        raise SmokeError(f"{file.name} has a broken header: {_complaint()}.")
+    alignment = gguf.gguf_get_alignment(context)
+    start = gguf.gguf_get_data_offset(context)
+    last = gguf.gguf_get_n_tensors(context) - 1
+    size = 0
+    if last >= 0:
+        size = gguf.gguf_get_tensor_offset(context, last) + gguf.gguf_get_tensor_size(context, last)
+    gguf.gguf_free(context)
+    end = start + size
+    return end, -(-end // alignment) * alignment
+
+
+class _GGUFParams(ctypes.Structure):
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+def _gguf_functions() -> Any:
+    gguf = library()._lib
+    if not hasattr(gguf, "gguf_init_from_file"):  # Windows looks no further than libllama
+        from quantkit.encodings.ggml import library_path
+
+        gguf = ctypes.CDLL(str(library_path()))
+    handle, size, index = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+    for name, result, arguments in (
+        ("gguf_init_from_file", handle, (ctypes.c_char_p, _GGUFParams)),
+        ("gguf_get_alignment", size, (handle,)),
+        ("gguf_get_data_offset", size, (handle,)),
+        ("gguf_get_n_tensors", index, (handle,)),
+        ("gguf_get_tensor_offset", size, (handle, index)),
+        ("gguf_get_tensor_size", size, (handle, index)),
+        ("gguf_free", None, (handle,)),
+    ):
+        function = getattr(gguf, name)
+        function.restype, function.argtypes = result, arguments
+    return gguf
+
+
+class Model:
+    """A model in memory with a context of a few hundred tokens.
+
+    No GPU is used and, unless ``extra_buffers`` is set, none of llama.cpp's special CPU weight
+    layouts: the same plain path on every machine, and one that AMX cannot break.
+    """
+
+    def __init__(self, file: Path, *, extra_buffers: bool, threads: int) -> None:
+        self._llama = llama = library()
+        self._no_devices = (ctypes.c_void_p * 1)(None)
+        params = llama.llama_model_default_params()
+        params.devices = ctypes.addressof(self._no_devices)
+        params.n_gpu_layers = 0
+        params.check_tensors = True  # NaN and infinite weights and scales
+        params.use_extra_bufts = extra_buffers
+        _errors.clear()
+        self._model = llama.llama_model_load_from_file(os.fsencode(file), params)
+        if not self._model:
+            reason = _complaint().replace("invalid data", "NaN or infinite weights or scales")
+            raise SmokeError(f"llama.cpp does not load it: {reason}.")
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        self._open_context(threads)
+
+    def _open_context(self, threads: int) -> None:
+        llama = self._llama
+        params = llama.llama_context_default_params()
+        params.n_ctx = _N_CTX
+        params.n_batch = params.n_ubatch = 64
+        params.n_threads = params.n_threads_batch = threads
+        params.offload_kqv = params.op_offload = False
+        _errors.clear()
+        self._context = llama.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise SmokeError(f"llama.cpp cannot make a context for it: {_complaint()}.")
+        self.n_ctx: int = llama.llama_n_ctx(self._context)
+        self._n_past = 0
+
+    @property
+    def description(self) -> str:
+        """llama.cpp's short name of the model, such as ``llama 8x7B Q4_K - Medium``."""
+        buffer = ctypes.create_string_buffer(256)
+        self._llama.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode(errors="replace")
+
+    def metadata(self, key: str) -> str | None:
+        """A metadata value as text, or None if the file has no such key."""
+        buffer = ctypes.create_string_buffer(256)
+        length = self._llama.llama_model_meta_val_str(
+            self._model, key.encode(), buffer, len(buffer)
+        )
+        return None if length < 0 else buffer.value.decode(errors="replace")
+
+    @property
+    def vocabulary_type(self) -> int:
+        """``LLAMA_VOCAB_TYPE_*``: 0 none, 1 SentencePiece, 2 byte-level BPE, ..."""
+        return int(self._llama.llama_vocab_type(self._vocab))
+
+    def token(self, index: int) -> tuple[bytes, int, float]:
+        """The text, ``LLAMA_TOKEN_ATTR_*`` bits and score of one token."""
+        llama, vocab = self._llama, self._vocab
+        return (
+            llama.llama_vocab_get_text(vocab, index),
+            llama.llama_vocab_get_attr(vocab, index),
+            llama.llama_vocab_get_score(vocab, index),
+        )
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether the token says that the text is over."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of ``text``, with the model's BOS or EOS where ``add_special`` is set."""
+        data = text.encode()
+        tokens = (ctypes.c_int32 * (len(data) + 8))()
+        count = self._llama.llama_tokenize(
+            self._vocab, data, len(data), tokens, len(tokens), add_special, False
+        )
+        if count < 0:
+            raise SmokeError(f"llama.cpp cannot tokenize {text!r}.")
+        return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length: int = self._llama.llama_token_to_piece(
+                self._vocab, token, buffer, size, 0, True
+            )
+            if length >= 0:
+                return buffer.raw[:length]
+            size = -length
+
+    def evaluate(self, tokens: list[int]) -> NDArray[np.float32]:
+        """The logits after each of ``tokens``, which continue what was evaluated before.
+
+        Returns:
+            Shape (tokens, vocabulary).
+
+        """
+        llama = self._llama
+        batch = llama.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for i, token in enumerate(tokens):
+                batch.token[i] = token
+                batch.pos[i] = self._n_past + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = 1
+            _errors.clear()
+            code = llama.llama_decode(self._context, batch)
+        finally:
+            llama.llama_batch_free(batch)
+        if code:
+            raise SmokeError(
+                f"llama.cpp cannot evaluate tokens with it: {_complaint()} (code {code})."
+            )
+        self._n_past += len(tokens)
+        rows = [
+            np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context, i), (self.n_vocab,))
+            for i in range(len(tokens))
+        ]
+        return np.stack(rows)

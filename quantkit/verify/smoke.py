@@ -1,0 +1,173 @@
+"""The smoke test: an artifact must load, compute and generate in llama.cpp."""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.errors import GGUFError, NativeError
+from quantkit.verify.llama import Run, run_worker
+from quantkit.verify.machine import usable_cores
+from quantkit.verify.specimen import write_specimen
+
+N_TOKENS = 32
+_BASE_SECONDS = 60
+_BYTES_PER_SECOND = 50_000_000  # a slow disk; all of the file is read at least once
+_SPECIMEN_SECONDS = 60
+_LOG_CHARACTERS = 2000
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class SmokeResult:
+    """How a smoke test ended.
+
+    ``verdict`` is ``passed`` or one sentence on what is wrong; ``tokens_per_second`` is the speed
+    of generation, ``text`` what was generated, ``details`` what else was seen, as JSON values.
+    """
+
+    ok: bool
+    verdict: str
+    tokens_per_second: float | None
+    text: str | None
+    load_seconds: float | None
+    details: dict[str, Any]
+
+
+def smoke(
+    artifact: Path,
+    *,
+    timeout: float | None = None,
+    threads: int | None = None,
+    expected: Mapping[str, str] | None = None,
+) -> SmokeResult:
+    """Load a GGUF artifact in llama.cpp, check it, generate with it, and judge.
+
+    llama.cpp checks the structure of a header and every scale in the weights. It cannot know
+    that a value was another one before, so only ``expected`` finds every damaged byte.
+
+    Args:
+        artifact: a ``.gguf`` file, or the first shard of a split one.
+        timeout: seconds for everything llama.cpp does; by default it grows with the size.
+        threads: threads llama.cpp computes with; by default the cores this process may use.
+        expected: sha256 in hex by file name, as in the manifest. A file that it names and that
+            has another sum fails before llama.cpp starts.
+
+    Raises:
+        GGUFError: the artifact or one of its shards is not there.
+        NativeError: llama.cpp is not installed, or does not run on this machine at all.
+
+    """
+    files = _files(artifact)
+    damage = _compare(files, expected or {})
+    if damage:
+        return _failed(damage)
+    if timeout is None:
+        timeout = time_limit(sum(file.stat().st_size for file in files))
+    run = _run(files, extra_buffers=False, timeout=timeout, threads=threads)
+    if run.crashed:
+        _check_machine(run)
+    if run.failure or run.result is None:
+        last_words = run.log[-_LOG_CHARACTERS:]
+        return _failed(str(run.failure), stage=run.stage, returncode=run.returncode, log=last_words)
+    return SmokeResult(
+        ok=run.result["verdict"] == "passed",
+        verdict=run.result["verdict"],
+        tokens_per_second=run.result.get("tokens_per_second"),
+        text=run.result.get("text"),
+        load_seconds=run.result.get("load_seconds"),
+        details=run.result["details"],
+    )
+
+
+def smoke_specimen(*, extra_buffers: bool) -> str | None:
+    """Why llama.cpp cannot run a tiny sound model here, in one sentence, or None if it can.
+
+    Args:
+        extra_buffers: whether llama.cpp may use its special CPU weight layouts (AMX, repacking).
+
+    Raises:
+        NativeError: llama.cpp is not installed, or its libraries do not load.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        file = write_specimen(Path(folder) / "specimen.gguf")
+        run = _run([file], extra_buffers=extra_buffers, timeout=_SPECIMEN_SECONDS, threads=None)
+    if run.result is None:
+        return run.failure
+    verdict: str = run.result["verdict"]
+    return None if verdict == "passed" else verdict
+
+
+def time_limit(n_bytes: int) -> float:
+    """Seconds that a smoke test of this many bytes may take."""
+    return _BASE_SECONDS + n_bytes / _BYTES_PER_SECOND
+
+
+def _run(files: list[Path], *, extra_buffers: bool, timeout: float, threads: int | None) -> Run:
+    request = {
+        "task": "smoke",
+        "files": [str(file) for file in files],
+        "extra_buffers": extra_buffers,
+        "threads": threads or usable_cores(),
+        "n_tokens": N_TOKENS,
+    }
+    return run_worker(request, timeout=timeout)
+
+
+def _check_machine(run: Run) -> None:
+    """Blame the artifact for a crash only on a machine where llama.cpp runs at all."""
+    failure = smoke_specimen(extra_buffers=False)
+    if failure:
+        raise NativeError(
+            f"llama.cpp does not run on this machine, whatever the file ({run.failure} With a "
+            f"tiny sound model: {failure}) Run quantkit doctor."
+        )
+
+
+def _files(artifact: Path) -> list[Path]:
+    """The file itself, or all shards of a split artifact, as absolute paths."""
+    artifact = artifact.absolute()
+    match = _SHARD.fullmatch(artifact.name)
+    files = [artifact]
+    if match:
+        stem, index, count = match[1], int(match[2]), int(match[3])
+        if index != 1:
+            raise GGUFError(
+                f"{artifact.name} is shard {index} of {count}; give the first one, "
+                f"{stem}-00001-of-{count:05}.gguf."
+            )
+        files = [artifact.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    for file in files:
+        if not file.is_file():
+            raise GGUFError(f"{file} is not there; build or copy it again.")
+    return files
+
+
+def _compare(files: list[Path], expected: Mapping[str, str]) -> str | None:
+    for file in files:
+        sum_expected = expected.get(file.name)
+        if sum_expected is None:
+            continue
+        with file.open("rb") as stream:
+            sum_found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if sum_found != sum_expected.lower():
+            return (
+                f"{file.name} is not as it was built: its sha256 is {sum_found[:12]}..., the "
+                f"manifest says {sum_expected[:12]}...; build or copy it again."
+            )
+    return None
+
+
+def _failed(verdict: str, **details: Any) -> SmokeResult:
+    return SmokeResult(
+        ok=False,
+        verdict=verdict,
+        tokens_per_second=None,
+        text=None,
+        load_seconds=None,
+        details=details,
+    )

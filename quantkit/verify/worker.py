@@ -1,0 +1,74 @@
+"""The child process that runs llama.cpp: ``python -m quantkit.verify.worker``.
+
+It reads one JSON object from stdin and writes JSON lines to stdout: ``{"stage": TEXT}`` whenever
+it begins something, then ``{"result": {...}}``, or ``{"native_error": TEXT}`` when llama.cpp
+itself cannot be used. Whatever else writes to stdout or stderr ends up on stderr.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from quantkit.core.errors import NativeError, SmokeError
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    request = json.load(sys.stdin)
+    _limit(request["timeout"])
+    with _reserve_stdout() as channel:
+
+        def send(**message: Any) -> None:
+            channel.write(json.dumps(message) + "\n")
+            channel.flush()
+
+        try:
+            send(result=_answer(request, send))
+        except NativeError as error:
+            send(native_error=str(error))
+
+
+def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    try:
+        from quantkit.verify import bindings, checks
+    except ImportError as error:
+        raise NativeError(f"{error.name} is not installed; pip install {error.name}.") from None
+    if request["task"] == "facts":
+        return bindings.facts()
+    report: dict[str, Any] = {"details": {}}
+    try:
+        checks.check_model(
+            [Path(file) for file in request["files"]],
+            extra_buffers=request["extra_buffers"],
+            threads=request["threads"],
+            n_tokens=request["n_tokens"],
+            report=report,
+            begin=lambda stage: send(stage=stage),
+        )
+    except SmokeError as error:
+        return {**report, "verdict": str(error)}
+    return {**report, "verdict": "passed"}
+
+
+def _reserve_stdout() -> TextIO:
+    """The real stdout, for us alone: descriptor 1 becomes stderr for everybody else."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def _limit(timeout: float) -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash here is an answer, not a dump
+    signal.alarm(int(timeout) + 30)  # should the parent be killed, this process ends all the same
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The real llama.cpp tools that ``make vendor`` builds, one function for each.
+
+For tests marked ``native`` and for benchmarks. Every tool runs in a subprocess with a time limit,
+on the CPU only, and fails loudly: ToolError carries the last lines that it printed.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+BUILD = Path(__file__).resolve().parents[1] / "vendor" / "build"
+BIN = BUILD / "bin"
+PYTHON = BUILD / "venv" / "bin" / "python"
+CONVERTER = BUILD / "llama.cpp" / "convert_hf_to_gguf.py"
+
+TIME_LIMIT_SECONDS = 3600
+OUTPUT_TAIL_LINES = 20
+
+
+class ToolsMissingError(RuntimeError):
+    """The tools have not been built."""
+
+
+class ToolError(RuntimeError):
+    """A tool failed, ran too long, or left no result."""
+
+
+def convert(checkpoint: Path, out: Path, outtype: str) -> None:
+    """Convert a Hugging Face folder to a GGUF of ``outtype`` (f32, f16, bf16, q8_0)."""
+    run([PYTHON, CONVERTER, checkpoint, "--outfile", out, "--outtype", outtype], makes=out)
+
+
+def quantize(
+    src: Path,
+    dst: Path,
+    quant: str,
+    *,
+    imatrix: Path | None = None,
+    tensor_types: Sequence[str] = (),
+    threads: int = 2,
+) -> None:
+    """Quantize a GGUF; each of ``tensor_types`` is a ``pattern=type``.
+
+    The path of ``imatrix`` becomes metadata of ``dst`` just as it is given here.
+    """
+    options: list[str | Path] = [] if imatrix is None else ["--imatrix", imatrix]
+    for tensor_type in tensor_types:
+        options += ["--tensor-type", tensor_type]
+    run([tool("llama-quantize"), *options, src, dst, quant, str(threads)], makes=dst)
+
+
+def imatrix(
+    model: Path,
+    text: Path,
+    out: Path,
+    *,
+    fmt: Literal["gguf", "dat"],
+    chunks: int,
+    context: int = 512,
+    threads: int = 2,
+) -> None:
+    """Compute an importance matrix over ``chunks`` windows of ``context`` tokens of a text file."""
+    options = ["--output-format", fmt, "--chunks", str(chunks), *evaluation(context, threads)]
+    run([tool("llama-imatrix"), "-m", model, "-f", text, "-o", out, *options], makes=out)
+
+
+def split(src: Path, out_prefix: Path, max_size: str) -> list[Path]:
+    """Split a GGUF into files of at most ``max_size`` ("300M", "2G"; decimal), named by prefix.
+
+    Returns the files in their order.
+    """
+    shards = f"{out_prefix.name}-?????-of-?????.gguf"
+    for old in out_prefix.parent.glob(shards):
+        old.unlink()
+    output = run([tool("llama-gguf-split"), "--split-max-size", max_size, src, out_prefix])
+    made = sorted(out_prefix.parent.glob(shards))
+    if not made:
+        raise ToolError(f"llama-gguf-split left no {shards}; it printed\n{tail(output)}")
+    return made
+
+
+def perplexity(model: Path, text: Path, *, context: int = 512, threads: int = 2) -> float:
+    """Return the perplexity of a text file of at least two windows of ``context`` tokens."""
+    options = evaluation(context, threads)
+    output = run([tool("llama-perplexity"), "-m", model, "-f", text, *options])
+    estimate = re.search(r"Final estimate: PPL = (\S+)", output)
+    if estimate is None:
+        raise ToolError(f"llama-perplexity gave no estimate; it printed\n{tail(output)}")
+    return float(estimate[1])
+
+
+def evaluation(context: int, threads: int) -> list[str]:
+    """Options of the tools that run a model: on the CPU, with exactly this context."""
+    return ["--ctx-size", str(context), "--threads", str(threads), "--n-gpu-layers", "0"]
+
+
+def tool(name: str) -> Path:
+    return BIN / name
+
+
+def run(command: Sequence[str | Path], *, makes: Path | None = None) -> str:
+    """Run a tool and return all that it printed; raise ToolError if it fails or leaves no file."""
+    program = Path(command[1] if command[0] == PYTHON else command[0])
+    # The stamp is the last thing that a build leaves.
+    for needed in (BUILD / "stamp", Path(command[0]), program):
+        if not needed.exists():
+            raise ToolsMissingError(f"{needed} is not there: run `make vendor` to build the tools.")
+    # No setting of the user's may change a result: the converter imports the gguf beside it, the
+    # tools take no defaults from variables, and nothing comes from the network.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LLAMA_", "GGML_", "PYTHON", "NO_LOCAL_GGUF"))
+    } | {"HF_HUB_OFFLINE": "1"}
+    if makes is not None:
+        makes.unlink(missing_ok=True)  # a result left from before must not pass for a new one
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            timeout=TIME_LIMIT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(f"{program.name} ran for over {TIME_LIMIT_SECONDS} s.") from error
+    if done.returncode != 0:
+        call = shlex.join(map(str, command))
+        raise ToolError(f"status {done.returncode} from {call}; it printed\n{tail(done.stdout)}")
+    if makes is not None and not makes.exists():
+        raise ToolError(f"{program.name} left no {makes}; it printed\n{tail(done.stdout)}")
+    return done.stdout
+
+
+def tail(output: str) -> str:
+    return "\n".join(output.splitlines()[-OUTPUT_TAIL_LINES:])

@@ -1,0 +1,96 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import quantkit
+from quantkit.verify.doctor import Finding, examine, examine_trap, judge_trap
+
+ROOT = Path(quantkit.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def findings() -> dict[str, Finding]:
+    found = examine()
+    assert len({finding.name for finding in found}) == len(found)
+    return {finding.name: finding for finding in found}
+
+
+def test_a_complete_installation_lacks_nothing(findings: dict[str, Finding]) -> None:
+    assert [f for f in findings.values() if f.status == "missing"] == []
+    assert all(f.value for f in findings.values())
+
+
+def test_what_is_reported(findings: dict[str, Finding]) -> None:
+    assert findings["quantkit"].value == quantkit.__version__
+    assert findings["llama-cpp-python"].value.startswith("0.3.")
+    assert "ggml_quantize_chunk in " in findings["ggml kernels"].value
+    assert Path(findings["ggml kernels"].value.rpartition(" in ")[2]).is_file()
+    assert "CPU" in findings["llama.cpp system info"].value
+    assert findings["instruction sets"].value != "unknown"
+    assert "usable by this process" in findings["cores"].value
+    assert "available" in findings["memory"].value
+    assert "free in" in findings["disk"].value
+    assert {"python", "gguf", "numpy", "processor", "GPU backend"} <= findings.keys()
+
+
+def test_the_trap_is_tried_for_real() -> None:
+    """On a machine with the trap this is a note, elsewhere all is well; never more than that."""
+    finding = examine_trap()
+    assert finding.status in ("ok", "note")
+    assert ("present" in finding.value) == (finding.status == "note")
+
+
+def test_no_trap() -> None:
+    finding = judge_trap(plain=None, extra=None)
+    assert (finding.status, finding.advice) == ("ok", None)
+
+
+def test_the_trap_is_told_with_how_quantkit_avoids_it() -> None:
+    crash = "llama.cpp crashed with SIGILL while evaluating the prompt."
+    finding = judge_trap(plain=None, extra=crash)
+    assert finding.status == "note"
+    assert crash in finding.value
+    assert "use_extra_bufts=False" in str(finding.advice)
+
+
+@pytest.mark.parametrize("extra", [None, "llama.cpp crashed with SIGILL while generating."])
+def test_a_llama_cpp_that_cannot_run_at_all_is_to_be_reinstalled(extra: str | None) -> None:
+    finding = judge_trap(plain="llama.cpp crashed with SIGILL while generating.", extra=extra)
+    assert finding.status == "missing"
+    assert "CMAKE_ARGS=-DGGML_NATIVE=OFF" in str(finding.advice)
+
+
+REPORT = """
+import json, sys
+from dataclasses import asdict
+sys.path.insert(0, sys.argv[1])
+from quantkit.verify.doctor import examine
+print(json.dumps([asdict(finding) for finding in examine()]))
+"""
+
+
+def test_without_any_package_it_still_tells_what_to_install() -> None:
+    # -S leaves site-packages out: no numpy, no gguf, no llama_cpp.
+    command = [sys.executable, "-S", "-I", "-c", REPORT, str(ROOT)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert out.stderr == ""
+    report = {finding["name"]: finding for finding in json.loads(out.stdout)}
+    for package in ("gguf", "numpy", "llama-cpp-python", "sentencepiece", "tokenizers"):
+        assert report[package]["status"] == "missing"
+        assert report[package]["advice"] == f"pip install {package}"
+    assert report["AMX trap"]["status"] == "missing"
+    assert report["cores"]["status"] == "ok"
+
+
+def test_the_doctor_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import quantkit.verify.doctor\n"
+        "print([m for m in ('numpy', 'gguf', 'llama_cpp', 'torch') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,150 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import quantkit
+from quantkit.core.errors import NativeError
+from quantkit.verify.llama import Run, run_worker
+
+ROOT = Path(quantkit.__file__).parents[1]
+
+
+def run(code: str, *, timeout: float = 20) -> Run:
+    return run_worker({"task": "facts"}, timeout=timeout, command=[sys.executable, "-c", code])
+
+
+def test_the_real_worker_tells_about_llama_cpp() -> None:
+    result = run_worker({"task": "facts"}, timeout=60)
+    assert result.failure is None
+    assert result.result is not None
+    assert result.result["version"]
+    assert "CPU" in result.result["system_info"]
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE"])
+def test_a_crash_is_named_with_what_it_was_doing(name: str) -> None:
+    crashed = run(
+        "import os, signal\n"
+        'print(\'{"stage": "generating"}\', flush=True)\n'
+        f"os.kill(os.getpid(), signal.{name})"
+    )
+    assert crashed.failure == f"llama.cpp crashed with {name} while generating."
+    assert crashed.crashed
+    assert crashed.result is None
+
+
+@pytest.mark.parametrize(
+    ("last_words", "reason"),
+    [
+        ("/build/ggml.c:12: GGML_ASSERT(a == b) failed", "GGML_ASSERT(a == b) failed"),
+        (
+            "terminate called after throwing an instance of 'std::out_of_range'\n"
+            "  what():  _Map_base::at",
+            "_Map_base::at",
+        ),
+        ("/build/ggml.c:12: fatal error", "fatal error"),
+    ],
+)
+def test_an_abort_is_reported_with_its_reason(last_words: str, reason: str) -> None:
+    aborted = run(
+        f"import os, sys; sys.stderr.write({last_words!r}); sys.stderr.flush();os.abort()"
+    )
+    assert aborted.failure == f"llama.cpp crashed with SIGABRT while starting ({reason})."
+
+
+def test_a_kill_from_outside_points_at_memory() -> None:
+    killed = run("import os; os.kill(os.getpid(), 9)")
+    assert "ran out of memory" in str(killed.failure)
+    assert not killed.crashed
+
+
+def test_an_exit_code_comes_with_the_last_line_of_the_log() -> None:
+    ended = run("raise SystemExit('no such thing')")
+    assert ended.failure == (
+        "llama.cpp's process ended with code 1 while starting (no such thing)."
+    )
+
+
+def test_no_result_is_a_failure() -> None:
+    assert run("pass").failure == ("llama.cpp's process ended without a result while starting.")
+
+
+def test_half_a_line_and_noise_are_no_result() -> None:
+    noisy = run("print('[1]'); print('x' * 100_000); print('{\"result\": {\"verd', end='')")
+    assert noisy.result is None
+    assert noisy.failure
+
+
+def hangs_with_a_child(pid_file: Path) -> str:
+    return (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(pid_file) + '.new'!r}, 'w').write(str(child.pid))\n"
+        f"os.rename({str(pid_file) + '.new'!r}, {str(pid_file)!r})\n"
+        'print(\'{"stage": "generating"}\', flush=True)\n'
+        "time.sleep(60)"
+    )
+
+
+def test_time_is_up_for_the_whole_process_group(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    start = time.monotonic()
+    hung = run(hangs_with_a_child(pid_file), timeout=1)
+    assert time.monotonic() - start < 10
+    assert hung.failure == "llama.cpp timed out after 1 s while generating."
+    assert not hung.crashed
+    assert _gone(int(pid_file.read_text()))
+
+
+def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    code = (
+        "import sys\n"
+        "from quantkit.verify.llama import run_worker\n"
+        "run_worker({}, timeout=60, command=[sys.executable, '-c', sys.argv[1]])"
+    )
+    command = [sys.executable, "-c", code, hangs_with_a_child(pid_file)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        while not pid_file.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in err
+    assert _gone(int(pid_file.read_text()))
+
+
+def _gone(pid: int) -> bool:
+    """Whether the process has ended. Its parent is dead too, so nobody may reap it for a while."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_users_settings_do_not_reach_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_ARG_THREADS", "7")
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
+    seen = run("import json, os; print(json.dumps({'result': dict(os.environ)}))").result
+    assert seen is not None
+    assert not {"LLAMA_ARG_THREADS", "PYTHONFAULTHANDLER"} & seen.keys()
+    assert seen["PATH"] == os.environ["PATH"]
+
+
+def test_without_llama_cpp_python_the_advice_is_to_install_it() -> None:
+    with pytest.raises(NativeError, match="pip install llama-cpp-python"):
+        run(
+            "import sys; sys.modules['llama_cpp'] = None\n"
+            "from quantkit.verify import worker; worker.main()"
+        )
