@@ -108,10 +108,21 @@ def is_finished(folder: Path, name: str, digest: str) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
-def known_sha256(folder: Path) -> dict[str, str]:
-    """The sha256 of every file that a folder's manifest lists, by path relative to the folder."""
-    return {
-        file["name"]: file["sha256"]
-        for entry in read_manifest(folder)["artifacts"].values()
-        for file in entry["files"]
-    }
+def known_sha256(artifact: Path) -> dict[str, str]:
+    """The sha256 by file name of the files in an artifact's folder, as their manifest lists them.
+
+    The manifest lies beside the artifact, or one folder up from the shards of a split one.
+    Empty where there is none.
+    """
+    artifact = artifact.absolute()
+    for folder in (artifact.parent, artifact.parent.parent):
+        known = {
+            folder / file["name"]: file["sha256"]
+            for entry in read_manifest(folder)["artifacts"].values()
+            for file in entry["files"]
+        }
+        if artifact in known:
+            return {
+                path.name: sum_ for path, sum_ in known.items() if path.parent == artifact.parent
+            }
+    return {}

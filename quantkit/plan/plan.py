@@ -66,6 +66,25 @@ def make_plan(
         PlanError: an override matches no tensor.
 
     """
+    plan = outline_plan(model, quant, imatrix is not None, overrides)
+    for tensor in plan.tensors:
+        if not tensor.encoding.is_block:
+            continue
+        columns = None if imatrix is None else imatrix.columns_of(tensor.target)
+        if columns is None and needs_imatrix(tensor.target, tensor.encoding, quant):
+            raise ImatrixError(_why_imatrix(tensor, quant, imatrix))
+    return plan
+
+
+def outline_plan(
+    model: Model, quant: Quant, has_imatrix: bool, overrides: Sequence[Override] = ()
+) -> Plan:
+    """The plan as it would be with or without an importance matrix, which is not looked at.
+
+    Raises:
+        PlanError: an override matches no tensor.
+
+    """
     targets = in_file_order(model.targets)
     for override in overrides:
         if not any(override.pattern.search(target.name) for target in targets):
@@ -73,19 +92,12 @@ def make_plan(
                 f"--tensor-type {override.pattern.pattern!r} matches no tensor; "
                 "quantkit build --dry-run lists their names."
             )
-    chosen = assign(targets, model.hparams, quant, imatrix is not None, overrides)
-    tensors = tuple(PlannedTensor(t, e) for t, e in zip(targets, chosen, strict=True))
-    for tensor in tensors:
-        if not tensor.encoding.is_block:
-            continue
-        columns = None if imatrix is None else imatrix.columns_of(tensor.target)
-        if columns is None and needs_imatrix(tensor.target, tensor.encoding, quant):
-            raise ImatrixError(_why_imatrix(tensor, quant, imatrix))
-    return Plan(quant, tensors)
+    chosen = assign(targets, model.hparams, quant, has_imatrix, overrides)
+    return Plan(quant, tuple(map(PlannedTensor, targets, chosen)))
 
 
 def parse_override(text: str) -> Override:
-    """An override from ``PATTERN=TYPE``, such as ``attn_v=q8_0`` or ``blk\\.0\\.ffn_.*=q6_k``.
+    """An override from ``PATTERN=TYPE``, such as ``attn_v=q8_0`` or ``blk.0.ffn_.*=q6_k``.
 
     As in llama-quantize, the pattern is lowered and searched for anywhere in the name.
 

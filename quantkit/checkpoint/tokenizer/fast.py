@@ -48,7 +48,7 @@ _TIDIED = (
 class _TokenizerClass:
     """What a tokenizer class of transformers assumes where tokenizer_config.json is silent."""
 
-    roles: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str | None] = field(default_factory=dict)
     infill: Mapping[str, str] = field(default_factory=dict)
     """Further special tokens, each under its own key."""
     frames: bool = False
@@ -73,7 +73,7 @@ _CLASSES = {
     "LlamaTokenizer": _LLAMA,
     "CodeLlamaTokenizer": replace(_LLAMA, infill=_CODE_LLAMA_INFILL),
     "GPT2Tokenizer": _TokenizerClass(_GPT2_ROLES),
-    "GPTNeoXTokenizer": _TokenizerClass(_GPT2_ROLES, frames=True),
+    "GPTNeoXTokenizer": _TokenizerClass({**_GPT2_ROLES, "pad_token": None}, frames=True),
     "Qwen2Tokenizer": _TokenizerClass(_QWEN2_ROLES),
 }
 _DEFAULT_CLASS = "LlamaTokenizer"  # of the model types llama, mistral and mixtral
@@ -201,7 +201,7 @@ def _roles(
     tokens += [settings.get(key, text) for key, text in kind.infill.items()]
     extra = settings.get("extra_special_tokens")
     tokens += _listed(list(extra.values()) if isinstance(extra, dict) else extra)
-    return [token for token in tokens if token and isinstance(_text(token), str)]
+    return [token for token in tokens if isinstance(_text(token), str) and _text(token)]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -1,0 +1,1 @@
+"""The command line: parsing, progress, rendering. The only floor that prints."""

@@ -1,0 +1,203 @@
+"""``quantkit build``: a checkpoint into quants."""
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.core.errors import SmokeError
+from quantkit.core.units import format_count, format_size, parse_size
+
+if TYPE_CHECKING:
+    from quantkit.build.engine import Artifact, Check, Progress
+    from quantkit.build.work import Work
+
+
+class KernelName(StrEnum):
+    """The names of ``encodings.kernel.KERNELS``, which are not imported to parse options."""
+
+    GGML = "ggml"
+
+
+def build(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
+    quant: Annotated[
+        list[str],
+        typer.Option("--quant", "-q", help="What to build; again for more. `gguf-all` for all."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output folder  [default: ./NAME-GGUF]")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Encoding threads  [default: all usable cores]")
+    ] = None,
+    max_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most memory for weights in flight.")
+    ] = "1GiB",
+    name: Annotated[
+        str | None, typer.Option(help="The model's name, in metadata and file names.")
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Split files that would be larger.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=TYPE", help="Encode matching tensors as TYPE."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix.")
+    ] = None,
+    kernel: Annotated[KernelName, typer.Option(help="Who encodes.")] = KernelName.GGML,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan to the byte and stop.")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke/--no-smoke", help="Run every artifact in llama.cpp.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Build quants of a checkpoint, all of them in one pass over its weights.
+
+    Stopped or killed, the same command goes on where it was.
+    """
+    from quantkit.build import engine
+    from quantkit.build.work import prepare
+    from quantkit.plan.plan import parse_override
+    from quantkit.plan.quants import find_quants
+    from quantkit.verify.machine import usable_cores
+
+    memory = parse_size(max_memory)
+    work = prepare(
+        checkpoint,
+        find_quants(quant),
+        name=name,
+        imatrix_file=imatrix,
+        overrides=[parse_override(text) for text in tensor_type or ()],
+        shard_size=parse_size(shard_size) if shard_size else None,
+        kernel=kernel.value,
+    )
+    if dry_run:
+        _show_plan(work, as_json)
+        return
+    threads = jobs or usable_cores()
+    folder = out or Path(f"{work.base_name}-GGUF")
+    note(
+        f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
+        f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}"
+    )
+    meter = open_meter()
+
+    def report(progress: "Progress") -> None:
+        verb = {"encode": "Encoding", "verify": "Verifying", "check": "Running"}[progress.stage]
+        meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)
+
+    def check(path: Path) -> "Check":
+        return _smoke(path, threads)
+
+    try:
+        artifacts = engine.build(
+            work,
+            folder,
+            jobs=threads,
+            max_memory=memory,
+            check=check if smoke else None,
+            report=report,
+        )
+    finally:
+        meter.close()
+    _show_artifacts(artifacts, folder, as_json)
+    rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
+    if rejected:
+        failures = "; ".join(f"{a.layout.name}: {a.check.verdict}" for a in rejected if a.check)
+        raise SmokeError(
+            f"{len(rejected)} of {len(artifacts)} artifacts failed the smoke test and are kept "
+            f"as {rejected[0].path.name}: {failures}"
+        )
+
+
+def _smoke(path: Path, threads: int) -> "Check":
+    from quantkit.build.engine import Check
+    from quantkit.verify.smoke import smoke
+
+    result = smoke(path, threads=threads)
+    return Check(result.ok, result.verdict, asdict(result))
+
+
+def _show_plan(work: "Work", as_json: bool) -> None:
+    if as_json:
+        emit_json({"name": work.base_name, "artifacts": [_plan_json(x) for x in work.layouts]})
+        return
+    table = Table(title=f"Plan of {work.base_name}", title_justify="left")
+    table.add_column("tensor", no_wrap=True)
+    table.add_column("shape", justify="right", no_wrap=True)
+    for layout in work.layouts:
+        table.add_column(layout.plan.quant.name, justify="right", no_wrap=True)
+    for row in zip(*(layout.plan.tensors for layout in work.layouts), strict=True):
+        target = row[0].target
+        cells = (f"{tensor.encoding.name} {tensor.n_bytes:,}" for tensor in row)
+        table.add_row(target.name, " x ".join(map(str, target.shape)), *cells)
+    console.print(table)
+    files = Table(title="Files", title_justify="left")
+    for heading in ("file", "bytes", "size", "bits per weight"):
+        files.add_column(heading, justify="left" if heading == "file" else "right")
+    for layout in work.layouts:
+        for file in layout.files:
+            bits = f"{layout.plan.bits_per_weight:.2f}"
+            files.add_row(file.name, f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
+    console.print(files)
+
+
+def _plan_json(layout: Any) -> dict[str, Any]:
+    return {
+        "name": layout.name,
+        "quant": layout.plan.quant.name,
+        "plan_sha256": layout.digest,
+        "bytes": layout.n_bytes,
+        "bits_per_weight": layout.plan.bits_per_weight,
+        "files": [
+            {
+                "name": file.name,
+                "bytes": file.n_bytes,
+                "tensors": [
+                    {
+                        "name": tensor.target.name,
+                        "shape": tensor.target.shape,
+                        "encoding": tensor.encoding.name,
+                        "bytes": tensor.n_bytes,
+                        "offset": offset,
+                    }
+                    for tensor, offset in zip(file.tensors, file.offsets, strict=True)
+                ],
+            }
+            for file in layout.files
+        ],
+    }
+
+
+def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
+    if as_json:
+        emit_json({"folder": str(folder), "artifacts": {a.layout.name: a.entry for a in artifacts}})
+        return
+    table = Table(title=str(folder), title_justify="left")
+    table.add_column("file", no_wrap=True)
+    for heading in ("size", "bits per weight", "tokens/s"):
+        table.add_column(heading, justify="right")
+    table.add_column("smoke test")
+    for artifact in artifacts:
+        outcome = artifact.entry.get("smoke") or {}
+        speed = outcome.get("tokens_per_second")
+        verdict = outcome.get("verdict", "not run")
+        colour = {"passed": "green", "not run": "yellow"}.get(verdict, "red")
+        n_files = len(artifact.layout.files)
+        table.add_row(
+            artifact.path.name if n_files == 1 else f"{artifact.layout.name}/ ({n_files} files)",
+            format_size(artifact.layout.n_bytes),
+            f"{artifact.layout.plan.bits_per_weight:.2f}",
+            f"{speed:,.0f}" if speed else "",
+            f"[{colour}]{verdict}[/]" + ("" if artifact.fresh else " (was there already)"),
+        )
+    console.print(table)

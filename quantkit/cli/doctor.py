@@ -1,0 +1,29 @@
+"""``quantkit doctor``: what this machine has, what is missing, and how to get it."""
+
+from dataclasses import asdict
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.cli.output import JsonOption, console, emit_json
+
+_COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Show versions, instruction sets, threads, memory and disk, and what is missing."""
+    from quantkit.verify.doctor import examine
+
+    findings = examine()
+    if as_json:
+        emit_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        table = Table(show_header=False, box=None)
+        for finding in findings:
+            status = f"[{_COLOURS[finding.status]}]{finding.status}[/]"
+            advice = f"\n[dim]{escape(finding.advice)}[/]" if finding.advice else ""
+            table.add_row(status, finding.name, escape(finding.value) + advice)
+        console.print(table)
+    if any(finding.status == "missing" for finding in findings):
+        raise typer.Exit(1)

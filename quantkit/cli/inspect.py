@@ -1,0 +1,125 @@
+"""``quantkit inspect``: what a checkpoint or a GGUF holds."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.cli.output import JsonOption, console, emit_json
+from quantkit.core.units import format_count, format_size
+
+_LONGEST_VALUE = 100
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
+    facts = _gguf(path) if path.is_file() else _checkpoint(path)
+    if as_json:
+        emit_json(facts)
+        return
+    summary = Table(show_header=False, box=None)
+    for key in ("path", "kind", "family", "parameters", "bytes", "bits_per_weight", "files"):
+        if key in facts:
+            summary.add_row(key.replace("_", " "), escape(_for_people(key, facts[key])))
+    console.print(summary)
+    metadata = Table(title="Metadata", title_justify="left", show_header=False)
+    for key, value in facts["metadata"].items():
+        metadata.add_row(key, escape(_shorten(value)))
+    console.print(metadata)
+    table = Table(title="Tensors", title_justify="left")
+    for heading in ("role", "encoding", "tensors", "parameters", "size"):
+        table.add_column(heading, justify="left" if heading in ("role", "encoding") else "right")
+    for row in facts["tensors"]:
+        sizes = format_count(row["parameters"]), format_size(row["bytes"])
+        table.add_row(row["role"], row["encoding"], str(row["count"]), *sizes)
+    console.print(table)
+
+
+def _gguf(path: Path) -> dict[str, Any]:
+    from quantkit.formats.gguf.reader import read_header
+
+    header = read_header(path)
+    tensors = [(_role(t.name), t.encoding.name, t.n_elements, t.n_bytes) for t in header.tensors]
+    elements, n_bytes = sum(t[2] for t in tensors), sum(t[3] for t in tensors)
+    return {
+        "path": str(path),
+        "kind": "GGUF",
+        "family": header.metadata.get("general.architecture"),
+        "parameters": elements,
+        "bytes": path.stat().st_size,
+        "bits_per_weight": 8 * n_bytes / elements if elements else 0.0,
+        "metadata": header.metadata,
+        "tensors": _group(tensors),
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from quantkit.checkpoint.folder import open_checkpoint
+    from quantkit.families import find_family
+    from quantkit.plan.plan import check_sources
+
+    checkpoint = open_checkpoint(path)
+    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    check_sources(model, checkpoint.tensors)
+    roles = {block.source: t.role for t in reversed(model.targets) for block in t.blocks}
+    tensors = [
+        (roles.get(s.name, "unused"), s.dtype, s.n_elements, s.n_bytes)
+        for s in checkpoint.tensors.values()
+    ]
+    return {
+        "path": str(path),
+        "kind": "checkpoint",
+        "family": model.family,
+        "parameters": model.n_parameters,
+        "bytes": sum(file.stat().st_size for file in checkpoint.files),
+        "files": [file.name for file in checkpoint.files],
+        "metadata": checkpoint.config,
+        "tensors": _group(tensors),
+    }
+
+
+def _role(name: str) -> str:
+    """``blk.3.attn_q.weight`` -> ``attn_q``."""
+    parts = name.removesuffix(".weight").split(".")
+    return ".".join(parts[2:] if parts[0] == "blk" else parts)
+
+
+def _group(tensors: Iterable[tuple[str, str, int, int]]) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for role, encoding, elements, n_bytes in tensors:
+        group = groups[role, encoding]
+        group[0] += 1
+        group[1] += elements
+        group[2] += n_bytes
+    return [
+        {"role": role, "encoding": encoding, "count": n, "parameters": elements, "bytes": n_bytes}
+        for (role, encoding), (n, elements, n_bytes) in groups.items()
+    ]
+
+
+def _for_people(key: str, value: Any) -> str:
+    match key:
+        case "parameters":
+            return f"{format_count(value)} ({value:,})"
+        case "bytes":
+            return f"{format_size(value)} ({value:,} bytes)"
+        case "bits_per_weight":
+            return f"{value:.2f}"
+        case "files":
+            return f"{len(value)}: {_shorten(value)}"
+    return str(value)
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 6:
+        return f"{len(value)} values: {', '.join(repr(item) for item in value[:4])}, ..."
+    text = value if isinstance(value, str) else repr(value)
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."

@@ -1,0 +1,51 @@
+"""The ``quantkit`` command: its subcommands, and errors turned into sentences and exit codes."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+import quantkit
+from quantkit.cli import build, doctor, inspect, quants, smoke
+from quantkit.cli.output import fail
+from quantkit.core.errors import Interrupted, QuantkitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Build, inspect and smoke-test every quant of a large language model.",
+)
+for command in (build.build, quants.quants, inspect.inspect, smoke.smoke, doctor.doctor):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"quantkit {quantkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Build, inspect and smoke-test every quant of a large language model."""
+
+
+def main() -> None:
+    """Run the command line; exit 0, or 1, 2 or 130 after one sentence on stderr."""
+    # gguf-py logs what it guesses about a model; quantkit reports what matters itself.
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        app()
+    except QuantkitError as error:
+        fail(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        fail("Stopped.")
+        sys.exit(Interrupted.exit_code)

@@ -1,0 +1,75 @@
+"""``quantkit quants``: the table of quants."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from quantkit.cli.output import JsonOption, console, emit_json
+
+if TYPE_CHECKING:
+    from quantkit.families.model import Model
+    from quantkit.plan.quants import Quant
+
+_MODELS = ("mistral-7b", "mixtral-8x22b")
+
+
+def quants(as_json: JsonOption = False) -> None:
+    """List the quants: bits per weight and size on real models, and what each is good for.
+
+    The figures are planned from the models' shapes, tensor by tensor.
+    """
+    from quantkit.core.profiles import load_profile
+    from quantkit.families import find_family
+    from quantkit.plan.quants import all_quants
+
+    models = {}
+    for name in _MODELS:
+        profile = load_profile(f"models/{name}.toml")
+        models[profile["title"]] = find_family(profile["config"]).describe(profile["config"], ())
+    rows = [_row(quant, models) for quant in all_quants().values()]
+    if as_json:
+        emit_json({"quants": rows})
+        return
+    title = list(models)[-1]
+    table = Table(
+        caption=f"Bits per weight and size: {title}, tensors only", caption_justify="left"
+    )
+    table.add_column("quant", no_wrap=True)
+    table.add_column("format")
+    table.add_column("bits", justify="right")
+    table.add_column("GB", justify="right")
+    table.add_column("good for")
+    for row in rows:
+        figures = row["models"][title]
+        table.add_row(
+            row["name"],
+            row["format"],
+            f"{figures['bits_per_weight']:.2f}",
+            f"{figures['tensor_bytes'] / 1e9:.1f}",
+            row["good_for"] + ("; needs an imatrix" if row["needs_imatrix"] else ""),
+        )
+    console.print(table)
+    console.print("In the group gguf-all: " + ", ".join(r["name"] for r in rows if r["groups"]))
+
+
+def _row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
+    from quantkit.plan.llama_quantize import needs_imatrix
+    from quantkit.plan.plan import outline_plan
+
+    needed = any(
+        needs_imatrix(tensor.target, tensor.encoding, quant)
+        for model in models.values()
+        for tensor in outline_plan(model, quant, has_imatrix=False).tensors
+    )
+    plans = {t: outline_plan(m, quant, has_imatrix=needed) for t, m in models.items()}
+    return {
+        "name": quant.name,
+        "format": quant.format,
+        "groups": quant.groups,
+        "needs_imatrix": needed,
+        "good_for": quant.good_for,
+        "models": {
+            title: {"bits_per_weight": plan.bits_per_weight, "tensor_bytes": plan.n_bytes}
+            for title, plan in plans.items()
+        },
+    }
