@@ -1,0 +1,39 @@
+# Everything on a fresh machine: `make demo` and `make test`. Both create what they need in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := build-demo
+
+.PHONY: demo test test-native lint vendor clean
+
+demo: $(VENV)/.ready
+	$(BIN)/quantkit build tests/checkpoints/tiny-mixtral --quant gguf-all -o $(DEMO)/tiny-mixtral
+	$(BIN)/quantkit build tests/checkpoints/tiny-mistral --quant gguf-all -o $(DEMO)/tiny-mistral
+
+test: lint
+	$(BIN)/python -m pytest
+
+# Against llama.cpp's own tools, which this builds first (about 8 minutes, once).
+test-native: vendor
+	$(BIN)/python -m pytest -m native
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+vendor: $(VENV)/.ready
+	$(BIN)/python vendor/build.py
+
+# llama-cpp-python comes as source: its build takes 6 to 10 minutes on two cores, once.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("quantkit needs Python 3.11 or later: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
