@@ -179,7 +179,7 @@ def _settings(source: TokenizerSource) -> dict[str, Any]:
         return settings
     for key, value in source.special_map.items():
         if key == _EXTRA_ROLE and isinstance(value, list):
-            known = settings.get(key) or []
+            known = _listed(settings.get(key))
             settings[key] = [*known, *(token for token in value if token not in known)]
         else:
             settings[key] = value
