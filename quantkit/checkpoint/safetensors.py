@@ -90,16 +90,13 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
             header_bytes = int.from_bytes(start[:_LENGTH_BYTES], "little")
             _check_header_length(path, start, header_bytes, status.st_size)
             file.seek(_LENGTH_BYTES)
-            raw = file.read(header_bytes)
+            return file.read(header_bytes), status.st_size
     except FileNotFoundError:
         raise SafetensorsError(f"{path} does not exist; download it again.") from None
     except OSError as error:
         raise SafetensorsError(
             f"{path} cannot be read ({error.strerror}); check the file and its permissions."
         ) from error
-    if len(raw) < header_bytes:
-        raise SafetensorsError(f"{path} got shorter while it was read; download it again.")
-    return raw, status.st_size
 
 
 def _check_header_length(path: Path, start: bytes, header_bytes: int, file_bytes: int) -> None:
@@ -133,9 +130,9 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         return unique
 
     def integer(digits: str) -> int:
-        # Python spends quadratic time on long integers.
-        if len(digits) > len(str(_MAX_INTEGER)):
-            _broken(path, f"its header holds an integer of {len(digits):,} digits")
+        # Python spends quadratic time on long integers, and takes -0 for one.
+        if len(digits) > len(str(_MAX_INTEGER)) or digits == "-0":
+            _broken(path, f"its header holds the number {quoted(digits)}, which is no size")
         return int(digits)
 
     def constant(name: str) -> NoReturn:

@@ -10,9 +10,8 @@ import pytest
 def plain_users_folder() -> Iterator[Path]:
     """A folder, with file permissions in force for whoever runs the test, root too."""
     uid = os.geteuid()
-    with (
-        tempfile.TemporaryDirectory() as name
-    ):  # tmp_path lies in a folder that is its owner's only
+    # Not tmp_path, which lies in a folder that is closed to others.
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if uid == 0:
             os.chown(folder, 65534, -1)

@@ -88,6 +88,12 @@ def test_scalars_empty_tensors_and_empty_files_are_valid(tmp_path: Path) -> None
     assert read_header(path) == {}
 
 
+def test_an_empty_tensor_shares_its_offset_with_the_next(tmp_path: Path) -> None:
+    header = {"w": entry(), "empty": entry(shape=[0], offsets=[0, 0])}
+    path = write_raw(tmp_path / "x.safetensors", json.dumps(header), bytes(8))
+    assert list(read_header(path)) == ["empty", "w"]
+
+
 def test_a_link_is_read_as_the_file_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     write_safetensors(tmp_path / "blobs" / "0a1b", {"a": np.ones(4, np.float32)})
@@ -161,6 +167,12 @@ def test_unneeded_buffers_are_listed_if_float_and_left_out_otherwise(
         ("F8_E8M0", (4,), 4),
         ("F4", (4,), 2),
         ("F6_E2M3", (4,), 3),
+        ("F6_E3M2", (4,), 3),
+        ("F8_E4M3FNUZ", (4,), 4),
+        ("F8_E5M2FNUZ", (4,), 4),
+        ("I16", (4,), 8),
+        ("U32", (4,), 16),
+        ("U64", (4,), 32),
         ("U8", (4,), 4),
         ("I8", (4,), 4),
         ("BOOL", (4,), 4),
@@ -298,7 +310,8 @@ def test_trailing_bytes(tmp_path: Path) -> None:
         (b'{"a\n": 1}', "not JSON"),
         (b'{"a": NaN}', "holds NaN, which is not JSON"),
         (b'{"a": [-Infinity]}', "holds -Infinity, which is not JSON"),
-        (b'{"a": ' + b"9" * 5_000_000 + b"}", "integer of 5,000,000 digits"),
+        (b'{"a": ' + b"9" * 5_000_000 + b"}", r"the number '9+\.\.\.9+', which is no size"),
+        (b'{"a": -0}', "the number '-0', which is no size"),
         (b'{"a": ' + b"[" * 1_000_000 + b"}", "nested too deeply"),
         (b'{"a":' * 1_000_000, "nested too deeply"),
     ],
@@ -360,7 +373,8 @@ def test_unknown_dtypes(tmp_path: Path, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [None, 2, "2", {"0": 2}, [2.0], [True, 2], [-2], [[2]], ["2"], [None], [2**63]]
+    "shape",
+    [None, 2, "2", {"0": 2}, [2.0], [True, 2], [-2], [-1, -1, 2], [[2]], ["2"], [None], [2**63]],
 )
 def test_shapes_are_sizes(tmp_path: Path, shape: Any) -> None:
     path = write_raw(tmp_path / "x.safetensors", json.dumps({"a": entry(shape=shape)}), bytes(8))
