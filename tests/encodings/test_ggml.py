@@ -1,0 +1,104 @@
+"""ggml's kernels through ctypes, against gguf-py's independent decoders."""
+
+import ctypes
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+
+from quantkit.encodings import ggml
+from quantkit.encodings.encoding import encoding
+
+# The largest relative RMS error that each format may leave on normal rows, from its bits: a
+# wrong block layout or scale leaves errors near 1. Formats whose tables take seconds to set up are
+# left to the parity tests, which compare their bytes.
+BOUNDS = {
+    "F32": 0.0,
+    "F16": 1e-3,
+    "BF16": 4e-3,
+    "Q8_0": 0.01,
+    "Q6_K": 0.03,
+    "Q5_1": 0.05,
+    "Q5_K": 0.05,
+    "Q5_0": 0.06,
+    "Q4_1": 0.1,
+    "Q4_K": 0.1,
+    "IQ4_NL": 0.1,
+    "IQ4_XS": 0.1,
+    "Q4_0": 0.12,
+    "Q3_K": 0.2,
+    "IQ3_S": 0.2,
+    "IQ3_XXS": 0.25,
+    "Q2_K": 0.35,
+    "IQ2_XXS": 0.5,
+}
+
+
+def _decode(data: np.ndarray, name: str) -> np.ndarray:
+    return quants.dequantize(data, GGMLQuantizationType[name])
+
+
+def _rows(n_rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n_rows, columns), np.float32)
+
+
+def _relative_error(name: str, rows: np.ndarray, importance: np.ndarray | None) -> float:
+    decoded = _decode(ggml.encode(rows, encoding(name), importance), name)
+    assert decoded.shape == rows.shape
+    return float(np.sqrt(((decoded - rows) ** 2).mean() / (rows**2).mean()))
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_decoding_gives_the_weights_back(name: str) -> None:
+    rows = _rows(7, 768)
+    assert _relative_error(name, rows, np.ones(768, np.float32)) <= BOUNDS[name]
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q5_1", "IQ4_NL"])
+@pytest.mark.parametrize("shape", [(1, 32), (3, 96), (257, 32)])
+def test_odd_shapes(name: str, shape: tuple[int, int]) -> None:
+    assert _relative_error(name, _rows(*shape), None) <= BOUNDS[name] * 1.2
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q2_K", "IQ4_XS", "Q4_0"])
+def test_importance_moves_error_away_from_what_matters(name: str) -> None:
+    rows = _rows(64, 512)
+    importance = np.ones(512, np.float32)
+    importance[::4] = 100
+    plain = _decode(ggml.encode(rows, encoding(name), None), name)
+    weighted = _decode(ggml.encode(rows, encoding(name), importance), name)
+    matters = importance > 1
+    assert np.square(weighted - rows)[:, matters].sum() < np.square(plain - rows)[:, matters].sum()
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "Q6_K", "F16"])
+def test_rows_are_independent(name: str) -> None:
+    rows = _rows(9, 512)
+    whole = ggml.encode(rows, encoding(name), None)
+    parts = [ggml.encode(rows[i : i + 1].copy(), encoding(name), None) for i in range(9)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "Q2_K", "Q4_0"])
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.5, -3.0])
+def test_constant_rows(name: str, value: float) -> None:
+    rows = np.full((2, 256), value, np.float32)
+    decoded = _decode(ggml.encode(rows, encoding(name), None), name)
+    np.testing.assert_allclose(decoded, rows, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "F16", "IQ4_NL"])
+def test_scales_that_leave_sixteen_bits_are_refused(name: str) -> None:
+    rows = _rows(2, 256)
+    rows[1, 3] = 1e30
+    with pytest.raises(OverflowError, match=name):
+        ggml.encode(rows, encoding(name), None)
+
+
+def test_sizes_are_ggmls() -> None:
+    row_size = ctypes.CDLL(str(ggml.library_path())).ggml_row_size
+    row_size.restype = ctypes.c_size_t
+    row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
+    for name in BOUNDS:
+        kind = encoding(name)
+        assert kind.row_bytes(1024) == row_size(kind.id, 1024)
