@@ -10,7 +10,7 @@ import hashlib
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import quantkit
 from quantkit.build import manifest
-from quantkit.build.journal import Journal, partial_names
-from quantkit.build.output import (
-    PartialArtifact,
-    allocated,
-    check_space,
-    locked,
-    naming_the_shortage,
-    remove,
-)
-from quantkit.build.source import SourceReader
+from quantkit.build.journal import Journal, partial_paths, remove_stale
+from quantkit.build.output import PartialArtifact, check_space, locked, naming_failures, remove
+from quantkit.build.source import SourceReader, stamp
 from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
 from quantkit.build.work import Work
 from quantkit.core.errors import Interrupted, OutputError, PlanError, WeightsError
@@ -43,6 +37,7 @@ from quantkit.formats.gguf.layout import Layout
 # Per unit in flight: the source bytes, their float32 copy, and the largest encoding of them (F32).
 UNIT_MEMORY = UNIT_ELEMENTS * 3 * 4
 _COMMIT_SECONDS = 5.0
+_SIDE_FILES = 2**20  # bytes of disk that the journal and the manifest may need
 _READ_BACK = 8 * 2**20
 
 
@@ -109,9 +104,11 @@ def build(
             f"give at least {-(-UNIT_MEMORY // 2**20)}MiB."
         )
     with locked(out):
-        to_build = [x for x in work.layouts if not manifest.is_finished(out, x.name, x.digest)]
+        to_build = [x for x in work.layouts if not manifest.is_finished(out, work, x)]
         built = {}
-        if to_build:
+        if not to_build:
+            remove_stale(out)
+        else:
             slots = max_memory // UNIT_MEMORY
             run = _Run(work, tuple(to_build), out, jobs, slots, report)
             built = {a.layout.name: a for a in run.execute(check)}
@@ -143,59 +140,72 @@ class _Run:
         self._artifacts = [PartialArtifact(out, layout) for layout in layouts]
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
         self._units = cut_units(targets, work.checkpoint.tensors)
-        self._journal = Journal(out, self._identity(layouts))
+        self._stamps = {file: stamp(file) for file in work.checkpoint.files}
+        digests = {a.partial.name: a.layout.digest for a in self._artifacts}
+        self._journal = Journal(out, self._identity(), digests)
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
         self._unrecorded: list[tuple[int, list[int]]] = []
 
     def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
-        self._prepare()
         try:
-            missing = sum(artifact.layout.n_bytes for artifact in self._artifacts)
-            missing -= allocated([path for a in self._artifacts for path in a.paths])
-            with naming_the_shortage(self._out, max(0, missing)):
-                for artifact in self._artifacts:
-                    artifact.open()
-                sources = self._encode_all()
-                for artifact in self._artifacts:
-                    artifact.write_headers()
+            with naming_failures(self._out, self._missing):
+                self._prepare()
+                sources = self._write()
+                results = [self._finish(artifact, sources, check) for artifact in self._artifacts]
+                self._journal.remove()
         except WeightsError:
             self._discard()  # no later run can do better
             raise
-        finally:
-            for artifact in self._artifacts:
-                artifact.close()
-        results = [self._finish(a, sources, check) for a in self._artifacts]
-        self._journal.remove()
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Stopped with {len(self._journal.finished)} of {len(self._units)} slabs "
+                "encoded; run the same command to go on from there."
+            ) from None
         return results
 
-    def _identity(self, layouts: Sequence[Layout]) -> dict[str, Any]:
-        stats = [(file, file.stat()) for file in self._work.checkpoint.files]
+    def _identity(self) -> dict[str, Any]:
         imatrix = self._work.imatrix
         return {
-            "partials": [artifact.partial.name for artifact in self._artifacts],
-            "plans": [layout.digest for layout in layouts],
-            "source": [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats],
+            "quantkit": quantkit.__version__,
+            "source": [[str(file.resolve()), *stamp] for file, stamp in self._stamps.items()],
             "kernel": [self._work.kernel.name, self._work.kernel.version],
             "imatrix": imatrix and imatrix.sha256,
             "unit": UNIT_ELEMENTS,
         }
 
+    def _missing(self) -> int:
+        return sum(artifact.missing for artifact in self._artifacts) + _SIDE_FILES
+
     def _prepare(self) -> None:
         """Take over an interrupted build of the same, or clear away one of another."""
-        leftovers = partial_names(self._out)
-        if not self._journal.resume():
-            for name in leftovers:
-                remove(self._out / name)
         for artifact in self._artifacts:
             if artifact.final.exists():
                 raise OutputError(
                     f"{artifact.final} is there already and was not built from this checkpoint "
                     "with these settings; move it away or choose another folder with -o."
                 )
-        needed = sum(artifact.layout.n_bytes for artifact in self._artifacts)
-        check_space(self._out, needed - allocated([p for a in self._artifacts for p in a.paths]))
-        if not self._journal.finished:
-            self._journal.start()
+        self._journal.resume()
+        if not all(path.exists() for artifact in self._artifacts for path in artifact.paths):
+            self._journal.finished.clear()
+        ours = {artifact.partial for artifact in self._artifacts}
+        for path in ours.union(partial_paths(self._out)):
+            if path not in ours or not self._journal.finished:
+                remove(path)
+        check_space(self._out, self._missing())
+        self._journal.start()
+
+    def _write(self) -> dict[Path, str]:
+        """Fill the partial files; the sha256 of each source file."""
+        try:
+            for artifact in self._artifacts:
+                artifact.open()
+            sources = self._encode_all()
+            for artifact in self._artifacts:
+                artifact.write_headers()
+        finally:
+            for artifact in self._artifacts:
+                artifact.close()
+        return sources
 
     def _discard(self) -> None:
         for artifact in self._artifacts:
@@ -208,12 +218,12 @@ class _Run:
         total = sum(unit.n_bytes for unit in self._units)
         done, committed = 0, time.monotonic()
         futures: set[Future[None]] = set()
-        committer: Future[None] | None = None
         with (
             ThreadPoolExecutor(self._threads, "encode") as pool,
             ThreadPoolExecutor(1, "commit") as commit_pool,
-            SourceReader(self._work.checkpoint.files) as reader,
+            SourceReader(self._stamps) as reader,
         ):
+            committer = commit_pool.submit(self._commit)
             try:
                 for unit, raw in reader.read(self._units):
                     index = index_of[unit]
@@ -224,30 +234,24 @@ class _Run:
                     futures -= finished
                     for future in finished:
                         future.result()
-                    if time.monotonic() - committed > _COMMIT_SECONDS and (
-                        committer is None or committer.done()
-                    ):
-                        if committer is not None:
-                            committer.result()
+                    if time.monotonic() - committed > _COMMIT_SECONDS and committer.done():
+                        committer.result()
                         committer = commit_pool.submit(self._commit)
                         committed = time.monotonic()
                     done += unit.n_bytes
                     self._report(Progress("encode", done, total))
                 for future in futures:
                     future.result()
+                committer.result()
+                self._commit()
             except KeyboardInterrupt:
                 pool.shutdown(cancel_futures=True)
                 commit_pool.shutdown()
                 self._commit()
-                raise Interrupted(
-                    f"Stopped with {len(self._journal.finished)} of {len(self._units)} slabs "
-                    "done; run the same command to go on from there."
-                ) from None
+                raise
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-            commit_pool.shutdown()
-            self._commit()
             return dict(reader.sha256)
 
     def _encode_and_free(self, index: int, unit: Unit, raw: NDArray[np.uint8]) -> None:

@@ -1,15 +1,18 @@
 """What a build has finished, on disk, so that a killed one resumes.
 
-One JSON document per line. The first line identifies the build: its source, plans and kernel. The
-others record units whose bytes were synced before the line was written, with a CRC-32 of what
-each artifact got, which the final verification reads back. A line cut short by a crash is ignored.
+One JSON document per line. The first line identifies the build: its source and kernel, and its
+artifacts by partial name with the hash of each one's plan. The others record units whose bytes
+were synced before the line was written, with a CRC-32 of what each artifact got, which the final
+verification reads back. A line cut short by a crash is ignored.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from quantkit.build.output import PARTIAL
 
 NAME = ".quantkit-journal"
 
@@ -17,33 +20,43 @@ NAME = ".quantkit-journal"
 class Journal:
     """An append-only record of finished units: unit index -> CRC-32 per artifact."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], artifacts: Mapping[str, str]
+    ) -> None:
         self.path = folder / NAME
         self._identity = dict(identity)
+        self._artifacts = dict(artifacts)
         self.finished: dict[int, list[int]] = {}
 
-    def resume(self) -> bool:
-        """Take over what an earlier run of the same build finished; False if there is none."""
-        lines = _read_lines(self.path)
-        if not lines or lines[0] != self._identity:
-            return False
-        for line in lines[1:]:
-            self.finished.update({int(unit): crcs for unit, crcs in line.items()})
-        return True
+    def resume(self) -> None:
+        """Take over what an earlier run of the same build finished, if there was one.
+
+        That run may have had more artifacts than this one: those that it got to publish.
+        """
+        header, *lines = _read_lines(self.path) or [{}]
+        earlier = header.pop("artifacts", {})
+        if header != self._identity or not self._artifacts.items() <= earlier.items():
+            return
+        columns = [list(earlier).index(name) for name in self._artifacts]
+        for line in lines:
+            for unit, crcs in line.items():
+                self.finished[int(unit)] = [crcs[column] for column in columns]
 
     def start(self) -> None:
-        """Begin anew, durably."""
-        self.finished.clear()
-        with self.path.open("w", encoding="utf-8") as file:
-            _append(file.fileno(), self._identity)
+        """Write the record anew, durably: what is finished so far, for these artifacts alone."""
+        temporary = self.path.with_name(NAME + PARTIAL)
+        with temporary.open("wb") as file:
+            _append(file, {"artifacts": self._artifacts, **self._identity})
+            _append(file, self.finished)
+        temporary.replace(self.path)
 
     def record(self, units: Iterable[tuple[int, list[int]]]) -> None:
         """Append finished units. Their bytes must have been synced."""
         batch = dict(units)
         if not batch:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            _append(file.fileno(), batch)
+        with self.path.open("ab") as file:
+            _append(file, batch)
         self.finished.update(batch)
 
     def remove(self) -> None:
@@ -51,16 +64,25 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def partial_names(folder: Path) -> list[str]:
-    """Names of the unfinished files that a journal left in a folder answers for."""
+def partial_paths(folder: Path) -> list[Path]:
+    """The unfinished files that the journal in a folder answers for, whether or not they exist."""
     lines = _read_lines(folder / NAME)
-    return [str(name) for name in lines[0].get("partials", ())] if lines else []
+    names = lines[0].get("artifacts", ()) if lines else ()
+    # Nobody's journal, however it came here, makes a build delete anything else.
+    return [folder / name for name in names if Path(name).name == name and name.endswith(PARTIAL)]
 
 
-def _append(fd: int, document: Mapping[Any, Any]) -> None:
+def remove_stale(folder: Path) -> None:
+    """Delete a journal whose files are all published; its build was killed right after that."""
+    if not any(path.exists() for path in partial_paths(folder)):
+        (folder / NAME).unlink(missing_ok=True)
+
+
+def _append(file: BinaryIO, document: Mapping[Any, Any]) -> None:
     # The leading newline ends a line that a crash cut short, so that it spoils only itself.
-    os.write(fd, b"\n" + json.dumps(document).encode())
-    os.fsync(fd)
+    file.write(b"\n" + json.dumps(document).encode())
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

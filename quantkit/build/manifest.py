@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import quantkit
 from quantkit.build.output import sync_folder
+from quantkit.build.source import stamp
 from quantkit.build.work import Work
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import OutputError
@@ -32,7 +34,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return {"version": _VERSION, "artifacts": {}}
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read ({error}); move it away.") from None
-    if not isinstance(manifest, dict) or manifest.get("version") != _VERSION:
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("version") != _VERSION
+        or not isinstance(manifest.get("artifacts"), dict)
+    ):
         raise OutputError(f"{path} was not written by this version of quantkit; move it away.")
     return manifest
 
@@ -52,7 +58,7 @@ def describe_artifact(
         sources: sha256 of each weight file, as hashed while it was read.
 
     """
-    checkpoint, imatrix = work.checkpoint, work.imatrix
+    checkpoint = work.checkpoint
     return {
         "quant": layout.plan.quant.name,
         "bits_per_weight": round(layout.plan.bits_per_weight, 4),
@@ -62,13 +68,22 @@ def describe_artifact(
         "source": {
             "name": checkpoint.path.resolve().name,
             "family": work.model.family,
-            "weights": [_describe_file(file, sources[file]) for file in checkpoint.files],
+            "weights": [
+                {**_describe_file(file, sources[file]), "modified_ns": stamp(file)[1]}
+                for file in checkpoint.files
+            ],
             "settings": [_describe_file(file) for file in _settings(checkpoint.path)],
         },
         "quantkit": quantkit.__version__,
         "kernel": {"name": work.kernel.name, "version": work.kernel.version},
-        "imatrix": imatrix and {"file": imatrix.path.name, "sha256": imatrix.sha256},
+        "imatrix": _describe_imatrix(work),
     }
+
+
+def _describe_imatrix(work: Work) -> dict[str, str] | None:
+    if work.imatrix is None:
+        return None
+    return {"file": work.imatrix.path.name, "sha256": work.imatrix.sha256}
 
 
 def _settings(folder: Path) -> list[Path]:
@@ -78,10 +93,8 @@ def _settings(folder: Path) -> list[Path]:
 
 
 def _describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    if sha256 is None:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+    size, modified_ns = stamp(path)
+    return {"name": path.name, "bytes": size, "sha256": sha256 or _sha256(path, modified_ns)}
 
 
 def add_artifact(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
@@ -99,13 +112,36 @@ def add_artifact(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     sync_folder(folder)
 
 
-def is_finished(folder: Path, name: str, digest: str) -> bool:
-    """Whether the artifact was built from this very plan and all its files are there, whole."""
-    entry = read_manifest(folder)["artifacts"].get(name)
-    if entry is None or entry["plan_sha256"] != digest:
+def is_finished(folder: Path, work: Work, layout: Layout) -> bool:
+    """Whether an artifact of this work is there, whole, and made from these very weights."""
+    entry = read_manifest(folder)["artifacts"].get(layout.name)
+    if entry is None or entry["plan_sha256"] != layout.digest:
         return False
     files = [(folder / file["name"], file["bytes"]) for file in entry["files"]]
-    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+    if not all(path.is_file() and path.stat().st_size == size for path, size in files):
+        return False
+    weights, now = entry["source"]["weights"], work.checkpoint.files
+    return (
+        entry["imatrix"] == _describe_imatrix(work)
+        and len(weights) == len(now)
+        and all(map(_is_described, now, weights))
+    )
+
+
+def _is_described(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a weight file is still the one described. It is hashed only if its time differs."""
+    size, modified_ns = stamp(path)
+    if (path.name, size) != (entry["name"], entry["bytes"]):
+        return False
+    if modified_ns == entry["modified_ns"]:
+        return True
+    return bool(_sha256(path, modified_ns) == entry["sha256"])
+
+
+@cache
+def _sha256(path: Path, _modified_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def known_sha256(artifact: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except (FileExistsError, NotADirectoryError):
+    except FileExistsError:
         raise OutputError(f"{folder} is a file; choose a folder with -o.") from None
     except OSError as error:
         raise OutputError(
@@ -65,25 +65,30 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def naming_the_shortage(folder: Path, missing: int) -> Iterator[None]:
-    """Turn a full disk into a sentence; other errors pass.
+def naming_failures(folder: Path, missing: Callable[[], int]) -> Iterator[None]:
+    """Turn what the system refuses into a sentence.
 
     Args:
         folder: where the build writes.
-        missing: bytes that were still to be written when the block was entered, at most.
+        missing: tells how many bytes are still to be written.
 
     Raises:
         NoSpaceError: the disk or the quota is full.
+        OutputError: something else failed.
 
     """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise OutputError(
+                f"The build in {folder} failed: {error.strerror or error}; mend that and run the "
+                "same command to resume."
+            ) from error
+        needed = missing()
         raise NoSpaceError(
-            f"The disk of {folder} is full: the build still needs up to {format_size(missing)} "
-            f"({missing} bytes). Free that much and run the same command to resume."
+            f"The disk of {folder} is full: the build still needs up to {format_size(needed)} "
+            f"({needed} bytes); free that much and run the same command to resume."
         ) from None
 
 
@@ -102,6 +107,14 @@ class PartialArtifact:
         self._places = [
             (index, offset) for index, file in enumerate(layout.files) for offset in file.offsets
         ]
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to be written; those of sparse files count where they are there."""
+        if self.final.exists():
+            return 0
+        there = sum(path.stat().st_blocks * 512 for path in self.paths if path.is_file())
+        return max(0, self.layout.n_bytes - there)
 
     def open(self) -> None:
         """Open the files at their full size (sparse), keeping what they hold."""
@@ -173,8 +186,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def allocated(paths: Sequence[Path]) -> int:
-    """Bytes that files already take up on the disk; sparse ones count what they hold."""
-    return sum(path.stat().st_blocks * 512 for path in paths if path.is_file())

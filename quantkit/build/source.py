@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,22 @@ from quantkit.build.units import Unit
 from quantkit.core.errors import CheckpointError
 
 _GAP_CHUNK = 8 * 2**20
+
+Stamp: TypeAlias = tuple[int, int]  # a file's size, and when it was modified, in nanoseconds
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes when a file does.
+
+    Raises:
+        CheckpointError: the file is not there any more.
+
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return status.st_size, status.st_mtime_ns
 
 
 def read_exactly(fd: int, n_bytes: int, offset: int, path: Path) -> NDArray[np.uint8]:
@@ -30,7 +46,7 @@ def read_exactly(fd: int, n_bytes: int, offset: int, path: Path) -> NDArray[np.u
         try:
             count = os.preadv(fd, [view[done:]], offset + done)
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+            raise _unreadable(path, error) from None
         if count == 0:
             raise CheckpointError(f"{path} became shorter while it was read; download it again.")
         done += count
@@ -41,9 +57,10 @@ class SourceReader:
     """Yields units with their bytes, in file order, and knows each file's sha256 at the end.
 
     What lies between the units (headers, tensors that no target uses) is read for the hash alone.
+    A file that does not bear its stamp when it has been read raises ``CheckpointError``.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Mapping[Path, Stamp]) -> None:
         self._files = files
         self._open: int | None = None
         self.sha256: dict[Path, str] = {}
@@ -76,7 +93,10 @@ class SourceReader:
         self, path: Path, units: Iterable[Unit]
     ) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         digest = hashlib.sha256()
-        self._open = fd = os.open(path, os.O_RDONLY)
+        try:
+            self._open = fd = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise _unreadable(path, error) from None
         at = 0
         for unit in units:
             self._hash_gap(digest, path, at, unit.offset)
@@ -84,12 +104,18 @@ class SourceReader:
             digest.update(raw.data)
             at = unit.offset + unit.n_bytes
             yield unit, raw
-        self._hash_gap(digest, path, at, os.fstat(fd).st_size)
+        self._hash_gap(digest, path, at, self._files[path][0])
         os.close(fd)
         self._open = None
+        if stamp(path) != self._files[path]:
+            raise CheckpointError(f"{path} changed while it was read; run the same command again.")
         self.sha256[path] = digest.hexdigest()
 
     def _hash_gap(self, digest: "hashlib._Hash", path: Path, start: int, stop: int) -> None:
         assert self._open is not None  # noqa: S101 - only called while a file is open
         for at in range(start, stop, _GAP_CHUNK):
             digest.update(read_exactly(self._open, min(_GAP_CHUNK, stop - at), at, path).data)
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read: {error.strerror}; download it again.")

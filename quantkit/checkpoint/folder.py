@@ -204,14 +204,14 @@ def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, Sou
     if missing:
         where = sorted({weight_map[name] for name in missing})
         raise CheckpointError(
-            f"{index} lists {len(missing)} tensors that are not in their files ({_some(missing)}, "
-            f"expected in {_some(where)}); {advice}"
+            f"{index} puts {len(missing)} of its {len(weight_map)} tensors in files that lack them "
+            f"({_some(missing)}, missing in {_some(where)}); {advice}"
         )
     extra = [name for name in tensors if name not in weight_map]
     if extra:
         where = sorted({tensors[name].file.name for name in extra})
         raise CheckpointError(
-            f"{index} does not list {len(extra)} tensors that {_some(where)} holds "
+            f"{index} does not list {len(extra)} of the tensors in {_some(where)} "
             f"({_some(extra)}); {advice}"
         )
 

@@ -78,11 +78,13 @@ def _read_gguf(path: Path, sha256: str) -> Imatrix:
     try:
         reader = GGUFReader(path)
         tensors = {tensor.name: tensor for tensor in reader.tensors}
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        chunks = reader.get_field("imatrix.chunk_count")
+        texts = reader.get_field("imatrix.datasets")
+        if chunks is None or texts is None or not tensors:
+            raise ImatrixError(f"{path} is a GGUF file but no importance matrix.")
+        chunk_count, datasets = int(chunks.contents()), texts.contents()
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise ImatrixError(f"{path} is a damaged GGUF file ({error}); make it anew.") from None
-    chunks, datasets = reader.get_field("imatrix.chunk_count"), reader.get_field("imatrix.datasets")
-    if chunks is None or datasets is None or not tensors:
-        raise ImatrixError(f"{path} is a GGUF file but no importance matrix.")
     entries: dict[str, NDArray[np.float32]] = {}
     for name, tensor in tensors.items():
         base, _, kind = name.rpartition(".")
@@ -92,22 +94,27 @@ def _read_gguf(path: Path, sha256: str) -> Imatrix:
         if other is None or tensor.tensor_type.name != "F32":
             raise ImatrixError(f"{path} has no matching sums and counts for {base}; make it anew.")
         if kind == "in_sum2":
-            entries[base] = _means(np.asarray(tensor.data), np.asarray(other.data))
-    texts = datasets.contents()
+            sums, counts = np.asarray(tensor.data), np.asarray(other.data)
+            if counts.size == 0 or sums.size % counts.size:
+                raise ImatrixError(
+                    f"{path} has {sums.size} sums but {counts.size} counts for {base}; make it "
+                    "anew."
+                )
+            entries[base] = _means(sums, counts)
     return Imatrix(
         path,
         sha256,
         entries,
-        int(chunks.contents()),
-        tuple(texts) if isinstance(texts, list) else (str(texts),),
+        chunk_count,
+        tuple(datasets) if isinstance(datasets, list) else (str(datasets),),
     )
 
 
 def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sums over counts in float32; an expert that no token reached counts every column as 1."""
     rows = sums.astype(np.float32).reshape(counts.size, -1)
-    # lround: halves away from zero. Counts are whole numbers stored as floats.
-    n = np.floor(np.abs(counts.astype(np.float64)) + 0.5).astype(np.float32).reshape(-1, 1)
+    # Counts are whole numbers stored as floats; llama.cpp rounds them, halves up.
+    n = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32).reshape(-1, 1)
     return np.divide(rows, n, out=np.ones_like(rows), where=n > 0).ravel()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
@@ -112,10 +113,10 @@ def build(
     _show_artifacts(artifacts, folder, as_json)
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
-        failures = "; ".join(f"{a.layout.name}: {a.check.verdict}" for a in rejected if a.check)
+        failures = "; ".join(f"{a.path.name}: {a.check.verdict}" for a in rejected if a.check)
         raise SmokeError(
             f"{len(rejected)} of {len(artifacts)} artifacts failed the smoke test and are kept "
-            f"as {rejected[0].path.name}: {failures}"
+            f"under another name: {failures}"
         )
 
 
@@ -131,7 +132,7 @@ def _show_plan(work: "Work", as_json: bool) -> None:
     if as_json:
         emit_json({"name": work.base_name, "artifacts": [_plan_json(x) for x in work.layouts]})
         return
-    table = Table(title=f"Plan of {work.base_name}", title_justify="left")
+    table = Table(title=f"Plan of {escape(work.base_name)}", title_justify="left")
     table.add_column("tensor", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
     for layout in work.layouts:
@@ -147,7 +148,7 @@ def _show_plan(work: "Work", as_json: bool) -> None:
     for layout in work.layouts:
         for file in layout.files:
             bits = f"{layout.plan.bits_per_weight:.2f}"
-            files.add_row(file.name, f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
+            files.add_row(escape(file.name), f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
     console.print(files)
 
 
@@ -182,7 +183,7 @@ def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) ->
     if as_json:
         emit_json({"folder": str(folder), "artifacts": {a.layout.name: a.entry for a in artifacts}})
         return
-    table = Table(title=str(folder), title_justify="left")
+    table = Table(title=escape(str(folder)), title_justify="left")
     table.add_column("file", no_wrap=True)
     for heading in ("size", "bits per weight", "tokens/s"):
         table.add_column(heading, justify="right")
@@ -193,11 +194,12 @@ def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) ->
         verdict = outcome.get("verdict", "not run")
         colour = {"passed": "green", "not run": "yellow"}.get(verdict, "red")
         n_files = len(artifact.layout.files)
+        name = artifact.path.name if n_files == 1 else f"{artifact.layout.name}/ ({n_files} files)"
         table.add_row(
-            artifact.path.name if n_files == 1 else f"{artifact.layout.name}/ ({n_files} files)",
+            escape(name),
             format_size(artifact.layout.n_bytes),
             f"{artifact.layout.plan.bits_per_weight:.2f}",
             f"{speed:,.0f}" if speed else "",
-            f"[{colour}]{verdict}[/]" + ("" if artifact.fresh else " (was there already)"),
+            f"[{colour}]{escape(verdict)}[/]" + ("" if artifact.fresh else " (was there already)"),
         )
     console.print(table)

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated
 
 import typer
@@ -17,8 +19,23 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Build, inspect and smoke-test every quant of a large language model.",
 )
+
+
+def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with Ctrl-C as an error of ours: typer would end without a word."""
+
+    @wraps(command)
+    def run(*args: object, **options: object) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped.") from None
+
+    return run
+
+
 for command in (build.build, quants.quants, inspect.inspect, smoke.smoke, doctor.doctor):
-    app.command()(command)
+    app.command()(_stoppable(command))
 
 
 def _show_version(wanted: bool) -> None:
@@ -46,6 +63,3 @@ def main() -> None:
     except QuantkitError as error:
         fail(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        fail("Stopped.")
-        sys.exit(Interrupted.exit_code)

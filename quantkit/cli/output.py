@@ -35,7 +35,7 @@ def emit_json(document: Mapping[str, Any]) -> None:
 
 def note(text: str) -> None:
     """A remark on stderr."""
-    notes.print(escape(text))
+    notes.print(escape(text), soft_wrap=True)
 
 
 def fail(text: str) -> None:

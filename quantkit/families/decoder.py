@@ -134,10 +134,7 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
         return value
 
     def real(key: str) -> float:
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise CheckpointError(f"config.json says {key} = {value!r}; it must be above 0.")
-        return float(value)
+        return _above_zero(key, config.get(key))
 
     heads = whole("num_attention_heads")
     kv_heads = whole("num_key_value_heads", heads)
@@ -162,9 +159,7 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
         raise CheckpointError("config.json's rope_scaling must be an object or null.")
-    theta = scaling.get("rope_theta", config.get("rope_theta"))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
-        raise CheckpointError(f"config.json says rope_theta = {theta!r}; it must be above 0.")
+    theta = _above_zero("rope_theta", scaling.get("rope_theta", config.get("rope_theta")))
     rope_type = scaling.get("rope_type", scaling.get("type"))
     if rope_type is not None and str(rope_type).lower() not in ROPE_TYPES:
         raise CheckpointError(
@@ -184,7 +179,7 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
         vocab_size=whole("vocab_size"),
         max_position_embeddings=whole("max_position_embeddings"),
         rms_norm_eps=real("rms_norm_eps"),
-        rope=Rope(float(theta), {**scaling, "rope_type": rope_type} if rope_type else {}),
+        rope=Rope(theta, {**scaling, "rope_type": rope_type} if rope_type else {}),
         tie_word_embeddings=bool(config.get("tie_word_embeddings")),
         num_local_experts=experts,
         num_experts_per_tok=used,
@@ -194,32 +189,56 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
 def llama3_rope_factors(hparams: Hyperparameters) -> tuple[float, ...]:
     """Per-frequency divisors of Llama 3's rope scaling, float32; empty for any other scaling.
 
-    Source: "llama3" in transformers' ``modeling_rope_utils.py``; the arithmetic is in float32 as
-    in llama.cpp's converter, so that the same numbers end up in ``rope_freqs.weight``.
+    Source: "llama3" in transformers' ``modeling_rope_utils.py``. The arithmetic is the float32 of
+    llama.cpp's converter, where torch divides by multiplying with a reciprocal, so that the same
+    numbers end up in ``rope_freqs.weight``. Powers are rounded to the nearest float32; torch's own
+    are off by one in the last place here and there, depending on the CPU, but not for Llama 3.
+
+    Raises:
+        CheckpointError: a number of the scaling is not above 0, or its bounds are swapped.
+
     """
     import numpy as np
 
     scaling = hparams.rope.scaling
     if str(scaling.get("rope_type", "")).lower() != "llama3":
         return ()
+    factor, low, high, old_context = (
+        _above_zero(key, scaling.get(key, default))
+        for key, default in (
+            ("factor", 8.0),
+            ("low_freq_factor", 1.0),
+            ("high_freq_factor", 4.0),
+            ("original_max_position_embeddings", 8192),
+        )
+    )
+    if low >= high:
+        raise CheckpointError(
+            f"config.json says low_freq_factor = {low:g} and high_freq_factor = {high:g}; the high "
+            "one must be the larger."
+        )
     f32 = np.float32
     exponents = np.arange(0, hparams.head_dim, 2, dtype=f32) / f32(hparams.head_dim)
     freqs = f32(1.0) / np.power(hparams.rope.theta, exponents.astype(np.float64)).astype(f32)
-    factor = scaling.get("factor", 8.0)
-    low, high = scaling.get("low_freq_factor", 1.0), scaling.get("high_freq_factor", 4.0)
-    old_context = scaling.get("original_max_position_embeddings", 8192)
     factors = []
     for freq in freqs:
-        wavelength = f32(2 * math.pi) / freq
+        wavelength = f32(1.0) / freq * f32(2 * math.pi)
         if wavelength < old_context / high:
             factors.append(1.0)
         elif wavelength > old_context / low:
             factors.append(float(f32(factor)))
         else:
-            smooth = (f32(old_context) / wavelength - f32(low)) / f32(high - low)
+            smooth = (f32(1.0) / wavelength * f32(old_context) - f32(low)) / f32(high - low)
             blend = f32(1.0) / ((f32(1.0) - smooth) / f32(factor) + smooth)
             factors.append(float(blend))
     return tuple(factors)
+
+
+def _above_zero(key: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json says {key} = {value!r}; it must be above 0.")
+    return float(value)
 
 
 def _without_nulls(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,8 @@ _FALLBACK = {
     "Q6_K": "Q8_0",
 }
 _NEEDS_IMATRIX = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
+# Those whose kernels end the process without one, whatever the tensor.
+_KERNEL_NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -74,7 +76,9 @@ def in_file_order(targets: Iterable[Target]) -> list[Target]:
 
 
 def needs_imatrix(target: Target, chosen: Encoding, quant: Quant) -> bool:
-    """Whether llama-quantize refuses to write this tensor without an importance matrix."""
+    """Whether llama-quantize refuses or fails to write this tensor without an importance matrix."""
+    if chosen.name in _KERNEL_NEEDS_IMATRIX:
+        return True
     if target.role in ("token_embd", "output"):
         return False
     return chosen.name in _NEEDS_IMATRIX or (chosen.name == "Q2_K" and quant.name == "q2_k_s")

@@ -15,6 +15,8 @@ from quantkit.plan.quants import Quant
 # Buffers that old checkpoints carry and no model needs; the converter skips them too.
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 _MOST_NAMED = 3
+# Formats that ggml computes with and no kernel writes.
+_NEVER_STORED = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +104,12 @@ def parse_override(text: str) -> Override:
     As in llama-quantize, the pattern is lowered and searched for anywhere in the name.
 
     Raises:
-        PlanError: it has not that form, or names no encoding.
+        PlanError: it has not that form, or names no encoding for weights.
 
     """
     pattern, equals, kind = text.rpartition("=")
     chosen = encodings().get(kind.upper())
-    if not equals or not pattern or chosen is None:
+    if not equals or not pattern or chosen is None or chosen.name in _NEVER_STORED:
         raise PlanError(f"--tensor-type {text!r} must be PATTERN=TYPE, for example attn_v=q8_0.")
     try:
         return Override(re.compile(pattern.lower()), chosen)

@@ -5,13 +5,14 @@ card, ``config.json`` and the folder's name; the hyperparameters follow ``conver
 ``conversion/llama.py``; the vocabulary is ``checkpoint.tokenizer``'s.
 """
 
+import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint.folder import Checkpoint, read_json
+from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.tokenizer import add_tokenizer
 from quantkit.core.errors import CheckpointError
 from quantkit.families.model import Hyperparameters, Model
@@ -57,11 +58,13 @@ def describe_checkpoint(
     from gguf import GGUFWriter, naming_convention
 
     writer = GGUFWriter(path=None, arch=model.arch)
-    general = _general(checkpoint.path, model, name)
     writer.add_type("model")
-    general.set_gguf_meta_model(writer)
+    general = _add_general(writer, checkpoint.path, model, name)
     add_hyperparameters(writer, model.hparams)
     add_tokenizer(writer, checkpoint.path, checkpoint.config)
+    entries = tuple(
+        _pack_checked(checkpoint.path, key, entry) for key, entry in writer.kv_data[0].items()
+    )
     base_name = name or naming_convention(
         general.name,
         general.basename,
@@ -70,8 +73,7 @@ def describe_checkpoint(
         general.size_label,
         output_type=None,
     )
-    entries = (KeyValue(key, pack(key, value)) for key, value in writer.kv_data[0].items())
-    return ModelMetadata(base_name.strip().replace(" ", "-").replace("/", "-"), tuple(entries))
+    return ModelMetadata(base_name.strip().replace(" ", "-").replace("/", "-"), entries)
 
 
 def add_hyperparameters(writer: "GGUFWriter", hparams: Hyperparameters) -> None:
@@ -123,7 +125,8 @@ def _add_rope_scaling(writer: "GGUFWriter", scaling: Mapping[str, Any]) -> None:
             add(value)
 
 
-def _general(folder: Path, model: Model, name: str | None) -> "Metadata":
+def _add_general(writer: "GGUFWriter", folder: Path, model: Model, name: str | None) -> "Metadata":
+    """Add the ``general`` keys, as gguf-py finds them, and return them."""
     import gguf
     import yaml
 
@@ -131,20 +134,21 @@ def _general(folder: Path, model: Model, name: str | None) -> "Metadata":
     folder = folder.resolve()
     try:
         general = gguf.Metadata.load(None, folder, name, total)
+        # gguf-py 0.19.0 does not know the Hub's usual name for this sampling setting yet.
+        if general.sampling_penalty_repeat is None:
+            generation = gguf.Metadata.load_generation_config(folder)
+            general.sampling_penalty_repeat = generation.get("repetition_penalty")
+        if general.name is None:
+            general.name = folder.name
+        if general.size_label is None:
+            general.size_label = gguf.size_label(total, shared, expert, n_experts)
+        general.set_gguf_meta_model(writer)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"The model card or generation_config.json in {folder} cannot be read ({reason}); "
             "mend or remove it."
         ) from None
-    # gguf-py 0.19.0 does not know the Hub's usual name for this sampling setting yet.
-    generation = folder / "generation_config.json"
-    if general.sampling_penalty_repeat is None and generation.is_file():
-        general.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
-    if general.name is None:
-        general.name = folder.name
-    if general.size_label is None:
-        general.size_label = gguf.size_label(total, shared, expert, n_experts)
     return general
 
 
@@ -157,8 +161,24 @@ def count_parameters(model: Model) -> tuple[int, int, int, int]:
     return total, total - in_experts, one_expert, experts[0].shape[0] if experts else 0
 
 
+def _pack_checked(folder: Path, key: str, entry: "GGUFValue") -> KeyValue:
+    try:
+        return KeyValue(key, pack(key, entry))
+    except (TypeError, ValueError, OverflowError, struct.error):
+        raise CheckpointError(
+            f"{folder} gives {key} as {reprlib.repr(entry.value)}, which GGUF cannot hold as "
+            f"{entry.type.name}; correct it in the model card, config.json or "
+            "generation_config.json."
+        ) from None
+
+
 def pack(key: str, entry: "GGUFValue") -> bytes:
-    """A metadata entry as bytes: key, type, value, little-endian."""
+    """A metadata entry as bytes: key, type, value, little-endian.
+
+    Raises:
+        TypeError, ValueError, OverflowError, struct.error: the value is not of its type.
+
+    """
     from gguf import GGUFValueType
 
     if entry.type != GGUFValueType.ARRAY:
@@ -196,5 +216,7 @@ def _scalar(kind: Any, value: Any) -> bytes:
 
 
 def _string(text: str | bytes) -> bytes:
-    data = text.encode("utf-8") if isinstance(text, str) else bytes(text)
+    data = text.encode("utf-8") if isinstance(text, str) else text
+    if not isinstance(data, bytes | bytearray):
+        raise TypeError(f"{text!r} is not a text")  # bytes(2) would be two zeros
     return struct.pack("<Q", len(data)) + data

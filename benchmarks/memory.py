@@ -1,0 +1,84 @@
+"""Peak memory of building all quants at once, at the true width of Mixtral-8x22B.
+
+``python benchmarks/memory.py --layers 1 2`` builds ``gguf-all`` from random checkpoints of one and
+of two layers. The status is 1 if a peak exceeds 1.5 GiB or if more layers take more memory.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from quantkit.core.units import format_size
+from quantkit.verify.machine import usable_cores
+from tests.large_checkpoints import large_checkpoint
+from tests.measured import Cost, measure
+
+MIXTRAL_8X22B: dict[str, Any] = {
+    "hidden_size": 6144,
+    "intermediate_size": 16384,
+    "num_attention_heads": 48,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
+LIMIT = 1536 * 2**20
+# Between layers only tables grow; threads that meet differently move the peak by about a slab.
+MOST_GROWTH = 64 * 2**20
+console = Console(highlight=False)
+
+
+def main() -> int:
+    options = parse_options()
+    costs = {}
+    for layers in options.layers:
+        with TemporaryDirectory(prefix="quantkit-memory-", dir=options.folder) as folder:
+            costs[layers] = build(Path(folder), layers, options)
+    console.print(cost_table(costs))
+    if options.json:
+        figures = {n: [cost.peak_memory, cost.wall_seconds] for n, cost in costs.items()}
+        options.json.write_text(json.dumps(figures, indent=2))
+    peaks = [cost.peak_memory for cost in costs.values()]
+    return 0 if max(peaks) < LIMIT and max(peaks) - peaks[0] < MOST_GROWTH else 1
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--quants", nargs="+", default=["gguf-all"])
+    parser.add_argument("--jobs", type=int, default=usable_cores())
+    parser.add_argument("--max-memory", default="1GiB")
+    parser.add_argument("--folder", help="work on this disk; two layers take 37 GB")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser.parse_args()
+
+
+def build(folder: Path, layers: int, options: argparse.Namespace) -> Cost:
+    console.print(f"Writing a checkpoint of {layers} layers")
+    checkpoint = large_checkpoint(folder / "checkpoint", num_hidden_layers=layers, **MIXTRAL_8X22B)
+    console.print("Building")
+    quants = [word for quant in options.quants for word in ("-q", quant)]
+    limits = ["--jobs", str(options.jobs), "--max-memory", options.max_memory]
+    command = [sys.executable, "-m", "quantkit", "build", checkpoint, *quants, *limits]
+    return measure([*command, "-o", folder / "out", "--no-smoke"], folder)
+
+
+def cost_table(costs: dict[int, Cost]) -> Table:
+    table = Table()
+    for heading in ("layers", "peak memory", "peak disk, source included", "wall"):
+        table.add_column(heading, justify="right")
+    for layers, cost in costs.items():
+        memory = f"{cost.peak_memory / 2**20:.0f} MiB"
+        disk, wall = format_size(cost.peak_disk), f"{cost.wall_seconds:.0f} s"
+        table.add_row(str(layers), memory, disk, wall)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Builds as tests want them: of small models, in many small slabs, in processes that may die."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.build import engine
+from quantkit.build.engine import Artifact
+from quantkit.build.units import UNIT_ELEMENTS
+from quantkit.build.work import Work, prepare
+from quantkit.encodings.encoding import Encoding
+from quantkit.plan.quants import find_quants
+
+GIB = 2**30
+
+# Children are forked from a server that has imported the engine already, so that a test can
+# afford hundreds of them.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__, "gguf", "sentencepiece"])
+
+# The steps of a build: whatever changes a file or the folder.
+_STEPS = (
+    "ftruncate",
+    "pwrite",
+    "fdatasync",
+    "fsync",
+    "rename",
+    "replace",
+    "unlink",
+    "mkdir",
+)
+
+
+def build(checkpoint: Path, out: Path, *quants: str, **options: Any) -> list[Artifact]:
+    """Build some quants with one call; options are those of ``engine.build``."""
+    return build_work(prepare(checkpoint, find_quants(quants)), out, **options)
+
+
+def build_work(work: Work, out: Path, **options: Any) -> list[Artifact]:
+    return engine.build(work, out, **{"jobs": 2, "max_memory": GIB, **options})
+
+
+def small_slabs(elements: int, commit_seconds: float = 0.0) -> ExitStack:
+    """Slabs of so many elements, journaled so often, inside the ``with`` block."""
+    stack = ExitStack()
+    stack.enter_context(patch("quantkit.build.units.UNIT_ELEMENTS", elements))
+    stack.enter_context(patch("quantkit.build.engine.UNIT_ELEMENTS", elements))
+    stack.enter_context(patch("quantkit.build.engine._COMMIT_SECONDS", commit_seconds))
+    return stack
+
+
+def counting_encodes(work: Work, count: Callable[[], None]) -> Work:
+    """The same work, with ``count`` called each time that a slab is encoded for a block format."""
+
+    def encode(
+        rows: NDArray[np.float32], encoding: Encoding, importance: NDArray[np.float32] | None
+    ) -> NDArray[np.uint8]:
+        count()
+        return work.kernel.encode(rows, encoding, importance)
+
+    return replace(work, kernel=replace(work.kernel, encode=encode))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A build in a process of its own; ``die_at`` is the step (see ``_STEPS``) it does not take."""
+
+    checkpoint: Path
+    out: Path
+    quants: tuple[str, ...]
+    slab: int = UNIT_ELEMENTS
+    commit_seconds: float = 1e9
+    jobs: int = 2
+    shard_size: int | None = None
+    die_at: int | None = None
+
+
+def start(job: Job) -> tuple[ForkServerProcess, Callable[[], int]]:
+    """The running process, and how many slabs it has encoded so far."""
+    encodes = PROCESSES.Value("l", 0)
+    process = PROCESSES.Process(target=_run, args=(job, encodes))
+    process.start()
+    return process, lambda: int(encodes.value)
+
+
+def run(job: Job) -> int:
+    """Let a build finish, in a process of its own; how many slabs it encoded."""
+    process, encodes = start(job)
+    process.join()
+    assert process.exitcode == 0
+    return encodes()
+
+
+def _run(job: Job, encodes: Any) -> None:
+    def count() -> None:
+        with encodes.get_lock():
+            encodes.value += 1
+
+    work = prepare(job.checkpoint, find_quants(job.quants), shard_size=job.shard_size)
+    with small_slabs(job.slab, job.commit_seconds), at_step(job.die_at, _die):
+        build_work(counting_encodes(work, count), job.out, jobs=job.jobs)
+
+
+def at_step(number: int | None, act: Callable[[str, tuple[Any, ...]], None]) -> ExitStack:
+    """Call ``act`` with the name and arguments of the given step, before it is taken."""
+    stack = ExitStack()
+    done = 0
+
+    def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **options: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done - 1 == number:
+                act(name, args)
+            return real(*args, **options)
+
+        return step
+
+    for name in _STEPS:
+        stack.enter_context(patch(f"os.{name}", counting(name, getattr(os, name))))
+    return stack
+
+
+def _die(name: str, args: tuple[Any, ...]) -> None:
+    if name == "pwrite":  # in the middle of it
+        fd, data, offset = args
+        os.pwrite(fd, data[: len(data) // 2], offset)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def artifacts_in(folder: Path) -> dict[str, str]:
+    """The sha256 of every file under a final name, by path in the folder."""
+    files = [file for file in folder.rglob("*.gguf") if file.is_file()]
+    names = {file.relative_to(folder): file for file in files}
+    final = {n: f for n, f in names.items() if not any("." in part for part in n.parts[:-1])}
+    return {str(name): sha256_of(file) for name, file in sorted(final.items())}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    artifacts: dict[str, Any] = json.loads((folder / "quantkit.json").read_text())["artifacts"]
+    return artifacts
+
+
+def check_manifest(folder: Path, names: Iterable[str]) -> None:
+    """The manifest lists exactly these artifacts, and their files are as it says."""
+    artifacts = manifest_of(folder)
+    assert sorted(artifacts) == sorted(names)
+    for entry in artifacts.values():
+        for file in entry["files"]:
+            path = folder / file["name"]
+            assert path.stat().st_size == file["bytes"]
+            assert sha256_of(path) == file["sha256"]

@@ -1,0 +1,88 @@
+"""A checkpoint, the same as llama.cpp's converter turns it into GGUF, and quants of either."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.build.engine import build
+from quantkit.build.work import prepare
+from quantkit.plan.quants import all_quants, find_quants
+from tests import native_tools
+from tests.parity.cases import Case
+
+# Quants that llama-quantize refuses to make of ordinary rows without an importance matrix.
+NEED_IMATRIX = (
+    "iq3_xs",
+    "iq3_xxs",
+    "q2_k_s",
+    "iq2_m",
+    "iq2_s",
+    "iq2_xs",
+    "iq2_xxs",
+    "iq1_m",
+    "iq1_s",
+)
+ALL_QUANTS = tuple(all_quants())
+PLAIN_QUANTS = tuple(name for name in ALL_QUANTS if name not in NEED_IMATRIX)
+
+# The converter's own main, once for each job: most of its time goes into importing torch.
+CONVERT = """
+import json, runpy, sys, traceback
+from pathlib import Path
+converter, jobs = sys.argv[1:]
+sys.path.insert(0, str(Path(converter).parent))
+for folder, out, outtype in json.loads(Path(jobs).read_text()):
+    sys.argv = [converter, folder, "--outfile", out, "--outtype", outtype]
+    try:
+        runpy.run_path(converter, run_name="__main__")
+    except (Exception, SystemExit):
+        Path(out).unlink(missing_ok=True)
+        Path(out + ".failed").write_text(traceback.format_exc())
+Path(jobs + ".done").touch()
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint folder, and its weights in the converter's GGUF."""
+
+    checkpoint: Path
+    converted: Path
+
+    def require(self) -> None:
+        """Fail with what the converter said if it failed."""
+        failed = Path(f"{self.converted}.failed")
+        assert not failed.exists(), failed.read_text()
+
+    def build(self, quants: Iterable[str], out: Path, **settings: Any) -> dict[str, Path]:
+        """Build quants with quantkit, all in one pass; the first file of each."""
+        self.require()
+        work = prepare(self.checkpoint, find_quants(quants), **settings)
+        artifacts = build(work, out, jobs=2, max_memory=2**30)
+        return {artifact.layout.plan.quant.name: artifact.path for artifact in artifacts}
+
+
+def convert(base: Path, cases: Mapping[str, Case]) -> dict[str, Source]:
+    """Write the checkpoints of cases below a folder and convert each."""
+    sources, jobs = {}, []
+    for name, case in cases.items():
+        checkpoint = readable = base / "checkpoints" / name
+        checkpoint.parent.mkdir(exist_ok=True)
+        case.write(checkpoint)
+        if case.write_readable is not None:
+            # In a folder of the same name, because names of models come from those of folders.
+            readable = base / "readable" / name
+            readable.parent.mkdir(exist_ok=True)
+            case.write_readable(readable)
+        sources[name] = Source(checkpoint, base / f"{name}.gguf")
+        jobs.append([str(readable), str(sources[name].converted), case.outtype])
+    script, listing = base / "convert.py", base / "jobs.json"
+    script.write_text(CONVERT)
+    listing.write_text(json.dumps(jobs))
+    native_tools.run(
+        [native_tools.PYTHON, script, native_tools.CONVERTER, listing],
+        makes=Path(f"{listing}.done"),
+    )
+    return sources

@@ -1,0 +1,88 @@
+"""The type of every tensor of large models, against ``llama-quantize --dry-run``.
+
+No weights are needed for that: a sparse file with a real header is enough.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit.families.model import Model
+from quantkit.formats.gguf.layout import lay_out
+from quantkit.formats.gguf.metadata import KeyValue, ModelMetadata, add_hyperparameters, pack
+from quantkit.plan.plan import outline_plan
+from quantkit.plan.quants import all_quants
+from tests import native_tools
+from tests.plan.large_models import LARGE_MODELS
+
+pytestmark = pytest.mark.native
+
+TENSOR = re.compile(
+    r"^\[ *\d+/ *\d+\] (?P<name>\S+) .* type = *(?P<before>\w+), "
+    r"size = .*MiB(?: \((?P<after>\w+)\))?$",
+    re.MULTILINE,
+)
+TOTAL = re.compile(r"quant size *= *(\S+) MiB")
+
+
+@pytest.fixture(scope="module")
+def headers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bf16 GGUF of each model, at its full size of up to 281 GB, without its weights."""
+    base = tmp_path_factory.mktemp("headers")
+    return {name: write_header(base, name, model) for name, model in LARGE_MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def any_imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An importance matrix of nothing: a dry run asks only whether there is one."""
+    from gguf import GGUFWriter
+
+    path = tmp_path_factory.mktemp("imatrix") / "any.gguf"
+    writer = GGUFWriter(path, "imatrix")
+    writer.add_array("imatrix.datasets", ["text"])
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for part, values in (("in_sum2", np.ones((1, 32), np.float32)), ("counts", np.ones((1, 1)))):
+        writer.add_tensor(f"nothing.{part}", values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("has_imatrix", [False, True], ids=["plain", "imatrix"])
+@pytest.mark.parametrize("quant", all_quants())
+@pytest.mark.parametrize("name", LARGE_MODELS)
+def test_every_type_is_llama_quantizes(
+    headers: dict[str, Path], any_imatrix: Path, name: str, quant: str, has_imatrix: bool
+) -> None:
+    options = ["--imatrix", str(any_imatrix)] if has_imatrix else []
+    tool = native_tools.tool("llama-quantize")
+    output = native_tools.run([tool, "--dry-run", *options, headers[name], quant])
+
+    plan = outline_plan(LARGE_MODELS[name], all_quants()[quant], has_imatrix)
+
+    found = [
+        (match["name"], (match["after"] or match["before"]).upper())
+        for match in TENSOR.finditer(output)
+    ]
+    assert found == [(tensor.target.name, tensor.encoding.name) for tensor in plan.tensors]
+    assert TOTAL.findall(output) == [f"{plan.n_bytes / 2**20:.2f}"]
+
+
+def write_header(folder: Path, name: str, model: Model) -> Path:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path=None, arch=model.arch)
+    add_hyperparameters(writer, model.hparams)
+    entries = tuple(KeyValue(key, pack(key, value)) for key, value in writer.kv_data[0].items())
+    plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
+    (file,) = lay_out(plan, ModelMetadata(name, entries)).files
+    path = folder / file.name
+    with path.open("wb") as stream:
+        stream.write(file.header)
+        stream.truncate(file.n_bytes)
+    return path

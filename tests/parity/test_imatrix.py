@@ -1,0 +1,135 @@
+"""Whole files made with importance matrices of ``llama-imatrix``, in both of its formats."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from quantkit.checkpoint.imatrix import load_imatrix
+from quantkit.core.errors import ImatrixError
+from tests import native_tools
+from tests.imatrix_writer import legacy_imatrix, write_gguf_imatrix
+from tests.parity.both_ways import ALL_QUANTS, PLAIN_QUANTS, Source, convert
+from tests.parity.cases import Case, random, trained
+from tests.parity.compare import assert_same_file
+
+pytestmark = pytest.mark.native
+
+CASES: dict[str, Case] = {
+    "tiny-mixtral": trained("tiny-mixtral"),
+    "tiny-mistral": trained("tiny-mistral"),
+    "mixtral": random("mixtral", num_hidden_layers=1, intermediate_size=256),
+    "llama": random("llama", num_hidden_layers=8, num_attention_heads=8, intermediate_size=256),
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    return convert(tmp_path_factory.mktemp("imatrix"), CASES)
+
+
+def make_imatrix(source: Source, out: Path) -> Path:
+    """What llama-imatrix makes of a model and some text, in the format of the suffix."""
+    source.require()
+    text = out.with_suffix(".txt")
+    text.write_text("\n".join(topics[name] for name in ("assignment", "class", "types")))
+    fmt: Literal["gguf", "dat"] = "gguf" if out.suffix == ".gguf" else "dat"
+    native_tools.imatrix(source.converted, text, out, fmt=fmt, chunks=4, context=128)
+    return out
+
+
+def compare(source: Source, imatrix: Path, quants: Iterable[str], folder: Path) -> None:
+    """Build quants with an importance matrix both ways and compare them."""
+    built = source.build(quants, folder / "ours", imatrix_file=imatrix)
+
+    def quantize(quant: str) -> Path:
+        theirs = folder / f"theirs-{quant}.gguf"
+        native_tools.quantize(source.converted, theirs, quant, imatrix=imatrix, threads=1)
+        return theirs
+
+    # Two at a time: for the smallest quants, llama-quantize spends seconds on tables, on one core.
+    with ThreadPoolExecutor(2) as pool:
+        for quant, theirs in zip(built, pool.map(quantize, built), strict=True):
+            assert_same_file(built[quant], theirs)
+            theirs.unlink()
+            built[quant].unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "quants"),
+    [
+        ("tiny-mixtral", "gguf", ALL_QUANTS),
+        ("tiny-mixtral", "dat", ["q4_k_m", "q4_0", "iq3_s", "q2_k_s"]),
+        ("tiny-mistral", "dat", ALL_QUANTS),
+        ("tiny-mistral", "gguf", PLAIN_QUANTS),
+        ("llama", "dat", PLAIN_QUANTS),
+    ],
+)
+def test_every_byte_is_llama_quantizes(
+    sources: dict[str, Source], name: str, suffix: str, quants: list[str], tmp_path: Path
+) -> None:
+    imatrix = make_imatrix(sources[name], tmp_path / f"imatrix.{suffix}")
+    compare(sources[name], imatrix, quants, tmp_path)
+
+
+def test_an_expert_that_no_token_reached(sources: dict[str, Source], tmp_path: Path) -> None:
+    """Its count is 0, and all of its columns then matter the same."""
+    from gguf import GGUFReader
+
+    imatrix = make_imatrix(sources["mixtral"], tmp_path / "imatrix.gguf")
+    for tensor in GGUFReader(imatrix, "r+").tensors:
+        if "_exps" in tensor.name:
+            tensor.data.reshape(8, -1)[3] = 0
+    entry = load_imatrix(imatrix).entries["blk.0.ffn_up_exps.weight"].reshape(8, 256)
+    assert (entry[3] == 1).all()
+    assert not (entry[2] == 1).any()
+    compare(sources["mixtral"], imatrix, [*PLAIN_QUANTS, "iq3_xxs"], tmp_path)
+
+
+def test_an_odd_imatrix(sources: dict[str, Source], tmp_path: Path) -> None:
+    """One for the output too, of a wrong size for the embeddings, and without some tensors.
+
+    Its path and that of its text are longer than the 127 bytes that llama-quantize keeps of them,
+    and the cut goes through the two bytes of a letter.
+    """
+    from gguf import GGUFReader
+
+    rng = np.random.default_rng(5)
+    ones = np.ones((1, 1), np.float32)
+    entries = {
+        tensor.name: (rng.random((1, 256), np.float32) * 100, 37 * ones)
+        for tensor in GGUFReader(sources["llama"].converted).tensors
+        if len(tensor.shape) > 1 and "ffn_up" not in tensor.name and ".3." not in tensor.name
+    }
+    assert "output.weight" in entries
+    entries["token_embd.weight"] = (np.ones((1, 7), np.float32), ones)
+    before = len(str(tmp_path)) + 1
+    folder = tmp_path / ("-" * (before % 2) + "\u00e9" * 60)
+    folder.mkdir()
+    imatrix, text = folder / "imatrix.gguf", "\u00e9" * 70
+    for long in (str(imatrix), text):
+        assert "\ufffd" in long.encode()[:127].decode(errors="replace")
+    write_gguf_imatrix(imatrix, entries, datasets=[text, "another"], chunk_count=0)
+    compare(sources["llama"], imatrix, PLAIN_QUANTS, tmp_path)
+
+
+def test_an_imatrix_without_its_text(sources: dict[str, Source], tmp_path: Path) -> None:
+    values = np.full(256, 2, np.float32)
+    imatrix = tmp_path / "imatrix.dat"
+    imatrix.write_bytes(legacy_imatrix({"blk.0.ffn_up.weight": (values, 0)}, ending=b""))
+    compare(sources["llama"], imatrix, ["f16", "q4_0", "q4_k_m"], tmp_path)
+
+
+def test_an_imatrix_of_another_model_is_refused_by_both(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    imatrix = make_imatrix(sources["llama"], tmp_path / "imatrix.gguf")
+    source = sources["tiny-mistral"]  # its feed-forward part is wider
+    with pytest.raises(native_tools.ToolError, match=r"imatrix size 256 is different from .* 512"):
+        native_tools.quantize(source.converted, tmp_path / "x.gguf", "q4_0", imatrix=imatrix)
+    with pytest.raises(ImatrixError, match=r"256 values .* needs 512: .* for another model"):
+        source.build(["q4_0"], tmp_path / "ours", imatrix_file=imatrix)
