@@ -61,6 +61,6 @@ def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
             chosen.update(quant.name for quant in quants.values() if group in quant.groups)
         else:
             near = difflib.get_close_matches(key, [*quants, *_ALIASES, *groups], n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "see: quantkit quants"
+            hint = f"did you mean {near[0]}?" if near else "quantkit quants lists them."
             raise UnknownQuantError(f"There is no quant {name!r}; {hint}")
     return tuple(quant for quant in quants.values() if quant.name in chosen)
