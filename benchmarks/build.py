@@ -24,7 +24,7 @@ from rich.table import Table
 from quantkit.core.units import format_size
 from quantkit.verify.machine import cpu_name, usable_cores
 from tests.large_checkpoints import large_checkpoint
-from tests.measured import Cost, measure
+from tests.measured import Cost, measure, unwind_on_sigterm
 
 HERE = Path(__file__).resolve().parent
 QUANTS = ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q8_0")
@@ -48,6 +48,7 @@ class Run:
 
 def main() -> int:
     options = parse_options()
+    unwind_on_sigterm()
     # Every process below inherits this: neither contestant can use more cores than the other.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     with working_folder(options.folder) as folder:

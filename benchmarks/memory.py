@@ -17,7 +17,7 @@ from rich.table import Table
 from quantkit.core.units import format_size
 from quantkit.verify.machine import usable_cores
 from tests.large_checkpoints import large_checkpoint
-from tests.measured import Cost, measure
+from tests.measured import Cost, measure, unwind_on_sigterm
 
 MIXTRAL_8X22B: dict[str, Any] = {
     "hidden_size": 6144,
@@ -34,6 +34,7 @@ console = Console(highlight=False)
 
 def main() -> int:
     options = parse_options()
+    unwind_on_sigterm()
     costs = {}
     for layers in options.layers:
         with TemporaryDirectory(prefix="quantkit-memory-", dir=options.folder) as folder:

@@ -76,6 +76,11 @@ def measure(command: Sequence[str | Path], folder: Path | None = None) -> Cost:
         return Cost(**json.load(report), peak_disk=peak_disk, output=output.read())
 
 
+def unwind_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that no command or folder outlives it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def disk_use(folder: Path) -> int:
     """Bytes that a folder's files take up on the disk; holes in files count nothing."""
     total = 0

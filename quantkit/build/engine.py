@@ -37,6 +37,9 @@ from quantkit.formats.gguf.layout import Layout
 # Per unit in flight: the source bytes, their float32 copy, and the largest encoding of them (F32).
 UNIT_MEMORY = UNIT_ELEMENTS * 3 * 4
 _COMMIT_SECONDS = 5.0
+# Scales have 16 bits, so no block format holds more than 3e8. Near 1e15 some of ggml's kernels sum
+# squares beyond float32, and then write zeros or abort the process.
+_LARGEST_WEIGHT = 1e9
 _SIDE_FILES = 2**20  # bytes of disk that the journal and the manifest may need
 _READ_BACK = 8 * 2**20
 
@@ -271,12 +274,15 @@ class _Run:
         if self._work.imatrix is not None and any(kind.is_block for kind in wanted):
             columns = self._work.imatrix.columns_of(target)
         importance = None if columns is None else columns[unit.matrix]
+        peak = max(rows.max(), -rows.min())
         crcs = [0] * len(self._artifacts)
         for kind, numbers in wanted.items():
+            if kind.is_block and peak > _LARGEST_WEIGHT:
+                raise self._too_large(unit, kind)
             try:
                 data = self._work.kernel.encode(rows, kind, importance).reshape(-1).data
-            except OverflowError as error:
-                raise WeightsError(f"{self._name(unit)}: {error}; choose f32 or bf16.") from None
+            except OverflowError:
+                raise self._too_large(unit, kind) from None
             crc = zlib.crc32(data)
             for number in numbers:
                 self._artifacts[number].write(unit.target, unit.row, data)
@@ -303,6 +309,12 @@ class _Run:
             row_bytes = FLOAT_BYTES[dtype] if is_bias else unit.source.row_bytes
             raw = interleave_heads(raw, head_dim, row_bytes)
         return widen(raw, dtype).reshape(unit.rows, target.columns)
+
+    def _too_large(self, unit: Unit, kind: Encoding) -> WeightsError:
+        return WeightsError(
+            f"{self._name(unit)} has weights that are too large for {kind.name}; choose f32 or "
+            "bf16."
+        )
 
     def _name(self, unit: Unit) -> str:
         assert unit.source is not None  # noqa: S101 - computed values are finite and small

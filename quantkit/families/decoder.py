@@ -124,7 +124,9 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
     """
 
     def whole(key: str, default: int | None = None) -> int:
-        value = config.get(key, default)
+        value = config.get(key)
+        if value is None:
+            value = default
         if value is None:
             raise CheckpointError(f"config.json has no {key}; copy it from the original model.")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -242,5 +244,9 @@ def _above_zero(key: str, value: Any) -> float:
 
 
 def _without_nulls(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The config, less nulls for which there is a default (transformers reads them so)."""
-    return {k: v for k, v in config.items() if v is not None or k not in defaults}
+    """The config, less nulls for which there is a default.
+
+    As in transformers, null key-value heads are not silence: they are one per attention head.
+    """
+    telling = {"num_key_value_heads"}
+    return {k: v for k, v in config.items() if v is not None or k not in defaults or k in telling}

@@ -167,6 +167,27 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, dtype: str, value
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", [1e10, -1e18, 3e38])
+@pytest.mark.parametrize("quant", ["q4_0", "q3_k_m", "iq4_xs", "iq3_s"])
+def test_weights_too_large_for_their_encoding_are_named(
+    tmp_path: Path, quant: str, value: float
+) -> None:
+    """Left to themselves, some of ggml's kernels abort the process here, and others write zeros."""
+    config = config_of("mistral", num_hidden_layers=1, tie_word_embeddings=True)
+    tensors: dict[str, Any] = dict(random_tensors(config, "F32"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name][3, 5] = value
+    write_checkpoint(tmp_path / "model", tensors, config)
+    write_tokenizer(tmp_path / "model")
+    out = tmp_path / "out"
+    wish = ("build", tmp_path / "model", "-o", out, "--no-smoke", "-q")
+    sentence = refusal(quantkit(*wish, quant))
+    assert f"{name} in {tmp_path / 'model' / 'model.safetensors'} has weights" in sentence
+    assert "choose f32 or bf16" in sentence
+    assert list(out.iterdir()) == []
+    assert quantkit(*wish, "bf16").code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [

@@ -1,16 +1,19 @@
 """A checkpoint, the same as llama.cpp's converter turns it into GGUF, and quants of either."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
+from quantkit.plan.plan import parse_override
 from quantkit.plan.quants import all_quants, find_quants
 from tests import native_tools
 from tests.parity.cases import Case
+from tests.parity.compare import differences
 
 # Quants that llama-quantize refuses to make of ordinary rows without an importance matrix.
 NEED_IMATRIX = (
@@ -55,6 +58,40 @@ class Source:
         """Fail with what the converter said if it failed."""
         failed = Path(f"{self.converted}.failed")
         assert not failed.exists(), failed.read_text()
+
+    def compare(
+        self,
+        quants: Iterable[str],
+        folder: Path,
+        *,
+        imatrix: Path | None = None,
+        tensor_types: Sequence[str] = (),
+    ) -> None:
+        """Build quants with quantkit and with llama-quantize and compare them byte for byte."""
+        overrides = [parse_override(text) for text in tensor_types]
+        built = self.build(quants, folder / "ours", imatrix_file=imatrix, overrides=overrides)
+
+        def quantize(quant: str) -> Path:
+            theirs = folder / f"theirs-{quant}.gguf"
+            native_tools.quantize(
+                self.converted,
+                theirs,
+                quant,
+                imatrix=imatrix,
+                tensor_types=tensor_types,
+                threads=1,
+            )
+            return theirs
+
+        wrong = []
+        # Two at a time: llama-quantize spends much of its time in loading and on tables.
+        with ThreadPoolExecutor(2) as pool:
+            for quant, theirs in zip(built, pool.map(quantize, built), strict=True):
+                if built[quant].read_bytes() != theirs.read_bytes():
+                    wrong += [f"{quant} differs:", *differences(built[quant], theirs)]
+                theirs.unlink()
+                built[quant].unlink()
+        assert not wrong, "\n".join(wrong)
 
     def build(self, quants: Iterable[str], out: Path, **settings: Any) -> dict[str, Path]:
         """Build quants with quantkit, all in one pass; the first file of each."""

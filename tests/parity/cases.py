@@ -104,6 +104,21 @@ def mixtral_fused(folder: Path) -> None:
     write_tokenizer(folder)
 
 
+def null_heads(folder: Path) -> None:
+    """Says null for its key-value heads, of which it then has as many as others."""
+    random_checkpoint(
+        folder,
+        "mistral",
+        num_hidden_layers=1,
+        num_key_value_heads=4,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope_scaling={"type": "linear", "factor": 4.0},
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_key_value_heads": None}))
+
+
 def tied_with_head(folder: Path) -> None:
     """Ties its embeddings, and still carries an output matrix, which is another."""
     config = config_of("llama", num_hidden_layers=1)
@@ -191,10 +206,7 @@ CASES: dict[str, Case] = {
         "mistral", num_hidden_layers=32, num_attention_heads=8, num_key_value_heads=8, head_dim=8,
         intermediate_size=64, shards=4,
     ),
-    "mistral-wide-heads": random(
-        "mistral", num_hidden_layers=1, head_dim=128, rms_norm_eps=1e-6,
-        rope_scaling={"type": "linear", "factor": 4.0},
-    ),
+    "mistral-wide-heads": Case(null_heads),
     "mistral-f16": random(
         "mistral", "f16", num_key_value_heads=1, num_hidden_layers=3, shards=2,
         rope_scaling={

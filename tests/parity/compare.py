@@ -1,5 +1,6 @@
 """What to say when two GGUF files differ."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
+
+_SHOWN = 100
 
 
 def assert_same_file(ours: Path, theirs: Path) -> None:
@@ -16,27 +19,30 @@ def assert_same_file(ours: Path, theirs: Path) -> None:
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
-    """A line for each metadata key and tensor of two GGUF files that differs."""
+    """A line for each metadata key and each tensor that two different GGUF files disagree on."""
     from gguf import GGUFReader
 
-    readers = GGUFReader(ours), GGUFReader(theirs)
-    keys, tensors = (tuple(map(dict, pair)) for pair in zip(*map(_contents, readers), strict=True))
-    lines = [*_compare("key", *keys), *_compare("tensor", *tensors)]
-    if not lines:
-        lines.append("keys and tensors are the same: it is the padding, or what follows them")
-    return lines
+    (our_keys, our_tensors), (their_keys, their_tensors) = (
+        _contents(GGUFReader(path)) for path in (ours, theirs)
+    )
+    lines = [
+        *_compare("key", our_keys, their_keys),
+        *_compare("tensor", our_tensors, their_tensors),
+    ]
+    return lines or ["every key and tensor is the same: it is the padding"]
 
 
 def _contents(reader: "GGUFReader") -> tuple[dict[str, str], dict[str, str]]:
-    """Descriptions of all keys and of all tensors; they are the same only if the bytes are."""
+    """A line for each key and for each tensor that tells all of its bits from others."""
     keys = {
-        name: f"{[kind.name for kind in field.types]} {_short(field.contents())} "
-        f"at {field.offset}, {_digest(b''.join(part.tobytes() for part in field.parts))}"
+        name: f"{' of '.join(kind.name for kind in field.types)} {_shown(field.contents())}, "
+        f"{_digest(b''.join(part.tobytes() for part in field.parts))}"
         for name, field in reader.fields.items()
+        if not name.startswith("GGUF.")  # the counts and the version at the start of the file
     }
     tensors = {
-        tensor.name: f"{tensor.tensor_type.name} {[int(n) for n in tensor.shape]} "
-        f"at {tensor.data_offset}, {_digest(np.asarray(tensor.data).tobytes())}"
+        tensor.name: f"{tensor.tensor_type.name} {tensor.shape.tolist()}, "
+        f"{_digest(np.asarray(tensor.data).tobytes())}"
         for tensor in reader.tensors
     }
     return keys, tensors
@@ -48,17 +54,15 @@ def _compare(what: str, ours: dict[str, str], theirs: dict[str, str]) -> list[st
         for name in {**theirs, **ours}
         if ours.get(name) != theirs.get(name)
     ]
-    if list(ours) != list(theirs) and set(ours) == set(theirs):
-        lines.append(f"{what}s in another order: ours {list(ours)}; theirs {list(theirs)}")
+    if not lines and list(ours) != list(theirs):
+        lines.append(f"{what}s are in another order: ours {list(ours)}; theirs {list(theirs)}")
     return lines
 
 
-def _short(value: Any) -> str:
+def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) < 100 else f"{text[:100]}... ({len(text)} characters)"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
 def _digest(data: bytes) -> str:
-    import hashlib
-
     return f"sha256 {hashlib.sha256(data).hexdigest()[:12]}"

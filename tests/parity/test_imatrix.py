@@ -1,7 +1,5 @@
 """Whole files made with importance matrices of ``llama-imatrix``, in both of its formats."""
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
@@ -15,7 +13,6 @@ from tests import native_tools
 from tests.imatrix_writer import legacy_imatrix, write_gguf_imatrix
 from tests.parity.both_ways import ALL_QUANTS, PLAIN_QUANTS, Source, convert
 from tests.parity.cases import Case, random, trained
-from tests.parity.compare import assert_same_file
 
 pytestmark = pytest.mark.native
 
@@ -42,38 +39,21 @@ def make_imatrix(source: Source, out: Path) -> Path:
     return out
 
 
-def compare(source: Source, imatrix: Path, quants: Iterable[str], folder: Path) -> None:
-    """Build quants with an importance matrix both ways and compare them."""
-    built = source.build(quants, folder / "ours", imatrix_file=imatrix)
-
-    def quantize(quant: str) -> Path:
-        theirs = folder / f"theirs-{quant}.gguf"
-        native_tools.quantize(source.converted, theirs, quant, imatrix=imatrix, threads=1)
-        return theirs
-
-    # Two at a time: for the smallest quants, llama-quantize spends seconds on tables, on one core.
-    with ThreadPoolExecutor(2) as pool:
-        for quant, theirs in zip(built, pool.map(quantize, built), strict=True):
-            assert_same_file(built[quant], theirs)
-            theirs.unlink()
-            built[quant].unlink()
-
-
 @pytest.mark.parametrize(
     ("name", "suffix", "quants"),
     [
-        ("tiny-mixtral", "gguf", ALL_QUANTS),
-        ("tiny-mixtral", "dat", ["q4_k_m", "q4_0", "iq3_s", "q2_k_s"]),
-        ("tiny-mistral", "dat", ALL_QUANTS),
+        ("tiny-mixtral", "gguf", ["q4_k_m", "q4_0", "iq4_xs", "iq3_s", "iq3_xxs"]),
+        ("tiny-mixtral", "dat", ["q4_k_s", "q5_0", "iq3_m", "q2_k_s"]),
         ("tiny-mistral", "gguf", PLAIN_QUANTS),
-        ("llama", "dat", PLAIN_QUANTS),
+        ("tiny-mistral", "dat", ALL_QUANTS),
+        ("llama", "dat", ["q4_0", "q5_0", "iq4_nl", "iq3_xs"]),
     ],
 )
 def test_every_byte_is_llama_quantizes(
     sources: dict[str, Source], name: str, suffix: str, quants: list[str], tmp_path: Path
 ) -> None:
     imatrix = make_imatrix(sources[name], tmp_path / f"imatrix.{suffix}")
-    compare(sources[name], imatrix, quants, tmp_path)
+    sources[name].compare(quants, tmp_path, imatrix=imatrix)
 
 
 def test_an_expert_that_no_token_reached(sources: dict[str, Source], tmp_path: Path) -> None:
@@ -87,7 +67,7 @@ def test_an_expert_that_no_token_reached(sources: dict[str, Source], tmp_path: P
     entry = load_imatrix(imatrix).entries["blk.0.ffn_up_exps.weight"].reshape(8, 256)
     assert (entry[3] == 1).all()
     assert not (entry[2] == 1).any()
-    compare(sources["mixtral"], imatrix, [*PLAIN_QUANTS, "iq3_xxs"], tmp_path)
+    sources["mixtral"].compare(ALL_QUANTS, tmp_path, imatrix=imatrix)
 
 
 def test_an_odd_imatrix(sources: dict[str, Source], tmp_path: Path) -> None:
@@ -114,14 +94,15 @@ def test_an_odd_imatrix(sources: dict[str, Source], tmp_path: Path) -> None:
     for long in (str(imatrix), text):
         assert "\ufffd" in long.encode()[:127].decode(errors="replace")
     write_gguf_imatrix(imatrix, entries, datasets=[text, "another"], chunk_count=0)
-    compare(sources["llama"], imatrix, PLAIN_QUANTS, tmp_path)
+    quants = ["bf16", "q8_0", "q6_k", "q4_k_m", "q4_0", "iq4_xs", "iq3_s", "q2_k"]
+    sources["llama"].compare(quants, tmp_path, imatrix=imatrix)
 
 
 def test_an_imatrix_without_its_text(sources: dict[str, Source], tmp_path: Path) -> None:
     values = np.full(256, 2, np.float32)
     imatrix = tmp_path / "imatrix.dat"
     imatrix.write_bytes(legacy_imatrix({"blk.0.ffn_up.weight": (values, 0)}, ending=b""))
-    compare(sources["llama"], imatrix, ["f16", "q4_0", "q4_k_m"], tmp_path)
+    sources["llama"].compare(["f16", "q4_0", "q4_k_m"], tmp_path, imatrix=imatrix)
 
 
 def test_an_imatrix_of_another_model_is_refused_by_both(

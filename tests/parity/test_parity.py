@@ -3,13 +3,10 @@
 There is no list of keys that may differ: none may.
 """
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from quantkit.plan.plan import parse_override
 from tests import native_tools
 from tests.parity.both_ways import ALL_QUANTS, PLAIN_QUANTS, Source, convert
 from tests.parity.cases import CASES
@@ -17,41 +14,15 @@ from tests.parity.compare import assert_same_file
 
 pytestmark = pytest.mark.native
 
-PAIRS = [
-    (name, quant)
-    for name, case in CASES.items()
-    for quant in (ALL_QUANTS if case.short else PLAIN_QUANTS)
-]
-
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     return convert(tmp_path_factory.mktemp("parity"), CASES)
 
 
-@pytest.fixture(scope="module")
-def built(
-    request: pytest.FixtureRequest,
-    sources: dict[str, Source],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Source, dict[str, Path]]]:
-    """A case's source with all that was built of it, while tests of that case run."""
-    name: str = request.param
-    out = tmp_path_factory.mktemp("built")
-    quants = ALL_QUANTS if CASES[name].short else PLAIN_QUANTS
-    yield sources[name], sources[name].build(quants, out)
-    shutil.rmtree(out)
-
-
-@pytest.mark.parametrize(("built", "quant"), PAIRS, indirect=["built"])
-def test_every_byte_is_llama_quantizes(
-    built: tuple[Source, dict[str, Path]], quant: str, tmp_path: Path
-) -> None:
-    source, artifacts = built
-    theirs = tmp_path / "theirs.gguf"
-    native_tools.quantize(source.converted, theirs, quant)
-    assert_same_file(artifacts[quant], theirs)
-    theirs.unlink()
+@pytest.mark.parametrize("name", CASES)
+def test_every_byte_of_every_quant(sources: dict[str, Source], name: str, tmp_path: Path) -> None:
+    sources[name].compare(ALL_QUANTS if CASES[name].short else PLAIN_QUANTS, tmp_path)
 
 
 # llama-quantize counts the attn_v and ffn tensors as it goes, but not those that an override takes
@@ -65,21 +36,14 @@ OVERRIDES: dict[str, list[str]] = {
     "rare kinds": [
         "attn_q=mxfp4", "attn_k=tq1_0", "ffn_up=tq2_0", "ffn_gate=nvfp4", "attn_v=q1_0",
     ],
-    # Without an importance matrix, which only these two tensors may go without.
-    "below 3 bits": ["token_embd=iq2_s", "^output=iq1_m"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("texts", OVERRIDES.values(), ids=OVERRIDES)
 @pytest.mark.parametrize("name", ["mistral-16-layers-1B", "mixtral_4_experts_16_layers"])
 def test_overrides(sources: dict[str, Source], name: str, texts: list[str], tmp_path: Path) -> None:
-    overrides = [parse_override(text) for text in texts]
     quants = ["f16", "q4_k_m", "q4_k_s", "q3_k_m"]
-    artifacts = sources[name].build(quants, tmp_path / "ours", overrides=overrides)
-    theirs = tmp_path / "theirs.gguf"
-    for quant, ours in artifacts.items():
-        native_tools.quantize(sources[name].converted, theirs, quant, tensor_types=texts)
-        assert_same_file(ours, theirs)
+    sources[name].compare(quants, tmp_path, tensor_types=texts)
 
 
 @pytest.mark.parametrize("texts", [["attn=q4_k", "ffn=iq3_s"], ["ffn_down=q6_k", "blk=q5_k"]])
@@ -87,11 +51,15 @@ def test_overrides(sources: dict[str, Source], name: str, texts: list[str], tmp_
 def test_overrides_that_do_not_fit_the_rows(
     sources: dict[str, Source], name: str, texts: list[str], tmp_path: Path
 ) -> None:
-    overrides = [parse_override(text) for text in texts]
-    artifacts = sources[name].build(["q3_k_s"], tmp_path / "ours", overrides=overrides)
-    theirs = tmp_path / "theirs.gguf"
-    native_tools.quantize(sources[name].converted, theirs, "q3_k_s", tensor_types=texts)
-    assert_same_file(artifacts["q3_k_s"], theirs)
+    sources[name].compare(["q3_k_s"], tmp_path, tensor_types=texts)
+
+
+def test_embeddings_below_3_bits_without_an_imatrix(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    """Only these two tensors may go without one."""
+    texts = ["token_embd=iq2_s", "^output=iq3_xxs"]
+    sources["llama-tied-with-head"].compare(["q4_0"], tmp_path, tensor_types=texts)
 
 
 def test_a_given_name(sources: dict[str, Source], tmp_path: Path) -> None:

@@ -151,13 +151,14 @@ def test_eighths_and_sixteenths_are_rounded_down() -> None:
         ({"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 80}, "Q3_K"),
         ({"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 80}, "Q5_K"),
         ({"num_attention_heads": 8, "num_key_value_heads": 1, "num_hidden_layers": 80}, "Q5_K"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 1, "num_hidden_layers": 88}, "Q4_K"),
     ],
 )
 def test_attn_v_knows_grouped_query_attention(config: dict[str, Any], expected: str) -> None:
     assert set(types(outline(small(**config), "q2_k"), "attn_v")) == {expected}
 
 
-@pytest.mark.parametrize(("experts", "expected"), [(2, "Q4_K"), (4, "Q4_K"), (8, "Q8_0")])
+@pytest.mark.parametrize(("experts", "expected"), [(4, "Q4_K"), (8, "Q8_0"), (16, "Q4_K")])
 def test_eight_experts_get_better_attention(experts: int, expected: str) -> None:
     plan = outline(small("mixtral", num_local_experts=experts), "q4_k_s")
     assert types(plan, "attn_k.")[-1] == types(plan, "attn_v")[-1] == expected
@@ -172,7 +173,7 @@ def test_eight_experts_in_80_layers_are_no_70b(experts: int, expected: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("experts", "expected"), [(2, "Q2_K"), (4, "Q4_K"), (8, "Q4_K"), (16, "Q4_K")]
+    ("experts", "expected"), [(3, "Q2_K"), (4, "Q4_K"), (8, "Q4_K"), (16, "Q4_K")]
 )
 def test_four_experts_suffice_below_3_bits(experts: int, expected: str) -> None:
     model = model_of("mixtral", num_local_experts=experts)
@@ -192,6 +193,10 @@ def test_an_imatrix_changes_some_types() -> None:
         ("q4_k_m", "Q6_K", "Q6_K"),
     ):
         assert (ffn_down(quant, False), ffn_down(quant, True)) == (without, given)
+    model = small(num_key_value_heads=4)
+    for has_imatrix, expected in ((False, "IQ3_S"), (True, "IQ3_XXS")):
+        plan = outline(model, "iq3_xxs", has_imatrix=has_imatrix)
+        assert set(types(plan, "attn_v")) == {expected}
 
 
 def test_tied_embeddings_get_the_outputs_type() -> None:
@@ -398,7 +403,7 @@ def test_near_misses_are_suggested(wrong: str, right: str) -> None:
 
 
 def test_nothing_near_is_no_suggestion() -> None:
-    with pytest.raises(UnknownQuantError, match="no quant 'gptq'; see: quantkit quants"):
+    with pytest.raises(UnknownQuantError, match="no quant 'gptq'; quantkit quants lists them"):
         find_quants(["gptq"])
 
 

@@ -1,0 +1,154 @@
+"""``quantkit build``: its options, and what it shows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.build.disks import mount_read_only
+from tests.cli.command import quantkit, refusal
+from tests.random_checkpoints import random_checkpoint
+
+BUILD = ("build", "-q", "q4_0", "--no-smoke")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "model"
+    return random_checkpoint(folder, "mistral", intermediate_size=256, num_hidden_layers=1)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_quants_and_groups_in_any_case(checkpoint: Path, tmp_path: Path) -> None:
+    outcome = quantkit(
+        *("build", checkpoint, "--quant", "GGUF-ALL", "-q", "Q4_0", "-q", "q4_k_m", "-o", tmp_path),
+        "--no-smoke",
+    )
+    assert outcome.code == 0
+    ladder = ["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"]
+    assert names_in(tmp_path) == {*(f"Model-591K-{q}.gguf" for q in ladder), "quantkit.json"}
+    shown = [line.split()[1] for line in outcome.out.splitlines() if "Model-" in line]
+    assert shown == [f"Model-591K-{quant}.gguf" for quant in ladder]  # best first
+    assert outcome.out.count("not run") == len(ladder)
+    assert outcome.err.startswith(f"Model-591K: 591K parameters, {len(ladder)} quants, ")
+
+
+def test_the_folder_is_named_after_the_model(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert quantkit(*BUILD, checkpoint).code == 0
+    assert names_in(tmp_path / "Model-591K-GGUF") == {"Model-591K-Q4_0.gguf", "quantkit.json"}
+    assert quantkit(*BUILD, checkpoint, "--name", "Other Name").code == 0
+    assert (tmp_path / "Other-Name-GGUF" / "Other-Name-Q4_0.gguf").is_file()
+
+
+def test_the_name_is_in_the_metadata(checkpoint: Path, tmp_path: Path) -> None:
+    assert quantkit(*BUILD, checkpoint, "--name", "Other Name", "-o", tmp_path).code == 0
+    facts = json.loads(quantkit("inspect", tmp_path / "Other-Name-Q4_0.gguf", "--json").out)
+    assert facts["metadata"]["general.name"] == "Other Name"
+
+
+def test_tensor_types(checkpoint: Path, tmp_path: Path) -> None:
+    wishes = ["--tensor-type", "attn_v=q8_0", "--tensor-type", r"blk\.0\.FFN_.*=Q5_1"]
+    assert quantkit(*BUILD, checkpoint, *wishes, "-o", tmp_path).code == 0
+    facts = json.loads(quantkit("inspect", tmp_path / "Model-591K-Q4_0.gguf", "--json").out)
+    encodings = {row["role"]: row["encoding"] for row in facts["tensors"]}
+    assert encodings["attn_v"] == "Q8_0"
+    assert {encodings[f"ffn_{part}"] for part in ("gate", "up", "down")} == {"Q5_1"}
+    assert encodings["attn_q"] == "Q4_0"
+
+
+def test_shards_lie_in_a_folder_and_run(checkpoint: Path, tmp_path: Path) -> None:
+    command = ["build", checkpoint, "-q", "q8_0", "-o", tmp_path, "--shard-size", "300kB"]
+    outcome = quantkit(*command)
+    assert outcome.code == 0
+    [entry] = json.loads((tmp_path / "quantkit.json").read_text())["artifacts"].values()
+    files = [file["name"] for file in entry["files"]]
+    n = len(files)
+    assert n > 1
+    stem = "Model-591K-Q8_0"
+    assert files == [f"{stem}/{stem}-{i + 1:05}-of-{n:05}.gguf" for i in range(n)]
+    assert names_in(tmp_path) == {*files, "quantkit.json"}
+    assert f"{stem}/ ({n} files)" in outcome.out
+    assert "passed" in outcome.out
+    assert "sha256 as built" in quantkit("smoke", tmp_path / files[0]).out
+
+
+def test_a_dry_run_shows_every_tensor_and_file(checkpoint: Path, tmp_path: Path) -> None:
+    outcome = quantkit("build", checkpoint, "-q", "q4_k_m", "-o", tmp_path / "out", "--dry-run")
+    assert outcome.code == 0
+    rows = [line.replace("│", " ").split() for line in outcome.out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) > 1}
+    assert table["blk.0.ffn_down.weight"] == ["256", "x", "256", "Q6_K", f"{256 * 210:,}"]
+    assert table["blk.0.attn_norm.weight"] == ["256", "F32", "1,024"]
+    assert not (tmp_path / "out").exists()
+    planned = int(table["Model-591K-Q4_K_M.gguf"][0].replace(",", ""))
+    assert quantkit("build", checkpoint, "-q", "q4_k_m", "-o", tmp_path, "--no-smoke").code == 0
+    assert (tmp_path / "Model-591K-Q4_K_M.gguf").stat().st_size == planned
+
+
+def test_names_that_look_like_markup(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[bold" / "x]"
+    outcome = quantkit(*BUILD, checkpoint, "--name", "[red]M", "-o", folder)
+    assert outcome.code == 0
+    assert "[red]M-Q4_0.gguf" in outcome.out
+    assert f"into {folder}" in outcome.err
+    assert (folder / "[red]M-Q4_0.gguf").is_file()
+
+
+def test_usage_errors_are_two_as_well(checkpoint: Path, tmp_path: Path) -> None:
+    for wrong in (["--jobs", "0"], ["--no-such-option"], ["--kernel", "abacus"]):
+        outcome = quantkit(*BUILD, checkpoint, "-o", tmp_path / "out", *wrong)
+        assert outcome.code == 2
+        assert wrong[0] in outcome.err
+        assert "Traceback" not in outcome.err
+    assert quantkit("build", checkpoint).code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    mounted = mount_read_only(out)
+    if not mounted:
+        out.chmod(0o555)
+    try:
+        # Without the right to mount, a superuser has only the kernel's own folders.
+        folder = out if mounted or not _may_write(out) else Path("/proc/self")
+        sentence = refusal(quantkit(*BUILD, checkpoint, "-o", folder))
+    finally:
+        if mounted:
+            subprocess.run(["umount", out], check=True)
+    assert str(folder) in sentence
+    assert "-o" in sentence
+
+
+def _may_write(folder: Path) -> bool:
+    try:
+        (folder / "probe").touch()
+    except OSError:
+        return False
+    (folder / "probe").unlink()
+    return True
+
+
+def test_a_reader_that_went_away_is_no_traceback(checkpoint: Path, tmp_path: Path) -> None:
+    """``quantkit build ... | head -0``"""
+    with subprocess.Popen(
+        [sys.executable, "-m", "quantkit", *BUILD, checkpoint, "-o", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        process.stdout.close()
+        assert process.stderr
+        stderr = process.stderr.read()
+    assert "Traceback" not in stderr
+    assert (tmp_path / "Model-591K-Q4_0.gguf").is_file()
