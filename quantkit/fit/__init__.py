@@ -1,0 +1,1 @@
+"""What a model needs on a machine: sizes, memory by part, placement, and what pages claim."""
