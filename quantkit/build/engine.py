@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -31,11 +32,13 @@ from quantkit.core.errors import Interrupted, OutputError, PlanError, WeightsErr
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.core.units import format_size
 from quantkit.encodings.encoding import Encoding
-from quantkit.encodings.widen import first_nonfinite, widen
+from quantkit.encodings.slab import Slab
+from quantkit.encodings.widen import first_nonfinite, largest_magnitude
 from quantkit.formats.gguf.layout import Layout
 
-# Per unit in flight: the source bytes, their float32 copy, and the largest encoding of them (F32).
-UNIT_MEMORY = UNIT_ELEMENTS * 3 * 4
+# Per unit in flight: the source bytes, two float32 copies of them (rows, and tiles for our own
+# kernels), and the largest encoding (F32).
+UNIT_MEMORY = UNIT_ELEMENTS * 4 * 4
 _COMMIT_SECONDS = 5.0
 # Scales have 16 bits, so no block format holds more than 3e8. Near 1e15 some of ggml's kernels sum
 # squares beyond float32, and then write zeros or abort the process.
@@ -46,7 +49,10 @@ _READ_BACK = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a build reports while it runs. ``stage`` is ``encode``, ``verify`` or ``check``."""
+    """What a build reports while it runs.
+
+    ``stage`` is ``compile``, ``encode``, ``verify`` or ``check``.
+    """
 
     stage: str
     done: int
@@ -202,6 +208,7 @@ class _Run:
         try:
             for artifact in self._artifacts:
                 artifact.open()
+            self._prepare_kernel()
             sources = self._encode_all()
             for artifact in self._artifacts:
                 artifact.write_headers()
@@ -209,6 +216,20 @@ class _Run:
             for artifact in self._artifacts:
                 artifact.close()
         return sources
+
+    def _prepare_kernel(self) -> None:
+        imatrix = self._work.imatrix
+        wanted = {
+            (tensor.encoding, imatrix is not None and imatrix.columns_of(tensor.target) is not None)
+            for artifact in self._artifacts
+            for tensor in artifact.layout.plan.tensors
+        }
+        dtypes = {unit.source.dtype for unit in self._units if unit.source is not None}
+        self._work.kernel.prepare(
+            sorted(wanted, key=lambda pair: (pair[0].name, pair[1])),
+            dtypes,
+            lambda name: self._report(Progress("compile", 0, 1, name)),
+        )
 
     def _discard(self) -> None:
         for artifact in self._artifacts:
@@ -266,7 +287,7 @@ class _Run:
     def _encode(self, unit: Unit, raw: NDArray[np.uint8]) -> list[int]:
         """Encode one unit for every artifact and write it; a CRC-32 of the bytes per artifact."""
         target = self._artifacts[0].layout.plan.tensors[unit.target].target
-        rows = self._rows(unit, raw)
+        slab, peak = self._slab(unit, raw)
         wanted: dict[Encoding, list[int]] = defaultdict(list)
         for number, artifact in enumerate(self._artifacts):
             wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
@@ -274,13 +295,12 @@ class _Run:
         if self._work.imatrix is not None and any(kind.is_block for kind in wanted):
             columns = self._work.imatrix.columns_of(target)
         importance = None if columns is None else columns[unit.matrix]
-        peak = max(rows.max(), -rows.min())
         crcs = [0] * len(self._artifacts)
         for kind, numbers in wanted.items():
             if kind.is_block and peak > _LARGEST_WEIGHT:
                 raise self._too_large(unit, kind)
             try:
-                data = self._work.kernel.encode(rows, kind, importance).reshape(-1).data
+                data = self._work.kernel.encode(slab, kind, importance).reshape(-1).data
             except OverflowError:
                 raise self._too_large(unit, kind) from None
             crc = zlib.crc32(data)
@@ -289,15 +309,16 @@ class _Run:
                 crcs[number] = crc
         return crcs
 
-    def _rows(self, unit: Unit, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The unit's weights as float32 rows, checked to be finite, in the target's row order."""
+    def _slab(self, unit: Unit, raw: NDArray[np.uint8]) -> tuple[Slab, float]:
+        """The unit's weights, finite and in the target's row order; their largest magnitude."""
         target = self._artifacts[0].layout.plan.tensors[unit.target].target
         if unit.source is None:
-            return np.array([target.values], np.float32)
+            values = np.array(target.values, np.float32)
+            return Slab(values.view(np.uint8), "F32", target.columns), float(abs(values).max())
         dtype = unit.source.dtype
-        bad = first_nonfinite(raw, dtype)
-        if bad is not None:
-            row, column = divmod(bad, target.columns)
+        peak = largest_magnitude(raw, dtype)
+        if not isfinite(peak):
+            row, column = divmod(first_nonfinite(raw, dtype), target.columns)
             raise WeightsError(
                 f"{self._name(unit)} has a NaN or infinite weight (row {unit.row + row} of "
                 f"{target.name}, column {column}); no quant of it can be right. Download the "
@@ -308,7 +329,7 @@ class _Run:
             is_bias = len(target.shape) == 1
             row_bytes = FLOAT_BYTES[dtype] if is_bias else unit.source.row_bytes
             raw = interleave_heads(raw, head_dim, row_bytes)
-        return widen(raw, dtype).reshape(unit.rows, target.columns)
+        return Slab(raw, dtype, target.columns), peak
 
     def _too_large(self, unit: Unit, kind: Encoding) -> WeightsError:
         return WeightsError(

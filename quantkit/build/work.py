@@ -41,7 +41,7 @@ def prepare(
     imatrix_file: Path | None = None,
     overrides: Sequence[Override] = (),
     shard_size: int | None = None,
-    kernel: str = "ggml",
+    kernel: str = "fast",
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
 

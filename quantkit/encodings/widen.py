@@ -30,10 +30,20 @@ def widen(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     return bits.view(np.float32)
 
 
-def first_nonfinite(raw: NDArray[np.uint8], dtype: str) -> int | None:
-    """The index of the first NaN or infinity among the stored floats, None where all are finite."""
+def largest_magnitude(raw: NDArray[np.uint8], dtype: str) -> float:
+    """The largest magnitude among the stored floats; not finite if any of them is not."""
     kind, limit = _BITS[dtype]
-    sign_cleared = raw.view(kind) & kind(limit | (limit - 1))
-    if int(sign_cleared.max(initial=0)) < limit:
-        return None
-    return int(np.argmax(sign_cleared >= limit))
+    if not raw.size:
+        return 0.0
+    bits = raw.view(kind)
+    # As integers, bits are in the order of magnitudes on either side of the sign.
+    sign_cleared = limit | (limit - 1)
+    signed = bits.view(np.dtype(kind).str.replace("u", "i"))
+    peak = max(int(signed.max()), int(bits.max()) & sign_cleared if signed.min() < 0 else 0)
+    return float(widen(np.array([peak], kind).view(np.uint8), dtype)[0])
+
+
+def first_nonfinite(raw: NDArray[np.uint8], dtype: str) -> int:
+    """The index of the first NaN or infinity among the stored floats, of which one must be."""
+    kind, limit = _BITS[dtype]
+    return int(np.argmax((raw.view(kind) & kind(limit | (limit - 1))) >= limit))

@@ -21,6 +21,7 @@ from quantkit.build.engine import Artifact
 from quantkit.build.units import UNIT_ELEMENTS
 from quantkit.build.work import Work, prepare
 from quantkit.encodings.encoding import Encoding
+from quantkit.encodings.slab import Slab
 from quantkit.plan.quants import find_quants
 
 GIB = 2**30
@@ -65,10 +66,10 @@ def counting_encodes(work: Work, count: Callable[[], None]) -> Work:
     """The same work, with ``count`` called each time that a slab is encoded for a block format."""
 
     def encode(
-        rows: NDArray[np.float32], encoding: Encoding, importance: NDArray[np.float32] | None
+        slab: Slab, encoding: Encoding, importance: NDArray[np.float32] | None
     ) -> NDArray[np.uint8]:
         count()
-        return work.kernel.encode(rows, encoding, importance)
+        return work.kernel.encode(slab, encoding, importance)
 
     return replace(work, kernel=replace(work.kernel, encode=encode))
 

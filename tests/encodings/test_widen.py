@@ -1,9 +1,11 @@
 """Stored floats to float32: exact for every bit pattern, and NaN and infinity found."""
 
+from math import isfinite
+
 import numpy as np
 import pytest
 
-from quantkit.encodings.widen import first_nonfinite, widen
+from quantkit.encodings.widen import first_nonfinite, largest_magnitude, widen
 
 PATTERNS = np.arange(2**16, dtype=np.uint16)
 
@@ -29,21 +31,31 @@ def test_float32_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("BF16", 0x7F80), ("F16", 0x7C00)])
-def test_exactly_the_infinite_and_nan_patterns_are_found(dtype: str, limit: int) -> None:
+def test_exactly_the_infinite_and_nan_patterns_are_not_finite(dtype: str, limit: int) -> None:
     for pattern in PATTERNS[::7]:
-        stored = np.array([0, pattern], np.uint16)
-        expected = 1 if int(pattern) & 0x7FFF >= limit else None
-        assert first_nonfinite(stored.view(np.uint8), dtype) == expected
+        stored = np.array([0, pattern, 0x8001], np.uint16).view(np.uint8)
+        finite = int(pattern) & 0x7FFF < limit
+        assert isfinite(largest_magnitude(stored, dtype)) is finite
+        if not finite:
+            assert first_nonfinite(stored, dtype) == 1
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 def test_float32_nan_and_infinity_are_found(value: float) -> None:
     values = np.zeros(1000, np.float32)
     values[[700, 900]] = value
+    assert not isfinite(largest_magnitude(values.view(np.uint8), "F32"))
     assert first_nonfinite(values.view(np.uint8), "F32") == 700
-    values[[700, 900]] = np.finfo(np.float32).max
-    assert first_nonfinite(values.view(np.uint8), "F32") is None
 
 
-def test_nothing_is_finite() -> None:
-    assert first_nonfinite(np.empty(0, np.uint8), "BF16") is None
+@pytest.mark.parametrize("values", [[1, 2.5], [-1, 2], [-3, 2], [-3, -2], [-0.0, 0], [0.0]])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_the_largest_magnitude_whatever_the_signs(values: list[float], dtype: str) -> None:
+    stored = np.array(values, np.float16 if dtype == "F16" else np.float32)
+    if dtype == "BF16":
+        stored = (stored.view(np.uint32) >> 16).astype(np.uint16)
+    assert largest_magnitude(stored.view(np.uint8), dtype) == max(map(abs, values))
+
+
+def test_nothing_has_no_magnitude() -> None:
+    assert largest_magnitude(np.empty(0, np.uint8), "BF16") == 0

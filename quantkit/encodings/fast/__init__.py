@@ -1,0 +1,1 @@
+"""Our own kernels: the bytes of ggml's, with one block per lane of the processor's vectors."""

@@ -1,0 +1,132 @@
+"""Rows in, blocks out: ``--kernel fast``."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core.event import Listener
+from numpy.typing import NDArray
+
+import quantkit
+from quantkit.core.tensors import FLOAT_BYTES
+from quantkit.encodings import ggml
+from quantkit.encodings.encoding import Encoding
+from quantkit.encodings.fast import iq4, k_quants, legacy
+from quantkit.encodings.slab import Slab
+
+_SUPERBLOCK, _BLOCK = 256, 32
+_K_QUANTS = {
+    "Q2_K": k_quants.encode_q2_k,
+    "Q3_K": k_quants.encode_q3_k,
+    "Q4_K": k_quants.encode_q4_k,
+    "Q5_K": k_quants.encode_q5_k,
+    "Q6_K": k_quants.encode_q6_k,
+    "IQ4_XS": iq4.encode_iq4_xs,
+    "IQ4_NL": iq4.encode_iq4_nl,
+}
+# These search only for an importance; without one ggml is as fast as memory.
+_LEGACY = {
+    "Q4_0": legacy.encode_q4_0,
+    "Q4_1": legacy.encode_q4_1,
+    "Q5_0": legacy.encode_q5_0,
+    "Q5_1": legacy.encode_q5_1,
+}
+
+
+def encode(
+    slab: Slab, encoding: Encoding, importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    """The bytes of a slab in a block format: those that ``ggml.encode`` gives, only sooner.
+
+    Formats without a kernel of ours go to ggml, and so do rows with weights so large, small or
+    strange that ggml's rounding wraps around in them.
+
+    Args:
+        slab: whole rows, all finite; columns are whole blocks.
+        encoding: the block format.
+        importance: one weight per column, float32, or None.
+
+    Returns:
+        Shape (rows, row bytes).
+
+    Raises:
+        OverflowError: a scale left the range of its 16 bits, as with weights near 1e30.
+
+    """
+    if not has_kernel(encoding, importance is not None):
+        return ggml.encode(slab.rows, encoding, importance)
+    width = _BLOCK if slab.columns % _SUPERBLOCK else _SUPERBLOCK
+    tiles = slab.tiles(width)
+    out = np.empty((slab.n_rows, encoding.row_bytes(slab.columns)), np.uint8)
+    odd = np.empty(slab.n_rows * slab.columns // width, np.uint8)
+    columns = None if importance is None else np.array(importance, np.float32)
+    kernel, *more = _kernel(encoding), tiles, columns
+    if encoding.name in _LEGACY:
+        means = np.empty(slab.n_rows, np.float32)
+        legacy.row_means(slab.rows, means)
+        more.append(means)
+    kernel(*more, out.reshape(-1).view(np.uint16), odd)
+    for row in np.unique(np.flatnonzero(odd) // (slab.columns // width)):
+        out[row] = ggml.encode(slab.rows[row : row + 1], encoding, importance)
+    return out
+
+
+def has_kernel(encoding: Encoding, weighted: bool) -> bool:
+    """Whether ``encode`` has a kernel of ours for a format, with or without importance."""
+    return encoding.name in _K_QUANTS or (weighted and encoding.name in _LEGACY)
+
+
+def _kernel(encoding: Encoding) -> Any:
+    return {**_K_QUANTS, **_LEGACY}[encoding.name]
+
+
+def version() -> str:
+    """Which kernels these are."""
+    return f"quantkit {quantkit.__version__} with {ggml.version()}"
+
+
+def prepare(
+    encodings: Iterable[tuple[Encoding, bool]],
+    dtypes: Iterable[str],
+    report: Callable[[str], None],
+) -> None:
+    """Compile or load what a build will call, so that it can say so and threads need not wait.
+
+    Args:
+        encodings: and whether each is wanted with importance.
+        dtypes: of the source.
+        report: called with the name of an encoding before it is compiled; not where the machine
+            code of an earlier run serves.
+
+    """
+    dtypes = sorted(dtypes)
+    for kind, weighted in encodings:
+        if not has_kernel(kind, weighted):
+            continue
+        importance = np.ones(_SUPERBLOCK, np.float32) if weighted else None
+        listener = _Compiling(partial(report, kind.name))
+        numba.core.event.register("numba:compile", listener)
+        try:
+            for dtype in dtypes:
+                raw = np.zeros(_SUPERBLOCK * FLOAT_BYTES[dtype], np.uint8)
+                encode(Slab(raw, dtype, _SUPERBLOCK), kind, importance)
+        finally:
+            numba.core.event.unregister("numba:compile", listener)
+
+
+class _Compiling(Listener):
+    """Calls back once, when numba begins to compile the first of a kernel's functions."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        self._told = False
+
+    def on_start(self, event: object) -> None:  # noqa: ARG002 - numba passes it
+        if not self._told:
+            self._told = True
+            self._callback()
+
+    def on_end(self, event: object) -> None:
+        pass

@@ -1,0 +1,54 @@
+"""How the kernels are compiled, and where the machine code is kept between runs."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+
+_HERE = Path(__file__).resolve().parent
+_options = {"error_model": "numpy"}  # as in C, dividing by 0 gives infinity
+
+# Functions of vectors must become part of their caller: a call would pass vectors through memory.
+inlined: Callable[..., Any] = numba.njit(forceinline=True, **_options)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a kernel at its first call, without the GIL, and keep the result on disk."""
+    kernel = numba.njit(nogil=True, **_options)(function)
+    folder = _cache_folder(numba.config.CACHE_DIR)
+    if folder is not None:
+        usual = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(folder)
+        try:
+            kernel.enable_caching()
+        finally:
+            numba.config.CACHE_DIR = usual
+    return kernel
+
+
+@cache
+def _cache_folder(given: str) -> Path | None:
+    """A folder for exactly these sources; None where none can be written.
+
+    numba looks only at the file of the kernel itself to see whether its cache is stale, and not at
+    the files of what the kernel calls.
+    """
+    if given:  # NUMBA_CACHE_DIR
+        root = Path(given)
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256()
+    for source in sorted(_HERE.glob("*.py")):
+        digest.update(source.read_bytes())
+    folder = root / "quantkit" / "kernels" / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None

@@ -1,0 +1,260 @@
+"""Our own kernels against ggml's: the same bytes, whatever the weights and the processor."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from quantkit.checkpoint.folder import open_checkpoint
+from quantkit.encodings import ggml
+from quantkit.encodings.encoding import encoding
+from quantkit.encodings.fast.encode import encode, has_kernel
+from quantkit.encodings.fast.iq4 import THRESHOLDS, VALUES
+from quantkit.encodings.slab import Slab
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL")
+LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+KERNELS = [(name, weighted) for name in K_QUANTS for weighted in (False, True)]
+KERNELS += [(name, True) for name in LEGACY]
+COLUMNS = 1024
+
+
+def normal(n_rows: int, columns: int = COLUMNS, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((n_rows, columns), np.float32)
+
+
+def heavy_tailed(n_rows: int, columns: int = COLUMNS) -> NDArray[np.float32]:
+    values = np.random.default_rng(1).standard_t(1.5, (n_rows, columns)) * 0.02
+    return np.clip(values, -1e4, 1e4).astype(np.float32)
+
+
+@cache
+def trained() -> NDArray[np.uint16]:
+    """Rows of 256 columns of tiny-mixtral, as the bfloat16 they are stored in."""
+    tensors = open_checkpoint(CHECKPOINTS / "tiny-mixtral").tensors.values()
+    wide = [t for t in tensors if t.dtype == "BF16" and t.shape[-1] % 256 == 0]
+    parts = []
+    for tensor in wide:
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.offset)
+            parts.append(np.frombuffer(file.read(2 * tensor.n_elements), np.uint16))
+    return np.concatenate(parts)
+
+
+def special() -> NDArray[np.float32]:
+    """Rows that take every branch that ordinary weights do not."""
+    ramp = np.linspace(-1, 1, COLUMNS, dtype=np.float32)
+    one = np.zeros(COLUMNS, np.float32)
+    one[300] = 0.7
+    uneven = normal(1)[0] * np.repeat(np.float32(10) ** np.arange(0, -32, -1), COLUMNS // 32)
+    rows = [
+        np.zeros(COLUMNS),
+        -np.zeros(COLUMNS),
+        one,
+        -one,
+        np.full(COLUMNS, 0.3),
+        np.full(COLUMNS, -0.3),
+        -np.abs(normal(1)[0]),
+        np.abs(normal(1)[0]),
+        np.abs(ramp) + 5,  # a range far from 0
+        ramp * 1e-3 - 1000,
+        ramp * 1e4,
+        ramp * 1e8,
+        ramp * 1e30,
+        ramp * 1e-7,
+        ramp * 1e-16,
+        ramp * 1e-30,
+        ramp * 1e-41,  # denormal
+        np.where(np.arange(COLUMNS) % 2, 1e-42, 0),
+        uneven,  # sub-block scales that are rounded to nothing
+        np.where(np.arange(COLUMNS) % 256 == 7, 50, normal(1, seed=3)[0] * 1e-3),
+        np.round(ramp * 8) / 8,  # ties
+        np.sign(ramp) * 1e-15,
+        np.tile(np.array([1, -1], np.float32), COLUMNS // 2),
+    ]
+    return np.array(rows, np.float32)
+
+
+def importance(columns: int, kind: str = "spread") -> NDArray[np.float32]:
+    values = np.random.default_rng(2).lognormal(0, 2, columns).astype(np.float32)
+    if kind == "holes":  # columns that calibration never saw
+        values[::3] = 0
+        values[: columns // 4] = 0
+    return values
+
+
+def assert_same(slab: Slab, name: str, columns: NDArray[np.float32] | None) -> None:
+    kind = encoding(name)
+    try:
+        expected = ggml.encode(slab.rows, kind, columns)
+    except OverflowError:
+        with pytest.raises(OverflowError):
+            encode(slab, kind, columns)
+        return
+    np.testing.assert_array_equal(encode(slab, kind, columns), expected)
+
+
+def slab_of(rows: NDArray[np.float32], dtype: str = "F32") -> Slab:
+    if dtype == "BF16":
+        stored = (rows.view(np.uint32) >> 16).astype(np.uint16)
+    else:
+        stored = rows.astype({"F32": np.float32, "F16": np.float16}[dtype])
+    return Slab(stored.reshape(-1).view(np.uint8), dtype, rows.shape[1])
+
+
+@pytest.mark.parametrize(("name", "weighted"), KERNELS)
+class TestSameBytes:
+    @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+    def test_normal_rows(self, name: str, weighted: bool, dtype: str) -> None:
+        assert has_kernel(encoding(name), weighted)
+        columns = importance(COLUMNS) if weighted else None
+        assert_same(slab_of(normal(500), dtype), name, columns)
+
+    def test_heavy_tailed_rows(self, name: str, weighted: bool) -> None:
+        columns = importance(COLUMNS) if weighted else None
+        assert_same(slab_of(heavy_tailed(500)), name, columns)
+
+    def test_trained_rows(self, name: str, weighted: bool) -> None:
+        stored = trained()[: 2**19]
+        columns = importance(256) if weighted else None
+        assert_same(Slab(stored.view(np.uint8), "BF16", 256), name, columns)
+
+    def test_special_rows_one_by_one(self, name: str, weighted: bool) -> None:
+        for row in special():
+            columns = importance(COLUMNS) if weighted else None
+            assert_same(slab_of(row[np.newaxis]), name, columns)
+
+    def test_special_rows_beside_ordinary_ones(self, name: str, weighted: bool) -> None:
+        ordinary = [row for row in special() if np.abs(row).max() < 1e9]
+        rows = np.concatenate([normal(20), np.array(ordinary), normal(21)])
+        assert_same(slab_of(rows), name, importance(COLUMNS) if weighted else None)
+
+    def test_columns_without_importance(self, name: str, weighted: bool) -> None:
+        if weighted:
+            assert_same(slab_of(normal(50)), name, importance(COLUMNS, "holes"))
+            assert_same(slab_of(special()[:9]), name, importance(COLUMNS, "holes"))
+            assert_same(slab_of(normal(50)), name, np.zeros(COLUMNS, np.float32))
+
+    @pytest.mark.parametrize("n_rows", [1, 2, 7, 33])
+    def test_any_number_of_blocks(self, name: str, weighted: bool, n_rows: int) -> None:
+        columns = importance(768) if weighted else None
+        assert_same(slab_of(normal(n_rows, 768)), name, columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "weighted"), [("IQ4_NL", False), ("IQ4_NL", True), *((n, True) for n in LEGACY)]
+)
+@pytest.mark.parametrize("columns", [32, 96, 288, 5632 + 32])
+def test_rows_that_are_no_whole_superblocks(name: str, weighted: bool, columns: int) -> None:
+    weights = importance(columns) if weighted else None
+    assert_same(slab_of(normal(40, columns)), name, weights)
+
+
+def test_ordinary_rows_are_not_left_to_ggml(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("ggml was called")
+
+    monkeypatch.setattr("quantkit.encodings.fast.encode.ggml.encode", refuse)
+    slab = slab_of(normal(300), "BF16")
+    for name, weighted in KERNELS:
+        encode(slab, encoding(name), importance(COLUMNS) if weighted else None)
+
+
+def test_every_float_near_a_threshold_of_the_iq4_table_rounds_as_in_ggml() -> None:
+    for below, above, change in zip(VALUES[:-1], VALUES[1:], THRESHOLDS, strict=True):
+        x = (change.view(np.int32) + np.arange(-2000, 2000, dtype=np.int32)).view(np.float32)
+        np.testing.assert_array_equal(x - below < above - x, x < change)
+
+
+_OTHER_PROCESSOR = """
+import sys
+from tests.encodings.test_fast import *
+for kernel in sys.argv[1:]:
+    name, weighted = kernel.split("/")
+    columns = importance(COLUMNS) if weighted == "True" else None
+    assert_same(slab_of(np.concatenate([normal(70), heavy_tailed(70)]), "BF16"), name, columns)
+    assert_same(slab_of(np.array([r for r in special() if abs(r).max() < 1e9])), name, columns)
+from quantkit.encodings.fast.k_quants import encode_q3_k
+print(*(("zmm" in a, "ymm" in a) for a in list(encode_q3_k.inspect_asm().values())[:1]))
+"""
+_PROCESSORS = {
+    "generic": ("generic", "", "(False, False)"),
+    "AVX2": ("haswell", "+avx2,+fma,+bmi2,+f16c", "(False, True)"),
+}
+
+
+def on_processor(cpu: str, kernels: list[tuple[str, bool]], cache_folder: Path) -> None:
+    model, features, registers = _PROCESSORS[cpu]
+    done = subprocess.run(
+        [sys.executable, "-c", _OTHER_PROCESSOR, *(f"{n}/{w}" for n, w in kernels)],
+        env={
+            **os.environ,
+            "NUMBA_CPU_NAME": model,
+            "NUMBA_CPU_FEATURES": features,
+            "NUMBA_CACHE_DIR": str(cache_folder),
+        },
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    if ("Q3_K", False) in kernels:
+        assert done.stdout.strip() == registers
+
+
+@pytest.mark.skipif(
+    os.uname().machine not in ("x86_64", "AMD64"), reason="names processors of the x86 family"
+)
+class TestOtherProcessors:
+    @pytest.mark.parametrize("cpu", _PROCESSORS)
+    def test_same_bytes(self, cpu: str, tmp_path: Path) -> None:
+        on_processor(cpu, [("Q3_K", False), ("Q4_K", False), ("IQ4_NL", False)], tmp_path)
+
+    @pytest.mark.native
+    @pytest.mark.parametrize("cpu", _PROCESSORS)
+    def test_same_bytes_for_every_kernel(self, cpu: str, tmp_path: Path) -> None:
+        on_processor(cpu, KERNELS, tmp_path)
+
+
+class TestCache:
+    """Compiled once per machine, and not at all where there is nowhere to keep the result."""
+
+    CODE = (
+        "import numpy as np\n"
+        "from quantkit.encodings.encoding import encoding\n"
+        "from quantkit.encodings.fast.encode import prepare\n"
+        "prepare([(encoding('Q6_K'), False)], ['BF16'], print)\n"
+    )
+
+    def run(self, **env: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", self.CODE],
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def test_the_second_process_does_not_compile(self, tmp_path: Path) -> None:
+        assert self.run(NUMBA_CACHE_DIR=str(tmp_path)) == "Q6_K"
+        assert self.run(NUMBA_CACHE_DIR=str(tmp_path)) == ""
+
+    def test_a_folder_that_cannot_be_written_does_no_harm(self, tmp_path: Path) -> None:
+        blocked = tmp_path / "file"
+        blocked.touch()
+        assert self.run(NUMBA_CACHE_DIR=str(blocked / "x")) == "Q6_K"
+
+
+def test_importing_quantkit_does_not_import_numba() -> None:
+    code = (
+        "import sys, quantkit.cli.main, quantkit.cli.build, quantkit.build.engine\n"
+        "assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
