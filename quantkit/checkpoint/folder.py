@@ -1,7 +1,7 @@
 """A checkpoint folder as the Hugging Face Hub serves it: config.json and safetensors files."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -10,7 +10,7 @@ from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_hea
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 
 # What the common quantizers leave beside or instead of a weight.
 _QUANTIZED = (
@@ -24,19 +24,26 @@ _QUANTIZED = (
 
 _LISTED = 3
 
+# The tensors of weight files, file by file, in the order asked for.
+HeaderReader = Callable[[tuple[Path, ...]], Iterable[dict[str, SourceTensor]]]
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A source model, known from config.json and the headers of its weight files.
 
     ``tensors`` holds every tensor of every file, by name; ``files`` the weight files in the
-    order of their names, which is the order they are read in.
+    order of their names, which is the order they are read in. A checkpoint on the Hub has its
+    small files in ``path`` and only headers of its weights: ``files`` are then names that nothing
+    lies under yet, and ``repo_id`` and ``commit`` say where the weights are.
     """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, SourceTensor]
     files: tuple[Path, ...]
+    repo_id: str | None = None
+    commit: str | None = None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -57,17 +64,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path} has no config.json; give the folder of a Hugging Face checkpoint, downloaded "
             "with all its files."
         )
+    return read_checkpoint(path, names, lambda files: map(read_header, files))
+
+
+def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) -> Checkpoint:
+    """Check config.json, the index and the headers of a checkpoint against each other.
+
+    Args:
+        path: the folder with config.json and, where there is one, the index.
+        names: the checkpoint's files, sorted; weight files among them need not be in ``path``.
+        read_headers: gives the tensors of each weight file.
+
+    Raises:
+        CheckpointError, SafetensorsError: as `open_checkpoint` does.
+
+    """
     config = read_json(path / "config.json")
     _refuse_quantized_config(path, config)
-    if _INDEX in names:
-        weight_map = _read_weight_map(path / _INDEX)
+    if INDEX in names:
+        weight_map = _read_weight_map(path / INDEX)
         _refuse_quantized_tensors(path, weight_map)
         files = _find_shards(path, names, weight_map)
-        tensors = _read_headers(files)
-        _check_index(path / _INDEX, weight_map, tensors)
+        tensors = _merge(files, read_headers)
+        _check_index(path / INDEX, weight_map, tensors)
     else:
         files = _find_weights(path, names)
-        tensors = _read_headers(files)
+        tensors = _merge(files, read_headers)
         _refuse_quantized_tensors(path, tensors)
     return Checkpoint(path, config, tensors, files)
 
@@ -176,10 +198,11 @@ def _find_shards(path: Path, names: list[str], weight_map: dict[str, str]) -> tu
     return tuple(path / file for file in files)
 
 
-def _read_headers(files: tuple[Path, ...]) -> dict[str, SourceTensor]:
+def _merge(files: tuple[Path, ...], read_headers: HeaderReader) -> dict[str, SourceTensor]:
+    """The tensors of all files, none of them twice."""
     tensors: dict[str, SourceTensor] = {}
-    for file in files:
-        for name, tensor in read_header(file).items():
+    for file, header in zip(files, read_headers(files), strict=True):
+        for name, tensor in header.items():
             if name in tensors:
                 raise CheckpointError(
                     f"{file} and {tensors[name].file.name} both hold tensor {quoted(name)}; remove "

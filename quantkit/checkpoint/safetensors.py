@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from quantkit.core.errors import SafetensorsError
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INTEGER = 2**63 - 1
 _GIT_LFS_POINTER = b"version https://git-lfs"
@@ -52,9 +52,19 @@ def read_header(path: Path) -> dict[str, SourceTensor]:
 
     """
     raw, file_bytes = _read_raw_header(path)
+    return parse_header(path, raw, file_bytes)
+
+
+def parse_header(path: Path, raw: bytes, file_bytes: int) -> dict[str, SourceTensor]:
+    """The tensors that a JSON header ``raw`` gives a file of ``file_bytes`` named ``path``.
+
+    Raises:
+        SafetensorsError: as `read_header` does.
+
+    """
     entries = _parse(path, raw)
     _check_metadata(path, entries.pop("__metadata__", {}))
-    data_start = _LENGTH_BYTES + len(raw)
+    data_start = LENGTH_BYTES + len(raw)
     tensors = [_tensor(path, name, entry, data_start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.n_bytes))
     _check_tiling(path, tensors, data_start, file_bytes)
@@ -87,9 +97,8 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
             raise SafetensorsError(f"{path} is not a regular file; put the weights there.")
         with path.open("rb") as file:
             start = file.read(len(_GIT_LFS_POINTER))
-            header_bytes = int.from_bytes(start[:_LENGTH_BYTES], "little")
-            _check_header_length(path, start, header_bytes, status.st_size)
-            file.seek(_LENGTH_BYTES)
+            header_bytes = header_length(path, start, status.st_size)
+            file.seek(LENGTH_BYTES)
             return file.read(header_bytes), status.st_size
     except FileNotFoundError:
         raise SafetensorsError(f"{path} does not exist; download it again.") from None
@@ -99,23 +108,36 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
         ) from error
 
 
-def _check_header_length(path: Path, start: bytes, header_bytes: int, file_bytes: int) -> None:
+def header_length(path: Path, start: bytes, file_bytes: int) -> int:
+    """Bytes of the JSON header that follows the first `LENGTH_BYTES` of a file.
+
+    Args:
+        path: the file's name in errors.
+        start: its first bytes, at least 22 of them where it has as many.
+        file_bytes: the size of the whole file.
+
+    Raises:
+        SafetensorsError: no file of this size has such a header.
+
+    """
+    header_bytes = int.from_bytes(start[:LENGTH_BYTES], "little")
     if start.startswith(_GIT_LFS_POINTER):
         raise SafetensorsError(
             f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its folder."
         )
-    if file_bytes < _LENGTH_BYTES:
+    if file_bytes < LENGTH_BYTES:
         raise SafetensorsError(
             f"{path} is truncated: it has {file_bytes} bytes, too few for a safetensors file; "
             "download it again."
         )
     if header_bytes > _MAX_HEADER_BYTES:
         _broken(path, f"it claims a header of {header_bytes:,} bytes, above the format's 100 MB")
-    if (missing := _LENGTH_BYTES + header_bytes - file_bytes) > 0:
+    if (missing := LENGTH_BYTES + header_bytes - file_bytes) > 0:
         raise SafetensorsError(
             f"{path} is truncated: at least {missing:,} bytes are missing, and its header ends "
             "past the end of the file; download it again."
         )
+    return header_bytes
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reading a GGUF's header: metadata and tensor table, never the weights."""
 
+import io
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -46,8 +47,30 @@ class Header:
     data_offset: int
 
 
-def read_header(path: Path) -> Header:
+class _CutShortError(ValueError):
+    """The bytes at hand end inside the header."""
+
+
+def parse_header(start: bytes, n_bytes: int) -> Header | None:
+    """The header of a GGUF file of ``n_bytes`` from its first bytes; None if they are too few.
+
+    Raises:
+        GGUFError: the file is no GGUF, or contradicts itself or its size.
+
+    """
+    try:
+        return _Reader(io.BytesIO(start), n_bytes).header()
+    except _CutShortError:
+        return None
+    except (ValueError, struct.error) as error:
+        reason = str(error) if type(error) is ValueError else "its header is not readable"
+        raise GGUFError(f"it is not a sound GGUF file: {reason}") from None
+
+
+def read_header(path: Path, n_bytes: int | None = None) -> Header:
     """The header of a GGUF file (version 2 or 3, little-endian).
+
+    ``n_bytes`` is the size of the whole file where ``path`` holds no more than its header.
 
     Raises:
         GGUFError: the file is missing, no GGUF, cut short, or contradicts itself.
@@ -55,11 +78,12 @@ def read_header(path: Path) -> Header:
     """
     try:
         with path.open("rb") as file:
-            return _Reader(file, path.stat().st_size).header()
+            return _Reader(file, n_bytes or path.stat().st_size).header()
     except OSError as error:
         raise GGUFError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, struct.error) as error:
-        reason = str(error) if type(error) is ValueError else "its header is not readable"
+        plain = type(error) in (ValueError, _CutShortError)
+        reason = str(error) if plain else "its header is not readable"
         raise GGUFError(f"{path} is not a sound GGUF file: {reason}.") from None
 
 
@@ -98,7 +122,10 @@ class _Reader:
             raise ValueError("its header runs past its end")
         self._left -= count
         self._at += count
-        return self._file.read(count)
+        taken = self._file.read(count)
+        if len(taken) < count:
+            raise _CutShortError("its header is cut short")
+        return taken
 
     def _number(self, code: str) -> int:
         size = struct.calcsize(code)

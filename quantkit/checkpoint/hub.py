@@ -1,0 +1,137 @@
+"""A checkpoint on the Hugging Face Hub, known without downloading its weights."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from quantkit.checkpoint.folder import INDEX, Checkpoint, open_checkpoint, read_checkpoint
+from quantkit.checkpoint.remote import RemoteRepo, download, explained, open_repo, read_range
+from quantkit.checkpoint.safetensors import LENGTH_BYTES, header_length, parse_header, read_header
+from quantkit.core.errors import CheckpointError
+from quantkit.core.tensors import SourceTensor
+
+_CONNECTIONS = 8
+
+# Mixtral-8x22B's shards have headers of 3.9 KB; a longer one takes a second request.
+_FIRST_RANGE = 4 * 1024
+
+# Everything but the weights that a build reads or carries over. tokenizer.json too: the special
+# tokens are read from it even where tokenizer.model has the vocabulary.
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    INDEX,
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+)
+_TEMPLATES = "additional_chat_templates/"
+
+# The index of the largest models has a few MB, a tokenizer.json up to 20.
+_MOST_SMALL_BYTES = 100 * 10**6
+
+
+def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint:
+    """Open a repository as `open_checkpoint` opens a folder, from a few hundred KB of it.
+
+    The revision is resolved to a commit once (``Checkpoint.commit``), and everything is read at
+    that commit. The small files land in the Hub's cache, in the folder ``Checkpoint.path``; of the
+    weights only the headers are read, by range requests, several at a time. With HF_HUB_OFFLINE
+    the checkpoint must be in the cache with its weights.
+
+    Raises:
+        CheckpointError: the repository cannot be reached or read, is no checkpoint, or disagrees
+            with itself.
+        SafetensorsError: a weight file breaks the format's rules.
+
+    """
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return _open_cached(repo_id, revision)
+    repo = open_repo(repo_id, revision)
+    if "config.json" not in repo.sizes:
+        hint = (
+            "; it holds GGUF files, so name one"
+            if any(name.endswith(".gguf") for name in repo.sizes)
+            else "; give the repository of the original model"
+        )
+        raise CheckpointError(f"{repo} has no config.json{hint}.")
+    small = [n for n in repo.sizes if n in _SMALL_FILES or _is_template(n)]
+    for name in small:
+        if repo.sizes[name] > _MOST_SMALL_BYTES:
+            raise CheckpointError(
+                f"{name} of {repo} has {repo.sizes[name]:,} bytes, too many for such a file; "
+                "don't trust this checkpoint."
+            )
+    with _no_progress_bars(), ThreadPoolExecutor(_CONNECTIONS) as pool:
+        paths = dict(zip(small, pool.map(partial(download, repo), small), strict=True))
+        path = paths["config.json"].parent
+        names = sorted(name for name in repo.sizes if "/" not in name)
+
+        def read_headers(files: tuple[Path, ...]) -> Iterator[dict[str, SourceTensor]]:
+            return pool.map(partial(_read_header, repo), files)
+
+        checkpoint = read_checkpoint(path, names, read_headers)
+    return replace(checkpoint, repo_id=repo.repo_id, commit=repo.commit)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep huggingface_hub from drawing: only the command line prints."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled as are_disabled
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    if are_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _is_template(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/" == _TEMPLATES and file.endswith(".jinja")
+
+
+def _read_header(repo: RemoteRepo, path: Path) -> dict[str, SourceTensor]:
+    """The tensors of one weight file: of the cached copy, else of the one on the Hub."""
+    if path.is_file():
+        return read_header(path)
+    file_bytes = repo.sizes[path.name]
+    start = read_range(repo, path.name, 0, _FIRST_RANGE)
+    header_end = LENGTH_BYTES + header_length(path, start, file_bytes)
+    if header_end > len(start):
+        start += read_range(repo, path.name, len(start), header_end)
+    return parse_header(path, start[LENGTH_BYTES:header_end], file_bytes)
+
+
+def _open_cached(repo_id: str, revision: str | None) -> Checkpoint:
+    """The checkpoint as an earlier download left it in the Hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    with explained(repo_id, revision):
+        config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    advice = "unset HF_HUB_OFFLINE, or download the checkpoint first"
+    if not isinstance(config, str):
+        raise CheckpointError(
+            f"HF_HUB_OFFLINE is set, and the config.json of {repo_id} is not in the Hub's cache; "
+            f"{advice}."
+        )
+    folder = Path(config).parent
+    try:
+        checkpoint = open_checkpoint(folder)
+    except CheckpointError as error:
+        raise type(error)(f"HF_HUB_OFFLINE is set, and {error} ({advice})") from error
+    return replace(checkpoint, repo_id=repo_id, commit=folder.name)

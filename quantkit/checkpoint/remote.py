@@ -1,0 +1,251 @@
+"""One commit of a repository on the Hugging Face Hub: its files, whole or by byte range.
+
+Tokens, HF_ENDPOINT, proxies and the cache are huggingface_hub's business; every failure comes out
+as one sentence.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.errors import CheckpointError
+
+_ATTEMPTS = 5
+_FIRST_WAIT = 0.2
+_LONGEST_WAIT = 30.0
+_TIMEOUT = 20.0
+_TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRepo:
+    """A model repository at one commit; ``sizes`` has the bytes of each of its files."""
+
+    repo_id: str
+    commit: str
+    sizes: dict[str, int]
+
+    def __str__(self) -> str:
+        return f"{self.repo_id} at {self.commit[:12]}"
+
+
+def open_repo(repo_id: str, revision: str | None = None) -> RemoteRepo:
+    """Look a repository up and pin the commit that ``revision`` (a branch, tag or hash) is now.
+
+    Raises:
+        CheckpointError: the Hub does not answer, or does not show this repository.
+
+    """
+    from huggingface_hub import HfApi
+
+    with explained(repo_id, revision):
+        info = _persistently(
+            lambda: HfApi().model_info(
+                repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT
+            )
+        )
+    sizes = {file.rfilename: file.size for file in info.siblings or ()}
+    unknown = [name for name, size in sizes.items() if size is None]
+    if info.sha is None or unknown:
+        raise CheckpointError(
+            f"The server's description of {repo_id} lacks its commit or the sizes of its files; "
+            "check that HF_ENDPOINT points to a Hub."
+        )
+    return RemoteRepo(repo_id, info.sha, {n: s for n, s in sizes.items() if s is not None})
+
+
+def download(repo: RemoteRepo, name: str) -> Path:
+    """Put one file into the Hub's cache, if it is not there yet; its path in the snapshot folder.
+
+    Raises:
+        CheckpointError: it cannot be downloaded.
+
+    """
+    from huggingface_hub import hf_hub_download
+
+    with explained(repo.repo_id, repo.commit):
+        return Path(
+            _persistently(partial(hf_hub_download, repo.repo_id, name, revision=repo.commit))
+        )
+
+
+def _persistently(request: Callable[[], Any]) -> Any:
+    """What a request of huggingface_hub gives, tried again where the connection fails."""
+    from huggingface_hub import errors
+
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return request()
+        except errors.LocalEntryNotFoundError:  # its name for "not cached, and no connection"
+            pass
+        except errors.HTTPError as error:  # type: ignore[attr-defined]  # httpx's, through it
+            response = getattr(error, "response", None)
+            if response is not None and response.status_code not in _TRY_AGAIN:
+                raise
+        time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
+    return request()
+
+
+def read_range(repo: RemoteRepo, name: str, start: int, end: int) -> bytes:
+    """Bytes ``start`` to ``end`` (exclusive) of one file, cut at its end.
+
+    A dropped connection is resumed where it broke, a few times.
+
+    Raises:
+        CheckpointError: the server fails for good, or answers with anything but these bytes.
+
+    """
+    end = min(end, repo.sizes[name])
+    got = bytearray()
+    for attempt in range(1, _ATTEMPTS + 1):
+        if start + len(got) >= end:
+            break
+        with explained(repo.repo_id, repo.commit):
+            wait = _receive(repo, name, start + len(got), end, got, is_last=attempt == _ATTEMPTS)
+        if wait is not None:
+            time.sleep(min(max(wait, _FIRST_WAIT * 2 ** (attempt - 1)), _LONGEST_WAIT))
+    if start + len(got) < end:
+        raise CheckpointError(
+            f"{name} of {repo} stopped {_ATTEMPTS} times before its bytes {start:,} to {end:,} "
+            "were here; try again when the connection is better."
+        )
+    return bytes(got)
+
+
+def _receive(
+    repo: RemoteRepo, name: str, start: int, end: int, got: bytearray, *, is_last: bool
+) -> float | None:
+    """Append one answer to ``got``; the seconds to wait where another request must follow."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]  # httpx's
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+    url = hf_hub_url(repo.repo_id, name, revision=repo.commit)
+    headers = build_hf_headers() | {
+        "Range": f"bytes={start}-{end - 1}",
+        "Accept-Encoding": "identity",  # a compressed answer has other offsets
+    }
+    try:
+        with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
+            if response.status_code in _TRY_AGAIN and not is_last:
+                after = response.headers.get("Retry-After", "")
+                return float(after) if after.isdecimal() else 0.0
+            if response.status_code >= 400:
+                response.read()
+            hf_raise_for_status(response)
+            _check_range(repo, name, start, end, response)
+            for chunk in response.iter_raw():
+                got += chunk[: end - start]
+                start += len(chunk)
+                if start > end:
+                    raise CheckpointError(
+                        f"The server sent more of {name} of {repo} than was asked for; check "
+                        "HF_ENDPOINT and any proxy in between."
+                    )
+    except OfflineModeIsEnabled:
+        raise
+    except HTTPError as error:
+        if is_last or getattr(error, "response", None) is not None:
+            raise
+        return 0.0
+    return None if start == end else 0.0
+
+
+def _check_range(repo: RemoteRepo, name: str, start: int, end: int, response: Any) -> None:
+    """Check that an answer is the range asked for, of a file of the size that the Hub lists."""
+    if response.status_code != 206:
+        raise CheckpointError(
+            f"The server answered {response.status_code} instead of a byte range of {name} of "
+            f"{repo}; check that HF_ENDPOINT points to a Hub and that no proxy removes ranges, or "
+            "download the checkpoint."
+        )
+    answer = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer)
+    size = repo.sizes[name]
+    if match is None or tuple(map(int, match.groups())) != (start, end - 1, size):
+        raise CheckpointError(
+            f"The server was asked for bytes {start}-{end - 1}/{size} of {name} of {repo} but "
+            f"answered {answer[:80]!r}; don't trust this server, or try again later."
+        )
+
+
+@contextmanager
+def explained(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn whatever huggingface_hub raises into one sentence about a repository.
+
+    Raises:
+        CheckpointError: instead of its errors.
+
+    """
+    from huggingface_hub import errors
+
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        yield
+    except errors.HFValidationError:
+        raise CheckpointError(
+            f"{repo_id!r} is neither a folder nor a name on the Hub; write it as namespace/name."
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise CheckpointError(
+            f"{repo_id}{at} is needed from the Hub, but HF_HUB_OFFLINE is set; unset it, or "
+            "download the checkpoint first."
+        ) from None
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{repo_id} is gated; accept its terms on its page, then log in with `hf auth login` "
+            "or set HF_TOKEN."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"{repo_id} has no revision {revision!r}; give a branch, tag or commit of it."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo_id} is not on the Hub or is private; check the spelling, or log in with "
+            "`hf auth login` or HF_TOKEN if it is private."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _unreachable(repo_id, error) from error
+    except errors.EntryNotFoundError as error:
+        raise CheckpointError(
+            f"A file of {repo_id}{at} is not there any more ({_first_line(error)}); try again."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise _refused(repo_id, error) from error
+    except (errors.HTTPError, errors.FileMetadataError) as error:  # type: ignore[attr-defined]
+        raise _unreachable(repo_id, error) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{repo_id} cannot be stored in the Hub's cache ({_first_line(error)}); check the disk "
+            "and HF_HOME."
+        ) from error
+
+
+def _unreachable(repo_id: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"The Hub cannot be reached for {repo_id} ({_first_line(error)}); check the network and "
+        "HF_ENDPOINT, or give a downloaded folder."
+    )
+
+
+def _refused(repo_id: str, error: Any) -> CheckpointError:
+    status = error.response.status_code
+    advice = {
+        401: "the token is not valid, so log in again with `hf auth login` or mend HF_TOKEN",
+        403: "the token has no right to read it, so use one that has",
+        429: "too many requests were sent, so wait some minutes, or log in for a higher limit",
+    }.get(status, "try again later")
+    return CheckpointError(f"The Hub refused {repo_id} with status {status}: {advice}.")
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says first, without an end that would double ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")

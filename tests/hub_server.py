@@ -1,0 +1,223 @@
+"""A server that answers like the Hugging Face Hub, for tests: ours, on localhost, in threads.
+
+It knows what huggingface_hub asks for to describe a model repository and to download its files,
+whole or by range. Other calls (uploads) are added by giving ``Handler`` another method.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_CHUNK = 64 * 1024
+
+
+@dataclass
+class HubServer:
+    """One repository from a folder, how the server misbehaves, and what it was asked for."""
+
+    folder: Path
+    repo_id: str = "someone/Model"
+    commit: str = COMMIT
+    branches: tuple[str, ...] = ("main",)
+    token: str | None = None
+    gated: bool = False
+    status: int | None = None
+    """Answer everything with this status."""
+    delay: float = 0.0
+    """Seconds before each range, so that parallel requests meet."""
+    drop: Callable[[str, int], bool] = lambda _name, _time: False
+    """Whether to break off in the middle of a file's nth answer, n from 1."""
+    ignores_ranges: bool = False
+    shifts_ranges: bool = False
+    url: str = ""
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    """Method, path and Range of every request."""
+    bytes_sent: int = 0
+    most_at_once: int = 0
+    _running: int = 0
+    _answers: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def files(self) -> dict[str, Path]:
+        return {
+            path.relative_to(self.folder).as_posix(): path
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file()
+        }
+
+    def ranges_of(self, name: str) -> list[str | None]:
+        return [r for method, path, r in self.requests if method == "GET" and path.endswith(name)]
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        with self._lock:
+            self._running += 1
+            self.most_at_once = max(self.most_at_once, self._running)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def sent(self, n_bytes: int) -> None:
+        with self._lock:
+            self.bytes_sent += n_bytes
+
+    def nth_answer(self, name: str) -> int:
+        with self._lock:
+            self._answers[name] = self._answers.get(name, 0) + 1
+            return self._answers[name]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: HubServer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the test reads ``HubServer.requests``."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        if self.hub.status is not None:
+            return self._fail(self.hub.status)
+        if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            return self._fail(401, "RepoNotFound")
+        repo = self.hub.repo_id
+        api = f"/api/models/{repo}"
+        if path.startswith(f"{api}/tree/"):
+            return self._list(path.removeprefix(f"{api}/tree/"))
+        if path == api or path.startswith(f"{api}/revision/"):
+            return self._describe(path.removeprefix(api).removeprefix("/revision/") or "main")
+        if path.startswith(f"/{repo}/resolve/"):
+            revision, _, name = path.removeprefix(f"/{repo}/resolve/").partition("/")
+            return self._resolve(revision, name)
+        return self._fail(404, "RepoNotFound")
+
+    def _describe(self, revision: str) -> None:
+        if not self._knows(revision):
+            return self._fail(404, "RevisionNotFound")
+        siblings = [
+            {"rfilename": name, "size": path.stat().st_size, "blobId": "0" * 40}
+            for name, path in self.hub.files().items()
+        ]
+        repo = {"id": self.hub.repo_id, "sha": self.hub.commit, "siblings": siblings, "tags": []}
+        self._send_json(repo | {"private": False, "downloads": 0, "likes": 0})
+        return None
+
+    def _list(self, revision: str) -> None:
+        if not self._knows(revision):
+            return self._fail(404, "RevisionNotFound")
+        self._send_json(
+            [
+                {"type": "file", "path": name, "size": path.stat().st_size, "oid": "0" * 40}
+                for name, path in self.hub.files().items()
+            ]
+        )
+        return None
+
+    def _send_json(self, value: Any) -> None:
+        body = json.dumps(value).encode()
+        self._start(200, len(body), {"Content-Type": "application/json"})
+        self._send(body)
+
+    def _resolve(self, revision: str, name: str) -> None:
+        if not self._knows(revision):
+            return self._fail(404, "RevisionNotFound")
+        if self.hub.gated:
+            return self._fail(403, "GatedRepo")
+        path = self.hub.files().get(name)
+        if path is None:
+            return self._fail(404, "EntryNotFound")
+        size = path.stat().st_size
+        headers = {
+            "X-Repo-Commit": self.hub.commit,
+            "X-Linked-Size": str(size),
+            "ETag": f'"{hashlib.sha256(f"{name} {size}".encode()).hexdigest()}"',
+            "Accept-Ranges": "bytes",
+        }
+        wanted = self.headers.get("Range")
+        start, end, status = 0, size, 200
+        if wanted and not self.hub.ignores_ranges:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end, status = int(first), min(int(last or size) + 1, size), 206
+            if self.hub.shifts_ranges:
+                start, end = start + 1, end + 1
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        self._start(status, end - start, headers)
+        if self.command == "GET":
+            with self.hub.counted():
+                time.sleep(self.hub.delay)
+                self._send_file(path, start, end, self.hub.drop(name, self.hub.nth_answer(name)))
+        return None
+
+    def _send_file(self, path: Path, start: int, end: int, drop: bool) -> None:
+        stop = start + (end - start) // 2 if drop else end
+        with path.open("rb") as file:
+            file.seek(start)
+            while start < stop and self._send(file.read(min(_CHUNK, stop - start))):
+                start = file.tell()
+        if drop:
+            self.close_connection = True
+
+    def _knows(self, revision: str) -> bool:
+        return revision == self.hub.commit or revision in self.hub.branches
+
+    def _fail(self, status: int, code: str = "") -> None:
+        self._start(status, 0, {"X-Error-Code": code} if code else {})
+
+    def _start(self, status: int, length: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in (headers | {"Content-Length": str(length)}).items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def _send(self, data: bytes) -> bool:
+        """Send and count; whether the client still listens."""
+        if self.command == "HEAD":
+            return False
+        try:
+            self.wfile.write(data)
+        except OSError:
+            self.close_connection = True
+            return False
+        self.hub.sent(len(data))
+        return True
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, *_: Any) -> None:
+        """Nothing: clients that hang up are part of the tests."""
+
+
+@contextmanager
+def serve(hub: HubServer) -> Iterator[HubServer]:
+    """Serve until the block ends; ``hub.url`` is what HF_ENDPOINT takes."""
+    server = _QuietServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
