@@ -10,12 +10,12 @@ import hashlib
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ _COMMIT_SECONDS = 5.0
 _LARGEST_WEIGHT = 1e9
 _SIDE_FILES = 2**20  # bytes of disk that the journal and the manifest may need
 _READ_BACK = 8 * 2**20
+_REPORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +161,13 @@ class _Run:
             with naming_failures(self._out, self._missing):
                 self._prepare()
                 sources = self._write()
-                results = [self._finish(artifact, sources, check) for artifact in self._artifacts]
+                results = [
+                    self._finish(artifact, verified.result(), sources, check)
+                    for artifact, verified in zip(self._artifacts, self._verify_all(), strict=True)
+                ]
                 self._journal.remove()
-        except WeightsError:
-            self._discard()  # no later run can do better
+        except (WeightsError, _ReadBackError):
+            self._discard()  # a later run cannot go on from here
             raise
         except KeyboardInterrupt:
             raise Interrupted(
@@ -352,12 +356,12 @@ class _Run:
     def _finish(
         self,
         artifact: PartialArtifact,
+        digests: Sequence[str],
         sources: Mapping[Path, str],
         check: Callable[[Path], Check] | None,
     ) -> Artifact:
-        """Verify, check, record and rename one artifact."""
+        """Check, record and rename one verified artifact."""
         layout = artifact.layout
-        digests = self._verify(artifact, self._artifacts.index(artifact))
         files = [
             {
                 "name": f"{layout.folder}/{file.name}" if layout.folder else file.name,
@@ -382,14 +386,32 @@ class _Run:
             layout, path / layout.files[0].name if layout.folder else path, entry, verdict, True
         )
 
-    def _verify(self, artifact: PartialArtifact, number: int) -> list[str]:
+    def _verify_all(self) -> list[Future[list[str]]]:
+        """Verify every artifact, several at once; the sha256 of its files, or what is wrong."""
+        total = sum(artifact.layout.n_bytes for artifact in self._artifacts)
+        read_back = _Counter()
+        with ThreadPoolExecutor(self._threads, "verify") as pool:
+            futures = [
+                pool.submit(self._verify, artifact, number, read_back)
+                for number, artifact in enumerate(self._artifacts)
+            ]
+            waiting = set(futures)
+            try:
+                while waiting:
+                    _, waiting = wait(waiting, timeout=_REPORT_SECONDS)
+                    self._report(Progress("verify", read_back.n_bytes, total))
+            except BaseException:
+                read_back.stopped = True
+                raise
+        return futures
+
+    def _verify(self, artifact: PartialArtifact, number: int, read_back: "_Counter") -> list[str]:
         """Read the files back, compare with what was written, and return their sha256."""
         ranges: list[list[tuple[int, int, int]]] = [[] for _ in artifact.layout.files]
         for index, unit in enumerate(self._units):
             place, offset, n_bytes = artifact.locate(unit.target, unit.row, unit.rows)
             ranges[place].append((offset, n_bytes, self._journal.finished[index][number]))
         digests = []
-        total, done = artifact.layout.n_bytes, 0
         for path, file, parts in zip(artifact.paths, artifact.layout.files, ranges, strict=True):
             header = (0, len(file.header), zlib.crc32(file.header))
             digest = hashlib.sha256()
@@ -402,16 +424,33 @@ class _Run:
                         digest.update(data)
                         found = zlib.crc32(data, found)
                     if found != crc:
-                        self._discard()
-                        raise OutputError(
+                        raise _ReadBackError(
                             f"{path} does not read back as it was written; check the disk, then "
                             "run the same command again."
                         )
-                    done += n_bytes
-                    self._report(Progress("verify", done, total, artifact.layout.name))
+                    read_back.add(n_bytes)
                 digest.update(stream.read())
                 size = stream.tell()
             if size != file.n_bytes:
                 raise OutputError(f"{path} has {size} bytes instead of {file.n_bytes}.")
             digests.append(digest.hexdigest())
         return digests
+
+
+class _ReadBackError(OutputError):
+    """A file holds something else than was written."""
+
+
+class _Counter:
+    """Bytes read back by all threads, which leave off once they are told to."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+        self.stopped = False
+        self._lock = Lock()
+
+    def add(self, n_bytes: int) -> None:
+        if self.stopped:
+            raise CancelledError
+        with self._lock:
+            self.n_bytes += n_bytes
