@@ -29,7 +29,7 @@ from tests.measured import Cost, measure, unwind_on_sigterm
 HERE = Path(__file__).resolve().parent
 QUANTS = ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q8_0")
 USUAL, QUANTKIT = "usual way", "quantkit build"
-SHARE_SHOWN = 0.005  # of a profile
+SHARE_SHOWN = 0.01  # of a kind of thread's time
 console = Console(highlight=False)
 
 
@@ -94,9 +94,15 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, help="work here; a checkpoint left here is reused")
     parser.add_argument("--quants", nargs="+", default=list(QUANTS))
+    parser.add_argument("--kernel", default="fast", help="quantkit's")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=1, help="runs of each contestant, in turn")
-    parser.add_argument("--profile", action="store_true", help="also sample quantkit's threads")
+    parser.add_argument(
+        "--profile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="build once more and sample where quantkit's threads are",
+    )
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--hidden", type=int, default=2048, help="a multiple of 256")
     parser.add_argument("--ffn", type=int, default=5632, help="a multiple of 256")
@@ -148,7 +154,8 @@ def quantkit_build(checkpoint: Path, out: Path, options: argparse.Namespace) -> 
 def build_arguments(checkpoint: Path, out: Path, options: argparse.Namespace) -> list[str | Path]:
     quants = [word for quant in options.quants for word in ("-q", quant)]
     jobs = ["--jobs", str(options.threads)]
-    return ["build", checkpoint, *quants, "-o", out, *jobs, "--no-smoke"]
+    how = ["--kernel", options.kernel, "--no-smoke"]
+    return ["build", checkpoint, *quants, "-o", out, *jobs, *how]
 
 
 def run(
@@ -231,13 +238,13 @@ def steps_table(runs: Sequence[Run]) -> Table:
 
 def profile_table(profile: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table(title="Where quantkit's threads were, waiting included", title_justify="left")
-    for heading in ("threads", "function", "seconds"):
-        table.add_column(heading, justify="right" if heading == "seconds" else "left")
-    total = sum(sum(functions.values()) for functions in profile.values())
+    for heading in ("threads", "function", "seconds", "share"):
+        table.add_column(heading, justify="right" if heading in ("seconds", "share") else "left")
     for threads, functions in profile.items():
+        total = sum(functions.values())
         for function, seconds in sorted(functions.items(), key=lambda item: -item[1]):
             if seconds > SHARE_SHOWN * total:
-                table.add_row(threads, function, f"{seconds:.1f}")
+                table.add_row(threads, function, f"{seconds:.1f}", f"{seconds / total:.0%}")
     return table
 
 
