@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import quantkit
-from quantkit.cli import build, doctor, inspect, quants, smoke
+from quantkit.cli import build, doctor, fit, inspect, quants, smoke
 from quantkit.cli.output import fail
 from quantkit.core.errors import Interrupted, QuantkitError
 
@@ -34,7 +34,14 @@ def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (build.build, quants.quants, inspect.inspect, smoke.smoke, doctor.doctor):
+for command in (
+    fit.fit,
+    build.build,
+    quants.quants,
+    inspect.inspect,
+    smoke.smoke,
+    doctor.doctor,
+):
     app.command()(_stoppable(command))
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quantkit.core.errors import NativeError, SmokeError
 from quantkit.verify.llama import REINSTALL
 
-_LOG_ERROR = 4  # ggml_log_level
+_LOG_INFO, _LOG_ERROR = 2, 4  # ggml_log_level
 _N_CTX = 256
 
 
@@ -52,6 +52,7 @@ def library() -> Any:
 
 
 _errors: list[str] = []
+_remarks: list[str] = []  # lines about buffers and the KV cache, which no function returns
 _callbacks: list[Any] = []  # what C holds a pointer to must outlive the call that passed it
 
 
@@ -61,6 +62,8 @@ def _listen(module: Any) -> None:
             line = text.decode(errors="replace").strip()
             _errors.append(line)
             sys.stderr.write(line + "\n")
+        elif level == _LOG_INFO and (b"buffer size" in text or b"KV" in text or b"K (" in text):
+            _remarks.append(text.decode(errors="replace").strip())
 
     callback = module.llama_log_callback(note)
     _callbacks.append(callback)
@@ -105,6 +108,75 @@ def data_end(file: Path) -> tuple[int, int]:
     gguf.gguf_free(context)
     end = start + size
     return end, -(-end // alignment) * alignment
+
+
+# "load_tensors:   CPU model buffer size =  12.00 MiB" and, from a dry run too,
+# "llama_kv_cache: size =  64.00 MiB (  1024 cells, ...".
+_BUFFER = re.compile(r"(\S+)\s+(model|output|KV|compute) buffer size\s*=\s*([\d.]+) MiB")
+_KV_TOTAL = re.compile(r"llama_kv_cache: size\s*=\s*([\d.]+) MiB")
+
+
+def buffers(file: Path, settings: list[dict[str, Any]], *, dry: bool, gpu: bool) -> dict[str, Any]:
+    """What llama.cpp allocates for a model, as it logs it: MiB with two decimals.
+
+    Args:
+        file: a GGUF; of a dry run, one whose weights may be absent (a sparse file).
+        settings: one entry per context to open: ``n_ctx`` tokens in all, ``n_seq`` sequences,
+            ``kv_type`` (ggml's type number) and ``flash_attn``.
+        dry: allocate nothing and only tell the sizes.
+        gpu: offload all layers to the GPUs that this build of llama.cpp sees.
+
+    Returns:
+        ``gpu``: whether this build can offload at all; ``contexts``: per setting a list of
+        ``[device, part, mebibytes]``, where the part ``KV total`` has no device.
+
+    Raises:
+        SmokeError: llama.cpp refuses the file or a setting.
+
+    """
+    llama = library()
+    no_devices = (ctypes.c_void_p * 1)(None)
+    params = llama.llama_model_default_params()
+    params.no_alloc = dry
+    params.load_mode = llama.LLAMA_LOAD_MODE_NONE  # a dry run of a mapped file aborts
+    params.use_extra_bufts = False
+    if gpu:
+        params.n_gpu_layers = -2  # all
+    else:
+        params.devices = ctypes.addressof(no_devices)
+        params.n_gpu_layers = 0
+    _errors.clear()
+    model = llama.llama_model_load_from_file(os.fsencode(file), params)
+    if not model:
+        raise SmokeError(f"llama.cpp does not load {file.name}: {_complaint()}.")
+    return {
+        "gpu": bool(llama.llama_supports_gpu_offload()),
+        "contexts": [_context_buffers(llama, model, setting, file) for setting in settings],
+    }
+
+
+def _context_buffers(
+    llama: Any, model: Any, setting: dict[str, Any], file: Path
+) -> list[tuple[str, str, float]]:
+    params = llama.llama_context_default_params()
+    params.n_ctx, params.n_seq_max = setting["n_ctx"], setting["n_seq"]
+    params.n_batch, params.n_ubatch = 2048, 512  # what llama-server and llama-cli start with
+    params.type_k = params.type_v = setting["kv_type"]
+    params.flash_attn_type = int(setting["flash_attn"])
+    params.kv_unified = False
+    _errors.clear()
+    _remarks.clear()
+    context = llama.llama_init_from_model(model, params)
+    if not context:
+        raise SmokeError(f"llama.cpp cannot make a context for {file.name}: {_complaint()}.")
+    llama.llama_free(context)
+    found = []
+    for line in _remarks:
+        if match := _BUFFER.search(line):
+            found.append((match[1], match[2], float(match[3])))
+        elif match := _KV_TOTAL.search(line):
+            found.append(("", "KV total", float(match[1])))
+    return found
 
 
 class _GGUFParams(ctypes.Structure):

@@ -97,12 +97,16 @@ class Run:
 
 
 def run_worker(
-    request: Mapping[str, Any], *, timeout: float, command: Sequence[str] = WORKER
+    request: Mapping[str, Any],
+    *,
+    timeout: float,
+    command: Sequence[str] = WORKER,
+    gpu: bool = False,
 ) -> Run:
     """Give ``request`` to a fresh worker and wait for its result, at most ``timeout`` seconds.
 
     The worker leads a process group of its own, which is killed whole when time is up or when
-    the caller is interrupted.
+    the caller is interrupted. It sees the machine's GPUs only where ``gpu`` is set.
 
     Raises:
         NativeError: llama.cpp is not installed, or its libraries do not load.
@@ -114,7 +118,7 @@ def run_worker(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=_environment(),
+        env=_environment(gpu),
         cwd=Path(sys.executable).anchor,
         start_new_session=True,
     ) as process:
@@ -141,7 +145,7 @@ def run_worker(
     )
 
 
-def _environment() -> dict[str, str]:
+def _environment(gpu: bool) -> dict[str, str]:
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     # The child starts elsewhere, so it is told where this very quantkit lies.
     paths = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
@@ -150,7 +154,10 @@ def _environment() -> dict[str, str]:
     # each other make a small model a hundred times slower.
     environment["OMP_WAIT_POLICY"] = "passive"
     environment["GGML_NO_BACKTRACE"] = "1"  # ggml would start gdb when it aborts
-    environment["CUDA_VISIBLE_DEVICES"] = ""  # nothing here runs on a GPU, so wake none
+    if not gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # nothing runs there, so wake none
+    elif "CUDA_VISIBLE_DEVICES" in os.environ:
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
     return environment
 
 

@@ -39,6 +39,12 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
         raise NativeError(f"{error.name} is not installed; pip install {error.name}.") from None
     if request["task"] == "facts":
         return bindings.facts()
+    if request["task"] == "buffers":
+        file, settings = Path(request["file"]), request["settings"]
+        try:
+            return bindings.buffers(file, settings, dry=request["dry"], gpu=request["gpu"])
+        except SmokeError as error:
+            return {"refused": str(error)}
     report: dict[str, Any] = {"details": {}}
     try:
         checks.check_model(

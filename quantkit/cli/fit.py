@@ -1,0 +1,316 @@
+"""``quantkit fit``: which quant of a model runs on a machine, how, and with how much to spare."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.cli.output import JsonOption, console, emit_json, note
+from quantkit.core.errors import QuantkitError
+from quantkit.core.units import format_count, format_size, parse_size
+
+if TYPE_CHECKING:
+    from quantkit.fit.documented import Finding
+    from quantkit.fit.hardware import Machine
+    from quantkit.fit.placement import Placement
+    from quantkit.fit.verdict import Answer, Row
+
+_USUAL_CONTEXT = 8192
+_FEW = 3  # quants whose every detail is shown
+_COLOURS = {
+    "gpu": "green",
+    "experts": "green",
+    "layers": "yellow",
+    "ram": "yellow",
+    "disk": "red",
+    "none": "red",
+}
+
+
+class KVType(StrEnum):
+    """The names of ``fit.probe.KV_TYPES``, which are not imported to parse options."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
+
+def fit(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b."),
+    ] = None,
+    quant: Annotated[
+        list[str] | None, typer.Option("--quant", "-q", help="Only these quants; again for more.")
+    ] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIZE", help="A GPU's memory, such as 24GB; again for more GPUs."),
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="RAM, such as 32GB; alone: without a GPU.")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens per sequence  [default: 8192, or what the model has]"),
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=256, help="Sequences at a time.")] = 1,
+    kv_type: Annotated[KVType, typer.Option(help="How the KV cache is stored.")] = KVType.F16,
+    flash_attn: Annotated[
+        bool, typer.Option("--flash-attn/--no-flash-attn", help="Whether attention is fused.")
+    ] = True,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="A known machine, such as rtx-4090.")
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Split files that would be larger.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix to build with.")
+    ] = None,
+    documented: Annotated[
+        bool, typer.Option("--documented", help="Check what model pages claim.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw memory per quant.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell which quant of a model runs on a machine, how, and with how much to spare.
+
+    Only headers are read. Without --gpu, --ram and --hardware, the machine is this one.
+    """
+    from quantkit.checkpoint.imatrix import load_imatrix
+    from quantkit.fit.documented import check_claims
+    from quantkit.fit.probe import Settings, check_settings, probe
+    from quantkit.fit.subject import Wishes, bundled_models, open_subject
+    from quantkit.fit.verdict import answer, as_numbers
+    from quantkit.plan.quants import find_quants
+
+    if model is None:
+        raise QuantkitError(
+            "Give a model: a checkpoint folder, a GGUF file, a Hub id, or one of these, which "
+            f"need no network: {', '.join(bundled_models())}."
+        )
+    machine = _machine(gpu or [], ram, hardware)
+    wishes = Wishes(
+        find_quants(quant) if quant else None,
+        parse_size(shard_size) if shard_size else None,
+        load_imatrix(imatrix) if imatrix else None,
+    )
+    subject = open_subject(model, wishes)
+    tokens = context or min(_USUAL_CONTEXT, subject.shape.n_ctx_train)
+    settings = Settings(tokens, parallel, kv_type.value, flash_attn)
+    check_settings(subject.shape, settings)
+    here = not (gpu or ram or hardware)
+    curve = probe(subject, settings, gpu=here and bool(machine.gpus))
+    result = answer(subject, curve, machine)
+    findings = check_claims(model.lower(), settings, result) if documented else ()
+    for warning in result.warnings:
+        note(warning)
+    if plot is not None:
+        from quantkit.fit.plot import draw
+
+        draw(result, plot)
+        note(f"Drew {plot}.")
+    if as_json:
+        numbers = as_numbers(result)
+        emit_json(
+            numbers | ({"documented": [f.as_numbers() for f in findings]} if documented else {})
+        )
+        return
+    _show(result)
+    if documented:
+        _show_claims(findings, result.subject.title)
+
+
+def _machine(gpus: list[str], ram: str | None, profile: str | None) -> "Machine":
+    from dataclasses import replace
+
+    from quantkit.fit.hardware import machine_from_profile, machine_from_sizes, this_machine
+
+    if profile is None:
+        here = this_machine()
+        return machine_from_sizes(gpus, ram, here) if gpus or ram else here
+    known = machine_from_profile(profile)
+    if not (gpus or ram):
+        return known
+    changed = machine_from_sizes(gpus, ram, known)
+    return changed if gpus else replace(changed, gpus=known.gpus, unified=known.unified)
+
+
+def _show(result: "Answer") -> None:
+    from quantkit.fit.verdict import gib
+
+    subject, machine = result.subject, result.machine
+    shape = subject.shape
+    active = f", {format_count(subject.n_active)} active per token" if shape.n_experts else ""
+    console.print(
+        f"[bold]{escape(subject.title)}[/]: {format_count(subject.n_parameters)} parameters"
+        f"{active}, trained for {shape.n_ctx_train:,} tokens"
+    )
+    gpus = ", ".join(f"{escape(g.name)} {gib(g.usable)}" for g in machine.gpus) or "no GPU"
+    disk = f", {format_size(machine.disk)} of disk" if machine.disk is not None else ""
+    console.print(f"On {escape(machine.title)}: {gpus}; RAM {gib(machine.ram)}{disk} usable")
+    many = f" x {result.settings.parallel}" if result.settings.parallel > 1 else ""
+    table = Table(
+        title=f"{result.settings.context:,} tokens{many}, KV cache {result.settings.kv_type}; "
+        "files in GB, memory in GiB",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("quant", no_wrap=True)
+    for heading in ("bits", "file", "VRAM", "RAM"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    table.add_column("spare", justify="right", no_wrap=True)
+    table.add_column("context", justify="right", no_wrap=True)
+    for row in result.rows:
+        table.add_row(
+            *_cells(row, result.recommended), style="bold" if _is_best(row, result) else ""
+        )
+    console.print(table)
+    _show_others(result)
+    console.print(_footnotes(result), soft_wrap=True)
+    if len(result.rows) <= _FEW:
+        _show_details(result)
+    best = next((row for row in result.rows if _is_best(row, result)), None)
+    if best is None:
+        console.print(f"[bold red]None[/]: {escape(result.reason)}.", soft_wrap=True)
+        return
+    console.print(f"[bold green]{best.variant.name}[/]: {escape(result.reason)}.", soft_wrap=True)
+    console.print(f"  {escape(best.command)}", soft_wrap=True)
+
+
+def _show_details(result: "Answer") -> None:
+    """Of a few quants, every part of their memory, the command, and what would help."""
+    from quantkit.fit.verdict import gib
+
+    for row in result.rows:
+        variant = row.variant
+        console.print(f"[bold]{variant.name}[/]: {escape(_disk(row))}", soft_wrap=True)
+        for part in row.placement.parts:
+            size = f"{gib(part.n_bytes):>10}  {part.device:<6} {part.name}"
+            console.print(f"  {size} [dim]{part.label}[/]")
+        if row.command:
+            console.print(f"  {escape(row.command)}", soft_wrap=True)
+        if row.advice:
+            console.print(f"  Would help: {escape('; or '.join(row.advice))}.", soft_wrap=True)
+
+
+def _disk(row: "Row") -> str:
+    variant = row.variant
+    accuracy = "" if variant.file_is_exact else ", header estimated"
+    text = f"{variant.file_bytes:,} bytes in {variant.n_files} file"
+    text += ("s" if variant.n_files > 1 else "") + accuracy
+    if variant.download_bytes:
+        text += f"; {format_size(variant.download_bytes)} to download to build it"
+    if row.disk_to_build:
+        text += f", {format_size(row.disk_to_build)} of disk with the checkpoint"
+    return text
+
+
+def _is_best(row: "Row", result: "Answer") -> bool:
+    return row.variant.name == result.recommended
+
+
+def _cells(row: "Row", recommended: str | None) -> tuple[str, ...]:
+    from quantkit.fit.memory import GIB, total
+
+    variant, placement = row.variant, row.placement
+    in_ram = total(placement.parts, "RAM")
+    on_gpus = total(placement.parts) - in_ram
+    spare = _figure(placement.spare / GIB)
+    if not placement.fits:
+        spare = f"[red]-{_figure(placement.short / GIB)}[/]"
+    star = " *" if variant.needs_imatrix else ""
+    arrow = " <" if variant.name == recommended else ""
+    return (
+        f"{variant.name}{star}{arrow}",
+        f"{variant.bits_per_weight:.2f}",
+        _figure(variant.file_bytes / 1e9),
+        _figure(on_gpus / GIB) if on_gpus else "",
+        _figure(in_ram / GIB),
+        f"[{_COLOURS[placement.mode]}]{_short(placement)}[/]",
+        spare,
+        f"{row.longest_context:,}" if row.longest_context else "",
+    )
+
+
+def _short(placement: "Placement") -> str:
+    """A verdict for a column beside what is spare or missing."""
+    from quantkit.fit.verdict import describe
+
+    if placement.mode == "experts":
+        return f"{placement.n_cpu_moe} x experts in RAM"
+    return describe(placement).removeprefix("fits, ").partition(", ")[0]
+
+
+def _figure(value: float) -> str:
+    """A number for a column of one unit."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _show_others(result: "Answer") -> None:
+    from quantkit.fit.memory import GIB, total
+
+    if not result.others:
+        return
+    table = Table(
+        title="In transformers, all figures modelled",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("format", no_wrap=True)
+    for heading in ("weights", "VRAM"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("note")
+    for other in result.others:
+        verdict = "[green]fits in VRAM[/]" if other.fits else "[red]does not fit in VRAM[/]"
+        verdict = verdict if result.machine.gpus else "[yellow]no GPU[/]"
+        size, memory = _figure(other.weight_bytes / 1e9), _figure(total(other.parts) / GIB)
+        table.add_row(other.name, size, memory, verdict, escape(other.note))
+    console.print(table)
+
+
+def _footnotes(result: "Answer") -> str:
+    lines = []
+    if any(row.variant.needs_imatrix for row in result.rows):
+        lines.append("* needs an importance matrix, whose name the file's header holds too")
+    labels = {
+        part.label
+        for row in result.rows
+        for part in row.placement.parts
+        if part.name == "compute" and part.device != "RAM"
+    }
+    sure = "Weights and KV cache are exact, buffers probed with llama.cpp's own dry run"
+    if "modelled" in labels:
+        sure += ", the GPU's compute buffer and overhead modelled (not asked of a GPU)"
+    lines.append(sure + ".")
+    if any(row.placement.mode == "experts" for row in result.rows):
+        lines.append("N x experts in RAM: of N layers; all else is in VRAM.")
+    if result.subject.origin == "bundled":
+        lines.append("Tensors are exact; a file's header counts an estimated vocabulary (< 1 MB).")
+    return "[dim]" + escape("\n".join(lines)) + "[/]"
+
+
+def _show_claims(findings: "tuple[Finding, ...]", title: str) -> None:
+    if not findings:
+        note(f"No documented requirements of {title} are recorded.")
+        return
+    console.print("\n[bold]Documented requirements[/]")
+    for finding in findings:
+        verdict = "[green]holds[/]" if finding.holds else "[red]does not hold[/]"
+        console.print(f"{escape(finding.model)}, {escape(finding.claim)}: {verdict}")
+        console.print(f"  {escape(finding.computed)}", soft_wrap=True)
+    for source in dict.fromkeys(finding.source for finding in findings):
+        console.print(f"[dim]Claims: {escape(source)}[/]", soft_wrap=True)

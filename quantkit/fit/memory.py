@@ -1,0 +1,117 @@
+"""What a variant takes, part by part: each figure with where it goes and how sure it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quantkit.fit.probe import Curve
+from quantkit.fit.subject import Shape, Variant
+
+# exact: counted in bytes. probed: told by llama.cpp. modelled: estimated; docs/fit.md says how.
+Label = Literal["exact", "probed", "modelled"]
+
+MIB, GIB = 2**20, 2**30
+
+# Per GPU in use: the driver's context, kernels and cuBLAS's workspace. It is what llama.cpp keeps
+# free on each device when it fits a model by itself (--fit-target, common/common.h).
+GPU_OVERHEAD = 1024 * MIB
+# The process itself: code, vocabulary, threads' work buffers. Measured as resident memory of
+# llama.cpp in a Python process, less its buffers; tests/fit/test_probe.py repeats it.
+HOST_OVERHEAD = 80 * MIB
+# Batches of a prompt are this long; llama.cpp's default for -ub.
+_UBATCH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """So many bytes of one kind on one device: ``GPU 0``, ``GPU 1``, ..., or ``RAM``."""
+
+    name: str
+    device: str
+    n_bytes: int
+    label: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Tensor bytes by where llama.cpp can put them.
+
+    Per layer what is not an expert, and the experts. ``embedding`` always stays in RAM. ``output``
+    counts as one more layer; where a model ties it to the embedding, a GPU gets a copy.
+    ``largest`` is the largest matrix in a layer: what a GPU borrows at a time while it reads a
+    prompt with weights that lie in RAM.
+    """
+
+    embedding: int
+    output: int
+    tied_output: int
+    layers: tuple[int, ...]
+    experts: tuple[int, ...]
+    largest: int
+
+    @property
+    def total(self) -> int:
+        """All weights once."""
+        return self.embedding + self.output + sum(self.layers) + sum(self.experts)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A variant at one context: weights, and what llama.cpp allocates besides.
+
+    ``kv_per_layer``, ``compute`` and ``output`` are bytes. ``gpu_compute`` is one GPU's compute
+    buffer and ``host_inputs`` what stays in RAM when all layers are on GPUs.
+    """
+
+    weights: Weights
+    kv_per_layer: int
+    kv_label: Label
+    compute: int
+    output: int
+    gpu_compute: int
+    gpu_compute_label: Label
+    host_inputs: int
+
+
+def weigh(variant: Variant, shape: Shape) -> Weights:
+    """Sort a variant's tensors by where llama.cpp puts them."""
+    layers, experts = [0] * shape.n_layers, [0] * shape.n_layers
+    embedding = output = largest = 0
+    has_output = False
+    for piece in variant.pieces:
+        if piece.layer is not None and piece.layer < shape.n_layers:
+            (experts if piece.is_expert else layers)[piece.layer] += piece.n_bytes
+            largest = max(largest, piece.n_bytes)
+        elif piece.name == "token_embd.weight":
+            embedding += piece.n_bytes
+        else:
+            output += piece.n_bytes
+            has_output = has_output or piece.name == "output.weight"
+    tied = 0 if has_output else embedding
+    return Weights(embedding, output, tied, tuple(layers), tuple(experts), largest)
+
+
+def needs(weights: Weights, curve: Curve, cells: int) -> Needs:
+    """A variant's needs at a context of so many cells per sequence.
+
+    Without a GPU to ask, a GPU's compute buffer is taken to be the CPU's: the graph is the same,
+    and a GPU keeps the same activations. The inputs that stay in RAM are a batch of embeddings
+    (float32) and the attention mask (float16, batch by context).
+    """
+    shape, probe = curve.shape, curve.at(cells)
+    mask = 2 * _UBATCH * cells * curve.settings.parallel
+    return Needs(
+        weights=weights,
+        kv_per_layer=-(-probe.kv // max(1, shape.n_layers)),
+        kv_label="exact" if curve.kv_is_exact else "probed",
+        compute=probe.compute,
+        output=probe.output,
+        gpu_compute=probe.compute if probe.gpu_compute is None else probe.gpu_compute,
+        gpu_compute_label="modelled" if probe.gpu_compute is None else "probed",
+        host_inputs=4 * _UBATCH * shape.hidden_size + mask,
+    )
+
+
+def total(parts: Sequence[Part], device: str | None = None) -> int:
+    """Bytes of all parts, or of those on one device."""
+    return sum(part.n_bytes for part in parts if device in (None, part.device))

@@ -1,0 +1,431 @@
+"""What MODEL is: a folder, a GGUF, a repo on the Hub or a bundled name, and its quants' tensors."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.core.errors import CheckpointError, GGUFError
+from quantkit.core.profiles import load_profile, profiles_folder
+from quantkit.families import find_family
+from quantkit.families.model import Hyperparameters, Model
+from quantkit.formats.gguf.layout import Layout, lay_out
+from quantkit.formats.gguf.metadata import (
+    KeyValue,
+    ModelMetadata,
+    add_hyperparameters,
+    count_parameters,
+    describe_checkpoint,
+    pack,
+)
+from quantkit.formats.gguf.reader import Header, HeaderTensor, read_header
+from quantkit.plan.llama_quantize import needs_imatrix
+from quantkit.plan.plan import Plan, check_sources, make_plan, outline_plan
+from quantkit.plan.quants import Quant, all_quants
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+Origin = Literal["bundled", "checkpoint", "hub", "gguf"]
+
+# A vocabulary in a GGUF: per token its length (8 bytes), score (4) and type (4), and its text,
+# 6.2 bytes on average in the 32,000 pieces of Mistral's first tokenizer.
+_VOCABULARY_BYTES_PER_TOKEN = 22.2
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>.+\.gguf))?(?:@(?P<revision>.+))?")
+_BF16 = 2  # bytes per weight of the bundled models' checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The numbers of a model that its memory depends on."""
+
+    arch: str
+    n_layers: int
+    n_kv_heads: int
+    key_length: int
+    value_length: int
+    hidden_size: int
+    intermediate_size: int
+    n_vocab: int
+    n_ctx_train: int
+    n_experts: int = 0
+    n_experts_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor as a variant stores it; ``layer`` is None outside the layers."""
+
+    name: str
+    layer: int | None
+    is_expert: bool
+    n_elements: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One quant of a model.
+
+    ``file_bytes`` counts all files with their headers. It is exact where the tokenizer is known;
+    for a bundled model the vocabulary's share of the header is estimated (``file_is_exact``).
+    ``download_bytes`` is the checkpoint that a build reads and is not here yet.
+    """
+
+    name: str
+    pieces: tuple[Piece, ...]
+    file_name: str
+    n_files: int
+    file_bytes: int
+    file_is_exact: bool
+    download_bytes: int
+    source_bytes: int
+    needs_imatrix: bool
+    good_for: str = ""
+    format: str = "gguf"
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, without padding and header."""
+        return sum(piece.n_bytes for piece in self.pieces)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits per weight over all tensors."""
+        return 8 * self.tensor_bytes / sum(piece.n_elements for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Hollow:
+    """A GGUF file without its weights: its name, its first bytes, and how long it is."""
+
+    name: str
+    header: bytes
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model and its variants, largest first.
+
+    ``hollow`` are the files that llama.cpp loads in a dry run; there are none where ``gguf`` is
+    here as a whole. ``model`` is None for a GGUF.
+    """
+
+    title: str
+    origin: Origin
+    shape: Shape
+    variants: tuple[Variant, ...]
+    n_parameters: int
+    n_active: int
+    model: Model | None
+    gguf: Path | None
+    hollow: tuple[Hollow, ...]
+
+
+def bundled_models() -> tuple[str, ...]:
+    """The names of the models that need no download and no network."""
+    return tuple(sorted(file.stem for file in (profiles_folder() / "models").glob("*.toml")))
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How the variants would be built: which, in files of what size, with which imatrix.
+
+    ``quants`` None stands for all of them, ``shard_size`` None for single files; it counts tensor
+    bytes, as in ``formats.gguf.layout.lay_out``.
+    """
+
+    quants: Sequence[Quant] | None = None
+    shard_size: int | None = None
+    imatrix: Imatrix | None = None
+
+
+def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
+    """Find out what ``name`` is and read its headers, never its weights.
+
+    Args:
+        name: a checkpoint folder, a GGUF file, a bundled name, or a Hub id: ``owner/repo``, or
+            ``owner/repo/file.gguf``, either with ``@revision``.
+        wishes: which variants to plan, and how. A GGUF is the one variant that it is.
+
+    Raises:
+        CheckpointError: there is no such model, or it is incomplete.
+        GGUFError: the GGUF cannot be read or is not one.
+
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _from_checkpoint(open_checkpoint(path), "checkpoint", wishes)
+    if path.exists() or (path.suffix.lower() == ".gguf" and "/" not in name):
+        files = _shards(path)
+        names = [file.name for file in files]
+        return _from_gguf(names, files, [_size(file) for file in files], "gguf")
+    if name.lower() in bundled_models():
+        return _from_profile(name.lower(), wishes)
+    match = _HUB_ID.fullmatch(name)
+    if match is None or name.startswith((".", "/")):
+        raise CheckpointError(
+            f"There is no model {name!r}; give a folder, a GGUF file, a Hub id such as "
+            f"mistralai/Mixtral-8x7B-v0.1, or one of {', '.join(bundled_models())}."
+        )
+    return _from_hub(match["repo"], match["file"], match["revision"], wishes)
+
+
+def _from_hub(
+    repo: str,
+    file: str | None,
+    revision: str | None,
+    wishes: Wishes,
+) -> Subject:
+    from quantkit.checkpoint.hub import open_hub_checkpoint
+    from quantkit.formats.gguf.remote import fetch_gguf_header
+
+    if file is None:
+        checkpoint = open_hub_checkpoint(repo, revision)
+        subject = _from_checkpoint(checkpoint, "hub", wishes)
+        return replace(subject, title=repo)
+    remote = _shard_names(PurePosixPath(file))
+    fetched = [fetch_gguf_header(repo, str(name), revision) for name in remote]
+    paths, sizes = [path for path, _ in fetched], [size for _, size in fetched]
+    subject = _from_gguf([name.name for name in remote], paths, sizes, "hub")
+    return replace(subject, title=f"{repo}/{file}")
+
+
+def _from_profile(name: str, wishes: Wishes) -> Subject:
+    profile = load_profile(f"models/{name}.toml")
+    model = find_family(profile["config"]).describe(profile["config"], ())
+    metadata = ModelMetadata(profile["title"], _bare_entries(model))
+    vocabulary = int(model.hparams.vocab_size * _VOCABULARY_BYTES_PER_TOKEN)
+    source = profile.get("source", {}).get("file_bytes", model.n_parameters * _BF16)
+    return _from_model(model, metadata, "bundled", wishes, profile["title"], source, vocabulary)
+
+
+def _from_checkpoint(checkpoint: Checkpoint, origin: Origin, wishes: Wishes) -> Subject:
+    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    check_sources(model, checkpoint.tensors)
+    metadata = describe_checkpoint(checkpoint, model)
+    source = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
+    title = checkpoint.path.resolve().name
+    return _from_model(model, metadata, origin, wishes, title, source, 0)
+
+
+def _from_model(
+    model: Model,
+    metadata: ModelMetadata,
+    origin: Origin,
+    wishes: Wishes,
+    title: str,
+    source_bytes: int,
+    vocabulary_bytes: int,
+) -> Subject:
+    variants = []
+    for quant in wishes.quants or all_quants().values():
+        plan, needed = _outline(model, quant, wishes.imatrix)
+        layout = lay_out(plan, metadata, wishes.imatrix, wishes.shard_size)
+        variants.append(
+            Variant(
+                name=quant.name,
+                pieces=tuple(_pieces(plan)),
+                file_name=_first_file(layout),
+                n_files=len(layout.files),
+                file_bytes=layout.n_bytes + vocabulary_bytes,
+                file_is_exact=not vocabulary_bytes and not (needed and wishes.imatrix is None),
+                download_bytes=0 if origin == "checkpoint" else source_bytes,
+                source_bytes=source_bytes,
+                needs_imatrix=needed,
+                good_for=quant.good_for,
+            )
+        )
+    variants.sort(key=lambda variant: -variant.tensor_bytes)
+    # Any encoding will do: llama.cpp's buffers hold activations, whose types do not depend on it.
+    bare = ModelMetadata(metadata.base_name, _bare_entries(model))
+    probe_plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
+    (file,) = lay_out(probe_plan, bare).files
+    total, shared, one_expert, _ = count_parameters(model)
+    return Subject(
+        title=title,
+        origin=origin,
+        shape=_shape_of(model.arch, model.hparams),
+        variants=tuple(variants),
+        n_parameters=total,
+        n_active=shared + one_expert * model.hparams.num_experts_per_tok,
+        model=model,
+        gguf=None,
+        hollow=(Hollow(file.name, file.header, file.n_bytes),),
+    )
+
+
+def _outline(model: Model, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan, bool]:
+    """The plan, and whether it needs an importance matrix, which it then is planned with."""
+    if imatrix is not None:
+        return make_plan(model, quant, imatrix), False
+    plan = outline_plan(model, quant, has_imatrix=False)
+    needed = any(needs_imatrix(t.target, t.encoding, quant) for t in plan.tensors)
+    return (outline_plan(model, quant, has_imatrix=True) if needed else plan), needed
+
+
+def _first_file(layout: Layout) -> str:
+    first = layout.files[0].name
+    return first if layout.folder is None else f"{layout.folder}/{first}"
+
+
+def _pieces(plan: Plan) -> Iterable[Piece]:
+    for tensor in plan.tensors:
+        target = tensor.target
+        yield Piece(
+            target.name,
+            target.layer,
+            target.role.endswith("_exps"),
+            target.n_elements,
+            tensor.n_bytes,
+        )
+
+
+def _bare_entries(model: Model) -> tuple[KeyValue, ...]:
+    """Metadata that llama.cpp needs to load a model without its vocabulary."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path=None, arch=model.arch)
+    add_hyperparameters(writer, model.hparams)
+    writer.add_tokenizer_model("none")
+    return tuple(KeyValue(key, pack(key, value)) for key, value in writer.kv_data[0].items())
+
+
+def _shape_of(arch: str, hparams: Hyperparameters) -> Shape:
+    return Shape(
+        arch=arch,
+        n_layers=hparams.num_hidden_layers,
+        n_kv_heads=hparams.num_key_value_heads,
+        key_length=hparams.head_dim,
+        value_length=hparams.head_dim,
+        hidden_size=hparams.hidden_size,
+        intermediate_size=hparams.intermediate_size,
+        n_vocab=hparams.vocab_size,
+        n_ctx_train=hparams.max_position_embeddings,
+        n_experts=hparams.num_local_experts,
+        n_experts_used=hparams.num_experts_per_tok,
+    )
+
+
+# --- GGUF ------------------------------------------------------------------------------------
+
+
+def _from_gguf(
+    names: Sequence[str], files: Sequence[Path], sizes: Sequence[int], origin: Origin
+) -> Subject:
+    """The subject of a GGUF's files, of which the Hub's are here with their headers only."""
+    headers = list(map(read_header, files, sizes))
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    shape = _shape_of_gguf(files[0], headers[0], tensors)
+    pieces = tuple(map(_piece, tensors))
+    total = sum(piece.n_elements for piece in pieces)
+    experts = sum(piece.n_elements for piece in pieces if piece.is_expert)
+    used = experts * shape.n_experts_used // shape.n_experts if shape.n_experts else experts
+    variant = Variant(
+        name=_quant_name(headers[0].metadata.get("general.file_type")),
+        pieces=pieces,
+        file_name=names[0],
+        n_files=len(files),
+        file_bytes=sum(sizes),
+        file_is_exact=True,
+        download_bytes=sum(sizes) if origin == "hub" else 0,
+        source_bytes=0,
+        needs_imatrix=False,
+    )
+    return Subject(
+        title=str(headers[0].metadata.get("general.name", Path(names[0]).stem)),
+        origin=origin,
+        shape=shape,
+        variants=(variant,),
+        n_parameters=total,
+        n_active=total - experts + used,
+        model=None,
+        gguf=None if origin == "hub" else files[0].absolute(),
+        hollow=tuple(map(_hollow, names, files, headers, sizes)) if origin == "hub" else (),
+    )
+
+
+def _hollow(name: str, file: Path, header: Header, n_bytes: int) -> Hollow:
+    with file.open("rb") as stream:
+        return Hollow(name, stream.read(header.data_offset), n_bytes)
+
+
+def _piece(tensor: HeaderTensor) -> Piece:
+    match = _LAYER.match(tensor.name)
+    return Piece(
+        tensor.name,
+        int(match[1]) if match else None,
+        "_exps." in tensor.name,
+        tensor.n_elements,
+        tensor.n_bytes,
+    )
+
+
+def _shape_of_gguf(file: Path, header: Header, tensors: Sequence[HeaderTensor]) -> Shape:
+    arch = header.metadata.get("general.architecture")
+
+    def number(key: str, default: int | None = None) -> int:
+        value = header.metadata.get(f"{arch}.{key}", default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise GGUFError(
+                f"{file} gives {arch}.{key} as {value!r}, which is not one whole number; fit "
+                "knows models whose layers are all alike, such as those of architecture llama."
+            )
+        return value
+
+    heads = number("attention.head_count")
+    hidden = number("embedding_length")
+    if not heads or not hidden:
+        raise GGUFError(f"{file} has no attention heads; fit knows transformers only.")
+    embedding = next((t for t in tensors if t.name == "token_embd.weight"), None)
+    return Shape(
+        arch=str(arch),
+        n_layers=number("block_count"),
+        n_kv_heads=number("attention.head_count_kv", heads),
+        key_length=number("attention.key_length", hidden // heads),
+        value_length=number("attention.value_length", hidden // heads),
+        hidden_size=hidden,
+        intermediate_size=number("feed_forward_length"),
+        n_vocab=embedding.shape[0] if embedding else number("vocab_size"),
+        n_ctx_train=number("context_length"),
+        n_experts=number("expert_count", 0),
+        n_experts_used=number("expert_used_count", 0),
+    )
+
+
+def _quant_name(file_type: object) -> str:
+    names: Mapping[Any, str] = {quant.file_type: quant.name for quant in all_quants().values()}
+    return names.get(file_type, "as built")
+
+
+def _shards(path: Path) -> list[Path]:
+    files = _shard_names(path)
+    for file in files:
+        if not file.is_file():
+            raise GGUFError(f"{file} is not there; give the path of a whole GGUF.")
+    return files
+
+
+def _shard_names(path: AnyPath) -> list[AnyPath]:
+    """The file itself, or all shards of a split one, of which the first must be named."""
+    match = _SHARD.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem, index, count = match[1], int(match[2]), int(match[3])
+    if index != 1:
+        raise GGUFError(
+            f"{path} is shard {index} of {count}; give the first one, "
+            f"{stem}-00001-of-{count:05}.gguf."
+        )
+    return [path.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise GGUFError(f"{file} cannot be read: {error.strerror}.") from None
