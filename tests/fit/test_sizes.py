@@ -62,7 +62,12 @@ def test_every_quant_of_the_trained_checkpoints(name: str, tmp_path: Path) -> No
     check(TRAINED / name, tmp_path / "weighted", (*rest, "q4_0"), imatrix=imatrix)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("tiny")])
+# Its vocabulary comes with llama.cpp's source.
+BYTE_LEVEL = "llama-byte-level"
+ODD = [name for name in CASES if not name.startswith("tiny") and name != BYTE_LEVEL]
+
+
+@pytest.mark.parametrize("name", [*ODD, pytest.param(BYTE_LEVEL, marks=pytest.mark.native)])
 def test_odd_checkpoints(name: str, tmp_path: Path) -> None:
     source = tmp_path / name
     CASES[name].write(source)
