@@ -8,9 +8,10 @@ expert) and ``<name>.counts``; the legacy ``.dat`` holds means that were scaled 
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,66 @@ class Imatrix:
                 f"{matrices * target.columns}: it was made for another model."
             )
         return values.reshape(matrices, target.columns)
+
+
+class Sums(Protocol):
+    """What is gathered for one tensor: sums of squares and tokens."""
+
+    @property
+    def squares(self) -> NDArray[np.float32]:
+        """Sums of squared activations, shape (matrices, columns)."""
+
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        """Tokens that each matrix saw, whole numbers."""
+
+
+def write_imatrix(
+    path: Path,
+    entries: Mapping[str, Sums],
+    datasets: Sequence[str],
+    chunks: int,
+    context: int,
+    notes: Mapping[str, str],
+) -> None:
+    """Write an importance matrix in llama.cpp's GGUF format, tensors in the order of their names.
+
+    Args:
+        path: the file.
+        entries: by the tensors' names in GGUF.
+        datasets: where the text came from; llama-quantize copies the first into its output.
+        chunks: how many sequences of text.
+        context: tokens per sequence.
+        notes: further string keys, which llama.cpp ignores.
+
+    """
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", list(datasets))
+    writer.add_uint32("imatrix.chunk_count", chunks)
+    writer.add_uint32("imatrix.chunk_size", context)
+    for key, text in notes.items():
+        writer.add_string(key, text)
+    for name, sums in sorted(entries.items()):
+        writer.add_tensor(f"{name}.in_sum2", sums.squares)
+        writer.add_tensor(f"{name}.counts", sums.counts.reshape(-1, 1))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_note(path: Path, key: str) -> str | None:
+    """A string key of an importance matrix in GGUF format; None where it has none."""
+    from gguf import GGUFReader
+
+    try:
+        field = GGUFReader(path).get_field(key)
+        return None if field is None else str(field.contents())
+    except (OSError, ValueError, TypeError, IndexError, KeyError, OverflowError):
+        return None
 
 
 def load_imatrix(path: Path) -> Imatrix:

@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -46,25 +47,27 @@ def fail(text: str) -> None:
 class Meter(Protocol):
     """Shows how far a job is."""
 
-    def show(self, title: str, done: int, total: int) -> None:
-        """``done`` of ``total`` bytes of the job called ``title``."""
+    def show(self, title: str, done: float, total: float, rate: str = "") -> None:
+        """``done`` of ``total`` bytes (or layers, then with a rate) of the job called ``title``."""
 
     def close(self) -> None:
         """The job is over."""
 
 
-def open_meter() -> Meter:
-    """A bar on a terminal, else a line now and then."""
-    return _Bar() if notes.is_terminal else _Lines()
+def open_meter(*, layers: bool = False) -> Meter:
+    """A bar on a terminal, else a line now and then. What it counts are bytes, or layers."""
+    return _Bar(layers) if notes.is_terminal else _Lines(layers)
 
 
 class _Bar:
-    def __init__(self) -> None:
+    def __init__(self, layers: bool) -> None:
+        counts: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+        if layers:
+            counts = (TextColumn("{task.fields[place]}, {task.fields[rate]}"),)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            *counts,
             TimeRemainingColumn(),
             console=notes,
             transient=True,
@@ -72,36 +75,48 @@ class _Bar:
         self._title = ""
         self._progress.start()
 
-    def show(self, title: str, done: int, total: int) -> None:
+    def show(self, title: str, done: float, total: float, rate: str = "") -> None:
         if title != self._title:
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
-            self._task = self._progress.add_task(escape(title), total=total)
+            self._task = self._progress.add_task(escape(title), total=total, place="", rate="")
             self._title = title
-        self._progress.update(self._task, completed=done)
+        place = _place(done, total)
+        self._progress.update(self._task, completed=done, place=place, rate=rate)
 
     def close(self) -> None:
         self._progress.stop()
 
 
 class _Lines:
-    def __init__(self) -> None:
+    def __init__(self, layers: bool) -> None:
+        self._layers = layers
         self._title = ""
+        self._first = 0.0
         self._start = self._last = time.monotonic()
 
-    def show(self, title: str, done: int, total: int) -> None:
+    def show(self, title: str, done: float, total: float, rate: str = "") -> None:
         now = time.monotonic()
         if title != self._title:
             self._title, self._start, self._last = title, now, now
+            self._first = done if self._layers else 0.0  # a resumed run begins somewhere
             return
-        if now - self._last < _PLAIN_SECONDS or not done:
+        if now - self._last < _PLAIN_SECONDS or done <= self._first:
             return
         self._last = now
-        rate = done / (now - self._start)
-        note(
-            f"{title}: {format_size(done)} of {format_size(total)}, "
-            f"{format_size(int(rate))}/s, {(total - done) / rate:.0f} s left"
-        )
+        speed = (done - self._first) / (now - self._start)
+        if self._layers:
+            progress = f"{_place(done, total)}, {rate}"
+        else:
+            progress = (
+                f"{format_size(int(done))} of {format_size(int(total))}, "
+                f"{format_size(int(speed))}/s"
+            )
+        note(f"{title}: {progress}, {(total - done) / speed:.0f} s left")
 
     def close(self) -> None:
         pass
+
+
+def _place(done: float, total: float) -> str:
+    return f"layer {min(int(done) + 1, int(total))} of {int(total)}"

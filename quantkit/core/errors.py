@@ -39,6 +39,14 @@ class ImatrixError(QuantkitError):
     """An importance matrix is missing, unreadable, or of another model."""
 
 
+class CalibrationError(QuantkitError):
+    """The calibration text cannot be read or is too short, or the model cannot be run over it."""
+
+
+class MissingPackageError(QuantkitError):
+    """A package that only some commands need is not installed; the message names the extra."""
+
+
 class PlanError(QuantkitError):
     """The request cannot be planned: an override that matches nothing, a shard size too small."""
 

@@ -25,7 +25,7 @@ def read_vocabulary(source: TokenizerSource, model_file: Path) -> Vocabulary:
         TokenizerError: the file is no SentencePiece model.
 
     """
-    processor = _load(model_file)
+    processor = open_model(model_file)
     size = source.vocab_size
     tokens = [unused_token(i) for i in range(size)]
     types = [TokenType.UNUSED] * size
@@ -44,7 +44,13 @@ def read_vocabulary(source: TokenizerSource, model_file: Path) -> Vocabulary:
     return Vocabulary(tokens, types, scores)
 
 
-def _load(model_file: Path) -> Any:
+def open_model(model_file: Path) -> Any:
+    """A SentencePieceProcessor with a tokenizer.model.
+
+    Raises:
+        TokenizerError: the file is no SentencePiece model.
+
+    """
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()

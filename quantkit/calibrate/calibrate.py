@@ -1,0 +1,251 @@
+"""An importance matrix from a checkpoint and text, layer by layer."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import quantkit
+from quantkit.build.output import PARTIAL, check_space
+from quantkit.build.source import stamp
+from quantkit.calibrate.activations import Activations
+from quantkit.calibrate.forward import Forward, Routing
+from quantkit.calibrate.progress import Journal, working_folder
+from quantkit.calibrate.statistics import SquareSums, Sums
+from quantkit.calibrate.text import Corpus
+from quantkit.calibrate.weights import Weights
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.imatrix import read_note, write_imatrix
+from quantkit.core.errors import CalibrationError, Interrupted, OutputError
+from quantkit.families.model import Model
+
+FEWEST_TOKENS = 256
+_SPILLED_ARRAYS, _KEPT_ARRAYS = 3, 2
+# The key under which an importance matrix says what it was made from.
+_NOTE = "quantkit.calibration"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run a model over text.
+
+    ``fewest_tokens``: experts with fewer are shown others' tokens; 0 for none. ``max_memory``:
+    bytes of activations that are kept in memory, above which they go to disk.
+    """
+
+    device: str = "cpu"
+    fewest_tokens: int = FEWEST_TOKENS
+    max_memory: int = 4 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a run is: layers done of so many, with fractions, and tokens per second."""
+
+    layers: float
+    n_layers: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A finished importance matrix, and what the run saw."""
+
+    path: Path
+    chunks: int
+    context: int
+    text: tuple[str, ...]
+    perplexity: float
+    routing: tuple[Routing, ...]
+    resumed: int
+    """Layers that an earlier, interrupted run had done."""
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    model: Model,
+    corpus: Corpus,
+    out: Path,
+    settings: Settings,
+    report: Callable[[Step], None] = lambda _: None,
+) -> Calibration:
+    """Run a model over text and write what its matrices saw as an importance matrix.
+
+    Beside ``out`` grows a folder ``NAME.partial``, from which a killed run resumes at the layer it
+    was in; the result is the same.
+
+    Args:
+        checkpoint: where weights come from; one layer's are read at a time.
+        model: the checkpoint's.
+        corpus: the text.
+        out: the file to write.
+        settings: how to run.
+        report: called with the progress.
+
+    Raises:
+        CalibrationError: the model cannot be run over this text.
+        CheckpointError: a weight cannot be read.
+        OutputError: the result cannot be written.
+        Interrupted: Ctrl-C; what was done is kept.
+
+    """
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; name the file to write with -o.")
+    identity = identify(checkpoint, corpus, settings)
+    run = Run(checkpoint, model, corpus, settings, out.with_name(out.name + PARTIAL), identity)
+    visitor = SquareSums(model.hparams.num_local_experts)
+
+    def finish_layer(layer: int) -> None:
+        arrays = {}
+        for role, sums in visitor.take().items():
+            arrays[f"{role}.squares"], arrays[f"{role}.counts"] = sums.squares, sums.counts
+        np.savez(run.folder / f"layer-{layer}.npz", **arrays)  # type: ignore[arg-type]
+
+    with working_folder(run.folder, run.n_bytes):
+        run.execute(visitor, finish_layer, report)
+        perplexity = run.forward.perplexity(run.states, corpus.tokens)
+        entries = _gather(run)
+        unfinished = run.folder / "imatrix.gguf"
+        write_imatrix(
+            unfinished, entries, corpus.names, corpus.chunks, corpus.context, {_NOTE: digest(identity)}
+        )
+        unfinished.replace(out)
+    return Calibration(
+        out, corpus.chunks, corpus.context, corpus.names, perplexity, run.routing, run.resumed
+    )
+
+
+def is_made_from(file: Path, checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> bool:
+    """Whether a file is the importance matrix that these would give."""
+    return file.is_file() and read_note(file, _NOTE) == digest(
+        identify(checkpoint, corpus, settings)
+    )
+
+
+def identify(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> dict[str, Any]:
+    """Everything that the statistics depend on."""
+    return {
+        "quantkit": quantkit.__version__,
+        "source": [[str(file.resolve()), *stamp(file)] for file in checkpoint.files],
+        "tokens": hashlib.sha256(corpus.tokens.tobytes()).hexdigest(),
+        "shape": corpus.tokens.shape,
+        "fewest_tokens": settings.fewest_tokens,
+        "device": settings.device,
+    }
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """A short name for an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def find_device(name: str) -> torch.device:
+    """The device called ``cpu`` or ``cuda``.
+
+    Raises:
+        CalibrationError: there is no such device here.
+
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CalibrationError(
+            "--device cuda finds no GPU that this PyTorch can use; use --device cpu, or install "
+            "a PyTorch with CUDA."
+        )
+    return torch.device(name)
+
+
+class Run:
+    """One pass over all layers, begun or resumed."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Model,
+        corpus: Corpus,
+        settings: Settings,
+        folder: Path,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        self.corpus = corpus
+        self._identity = identity
+        self.weights = Weights(checkpoint, model, find_device(settings.device))
+        self.forward = Forward(
+            self.weights,
+            checkpoint.config,
+            corpus.context,
+            fewest_tokens=settings.fewest_tokens,
+        )
+        self._shape = (corpus.chunks, corpus.context, model.hparams.hidden_size)
+        one = int(np.prod(self._shape)) * 4
+        self._spills = _KEPT_ARRAYS * one > settings.max_memory
+        self.n_bytes = (_SPILLED_ARRAYS if self._spills else _KEPT_ARRAYS) * one
+        self.states: Activations
+        self.routing: tuple[Routing, ...] = ()
+        self.resumed = 0
+
+    def execute(
+        self,
+        visitor: Any,
+        finish_layer: Callable[[int], None],
+        report: Callable[[Step], None],
+    ) -> None:
+        """Run every layer that no earlier run finished, in a folder that is held.
+
+        ``finish_layer`` writes what the visitor has of a layer; then the layer counts as done.
+        """
+        journal = Journal(self.folder, self._identity)
+        check_space(self.folder, self.n_bytes)
+        n_layers = self.model.hparams.num_hidden_layers
+        self.states = Activations(self.folder, self._shape, spill=self._spills)
+        self.resumed = len(journal.layers)
+        if self.resumed:
+            self.states.resume(self.resumed)
+        else:
+            self.states.start(self.weights.embed(self.corpus.tokens))
+        started = time.monotonic()
+
+        def tell(layers: float) -> None:
+            seconds = time.monotonic() - started
+            tokens = (layers - self.resumed) / n_layers * self.corpus.tokens.size
+            report(Step(layers, n_layers, tokens / seconds if seconds else 0.0))
+
+        try:
+            for layer in range(self.resumed, n_layers):
+                routing = self.forward.advance(
+                    layer, self.states, visitor, lambda part, at=layer: tell(at + part)  # type: ignore[misc]
+                )
+                finish_layer(layer)
+                self.states.commit()
+                journal.record(asdict(routing) if routing else None)
+                self.states.turn_over()
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Stopped with {len(journal.layers)} of {n_layers} layers done; run the same "
+                "command to go on from there."
+            ) from None
+        self.routing = tuple(
+            Routing(tuple(record["tokens"]), tuple(record["borrowed"]))
+            for record in journal.layers
+            if record
+        )
+
+
+def _gather(run: Run) -> dict[str, Sums]:
+    """The sums of all layers by the tensors' names."""
+    entries = {}
+    for layer in range(run.model.hparams.num_hidden_layers):
+        with np.load(run.folder / f"layer-{layer}.npz") as arrays:
+            for key in arrays.files:
+                role, _, kind = key.rpartition(".")
+                if kind == "squares":
+                    name = run.weights.target(layer, role).name
+                    entries[name] = Sums(arrays[key], arrays[f"{role}.counts"])
+    return entries

@@ -1,0 +1,463 @@
+"""The forward pass of a decoder, one layer over all tokens before the next layer is read.
+
+Written out here instead of taken from transformers, whose Mixtral holds all experts of a layer as
+one parameter: a visitor has to see what each expert's matrices get, and one matrix at a time is
+enough to have in memory. Tests hold it to transformers' logits.
+
+All arithmetic is float32. The weights are bfloat16 as a rule and widen exactly; what float32 adds
+over bfloat16 arithmetic is that a router's near ties fall as they do in llama.cpp, and that sums
+of squares over 100,000 tokens keep their digits.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from quantkit.calibrate.activations import Activations
+from quantkit.calibrate.weights import Weights
+from quantkit.core.errors import CalibrationError
+from quantkit.families.decoder import llama3_rope_factors
+from quantkit.families.model import Hyperparameters
+
+QKV = ("attn_q", "attn_k", "attn_v")
+_BATCH = 1024  # tokens that an expert sees at once
+_BORROWED_WEIGHT = 4  # a borrowed token counts as a quarter of one of the expert's own
+_ASSUMED_WINDOW = {"mistral": 4096}  # of transformers' MistralConfig, where config.json is silent
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in a layer whose input goes into one or more matrices: their roles."""
+
+    layer: int
+    roles: tuple[str, ...]
+    expert: int | None = None
+
+
+class Visitor(Protocol):
+    """Sees what goes into a layer's matrices, and may replace them.
+
+    Where it ``replaces``, it is shown all inputs of a site, then asked for other weights, and the
+    pass goes on with those: what comes after is computed from what was replaced before. Otherwise
+    it is shown the inputs on the way.
+    """
+
+    @property
+    def replaces(self) -> bool:
+        """Whether ``replace`` is called."""
+
+    def observe(self, site: Site, inputs: Tensor, share: float) -> None:
+        """Take in some inputs of a site, shape (tokens, columns), each with this weight."""
+
+    def replace(self, site: Site, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Other matrices for a site, all of whose inputs have been observed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Where the router of one layer sent the tokens: per expert, its own and the borrowed ones."""
+
+    tokens: tuple[int, ...]
+    borrowed: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Tokens that one expert sees at once, by index; borrowed ones leave no trace downstream."""
+
+    tokens: Tensor
+    gates: Tensor | None = None
+    share: float = 1.0
+    borrowed: bool = False
+
+
+_Batches: TypeAlias = list[_Batch]
+_Inputs: TypeAlias = Callable[[], Iterable[tuple[Tensor, float]]]
+
+
+class Forward:
+    """A model that is run layer by layer over the activations of all chunks."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        config: Mapping[str, Any],
+        context: int,
+        *,
+        fewest_tokens: int = 0,
+    ) -> None:
+        """Prepare to run a model.
+
+        Args:
+            weights: where matrices come from.
+            config: config.json.
+            context: tokens per chunk.
+            fewest_tokens: an expert with fewer is shown others' tokens, at a lower weight.
+
+        Raises:
+            CalibrationError: the model cannot be run, or not over so many tokens at once.
+
+        """
+        self.weights = weights
+        self.hparams = weights.model.hparams
+        self.device = weights.device
+        self._fewest = fewest_tokens
+        if config.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise CalibrationError(
+                f"config.json says hidden_act = {config['hidden_act']!r}; quantkit runs models "
+                "with silu only."
+            )
+        if context > self.hparams.max_position_embeddings:
+            raise CalibrationError(
+                f"--context {context} is more than the {self.hparams.max_position_embeddings} "
+                "tokens that config.json gives the model; choose a smaller one."
+            )
+        angles, scale = rotary_angles(self.hparams, context)
+        self._cos = (angles.cos() * scale).to(self.device)
+        self._sin = (angles.sin() * scale).to(self.device)
+        self._mask = _window_mask(
+            context,
+            config.get("sliding_window", _ASSUMED_WINDOW.get(weights.model.family)),
+            self.device,
+        )
+
+    def advance(
+        self,
+        layer: int,
+        states: Activations,
+        visitor: Visitor,
+        report: Callable[[float], None] = lambda _: None,
+    ) -> Routing | None:
+        """Run one layer: ``states.hidden`` in, ``states.out`` out. The routing, if it has any.
+
+        Args:
+            layer: its number.
+            states: of all chunks; ``states.middle`` is scratch space.
+            visitor: sees the inputs of every matrix.
+            report: told the share of the layer that is done.
+
+        Raises:
+            CalibrationError: an activation is not finite.
+
+        """
+        with exact_math():
+            run = _Layer(self, layer, states, visitor, report)
+            run.attend()
+            return run.feed_forward()
+
+    def perplexity(self, states: Activations, tokens: NDArray[np.int64]) -> float:
+        """Perplexity over the second half of each chunk, as llama-perplexity has it.
+
+        ``states.hidden`` must be what the last layer left.
+        """
+        first = tokens.shape[1] // 2
+        total, count = 0.0, 0
+        with exact_math():
+            for logits, chunk in zip(self.logits(states), tokens, strict=True):
+                scores = torch.log_softmax(logits[first:-1], -1)
+                wanted = torch.from_numpy(chunk[first + 1 :]).to(self.device)
+                picked = scores.gather(-1, wanted[:, None])
+                total -= float(picked.double().sum())
+                count += picked.numel()
+        return math.exp(total / count)
+
+    def logits(self, states: Activations) -> Iterator[Tensor]:
+        """Per chunk, the scores of all tokens at every position: shape (context, vocabulary)."""
+        norm = self.weights.vector(None, "output_norm")
+        assert norm is not None  # noqa: S101 - every decoder has one
+        try:
+            head = self.weights.matrix(None, "output")
+        except KeyError:  # tied
+            head = self.weights.matrix(None, "token_embd")
+        for chunk in states.hidden:
+            x = torch.from_numpy(chunk).to(self.device)
+            yield linear(rms_norm(x, norm, self.hparams.rms_norm_eps), head)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention over one chunk: (tokens, heads * head_dim) each, and so the result."""
+        h = self.hparams
+        queries, keys, values = (
+            x.view(1, x.shape[0], heads, h.head_dim).transpose(1, 2)
+            for x, heads in (
+                (q, h.num_attention_heads),
+                (k, h.num_key_value_heads),
+                (v, h.num_key_value_heads),
+            )
+        )
+        mixed = scaled_dot_product_attention(
+            self._rotate(queries),
+            self._rotate(keys),
+            values,
+            attn_mask=self._mask,
+            is_causal=self._mask is None,
+            enable_gqa=True,
+        )
+        return mixed.transpose(1, 2).reshape(q.shape[0], -1)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return torch.cat(
+            (
+                first * self._cos - second * self._sin,
+                second * self._cos + first * self._sin,
+            ),
+            -1,
+        )
+
+
+class _Layer:
+    """One layer over all chunks."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        layer: int,
+        states: Activations,
+        visitor: Visitor,
+        report: Callable[[float], None],
+    ) -> None:
+        self._forward = forward
+        self._weights = forward.weights
+        self._layer = layer
+        self._visitor = visitor
+        self._report = report
+        self._states = states
+        self._eps = forward.hparams.rms_norm_eps
+        width = states.hidden.shape[-1]
+        # What the feed-forward part reads (normed), and where its results are added.
+        self._normed = torch.from_numpy(states.middle).view(-1, width)
+        self._out = torch.from_numpy(states.out).view(-1, width)
+
+    def attend(self) -> None:
+        """``out`` = hidden + attention of it; ``middle`` = that, normed."""
+        norm, after = self._vector("attn_norm"), self._vector("ffn_norm")
+        assert norm is not None  # noqa: S101 - every decoder has them
+        assert after is not None  # noqa: S101
+        biases = [self._vector(f"{role}_bias") for role in QKV]
+        out_bias = self._vector("attn_output_bias")
+
+        def mixed(x: Tensor) -> Tensor:
+            parts = (linear(x, w, b) for w, b in zip(qkv, biases, strict=True))
+            return self._forward.mix(*parts)
+
+        def chunks() -> Iterator[tuple[Tensor, float]]:
+            for chunk in self._states.hidden:
+                yield rms_norm(self._to_device(chunk), norm, self._eps), 1.0
+
+        into = Site(self._layer, QKV)
+        qkv = self._settle(into, chunks)
+        out = Site(self._layer, ("attn_output",))
+        (projection,) = self._settle(out, lambda: ((mixed(x), w) for x, w in chunks()))
+        router = Site(self._layer, ("ffn_gate_inp",))
+        has_router = self._forward.hparams.num_local_experts > 0
+        for number, (x, _) in enumerate(chunks()):
+            self._pass_by(into, x)
+            heads = mixed(x)
+            self._pass_by(out, heads)
+            hidden = self._to_device(self._states.hidden[number])
+            hidden = hidden + linear(heads, projection, out_bias)
+            normed = rms_norm(hidden, after, self._eps)
+            if has_router:
+                self._pass_by(router, normed)
+            self._states.middle[number] = normed.cpu().numpy()
+            self._states.out[number] = hidden.cpu().numpy()
+            self._report(0.25 * (number + 1) / len(self._states.hidden))
+
+    def feed_forward(self) -> Routing | None:
+        """``out`` += what the experts, or the one dense part, make of ``middle``."""
+        n_experts = self._forward.hparams.num_local_experts
+        if not n_experts:
+            self._expert(None, _cut(torch.arange(len(self._out))), 0.25, 1.0)
+            self._require_finite()
+            return None
+        assigned, gates, probabilities = self._route()
+        tokens, borrowed = [], []
+        done = 0.25
+        for expert in range(n_experts):
+            own, place = torch.where(assigned == expert)
+            extra = self._borrow(expert, own, probabilities)
+            tokens.append(len(own))
+            borrowed.append(len(extra))
+            batches = _cut(own, gates[own, place])
+            if len(extra):
+                # A whole number of tokens' weight, because counts of an imatrix are whole.
+                mass = -(-len(extra) // _BORROWED_WEIGHT)
+                batches += _cut(extra, share=mass / len(extra), borrowed=True)
+            step = 0.75 * len(own) / assigned.numel()
+            self._expert(expert, batches, done, done + step)
+            done += step
+        self._require_finite()
+        return Routing(tuple(tokens), tuple(borrowed))
+
+    def _route(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Per token the experts chosen and their weights, (tokens, k), and all probabilities."""
+        matrix = self._weights.matrix(self._layer, "ffn_gate_inp")
+        parts = []
+        for batch in _cut(torch.arange(len(self._normed))):
+            parts.append(linear(self._normed[batch.tokens].to(self._forward.device), matrix).cpu())
+        probabilities = torch.softmax(torch.cat(parts), -1)
+        weights, chosen = probabilities.topk(self._forward.hparams.num_experts_per_tok, -1)
+        return chosen, weights / weights.sum(-1, keepdim=True), probabilities
+
+    def _borrow(self, expert: int, own: Tensor, probabilities: Tensor) -> Tensor:
+        """Tokens of other experts for one that has too few: those its router score is best for."""
+        wanted = min(self._forward._fewest, len(probabilities)) - len(own)
+        if wanted <= 0:
+            return torch.empty(0, dtype=torch.long)
+        scores = probabilities[:, expert].clone()
+        scores[own] = -1
+        return scores.topk(wanted).indices.sort().values
+
+    def _expert(self, expert: int | None, batches: _Batches, start: float, end: float) -> None:
+        """One gated feed-forward part over its tokens."""
+        kind = "" if expert is None else "_exps"
+        into = Site(self._layer, (f"ffn_gate{kind}", f"ffn_up{kind}"), expert)
+        out = Site(self._layer, (f"ffn_down{kind}",), expert)
+        gate_bias, up_bias, down_bias = (
+            self._vector(f"ffn_{part}_bias") for part in ("gate", "up", "down")
+        )
+
+        def inputs() -> Iterator[tuple[Tensor, float]]:
+            for batch in batches:
+                yield self._normed[batch.tokens].to(self._forward.device), batch.share
+
+        def inner(x: Tensor) -> Tensor:
+            return silu(linear(x, gate, gate_bias)) * linear(x, up, up_bias)
+
+        gate, up = self._settle(into, inputs)
+        (down,) = self._settle(out, lambda: ((inner(x), share) for x, share in inputs()))
+        seen, total = 0, sum(len(batch.tokens) for batch in batches)
+        for batch, (x, share) in zip(batches, inputs(), strict=True):
+            self._pass_by(into, x, share)
+            hidden = inner(x)
+            self._pass_by(out, hidden, share)
+            if not batch.borrowed:
+                result = linear(hidden, down, down_bias).cpu()
+                if batch.gates is not None:
+                    result *= batch.gates[:, None]
+                self._out[batch.tokens] += result  # an expert has a token once
+            seen += len(batch.tokens)
+            self._report(start + (end - start) * seen / total)
+
+    def _settle(self, site: Site, inputs: _Inputs) -> tuple[Tensor, ...]:
+        """The weights of a site, replaced where the visitor does that."""
+        weights = tuple(self._weights.matrix(self._layer, r, site.expert) for r in site.roles)
+        if not self._visitor.replaces:
+            return weights
+        for x, share in inputs():
+            self._visitor.observe(site, x, share)
+        return self._visitor.replace(site, weights)
+
+    def _pass_by(self, site: Site, inputs: Tensor, share: float = 1.0) -> None:
+        if not self._visitor.replaces:
+            self._visitor.observe(site, inputs, share)
+
+    def _require_finite(self) -> None:
+        if not all(torch.isfinite(self._out[batch.tokens]).all() for batch in self._all()):
+            raise CalibrationError(
+                f"Layer {self._layer} gives activations that are not finite; a weight of it is "
+                "damaged or the model does not fit its config.json. Download it again."
+            )
+
+    def _all(self) -> _Batches:
+        return _cut(torch.arange(len(self._out)))
+
+    def _vector(self, role: str) -> Tensor | None:
+        return self._weights.vector(self._layer, role)
+
+    def _to_device(self, chunk: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(chunk).to(self._forward.device)
+
+
+@contextmanager
+def exact_math() -> Iterator[None]:
+    """No gradients, and float32 that is float32 on a GPU too."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Rows over their root mean square, times a weight per column."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rotary_angles(hparams: Hyperparameters, context: int) -> tuple[Tensor, float]:
+    """Angles of rotary attention, shape (context, head_dim / 2), and a factor for sine and cosine.
+
+    Source: ``modeling_rope_utils.py`` of transformers. "dynamic" scaling is none within the
+    trained length, beyond which `Forward` does not go.
+    """
+    rope, half = hparams.rope, hparams.head_dim // 2
+    scaling = rope.scaling
+    kind = str(scaling.get("rope_type", "default")).lower()
+    frequencies = rope.theta ** -(torch.arange(half, dtype=torch.float64) / half)
+    scale = 1.0
+    if kind == "linear":
+        frequencies /= float(scaling.get("factor") or 1.0)
+    elif kind == "llama3":
+        frequencies /= torch.tensor(llama3_rope_factors(hparams), dtype=torch.float64)
+    elif kind == "yarn":
+        frequencies, scale = _yarn(frequencies, hparams)
+    positions = torch.arange(context, dtype=torch.float64)
+    return torch.outer(positions, frequencies).float(), scale
+
+
+def _yarn(frequencies: Tensor, hparams: Hyperparameters) -> tuple[Tensor, float]:
+    """YaRN (Peng et al., 2023): slow rotations are stretched, fast ones kept, a ramp between."""
+    scaling, theta, dim = hparams.rope.scaling, hparams.rope.theta, hparams.head_dim
+    trained = scaling.get("original_max_position_embeddings") or hparams.max_position_embeddings
+    factor = scaling.get("factor") or hparams.max_position_embeddings / trained
+
+    def dimension(turns: float) -> float:
+        """The dimension that turns so often over the trained length."""
+        return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = dimension(scaling.get("beta_fast") or 32)
+    high = dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 0.001)
+    stretched = ramp.clamp(0, 1)
+
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    scale = scaling.get("attention_factor")
+    if scale is None:
+        m, m_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        scale = magnitude(m) / magnitude(m_all) if m and m_all else magnitude(1.0)
+    return frequencies * (stretched / factor + 1 - stretched), float(scale)
+
+
+def _window_mask(context: int, window: Any, device: torch.device) -> Tensor | None:
+    """Which keys a query sees where attention has a window; None where it sees all before it."""
+    if not isinstance(window, int) or window >= context:
+        return None
+    ages = torch.arange(context)[:, None] - torch.arange(context)
+    return ((ages >= 0) & (ages < window)).to(device)
+
+
+def _cut(
+    tokens: Tensor, gates: Tensor | None = None, share: float = 1.0, borrowed: bool = False
+) -> _Batches:
+    parts = tokens.split(_BATCH)
+    weights = [None] * len(parts) if gates is None else gates.split(_BATCH)
+    return [
+        _Batch(part, gate, share, borrowed)
+        for part, gate in zip(parts, weights, strict=True)
+        if len(part)
+    ]

@@ -1,0 +1,35 @@
+"""The heat map of routing: which share of a layer's tokens each expert got."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantkit.calibrate.forward import Routing
+from quantkit.core.errors import OutputError
+
+
+def draw(routing: Sequence[Routing], file: Path, title: str) -> None:
+    """Draw layers by experts into an image file.
+
+    Raises:
+        OutputError: the model has no experts, or the file cannot be written in its format.
+
+    """
+    from matplotlib.figure import Figure
+
+    if not routing:
+        raise OutputError("--plot draws where the tokens of a MoE went; this model has no experts.")
+    shares = [[count / sum(layer.tokens) for count in layer.tokens] for layer in routing]
+    layers, experts = len(shares), len(shares[0])
+    size = (max(4.0, 0.45 * experts + 2), max(3.0, 0.22 * layers + 1.5))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0)
+    axes.set_xlabel("expert")
+    axes.set_ylabel("layer")
+    axes.set_xticks(range(experts))
+    axes.set_title(title)
+    figure.colorbar(image, label=f"share of the layer's tokens (even: {1 / experts:.3f})")
+    try:
+        figure.savefig(file, dpi=120)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{file} cannot be drawn: {error}.") from None

@@ -1,0 +1,66 @@
+"""What a run that goes layer by layer has finished, on disk, so that a killed one resumes."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantkit.build.output import locked, naming_failures, sync_folder
+
+_NAME = "journal.json"
+_OURS = (".json", ".new", ".f32", ".npz", ".gguf", ".safetensors")
+
+
+class Journal:
+    """The layers that are done, each with a record, in a folder of this run's own.
+
+    A folder of another run (other weights, text or settings) is emptied.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._identity = json.loads(json.dumps(identity))
+        self.layers: list[Any] = []
+        document = _read(folder / _NAME)
+        if document.get("identity") == self._identity:
+            self.layers = list(document["layers"])
+        else:
+            for entry in folder.iterdir():
+                if entry.suffix in _OURS:
+                    entry.unlink()
+
+    def record(self, layer: Any) -> None:
+        """One more layer is done; everything of it must be on the disk already."""
+        self.layers.append(layer)
+        path = self.folder / _NAME
+        temporary = path.with_suffix(".new")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({"identity": self._identity, "layers": self.layers}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(self.folder)
+
+
+@contextmanager
+def working_folder(folder: Path, missing: int) -> Iterator[None]:
+    """Hold a folder for what must survive a kill, and delete it once all is done.
+
+    Raises:
+        OutputError: it cannot be made or written, or another run holds it.
+
+    """
+    with locked(folder), naming_failures(folder, lambda: missing):
+        yield
+        shutil.rmtree(folder)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

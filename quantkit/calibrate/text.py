@@ -1,0 +1,150 @@
+"""Calibration text: the user's, or one that every Python carries; cut into chunks of tokens."""
+
+import importlib.util
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.tokenizer.encode import encode_text
+from quantkit.core.errors import CalibrationError
+
+BUILT_IN = "built-in text (Python's help topics and standard library)"
+RANDOM = "random tokens"
+_FEWEST_CHUNKS = 2  # as llama-imatrix wants
+_RANDOM_SEED = 0
+
+# Sources of the built-in text: prose in comments and docstrings beside code of many kinds.
+_MODULES = (
+    "argparse ast asyncio.events asyncio.tasks base64 bisect calendar cmd codecs collections "
+    "configparser contextlib copy csv dataclasses datetime decimal difflib dis doctest "
+    "email.message enum fractions functools gettext graphlib gzip heapq html.parser http.client "
+    "http.cookiejar inspect ipaddress json.decoder json.encoder locale logging mailbox mimetypes "
+    "numbers optparse pathlib pdb pickle pickletools platform plistlib pprint queue random sched "
+    "selectors shelve shlex shutil smtplib socket socketserver ssl statistics string subprocess "
+    "symtable tarfile tempfile textwrap threading timeit tokenize trace traceback turtle types "
+    "typing unittest.case unittest.mock urllib.parse urllib.request uuid wave weakref webbrowser "
+    "xml.dom.minidom xml.etree.ElementTree zipfile"
+).split()
+_PIECE = 4000  # characters of one kind before the other kind's turn
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What a model is run over: token ids, shape (chunks, context), and where they came from."""
+
+    tokens: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    @property
+    def chunks(self) -> int:
+        """How many sequences."""
+        return int(self.tokens.shape[0])
+
+    @property
+    def context(self) -> int:
+        """Tokens per sequence."""
+        return int(self.tokens.shape[1])
+
+
+def make_corpus(
+    checkpoint: Checkpoint, files: Sequence[Path], chunks: int, context: int
+) -> Corpus:
+    """Cut text into at most ``chunks`` sequences of ``context`` tokens, as llama-imatrix does.
+
+    Its ``compute_imatrix`` puts the beginning-of-sequence token in front of the whole text, and
+    later in place of each sequence's first token; so does this, to see the same activations.
+
+    Args:
+        checkpoint: its tokenizer is used.
+        files: UTF-8 text, one after the other; the built-in text where there are none.
+        chunks: the most sequences.
+        context: tokens per sequence.
+
+    Raises:
+        CalibrationError: a file cannot be read, or there is too little text.
+        TokenizerError: the checkpoint's tokenizer cannot be used.
+
+    """
+    text = "\n\n".join(map(_read, files)) if files else built_in_text()
+    encoded = encode_text(checkpoint.path, checkpoint.config, text)
+    ids = encoded.ids if encoded.bos is None else [encoded.bos, *encoded.ids]
+    available = len(ids) // context
+    if available < _FEWEST_CHUNKS:
+        where = ", ".join(map(str, files)) or "The built-in text"
+        raise CalibrationError(
+            f"{where} has {len(ids)} tokens, but calibrating takes at least "
+            f"{_FEWEST_CHUNKS * context} ({_FEWEST_CHUNKS} chunks of {context}); give more text "
+            "or a smaller --context."
+        )
+    count = min(chunks, available)
+    tokens = np.array(ids[: count * context], np.int64).reshape(count, context)
+    if encoded.bos is not None:
+        tokens[:, 0] = encoded.bos
+    return Corpus(tokens, tuple(map(str, files)) or (BUILT_IN,))
+
+
+def random_corpus(vocab_size: int, chunks: int, context: int) -> Corpus:
+    """Tokens drawn evenly, always the same: for measuring speed, and models without a tokenizer.
+
+    What a model makes of noise says little about what it makes of language.
+    """
+    tokens = np.random.default_rng(_RANDOM_SEED).integers(0, vocab_size, (chunks, context))
+    return Corpus(tokens.astype(np.int64), (RANDOM,))
+
+
+def built_in_text() -> str:
+    """English about Python in turns with Python, some 2 MB, the same for one Python version.
+
+    It needs no network and no file of ours. It is weak where text of the world is wide: no other
+    language, no dialogue, no fiction, hardly any mathematics.
+    """
+    kinds = (_pieces(_topics()), _pieces(_sources()))
+    return "\n\n".join(piece for pair in zip_longest(*kinds) for piece in pair if piece)
+
+
+def _topics() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    seen = set()  # topics repeat each other's paragraphs
+    for name in sorted(topics):
+        for paragraph in topics[name].split("\n\n"):
+            key = " ".join(paragraph.split())
+            if key and key not in seen:
+                seen.add(key)
+                yield textwrap.dedent(paragraph.strip("\n"))
+
+
+def _sources() -> Iterator[str]:
+    for name in _MODULES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            yield from Path(spec.origin).read_text(encoding="utf-8").split("\n\n\n")
+
+
+def _pieces(parts: Iterator[str]) -> Iterator[str]:
+    """Parts joined until they are long enough."""
+    held: list[str] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= _PIECE:
+            yield "\n\n".join(held)
+            held.clear()
+    if held:
+        yield "\n\n".join(held)
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_bytes().decode()
+    except OSError as error:
+        raise CalibrationError(f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise CalibrationError(f"{file} is not UTF-8 text; convert it first.") from None
+    # llama.cpp's tools drop the newline that ends a file.
+    return text.removesuffix("\n")

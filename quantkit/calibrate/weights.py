@@ -1,0 +1,85 @@
+"""Weights of a checkpoint as float32 tensors, read when they are needed and never before."""
+
+import os
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantkit.build.source import read_exactly
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.errors import CheckpointError
+from quantkit.core.tensors import SourceTensor
+from quantkit.families.model import Block, Model, Target
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_READ_ROWS = 64 * 2**20  # bytes of embeddings read at once
+
+
+class Weights:
+    """A model's weights by layer and role, in transformers' row order (nothing interleaved)."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Model, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self._sources = checkpoint.tensors
+        self._targets = {(target.layer, target.role): target for target in model.targets}
+
+    def target(self, layer: int | None, role: str) -> Target:
+        """The tensor with a role; KeyError where the model has none."""
+        return self._targets[layer, role]
+
+    def matrix(self, layer: int | None, role: str, expert: int | None = None) -> Tensor:
+        """One weight matrix, shape (rows, columns), or a norm's vector as one row.
+
+        Raises:
+            CheckpointError: its file cannot be read.
+
+        """
+        block = self.target(layer, role).blocks[expert or 0]
+        source = self._sources[block.source]
+        values = torch.from_numpy(_read(source, block)).view(_DTYPES[source.dtype])
+        return values.view(block.rows, source.shape[-1]).to(self.device).float()
+
+    def vector(self, layer: int | None, role: str) -> Tensor | None:
+        """A norm or a bias, 1-D; None where the model has none."""
+        if (layer, role) not in self._targets:
+            return None
+        return self.matrix(layer, role).view(-1)
+
+    def source_names(self, layer: int | None, role: str) -> list[str]:
+        """The names in the checkpoint of the tensors that a role is made of."""
+        return [block.source for block in self.target(layer, role).blocks]
+
+    def embed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings of token ids, float32, shape ``(*tokens.shape, hidden)``."""
+        source = self._sources[self.target(None, "token_embd").blocks[0].source]
+        out = np.empty((tokens.size, source.shape[1]), np.float32)
+        flat = tokens.reshape(-1)
+        step = max(1, _READ_ROWS // source.row_bytes)
+        for first in range(0, source.shape[0], step):
+            rows = min(step, source.shape[0] - first)
+            here = np.flatnonzero((flat >= first) & (flat < first + rows))
+            if here.size:
+                raw = torch.from_numpy(_read(source, Block(source.name, first, rows)))
+                table = raw.view(_DTYPES[source.dtype]).view(rows, -1)
+                out[here] = table[torch.from_numpy(flat[here] - first)].float().numpy()
+        return out.reshape(*tokens.shape, -1)
+
+
+def _read(source: SourceTensor, block: Block) -> NDArray[np.uint8]:
+    first = block.row
+    if block.matrix is not None:
+        first += block.matrix * source.shape[1]
+    try:
+        fd = os.open(source.file, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(
+            f"{source.file} cannot be read: {error.strerror}; download it again."
+        ) from None
+    try:
+        offset = source.offset + first * source.row_bytes
+        return read_exactly(fd, block.rows * source.row_bytes, offset, source.file)
+    finally:
+        os.close(fd)

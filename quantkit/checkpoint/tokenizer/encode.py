@@ -1,0 +1,59 @@
+"""Text to token ids, as llama.cpp has them with the vocabulary that a checkpoint's GGUF gets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.tokenizer.fast import open_tokenizer
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model
+from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source
+from quantkit.checkpoint.tokenizer.special import special_metadata
+from quantkit.core.errors import TokenizerError
+
+_SENTENCEPIECE_BOS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Token ids of a text, with no special token among them.
+
+    ``bos`` is the token that every sequence begins with, None where the model wants none.
+    """
+
+    ids: list[int]
+    bos: int | None
+
+
+def encode_text(folder: Path, config: Mapping[str, Any], text: str) -> EncodedText:
+    """Encode a text with a checkpoint's own tokenizer.
+
+    What looks like a special token in the text is text: calibration files come from anywhere.
+
+    Raises:
+        TokenizerError: the tokenizer is missing or broken, or of another model.
+
+    """
+    source = read_source(folder, config)
+    if source.fast:
+        tokenizer = open_tokenizer(source)
+        tokenizer.backend.encode_special_tokens = True
+        ids = tokenizer.backend.encode(text, add_special_tokens=False).ids
+    else:
+        assert source.model_file is not None  # noqa: S101 - read_source has seen one of the two
+        ids = open_model(source.model_file).EncodeAsIds(text)
+    if ids and max(ids) >= source.vocab_size:
+        raise TokenizerError(
+            f"The tokenizer in {folder} gives token {max(ids)}, but config.json says vocab_size = "
+            f"{source.vocab_size}; copy the tokenizer files and config.json of one model."
+        )
+    return EncodedText(ids, _bos(source))
+
+
+def _bos(source: TokenizerSource) -> int | None:
+    """The first token of a sequence, where llama.cpp would add one (``llama_vocab_get_add_bos``)."""
+    metadata = special_metadata(source)
+    pieces = source.model_file is not None or source.fast["model"].get("byte_fallback")
+    bos = metadata.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if pieces else None)
+    adds = metadata.get("tokenizer.ggml.add_bos_token", bool(pieces))
+    return int(bos) if adds and isinstance(bos, int) else None

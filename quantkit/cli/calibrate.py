@@ -1,0 +1,198 @@
+"""``quantkit calibrate``: an importance matrix, and where the router sends tokens."""
+
+from enum import StrEnum
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from quantkit.calibrate.calibrate import Calibration, Settings, Step
+    from quantkit.calibrate.forward import Routing
+    from quantkit.calibrate.text import Corpus
+    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.families.model import Model
+
+_STARVED_SHARE = 0.25  # of an even share, below which an expert counts as starved
+
+
+class Device(StrEnum):
+    """Where a model is run."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+TextOption = Annotated[
+    list[Path] | None,
+    typer.Option("--text", "-t", help="Text to run over; again for more  [default: built in]"),
+]
+ChunksOption = Annotated[int, typer.Option(min=1, help="The most sequences of text.")]
+ContextOption = Annotated[int, typer.Option(min=16, help="Tokens per sequence.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where the model is run.")]
+
+
+def calibrate(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
+        "imatrix.gguf"
+    ),
+    text: TextOption = None,
+    chunks: ChunksOption = 128,
+    context: ContextOption = 512,
+    device: DeviceOption = Device.CPU,
+    min_tokens: Annotated[
+        int, typer.Option(min=0, help="Experts with fewer tokens borrow some; 0 for never.")
+    ] = 256,
+    max_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most memory for activations; more go to disk.")
+    ] = "4GiB",
+    random_tokens: Annotated[
+        bool, typer.Option("--random-tokens", help="No text: noise, for measuring speed.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw where the tokens of a MoE went.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a checkpoint over text, one decoder layer at a time, and write an importance matrix.
+
+    Stopped or killed, the same command goes on at the layer it was in.
+    """
+    from quantkit.core.packages import require
+
+    require("torch", "PyTorch", "calibrate", "Calibrating")
+    if plot is not None:
+        require("matplotlib", "matplotlib", "plot", "--plot")
+    from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.plot import draw
+    from quantkit.calibrate.text import make_corpus, random_corpus
+    from quantkit.core.errors import CalibrationError
+    from quantkit.core.units import parse_size
+
+    settings = Settings(device.value, min_tokens, parse_size(max_memory))
+    source, model = open_model(checkpoint)
+    if random_tokens and text:
+        raise CalibrationError("--random-tokens runs without text; leave out --text.")
+    if random_tokens:
+        note("Random tokens: what the model makes of noise serves for measuring speed alone.")
+        corpus = random_corpus(model.hparams.vocab_size, chunks, context)
+    else:
+        corpus = make_corpus(source, text or (), chunks, context)
+        tell_text(corpus, chunks)
+    result = run(source, model, corpus, out, settings)
+    if plot is not None:
+        draw(result.routing, plot, f"Routing of {source.path.resolve().name}")
+    _show(result, min_tokens, as_json)
+
+
+def open_model(folder: Path) -> "tuple[Checkpoint, Model]":
+    """A checkpoint that holds what its config promises, and the model that it makes."""
+    from quantkit.checkpoint.folder import open_checkpoint
+    from quantkit.families import find_family
+    from quantkit.plan.plan import check_sources
+
+    checkpoint = open_checkpoint(folder)
+    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    check_sources(model, checkpoint.tensors)
+    return checkpoint, model
+
+
+def tell_text(corpus: "Corpus", asked: int) -> None:
+    """Say what is calibrated on where nobody chose it, and that there is less than was asked."""
+    from quantkit.calibrate.text import BUILT_IN
+
+    if corpus.names == (BUILT_IN,):
+        note(
+            "Calibrating on the built-in text: English about Python, and Python. For a model of "
+            "other languages or uses give text of its kind with --text."
+        )
+    if corpus.chunks < asked:
+        note(f"The text fills {corpus.chunks} chunks of the {asked} asked for.")
+
+
+def run(
+    checkpoint: "Checkpoint", model: "Model", corpus: "Corpus", out: Path, settings: "Settings"
+) -> "Calibration":
+    """Calibrate with a progress bar."""
+    from quantkit.calibrate.calibrate import calibrate as work
+
+    meter = open_meter(layers=True)
+
+    def report(step: "Step") -> None:
+        rate = f"{step.tokens_per_second:,.0f} tokens/s"
+        meter.show("Calibrating", step.layers, step.n_layers, rate)
+
+    try:
+        return work(checkpoint, model, corpus, out, settings, report)
+    finally:
+        meter.close()
+
+
+def _show(result: "Calibration", min_tokens: int, as_json: bool) -> None:
+    rows = [_row(layer, routing) for layer, routing in enumerate(result.routing)]
+    if as_json:
+        emit_json(
+            {
+                "file": str(result.path),
+                "chunks": result.chunks,
+                "context": result.context,
+                "text": result.text,
+                "perplexity": result.perplexity,
+                "resumed_layers": result.resumed,
+                "routing": rows,
+            }
+        )
+        return
+    if rows:
+        console.print(_table(rows))
+        borrowed = sum(any(row["borrowed"]) for row in rows)
+        starved = sum(len(row["starved"]) for row in rows)
+        console.print(
+            f"{starved} starved experts (under a quarter of an even share). "
+            + (
+                f"In {borrowed} layers, experts under {min_tokens} tokens borrowed others', at a "
+                "quarter of their weight."
+                if borrowed
+                else f"No expert had under {min_tokens} tokens."
+            )
+        )
+    console.print(
+        f"{escape(str(result.path))}: {result.chunks} chunks of {result.context} tokens, "
+        f"perplexity {result.perplexity:.4f}"
+    )
+
+
+def _row(layer: int, routing: "Routing") -> dict[str, Any]:
+    even = mean(routing.tokens)
+    return {
+        "layer": layer,
+        "tokens": list(routing.tokens),
+        "borrowed": list(routing.borrowed),
+        "imbalance": max(routing.tokens) / even,
+        "starved": [e for e, n in enumerate(routing.tokens) if n < _STARVED_SHARE * even],
+    }
+
+
+def _table(rows: "Sequence[dict[str, Any]]") -> Table:
+    table = Table(title="Tokens per expert", title_justify="left")
+    table.add_column("layer", justify="right")
+    for expert in range(len(rows[0]["tokens"])):
+        table.add_column(str(expert), justify="right")
+    table.add_column("most / mean", justify="right")
+    table.add_column("starved", justify="right")
+    for row in rows:
+        cells = (
+            f"{count:,}" + (f" +{extra:,}" if extra else "")
+            for count, extra in zip(row["tokens"], row["borrowed"], strict=True)
+        )
+        starved = ", ".join(map(str, row["starved"]))
+        table.add_row(str(row["layer"]), *cells, f"{row['imbalance']:.2f}", starved)
+    return table

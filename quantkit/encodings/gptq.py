@@ -1,0 +1,249 @@
+"""GPTQ: rounding a matrix so that its outputs change least (Frantar et al., 2022).
+
+A linear layer maps inputs x to W x. For a rounded matrix Q the expected squared error of the
+output is the sum over rows of (w - q) H (w - q)ᵀ with H = E[x xᵀ]. Rounding column after column,
+each column's error is made up for as well as the columns that are still free allow; how much each
+of them has to move is a row of the Cholesky factor of H's inverse.
+
+Only tensors here, no files. Rows of a matrix are outputs, its columns inputs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Bits = Literal[2, 3, 4, 8]
+
+_BLOCK = 128  # columns whose errors are carried to the rest of the matrix in one product
+_MOST_DAMPING = 1.0
+_DAMPING_STEP = 10.0
+# How far scales are shrunk in the search: down to half the range, in steps of 2.5 %.
+_SHRINKS = tuple(1 - 0.025 * step for step in range(21))
+_RECURSION_END = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values that a weight may take.
+
+    A group is ``group_size`` neighbouring columns of one row that share a scale and a zero point;
+    -1 makes the whole row one group. ``symmetric`` grids have their zero in the middle.
+    """
+
+    bits: Bits
+    group_size: int = 128
+    symmetric: bool = True
+
+    @property
+    def top(self) -> int:
+        """The largest level; the smallest is 0."""
+        return int(2**self.bits - 1)
+
+    def width(self, columns: int) -> int:
+        """Columns per group."""
+        return columns if self.group_size == -1 else self.group_size
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A matrix on a grid: weight = scale * (level - zero).
+
+    ``levels`` is uint8 (rows, columns); ``scales`` float32 values that float16 holds, and
+    ``zeros`` whole float32 numbers from 1, both (rows, groups), groups in column order.
+    """
+
+    levels: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The weights, float32 (rows, columns)."""
+        rows, columns = self.levels.shape
+        grouped = self.levels.float().view(rows, self.scales.shape[1], -1)
+        weights = (grouped - self.zeros[..., None]) * self.scales[..., None]
+        return weights.view(rows, columns)
+
+
+def round_to_nearest(weight: Tensor, grid: Grid) -> Rounded:
+    """Every weight at the nearest level of its group's full range: what GPTQ improves on."""
+    rows, columns = weight.shape
+    groups = weight.float().view(rows, -1, grid.width(columns))
+    scales, zeros = fit(groups, grid)
+    levels = _nearest(groups, scales[..., None], zeros[..., None], grid)
+    return Rounded(levels.view(rows, columns).to(torch.uint8), scales, zeros)
+
+
+def solve(
+    weight: Tensor,
+    moment: Tensor,
+    grid: Grid,
+    *,
+    act_order: bool = False,
+    damp: float = 0.01,
+    search: bool = True,
+) -> Rounded:
+    """Round a matrix to a grid with the least output error that GPTQ finds.
+
+    A column whose input was always 0 is rounded to nearest, so a matrix that saw nothing at all
+    is rounded to nearest as a whole.
+
+    Args:
+        weight: (rows, columns).
+        moment: second moment of the inputs, (columns, columns), up to a factor; it is used up.
+        grid: where weights may lie; its groups must divide the columns.
+        act_order: round the columns with the strongest inputs first. Groups stay what they are in
+            the unsorted matrix, and their scales are fixed beforehand ("static groups").
+        damp: added to the diagonal, as a share of its mean; 10 times as much if that does not
+            make the matrix positive definite, and so on.
+        search: shrink each group's range where that lowers the error.
+
+    """
+    columns = weight.shape[1]
+    width = grid.width(columns)
+    work = weight.float().clone()
+    diagonal = moment.diagonal()
+    unseen = diagonal == 0
+    diagonal[unseen] = 1.0
+    order = None
+    if act_order:
+        order = torch.where(unseen, -1.0, diagonal).argsort(descending=True, stable=True)
+        moment = moment[order][:, order]
+    mean = float(moment.diagonal().mean() if unseen.all() else moment.diagonal().sum())
+    mean = mean if unseen.all() else (mean - float(unseen.sum())) / int((~unseen).sum())
+    factor = inverse_factor(moment, damp * mean)
+    # The error of column i costs (w - q)² / factor[i, i]², all making up included.
+    costs = factor.diagonal().square().reciprocal()
+
+    rows = len(work)
+    group_of = torch.arange(columns, device=work.device) // width
+    scales = torch.empty(rows, columns // width, device=work.device)
+    zeros = torch.empty_like(scales)
+    if order is not None:
+        unsorted = torch.empty_like(costs)
+        unsorted[order] = costs
+        grouped = unsorted.view(-1, width) if search else None
+        scales, zeros = fit(work.view(rows, -1, width), grid, grouped)
+        work, group_of = work[:, order], group_of[order]
+    levels = torch.empty(rows, columns, dtype=torch.uint8, device=work.device)
+    block = _BLOCK if width % _BLOCK == 0 or grid.group_size == -1 else width
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
+        if order is None and start % width == 0:  # a group's scale fits its weights as they are now
+            group, inside = start // width, slice(start, start + width)
+            fitted = fit(work[:, None, inside], grid, costs[None, inside] if search else None)
+            scales[:, group : group + 1], zeros[:, group : group + 1] = fitted
+        own = work[:, start:end]
+        errors = torch.empty_like(own)
+        for i in range(end - start):
+            column, row = own[:, i], factor[start + i, start:end]
+            scale, zero = scales[:, group_of[start + i]], zeros[:, group_of[start + i]]
+            level = _nearest(column, scale, zero, grid)
+            levels[:, start + i] = level.to(torch.uint8)
+            errors[:, i] = (column - (level - zero) * scale) / row[i]
+            own[:, i + 1 :].addr_(errors[:, i], row[i + 1 :], alpha=-1)
+        work[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
+    if order is not None:
+        levels = levels[:, order.argsort()]
+    return Rounded(levels, scales, zeros)
+
+
+def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scales and zeros for groups of weights, (rows, groups, width); both come as (rows, groups).
+
+    Args:
+        groups: the weights.
+        grid: of them.
+        costs: what a unit of squared error costs in each column, (groups, width). Where given,
+            ranges are tried that clip the outermost weights, and the cheapest is taken.
+
+    """
+    low = groups.amin(-1).clamp(max=0)
+    high = groups.amax(-1).clamp(min=0)
+    if costs is None:
+        return _scales(low, high, grid)
+    best = torch.full_like(low, torch.inf)
+    scales, zeros = torch.empty_like(low), torch.empty_like(low)
+    for shrink in _SHRINKS:
+        scale, zero = _scales(low * shrink, high * shrink, grid)
+        levels = _nearest(groups, scale[..., None], zero[..., None], grid)
+        error = (levels - zero[..., None]).mul_(scale[..., None]).sub_(groups).square_()
+        cost = torch.einsum("rgw,gw->rg", error, costs)
+        better = cost < best
+        best = torch.where(better, cost, best)
+        scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
+    return scales, zeros
+
+
+def output_error(weight: Tensor, rounded: Tensor, moment: Tensor) -> float:
+    """The squared error of the output per token, summed over outputs, for a mean second moment."""
+    change = rounded.double() - weight.double()
+    return float(((change @ moment.double()) * change).sum())
+
+
+def inverse_factor(moment: Tensor, damp: float) -> Tensor:
+    """Upper triangular U with UᵀU = (moment + damp * 1)⁻¹; more damping where that is singular.
+
+    With rows and columns in reverse order, the Cholesky factor of a matrix is an upper triangular
+    M with M Mᵀ = matrix, whose inverse is U: half the work of inverting, then factorizing again.
+    """
+    reversed_ = moment.flip(0, 1)
+    mean = float(reversed_.diagonal().mean())
+    added = 0.0
+    while True:
+        reversed_.diagonal().add_(damp - added)
+        added = damp
+        lower, failed = torch.linalg.cholesky_ex(reversed_)
+        if not failed and torch.isfinite(lower.diagonal()).all():
+            break
+        if damp >= _MOST_DAMPING * mean:  # rounding to nearest is what is left
+            return torch.eye(len(moment), device=moment.device)
+        damp = max(damp * _DAMPING_STEP, 1e-4 * mean)
+    del reversed_
+    upper = lower.flip(0, 1)
+    del lower
+    _invert_upper(upper)
+    return upper
+
+
+def _invert_upper(matrix: Tensor) -> None:
+    """Invert an upper triangular matrix in place, in products of ever smaller blocks."""
+    size = len(matrix)
+    if size <= _RECURSION_END:
+        unit = torch.eye(size, device=matrix.device, dtype=matrix.dtype)
+        matrix.copy_(torch.linalg.solve_triangular(matrix, unit, upper=True))
+        return
+    half = size // 2
+    first, second = matrix[:half, :half], matrix[half:, half:]
+    _invert_upper(first)
+    _invert_upper(second)
+    matrix[:half, half:] = -(first @ matrix[:half, half:] @ second)
+
+
+def _scales(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale and zero of ranges that include 0.
+
+    The format stores zeros less one, so the smallest is 1: where no weight is negative, the lowest
+    level stays unused. Scales are rounded to float16, as they are stored, before anything is
+    rounded with them.
+    """
+    low, high = (torch.where((low == 0) & (high == 0), end, x) for x, end in ((low, -1), (high, 1)))
+    if grid.symmetric:
+        high = torch.maximum(-low, high)
+        scale = _as_stored(2 * high / grid.top)
+        return scale, torch.full_like(scale, (grid.top + 1) / 2)
+    scale = _as_stored((high - low) / grid.top)
+    zero = (-low / scale).round()
+    tight = zero < 1
+    scale = torch.where(tight, _as_stored(high / (grid.top - 1)), scale)
+    return scale, zero.clamp(1, grid.top)
+
+
+def _as_stored(scale: Tensor) -> Tensor:
+    limits = torch.finfo(torch.float16)
+    return scale.clamp(limits.smallest_normal, limits.max).half().float()
+
+
+def _nearest(weights: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    return (weights / scale).round_().add_(zero).clamp_(0, grid.top)
