@@ -62,9 +62,15 @@ def imatrix(
     chunks: int,
     context: int = 512,
     threads: int = 2,
+    exact_cache: bool = False,
 ) -> None:
-    """Compute an importance matrix over ``chunks`` windows of ``context`` tokens of a text file."""
+    """Compute an importance matrix over ``chunks`` windows of ``context`` tokens of a text file.
+
+    With ``exact_cache`` attention is computed in float32, not with keys and values in float16.
+    """
     options = ["--output-format", fmt, "--chunks", str(chunks), *evaluation(context, threads)]
+    if exact_cache:
+        options += ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
     run([tool("llama-imatrix"), "-m", model, "-f", text, "-o", out, *options], makes=out)
 
 

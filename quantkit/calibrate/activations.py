@@ -16,7 +16,7 @@ class Activations:
 
     ``hidden`` is what the next layer reads, ``out`` where it leaves its result, ``middle`` scratch
     space. Two files take turns to hold the result of the latest layer, so that a kill at any time
-    leaves one that is whole. Kept in memory, ``out`` is ``hidden``, and a file is written per layer.
+    leaves one that is whole. In memory ``out`` is ``hidden``, and a file is written per layer.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], *, spill: bool) -> None:

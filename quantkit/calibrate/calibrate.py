@@ -113,7 +113,12 @@ def calibrate(
         entries = _gather(run)
         unfinished = run.folder / "imatrix.gguf"
         write_imatrix(
-            unfinished, entries, corpus.names, corpus.chunks, corpus.context, {_NOTE: digest(identity)}
+            unfinished,
+            entries,
+            corpus.names,
+            corpus.chunks,
+            corpus.context,
+            {_NOTE: digest(identity)},
         )
         unfinished.replace(out)
     return Calibration(
@@ -217,10 +222,14 @@ class Run:
             tokens = (layers - self.resumed) / n_layers * self.corpus.tokens.size
             report(Step(layers, n_layers, tokens / seconds if seconds else 0.0))
 
+        tell(self.resumed)
         try:
             for layer in range(self.resumed, n_layers):
                 routing = self.forward.advance(
-                    layer, self.states, visitor, lambda part, at=layer: tell(at + part)  # type: ignore[misc]
+                    layer,
+                    self.states,
+                    visitor,
+                    lambda part, at=layer: tell(at + part),  # type: ignore[misc]
                 )
                 finish_layer(layer)
                 self.states.commit()

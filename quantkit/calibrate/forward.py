@@ -454,10 +454,7 @@ def _window_mask(context: int, window: Any, device: torch.device) -> Tensor | No
 def _cut(
     tokens: Tensor, gates: Tensor | None = None, share: float = 1.0, borrowed: bool = False
 ) -> _Batches:
-    parts = tokens.split(_BATCH)
-    weights = [None] * len(parts) if gates is None else gates.split(_BATCH)
+    cuts = [slice(start, start + _BATCH) for start in range(0, len(tokens), _BATCH)]
     return [
-        _Batch(part, gate, share, borrowed)
-        for part, gate in zip(parts, weights, strict=True)
-        if len(part)
+        _Batch(tokens[cut], None if gates is None else gates[cut], share, borrowed) for cut in cuts
     ]

@@ -78,5 +78,3 @@ class SecondMoment:
     def mean(self) -> Tensor:
         """The mean over what was added; zeros where nothing was."""
         return self.sums.div_(max(self.count, 1.0))
-
-

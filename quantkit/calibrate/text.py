@@ -20,17 +20,21 @@ _FEWEST_CHUNKS = 2  # as llama-imatrix wants
 _RANDOM_SEED = 0
 
 # Sources of the built-in text: prose in comments and docstrings beside code of many kinds.
-_MODULES = (
-    "argparse ast asyncio.events asyncio.tasks base64 bisect calendar cmd codecs collections "
-    "configparser contextlib copy csv dataclasses datetime decimal difflib dis doctest "
-    "email.message enum fractions functools gettext graphlib gzip heapq html.parser http.client "
-    "http.cookiejar inspect ipaddress json.decoder json.encoder locale logging mailbox mimetypes "
-    "numbers optparse pathlib pdb pickle pickletools platform plistlib pprint queue random sched "
-    "selectors shelve shlex shutil smtplib socket socketserver ssl statistics string subprocess "
-    "symtable tarfile tempfile textwrap threading timeit tokenize trace traceback turtle types "
-    "typing unittest.case unittest.mock urllib.parse urllib.request uuid wave weakref webbrowser "
-    "xml.dom.minidom xml.etree.ElementTree zipfile"
-).split()
+_MODULES = """
+argparse ast asyncio.events asyncio.tasks base64 bisect calendar cmd codecs collections
+configparser contextlib copy csv dataclasses datetime decimal difflib dis doctest
+email.message enum fractions functools gettext graphlib gzip heapq html.parser
+http.client http.cookiejar inspect ipaddress json.decoder json.encoder locale logging
+mailbox mimetypes numbers optparse pathlib pdb pickle pickletools platform plistlib
+pprint queue random sched selectors shelve shlex shutil smtplib socket socketserver ssl
+statistics string subprocess symtable tarfile tempfile textwrap threading timeit
+tokenize trace traceback turtle types typing unittest.case unittest.mock urllib.parse
+urllib.request uuid wave weakref webbrowser xml.dom.minidom xml.etree.ElementTree
+zipfile
+"""
+# Characters per token that are encoded at first: twice what a large vocabulary needs for English,
+# so that where the text is cut off lies far beyond the last token that is used.
+_CHARACTERS = 8
 _PIECE = 4000  # characters of one kind before the other kind's turn
 
 
@@ -52,9 +56,7 @@ class Corpus:
         return int(self.tokens.shape[1])
 
 
-def make_corpus(
-    checkpoint: Checkpoint, files: Sequence[Path], chunks: int, context: int
-) -> Corpus:
+def make_corpus(checkpoint: Checkpoint, files: Sequence[Path], chunks: int, context: int) -> Corpus:
     """Cut text into at most ``chunks`` sequences of ``context`` tokens, as llama-imatrix does.
 
     Its ``compute_imatrix`` puts the beginning-of-sequence token in front of the whole text, and
@@ -72,7 +74,10 @@ def make_corpus(
 
     """
     text = "\n\n".join(map(_read, files)) if files else built_in_text()
-    encoded = encode_text(checkpoint.path, checkpoint.config, text)
+    start = text[: chunks * context * _CHARACTERS]
+    encoded = encode_text(checkpoint.path, checkpoint.config, start)
+    if len(encoded.ids) < chunks * context and len(start) < len(text):
+        encoded = encode_text(checkpoint.path, checkpoint.config, text)
     ids = encoded.ids if encoded.bos is None else [encoded.bos, *encoded.ids]
     available = len(ids) // context
     if available < _FEWEST_CHUNKS:
@@ -121,7 +126,7 @@ def _topics() -> Iterator[str]:
 
 
 def _sources() -> Iterator[str]:
-    for name in _MODULES:
+    for name in _MODULES.split():
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             yield from Path(spec.origin).read_text(encoding="utf-8").split("\n\n\n")

@@ -93,8 +93,9 @@ def write_imatrix(
     for key, text in notes.items():
         writer.add_string(key, text)
     for name, sums in sorted(entries.items()):
-        writer.add_tensor(f"{name}.in_sum2", sums.squares)
-        writer.add_tensor(f"{name}.counts", sums.counts.reshape(-1, 1))
+        one = len(sums.counts) == 1  # ggml drops a last dimension of 1
+        writer.add_tensor(f"{name}.in_sum2", sums.squares.ravel() if one else sums.squares)
+        writer.add_tensor(f"{name}.counts", sums.counts if one else sums.counts[:, None])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

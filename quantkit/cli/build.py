@@ -1,5 +1,6 @@
 """``quantkit build``: a checkpoint into quants."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -9,13 +10,26 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.cli.calibrate import (
+    ChunksOption,
+    ContextOption,
+    Device,
+    DeviceOption,
+    TextOption,
+    open_model,
+    remarks_on,
+    run,
+)
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
-from quantkit.core.errors import SmokeError
+from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
     from quantkit.build.work import Work
+
+
+_AUTO = Path("auto")
 
 
 class KernelName(StrEnum):
@@ -51,8 +65,13 @@ def build(
         typer.Option(metavar="PATTERN=TYPE", help="Encode matching tensors as TYPE."),
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix; `auto` calibrates first."),
     ] = None,
+    text: TextOption = None,
+    chunks: ChunksOption = 128,
+    context: ContextOption = 512,
+    device: DeviceOption = Device.CPU,
     kernel: Annotated[
         KernelName, typer.Option(help="Who encodes: the bytes are the same.")
     ] = KernelName.FAST,
@@ -75,13 +94,23 @@ def build(
     from quantkit.verify.machine import usable_cores
 
     memory = parse_size(max_memory)
+    quants = find_quants(quant)
+    overrides = [parse_override(pattern) for pattern in tensor_type or ()]
+    most_bytes = parse_size(shard_size) if shard_size else None
+    if imatrix == _AUTO:
+        if dry_run:
+            raise PlanError(
+                "--dry-run does not calibrate; make the importance matrix with quantkit calibrate "
+                "and give it with --imatrix."
+            )
+        imatrix = _make_imatrix(checkpoint, name, out, text or (), chunks, context, device)
     work = prepare(
         checkpoint,
-        find_quants(quant),
+        quants,
         name=name,
         imatrix_file=imatrix,
-        overrides=[parse_override(text) for text in tensor_type or ()],
-        shard_size=parse_size(shard_size) if shard_size else None,
+        overrides=overrides,
+        shard_size=most_bytes,
         kernel=kernel.value,
     )
     if dry_run:
@@ -124,6 +153,33 @@ def build(
             f"{len(rejected)} of {len(artifacts)} artifacts failed the smoke test and are kept "
             f"under another name: {failures}"
         )
+
+
+def _make_imatrix(
+    folder: Path,
+    name: str | None,
+    out: Path | None,
+    text: Sequence[Path],
+    chunks: int,
+    context: int,
+    device: Device,
+) -> Path:
+    """The importance matrix in the output folder, made now unless the same is there already."""
+    from quantkit.core.packages import require
+
+    require("torch", "PyTorch", "calibrate", "--imatrix auto")
+    from quantkit.calibrate.calibrate import Settings, is_made_from
+    from quantkit.calibrate.text import make_corpus
+    from quantkit.formats.gguf.metadata import describe_checkpoint
+
+    checkpoint, model = open_model(folder)
+    corpus = make_corpus(checkpoint, text, chunks, context)
+    settings = Settings(device.value)
+    out = out or Path(f"{describe_checkpoint(checkpoint, model, name).base_name}-GGUF")
+    path = out / "imatrix.gguf"
+    if not is_made_from(path, checkpoint, corpus, settings):
+        run(checkpoint, model, corpus, path, settings, remarks_on(corpus, chunks))
+    return path
 
 
 def _smoke(path: Path, threads: int) -> "Check":

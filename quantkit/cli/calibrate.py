@@ -82,12 +82,10 @@ def calibrate(
     if random_tokens and text:
         raise CalibrationError("--random-tokens runs without text; leave out --text.")
     if random_tokens:
-        note("Random tokens: what the model makes of noise serves for measuring speed alone.")
         corpus = random_corpus(model.hparams.vocab_size, chunks, context)
     else:
         corpus = make_corpus(source, text or (), chunks, context)
-        tell_text(corpus, chunks)
-    result = run(source, model, corpus, out, settings)
+    result = run(source, model, corpus, out, settings, remarks_on(corpus, chunks))
     if plot is not None:
         draw(result.routing, plot, f"Routing of {source.path.resolve().name}")
     _show(result, min_tokens, as_json)
@@ -105,28 +103,42 @@ def open_model(folder: Path) -> "tuple[Checkpoint, Model]":
     return checkpoint, model
 
 
-def tell_text(corpus: "Corpus", asked: int) -> None:
-    """Say what is calibrated on where nobody chose it, and that there is less than was asked."""
-    from quantkit.calibrate.text import BUILT_IN
+def remarks_on(corpus: "Corpus", asked: int) -> list[str]:
+    """What to say of text that nobody chose, or of which there is less than was asked for."""
+    from quantkit.calibrate.text import BUILT_IN, RANDOM
 
+    remarks = []
     if corpus.names == (BUILT_IN,):
-        note(
+        remarks.append(
             "Calibrating on the built-in text: English about Python, and Python. For a model of "
             "other languages or uses give text of its kind with --text."
         )
+    if corpus.names == (RANDOM,):
+        remarks.append(
+            "Calibrating on random tokens: what the model makes of noise serves for measuring "
+            "speed alone."
+        )
     if corpus.chunks < asked:
-        note(f"The text fills {corpus.chunks} chunks of the {asked} asked for.")
+        remarks.append(f"The text fills {corpus.chunks} chunks of the {asked} asked for.")
+    return remarks
 
 
 def run(
-    checkpoint: "Checkpoint", model: "Model", corpus: "Corpus", out: Path, settings: "Settings"
+    checkpoint: "Checkpoint",
+    model: "Model",
+    corpus: "Corpus",
+    out: Path,
+    settings: "Settings",
+    remarks: list[str],
 ) -> "Calibration":
-    """Calibrate with a progress bar."""
+    """Calibrate with a progress bar; the remarks are made once it begins."""
     from quantkit.calibrate.calibrate import calibrate as work
 
     meter = open_meter(layers=True)
 
     def report(step: "Step") -> None:
+        while remarks:
+            note(remarks.pop(0))
         rate = f"{step.tokens_per_second:,.0f} tokens/s"
         meter.show("Calibrating", step.layers, step.n_layers, rate)
 
@@ -162,11 +174,13 @@ def _show(result: "Calibration", min_tokens: int, as_json: bool) -> None:
                 "quarter of their weight."
                 if borrowed
                 else f"No expert had under {min_tokens} tokens."
-            )
+            ),
+            soft_wrap=True,
         )
     console.print(
         f"{escape(str(result.path))}: {result.chunks} chunks of {result.context} tokens, "
-        f"perplexity {result.perplexity:.4f}"
+        f"perplexity {result.perplexity:.4f}",
+        soft_wrap=True,
     )
 
 

@@ -1,6 +1,6 @@
 """Packages that only some commands need."""
 
-from importlib.util import find_spec
+import importlib.util
 
 from quantkit.core.errors import MissingPackageError
 
@@ -18,7 +18,7 @@ def require(package: str, name: str, extra: str, purpose: str) -> None:
         MissingPackageError: it is not installed.
 
     """
-    if find_spec(package) is None:
+    if importlib.util.find_spec(package) is None:
         raise MissingPackageError(
             f"{purpose} needs {name}, which is not installed; pip install 'quantkit[{extra}]'."
         )

@@ -19,8 +19,8 @@ Bits = Literal[2, 3, 4, 8]
 _BLOCK = 128  # columns whose errors are carried to the rest of the matrix in one product
 _MOST_DAMPING = 1.0
 _DAMPING_STEP = 10.0
-# How far scales are shrunk in the search: down to half the range, in steps of 2.5 %.
-_SHRINKS = tuple(1 - 0.025 * step for step in range(21))
+# How far ranges are shrunk in the search: by fine steps first, which 8 bits need, then coarse ones.
+_SHRINKS = (1.0, 0.9975, 0.995, 0.99, 0.98, *(0.975 - 0.025 * step for step in range(20)))
 _RECURSION_END = 256
 
 
@@ -75,48 +75,64 @@ def round_to_nearest(weight: Tensor, grid: Grid) -> Rounded:
     return Rounded(levels.view(rows, columns).to(torch.uint8), scales, zeros)
 
 
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    """How the columns of a matrix make up for each other's errors, and the order to round them.
+
+    ``factor`` is upper triangular, (columns, columns), in that order: column i, rounded with an
+    error e, moves column j by -e * factor[i, j] / factor[i, i], and costs (e / factor[i, i])².
+    ``order`` is None for columns as they come.
+    """
+
+    factor: Tensor
+    order: Tensor | None
+
+
+def prepare(moment: Tensor, *, act_order: bool = False, damp: float = 0.01) -> Compensation:
+    """What matrices with the same inputs share.
+
+    An input that was always 0 neither makes up for others nor is made up for, so a matrix that saw
+    nothing at all is rounded to nearest.
+
+    Args:
+        moment: second moment of the inputs, (columns, columns), up to a factor; it is used up.
+        act_order: round the columns with the strongest inputs first.
+        damp: added to the diagonal, as a share of its mean; 10 times as much if that does not
+            make the matrix positive definite, and so on.
+
+    """
+    strength = moment.diagonal().clone()
+    unseen = strength == 0
+    mean = float(strength.sum() / (~unseen).sum().clamp(min=1)) or 1.0
+    moment.diagonal()[unseen] = mean
+    order = None
+    if act_order:
+        order = strength.argsort(descending=True, stable=True)
+        moment = moment[order][:, order]
+    return Compensation(inverse_factor(moment, damp * mean), order)
+
+
 def solve(
-    weight: Tensor,
-    moment: Tensor,
-    grid: Grid,
-    *,
-    act_order: bool = False,
-    damp: float = 0.01,
-    search: bool = True,
+    weight: Tensor, compensation: Compensation, grid: Grid, *, search: bool = True
 ) -> Rounded:
     """Round a matrix to a grid with the least output error that GPTQ finds.
 
-    A column whose input was always 0 is rounded to nearest, so a matrix that saw nothing at all
-    is rounded to nearest as a whole.
+    Where columns have an order of their own, groups stay what they are in the unsorted matrix and
+    their scales are fixed beforehand ("static groups"); else a group's scale fits its weights as
+    they are when its turn comes.
 
     Args:
         weight: (rows, columns).
-        moment: second moment of the inputs, (columns, columns), up to a factor; it is used up.
+        compensation: of its inputs.
         grid: where weights may lie; its groups must divide the columns.
-        act_order: round the columns with the strongest inputs first. Groups stay what they are in
-            the unsorted matrix, and their scales are fixed beforehand ("static groups").
-        damp: added to the diagonal, as a share of its mean; 10 times as much if that does not
-            make the matrix positive definite, and so on.
         search: shrink each group's range where that lowers the error.
 
     """
-    columns = weight.shape[1]
-    width = grid.width(columns)
+    factor, order = compensation.factor, compensation.order
     work = weight.float().clone()
-    diagonal = moment.diagonal()
-    unseen = diagonal == 0
-    diagonal[unseen] = 1.0
-    order = None
-    if act_order:
-        order = torch.where(unseen, -1.0, diagonal).argsort(descending=True, stable=True)
-        moment = moment[order][:, order]
-    mean = float(moment.diagonal().mean() if unseen.all() else moment.diagonal().sum())
-    mean = mean if unseen.all() else (mean - float(unseen.sum())) / int((~unseen).sum())
-    factor = inverse_factor(moment, damp * mean)
-    # The error of column i costs (w - q)² / factor[i, i]², all making up included.
+    rows, columns = work.shape
+    width = grid.width(columns)
     costs = factor.diagonal().square().reciprocal()
-
-    rows = len(work)
     group_of = torch.arange(columns, device=work.device) // width
     scales = torch.empty(rows, columns // width, device=work.device)
     zeros = torch.empty_like(scales)
@@ -130,7 +146,7 @@ def solve(
     block = _BLOCK if width % _BLOCK == 0 or grid.group_size == -1 else width
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        if order is None and start % width == 0:  # a group's scale fits its weights as they are now
+        if order is None and start % width == 0:
             group, inside = start // width, slice(start, start + width)
             fitted = fit(work[:, None, inside], grid, costs[None, inside] if search else None)
             scales[:, group : group + 1], zeros[:, group : group + 1] = fitted

@@ -51,7 +51,7 @@ def encode_text(folder: Path, config: Mapping[str, Any], text: str) -> EncodedTe
 
 
 def _bos(source: TokenizerSource) -> int | None:
-    """The first token of a sequence, where llama.cpp would add one (``llama_vocab_get_add_bos``)."""
+    """The first token of a sequence, where llama.cpp adds one (``llama_vocab_get_add_bos``)."""
     metadata = special_metadata(source)
     pieces = source.model_file is not None or source.fast["model"].get("byte_fallback")
     bos = metadata.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if pieces else None)

@@ -1,0 +1,145 @@
+"""The streamed forward pass against transformers' own, logit by logit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quantkit.calibrate.activations import Activations
+from quantkit.calibrate.forward import Forward, exact_math
+from quantkit.calibrate.statistics import SquareSums
+from quantkit.calibrate.weights import Weights
+from quantkit.core.errors import CalibrationError
+from tests.calibrate.runs import TINY, opened
+from tests.random_checkpoints import (
+    config_of,
+    fuse_experts,
+    random_checkpoint,
+    random_tensors,
+    write_tokenizer,
+)
+from tests.safetensors_writer import write_checkpoint
+
+CHUNKS, CONTEXT = 2, 96
+
+
+def our_logits(folder: Path, tokens: np.ndarray[Any, Any], work: Path, spill: bool) -> torch.Tensor:
+    checkpoint, model = opened(folder)
+    weights = Weights(checkpoint, model, torch.device("cpu"))
+    forward = Forward(weights, checkpoint.config, tokens.shape[1])
+    work.mkdir()
+    states = Activations(work, (*tokens.shape, model.hparams.hidden_size), spill=spill)
+    states.start(weights.embed(tokens))
+    for layer in range(model.hparams.num_hidden_layers):
+        forward.advance(layer, states, SquareSums(model.hparams.num_local_experts))
+        states.commit()
+        states.turn_over()
+    with exact_math():
+        return torch.stack(list(forward.logits(states)))
+
+
+def their_logits(folder: Path, tokens: np.ndarray[Any, Any]) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.from_numpy(tokens)).logits
+    return logits
+
+
+def assert_same_logits(folder: Path, tmp_path: Path, context: int = CONTEXT) -> None:
+    _, model = opened(folder)
+    tokens = np.random.default_rng(1).integers(0, model.hparams.vocab_size, (CHUNKS, context))
+    theirs = their_logits(folder, tokens)
+    for spill in (False, True):
+        ours = our_logits(folder, tokens, tmp_path / f"work-{spill}", spill)
+        error = (ours - theirs).norm() / theirs.norm()
+        assert error < 2e-5, (spill, float(error))
+
+
+@pytest.mark.parametrize("name", ["tiny-mixtral", "tiny-mistral"])
+def test_trained_models(name: str, tmp_path: Path) -> None:
+    assert_same_logits(TINY / name, tmp_path)
+
+
+ODD: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama3 rope, tied": (
+        "llama",
+        {
+            "tie_word_embeddings": True,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "linear rope, biases": (
+        "llama",
+        {
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "yarn rope": (
+        "llama",
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "window, long heads": ("mistral", {"sliding_window": 40, "head_dim": 128}),
+    "three experts of five": (
+        "mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 3, "rms_norm_eps": 1e-6},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_models(case: str, tmp_path: Path) -> None:
+    family, changes = ODD[case]
+    assert_same_logits(random_checkpoint(tmp_path / "model", family, **changes), tmp_path)
+
+
+def test_experts_in_one_tensor_are_the_same_experts(tmp_path: Path) -> None:
+    config = config_of("mixtral", num_hidden_layers=1, num_local_experts=4)
+    tensors = random_tensors(config)
+    for name, stored in (("split", tensors), ("fused", fuse_experts(tensors, 4))):
+        write_checkpoint(tmp_path / name, stored, config)
+        write_tokenizer(tmp_path / name)
+    tokens = np.arange(64, dtype=np.int64).reshape(2, 32)
+    split, fused = (
+        our_logits(tmp_path / name, tokens, tmp_path / f"work-{name}", spill=False)
+        for name in ("split", "fused")
+    )
+    assert torch.equal(split, fused)
+
+
+def test_what_cannot_be_run_is_refused() -> None:
+    checkpoint, model = opened(TINY / "tiny-mistral")
+    weights = Weights(checkpoint, model, torch.device("cpu"))
+    with pytest.raises(CalibrationError, match="--context 513 is more than the 512"):
+        Forward(weights, checkpoint.config, 513)
+    with pytest.raises(CalibrationError, match="hidden_act = 'gelu'"):
+        Forward(weights, {**checkpoint.config, "hidden_act": "gelu"}, 64)
+
+
+def test_activations_that_are_not_finite_are_reported(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "model", "mistral", dtype="F32", num_hidden_layers=1)
+    config = config_of("mistral", num_hidden_layers=1)
+    tensors: dict[str, Any] = dict(random_tensors(config, "F32"))
+    tensors["model.layers.0.mlp.up_proj.weight"] *= np.float32(1e38)
+    write_checkpoint(folder, tensors, config)
+    with pytest.raises(CalibrationError, match="Layer 0 gives activations that are not finite"):
+        our_logits(folder, np.arange(64).reshape(2, 32), tmp_path / "work", spill=False)
