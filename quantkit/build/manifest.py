@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import quantkit
-from quantkit.build.output import sync_folder
+from quantkit.build.output import Layout, sync_folder
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import OutputError
-from quantkit.formats.gguf.layout import Layout
+from quantkit.formats.folder import FolderLayout
 
 NAME = "quantkit.json"
 _VERSION = 1
@@ -77,6 +77,7 @@ def describe_artifact(
         "quantkit": quantkit.__version__,
         "kernel": {"name": work.kernel.name, "version": work.kernel.version},
         "imatrix": _describe_imatrix(work),
+        **(layout.record if isinstance(layout, FolderLayout) else {}),
     }
 
 

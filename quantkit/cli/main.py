@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import quantkit
-from quantkit.cli import build, calibrate, doctor, fit, inspect, quants, smoke
+from quantkit.cli import build, calibrate, doctor, export, fit, inspect, quants, smoke
 from quantkit.cli.output import fail
 from quantkit.core.errors import Interrupted, QuantkitError
 
@@ -38,6 +38,7 @@ for command in (
     fit.fit,
     build.build,
     calibrate.calibrate,
+    export.export,
     quants.quants,
     inspect.inspect,
     smoke.smoke,

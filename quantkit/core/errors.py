@@ -43,10 +43,6 @@ class CalibrationError(QuantkitError):
     """The calibration text cannot be read or is too short, or the model cannot be run over it."""
 
 
-class MissingPackageError(QuantkitError):
-    """A package that only some commands need is not installed; the message names the extra."""
-
-
 class PlanError(QuantkitError):
     """The request cannot be planned: an override that matches nothing, a shard size too small."""
 
@@ -79,3 +75,7 @@ class Interrupted(QuantkitError):  # noqa: N818 - it reports Ctrl-C, which is no
     """The user stopped the work; it resumes where it was."""
 
     exit_code = 130
+
+
+class MissingPackageError(QuantkitError):
+    """An optional package that the request needs is not installed."""
