@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ import quantkit
 from quantkit.build.output import PARTIAL, check_space
 from quantkit.build.source import stamp
 from quantkit.calibrate.activations import Activations
-from quantkit.calibrate.forward import Forward, Routing
+from quantkit.calibrate.forward import Forward, Routing, Visitor
 from quantkit.calibrate.progress import Journal, working_folder
 from quantkit.calibrate.statistics import SquareSums, Sums
 from quantkit.calibrate.text import Corpus
@@ -101,11 +102,15 @@ def calibrate(
     run = Run(checkpoint, model, corpus, settings, out.with_name(out.name + PARTIAL), identity)
     visitor = SquareSums(model.hparams.num_local_experts)
 
-    def finish_layer(layer: int) -> None:
+    def finish_layer(layer: int) -> dict[str, Any]:
         arrays = {}
         for role, sums in visitor.take().items():
             arrays[f"{role}.squares"], arrays[f"{role}.counts"] = sums.squares, sums.counts
-        np.savez(run.folder / f"layer-{layer}.npz", **arrays)  # type: ignore[arg-type]
+        with (run.folder / f"layer-{layer}.npz").open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        return {}
 
     with working_folder(run.folder, run.n_bytes):
         run.execute(visitor, finish_layer, report)
@@ -194,17 +199,19 @@ class Run:
         self.n_bytes = (_SPILLED_ARRAYS if self._spills else _KEPT_ARRAYS) * one
         self.states: Activations
         self.routing: tuple[Routing, ...] = ()
+        self.records: tuple[Mapping[str, Any], ...] = ()
         self.resumed = 0
 
     def execute(
         self,
-        visitor: Any,
-        finish_layer: Callable[[int], None],
+        visitor: Visitor,
+        finish_layer: Callable[[int], Mapping[str, Any]],
         report: Callable[[Step], None],
     ) -> None:
         """Run every layer that no earlier run finished, in a folder that is held.
 
-        ``finish_layer`` writes what the visitor has of a layer; then the layer counts as done.
+        ``finish_layer`` writes what the visitor has of a layer; then the layer counts as done, and
+        what it returned is kept in ``records``.
         """
         journal = Journal(self.folder, self._identity)
         check_space(self.folder, self.n_bytes)
@@ -231,19 +238,20 @@ class Run:
                     visitor,
                     lambda part, at=layer: tell(at + part),  # type: ignore[misc]
                 )
-                finish_layer(layer)
+                record = finish_layer(layer)
                 self.states.commit()
-                journal.record(asdict(routing) if routing else None)
+                journal.record({**record, "routing": asdict(routing) if routing else None})
                 self.states.turn_over()
         except KeyboardInterrupt:
             raise Interrupted(
                 f"Stopped with {len(journal.layers)} of {n_layers} layers done; run the same "
                 "command to go on from there."
             ) from None
+        self.records = tuple(journal.layers)
         self.routing = tuple(
-            Routing(tuple(record["tokens"]), tuple(record["borrowed"]))
-            for record in journal.layers
-            if record
+            Routing(tuple(routing["tokens"]), tuple(routing["borrowed"]))
+            for routing in (record["routing"] for record in journal.layers)
+            if routing
         )
 
 

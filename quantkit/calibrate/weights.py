@@ -52,6 +52,10 @@ class Weights:
         """The names in the checkpoint of the tensors that a role is made of."""
         return [block.source for block in self.target(layer, role).blocks]
 
+    def raw(self, block: Block) -> NDArray[np.uint8]:
+        """The bytes of some rows of a source, 1-D."""
+        return _read(self._sources[block.source], block)
+
     def embed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings of token ids, float32, shape ``(*tokens.shape, hidden)``."""
         source = self._sources[self.target(None, "token_embd").blocks[0].source]

@@ -1,7 +1,7 @@
 """``quantkit build``: a checkpoint into quants."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,10 @@ from quantkit.core.units import format_count, format_size, parse_size
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
     from quantkit.build.work import Work
+    from quantkit.calibrate.calibrate import Step
     from quantkit.formats.folder import FolderLayout
+    from quantkit.formats.gptq.plan import GptqOptions
+    from quantkit.plan.quants import Quant
 
 
 # What an artifact that is no GGUF is exported to for its smoke test.
@@ -85,6 +88,19 @@ def build(
         list[str] | None,
         typer.Option(metavar="MODULE", help="bnb: a module not to quantize; again for more."),
     ] = None,
+    group_size: Annotated[
+        int, typer.Option(help="GPTQ: weights per scale; -1 for whole rows.")
+    ] = 128,
+    desc_act: Annotated[
+        bool, typer.Option("--desc-act/--no-desc-act", help="GPTQ: strongest inputs first.")
+    ] = True,
+    symmetric: Annotated[
+        bool, typer.Option("--sym/--asym", help="GPTQ: zero in the middle of the levels.")
+    ] = True,
+    damp: Annotated[float, typer.Option(help="GPTQ: damping, a share of the diagonal.")] = 0.01,
+    scale_search: Annotated[
+        bool, typer.Option("--scale-search/--no-scale-search", help="GPTQ: try narrower ranges.")
+    ] = True,
     kernel: Annotated[
         KernelName, typer.Option(help="Who encodes: the bytes are the same.")
     ] = KernelName.FAST,
@@ -102,6 +118,7 @@ def build(
     """
     from quantkit.build.work import prepare
     from quantkit.formats.bnb.plan import BnbOptions
+    from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.plan import parse_override
     from quantkit.plan.quants import find_quants
     from quantkit.verify.machine import usable_cores
@@ -117,6 +134,19 @@ def build(
                 "and give it with --imatrix."
             )
         imatrix = _make_imatrix(checkpoint, name, out, text or (), chunks, context, device)
+    artifacts = []
+    if gptq := [chosen for chosen in quants if chosen.format == "gptq"]:
+        if dry_run:
+            raise PlanError("--dry-run does not plan GPTQ quants; leave them out.")
+        options = GptqOptions(group_size, desc_act, symmetric, damp)
+        wish = _GptqWish(gptq, options, scale_search, text or (), chunks, context, device)
+        artifacts = _build_gptq(
+            checkpoint, wish, name, out, most_bytes, jobs or usable_cores(), memory, smoke
+        )
+        quants = tuple(chosen for chosen in quants if chosen.format != "gptq")
+        if not quants:
+            _finish(artifacts, artifacts[0].path.parent, as_json)
+            return
     work = prepare(
         checkpoint,
         quants,
@@ -133,13 +163,22 @@ def build(
     threads = jobs or usable_cores()
     is_gguf = all(layout.plan.quant.format == "gguf" for layout in work.layouts)
     folder = out or Path(f"{work.base_name}-GGUF" if is_gguf else f"{work.base_name}-quants")
-    run_build(work, folder, threads, memory, smoke=smoke, as_json=as_json)
+    if artifacts:
+        folder = artifacts[0].path.parent
+    run_build(work, folder, threads, memory, smoke=smoke, as_json=as_json, others=artifacts)
 
 
 def run_build(
-    work: "Work", folder: Path, threads: int, memory: int, *, smoke: bool, as_json: bool
+    work: "Work",
+    folder: Path,
+    threads: int,
+    memory: int,
+    *,
+    smoke: bool,
+    as_json: bool,
+    others: "Sequence[Artifact]" = (),
 ) -> None:
-    """Build, smoke-test and show the artifacts.
+    """Build, smoke-test and show the artifacts, with others that were built already.
 
     Raises:
         SmokeError: one of them does not run.
@@ -174,6 +213,11 @@ def run_build(
         )
     finally:
         meter.close()
+    _finish([*others, *artifacts], folder, as_json)
+
+
+def _finish(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
+    """Show what was built; fail if some of it does not run."""
     _show_artifacts(artifacts, folder, as_json)
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
@@ -209,6 +253,77 @@ def _make_imatrix(
     if not is_made_from(path, checkpoint, corpus, settings):
         run(checkpoint, model, corpus, path, settings, remarks_on(corpus, chunks))
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class _GptqWish:
+    quants: "Sequence[Quant]"
+    options: "GptqOptions"
+    search: bool
+    text: Sequence[Path]
+    chunks: int
+    context: int
+    device: Device
+
+
+def _build_gptq(
+    folder: Path,
+    wish: _GptqWish,
+    name: str | None,
+    out: Path | None,
+    shard_size: int | None,
+    threads: int,
+    memory: int,
+    smoke: bool,
+) -> "list[Artifact]":
+    """Build GPTQ quants, one after the other: each is calibrated on what it made of itself."""
+    from quantkit.core.packages import require
+
+    require("torch", "PyTorch", "gptq", "GPTQ")
+    from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.gptq import build_gptq, plan_gptq
+    from quantkit.calibrate.text import make_corpus
+    from quantkit.formats.gguf.metadata import describe_checkpoint
+
+    checkpoint, model = open_model(folder)
+    corpus = make_corpus(checkpoint, wish.text, wish.chunks, wish.context)
+    base_name = describe_checkpoint(checkpoint, model, name).base_name
+    builds = [
+        plan_gptq(
+            checkpoint,
+            model,
+            corpus,
+            quant,
+            wish.options,
+            Settings(wish.device.value),
+            base_name=base_name,
+            search=wish.search,
+            shard_size=shard_size,
+        )
+        for quant in wish.quants
+    ]
+    out = out or Path(f"{base_name}-quants")
+    remarks = remarks_on(corpus, wish.chunks)
+    meter = open_meter(layers=True)
+
+    def check(path: Path) -> "Check":
+        return _smoke_export(path, threads, memory)
+
+    artifacts = []
+    try:
+        for build in builds:
+
+            def report(step: "Step", title: str = build.layout.name) -> None:
+                while remarks:
+                    note(remarks.pop(0))
+                meter.show(
+                    title, step.layers, step.n_layers, f"{step.tokens_per_second:,.0f} tokens/s"
+                )
+
+            artifacts.append(build_gptq(build, out, check=check if smoke else None, report=report))
+    finally:
+        meter.close()
+    return artifacts
 
 
 def _smoke(path: Path, threads: int) -> "Check":

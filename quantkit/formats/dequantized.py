@@ -17,7 +17,10 @@ from quantkit.checkpoint.folder import Checkpoint, open_quantized
 from quantkit.core.errors import CheckpointError
 
 # quant_method of config.json -> the module that reads such a folder
-_READERS = {"bitsandbytes": "quantkit.formats.bnb.reader"}
+_READERS = {
+    "bitsandbytes": "quantkit.formats.bnb.reader",
+    "gptq": "quantkit.formats.gptq.reader",
+}
 
 RowReader: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quantkit.formats.gptq import fits, pack, packed_shapes, unpack
+from quantkit.formats.gptq.packing import fits, pack, packed_shapes, unpack
 
 BITS = (2, 3, 4, 8)
 
@@ -22,6 +22,7 @@ def test_what_is_packed_unpacks(bits: int, rows: int, columns: int, group_size: 
     group = np.arange(columns) // (columns // groups)
     wanted = (levels - zeros[:, group]) * scales[:, group]
     assert (unpack(packed, bits) == wanted).all()
+    assert (unpack(packed, bits, 8, 20) == wanted[8:28]).all()
     dtypes = {"I32": np.int32, "F16": np.float16}
     for part, (dtype, shape) in packed_shapes(rows, columns, bits, group_size).items():
         assert getattr(packed, part).shape == shape

@@ -9,10 +9,12 @@ as the others, lowest bit first.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Weights: TypeAlias = NDArray[np.float32]
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _SLAB = 512  # rows packed at once
@@ -53,11 +55,12 @@ def pack(
     )
 
 
-def unpack(packed: Packed, bits: int) -> NDArray[np.float32]:
-    """The weights, float32 (out, in): scale * (level - zero)."""
-    levels = _unpack_rows(np.ascontiguousarray(packed.qweight.T), bits)
-    zeros = _unpack_rows(packed.qzeros, bits).astype(np.float32) + 1
-    scales = packed.scales.astype(np.float32)
+def unpack(packed: Packed, bits: int, first: int = 0, count: int | None = None) -> Weights:
+    """Rows of the weights, float32 (count, in): scale * (level - zero)."""
+    stop = packed.qweight.shape[1] if count is None else first + count
+    levels = _unpack_rows(np.ascontiguousarray(packed.qweight[:, first:stop].T), bits)
+    zeros = _unpack_rows(packed.qzeros, bits)[:, first:stop].astype(np.float32) + 1
+    scales = packed.scales[:, first:stop].astype(np.float32)
     out = np.empty(levels.shape, np.float32)
     for start in range(0, len(levels), _SLAB):
         rows = slice(start, start + _SLAB)

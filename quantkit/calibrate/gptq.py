@@ -1,0 +1,269 @@
+"""A GPTQ artifact from a checkpoint and text: calibrated, rounded and written layer by layer."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import quantkit
+from quantkit.build import manifest
+from quantkit.build.engine import Artifact, Check
+from quantkit.build.output import (
+    PartialArtifact,
+    check_space,
+    locked,
+    naming_failures,
+    remove,
+)
+from quantkit.build.source import stamp
+from quantkit.build.work import Work
+from quantkit.calibrate.calibrate import Run, Settings, Step, digest, find_device, identify
+from quantkit.calibrate.forward import Site
+from quantkit.calibrate.quantizer import Quantizer, Recipe
+from quantkit.calibrate.text import Corpus
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.errors import OutputError
+from quantkit.encodings.gptq import Grid, Rounded
+from quantkit.encodings.kernel import load_kernel
+from quantkit.families.model import Model
+from quantkit.formats.folder import FolderLayout, StoredMatrix
+from quantkit.formats.gptq.packing import PARTS, pack
+from quantkit.formats.gptq.plan import GptqOptions, bits_of, is_quantized, lay_out_gptq
+from quantkit.plan.quants import Quant
+
+_STATE = ".calibration"
+_READ = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class GptqBuild:
+    """One artifact to make: of what, on which text, how."""
+
+    checkpoint: Checkpoint
+    model: Model
+    corpus: Corpus
+    settings: Settings
+    recipe: Recipe
+    layout: FolderLayout
+    work: Work
+    identity: Mapping[str, Any]
+
+
+def plan_gptq(
+    checkpoint: Checkpoint,
+    model: Model,
+    corpus: Corpus,
+    quant: Quant,
+    options: GptqOptions,
+    settings: Settings,
+    *,
+    base_name: str,
+    search: bool = True,
+    shard_size: int | None = None,
+) -> GptqBuild:
+    """Plan one artifact. Reads no weights.
+
+    Raises:
+        PlanError: the model's matrices do not divide into such groups.
+        CalibrationError: there is no such device.
+
+    """
+    find_device(settings.device)
+    layout = lay_out_gptq(checkpoint, model, quant, options, base_name, shard_size)
+    grid = Grid(bits_of(quant), options.group_size, options.symmetric)  # type: ignore[arg-type]
+    recipe = Recipe(grid, options.act_order, options.damp, search)
+    identity = {
+        **identify(checkpoint, corpus, settings),
+        "recipe": asdict(recipe),
+        "layout": layout.digest,
+    }
+    # What an artifact holds depends on the text too.
+    known = {key: value for key, value in identity.items() if key not in ("source", "device")}
+    layout = replace(layout, digest=digest(known))
+    work = Work(checkpoint, model, base_name, (layout,), load_kernel("ggml"))
+    return GptqBuild(checkpoint, model, corpus, settings, recipe, layout, work, identity)
+
+
+def build_gptq(
+    build: GptqBuild,
+    out: Path,
+    *,
+    check: Callable[[Path], Check] | None = None,
+    report: Callable[[Step], None] = lambda _: None,
+) -> Artifact:
+    """Make one artifact in a folder; a finished one is left alone, an interrupted one resumes.
+
+    Every matrix is written as soon as it is rounded. The folder bears a partial name until all of
+    it has been read back and checked.
+
+    Args:
+        build: what to make.
+        out: the output folder.
+        check: called with the artifact's folder before it is renamed; one that it does not accept
+            ends as ``.rejected``.
+        report: called with the progress.
+
+    Raises:
+        CalibrationError, CheckpointError: the model cannot be run over the text.
+        OutputError: the folder cannot take the result.
+        Interrupted: Ctrl-C; what was done is kept.
+
+    """
+    layout = build.layout
+    with locked(out):
+        if manifest.is_finished(out, build.work, layout):
+            entry = manifest.read_manifest(out)["artifacts"][layout.name]
+            return Artifact(layout, out / layout.name, entry, None, fresh=False)
+        artifact = PartialArtifact(out, layout)
+        if artifact.final.exists():
+            raise OutputError(
+                f"{artifact.final} is there already and was not built from this checkpoint with "
+                "these settings and this text; move it away or choose another folder with -o."
+            )
+        with naming_failures(out, lambda: artifact.missing):
+            return _Build(build, artifact, out).execute(check, report)
+
+
+class _Build:
+    """One artifact being made, in a folder that is locked."""
+
+    def __init__(self, build: GptqBuild, artifact: PartialArtifact, out: Path) -> None:
+        self._build = build
+        self._artifact = artifact
+        self._out = out
+        self._matrices: dict[tuple[int | None, str, int], StoredMatrix] = {
+            (stored.target.layer, stored.target.role, number): matrix
+            for stored in build.layout.plan.tensors
+            for number, matrix in enumerate(stored.matrices)
+        }
+        self._crcs: dict[str, int] = {}  # of the layer at hand, by tensor
+        self._run = Run(
+            build.checkpoint,
+            build.model,
+            build.corpus,
+            build.settings,
+            artifact.partial / _STATE,
+            build.identity,
+        )
+
+    def execute(
+        self, check: Callable[[Path], Check] | None, report: Callable[[Step], None]
+    ) -> Artifact:
+        artifact, run = self._artifact, self._run
+        whole = all(
+            path.is_file() and path.stat().st_size == file.n_bytes
+            for path, file in zip(artifact.paths, artifact.layout.files, strict=True)
+        )
+        if not whole:
+            remove(run.folder)  # layers that it has done would be missing
+        run.folder.mkdir(parents=True, exist_ok=True)
+        check_space(self._out, artifact.missing + run.n_bytes)
+        try:
+            artifact.open()
+            visitor = Quantizer(self._build.recipe, run.weights.device, self._keep)
+            run.execute(visitor, self._finish_layer, report)
+            crcs = self._copy_unquantized()
+            for record in run.records:
+                crcs |= record["crcs"]
+            artifact.write_headers()
+        finally:
+            artifact.close()
+        files = [self._verify(number, crcs) for number in range(len(artifact.paths))]
+        return self._publish(files, check)
+
+    def _keep(self, site: Site, role: str, rounded: Rounded) -> None:
+        """Write a matrix that has been rounded."""
+        matrix = self._matrices[site.layer, role, site.expert or 0]
+        levels, scales, zeros = (
+            x.cpu().numpy() for x in (rounded.levels, rounded.scales, rounded.zeros)
+        )
+        packed = pack(levels, scales, zeros, self._build.recipe.grid.bits)
+        module = matrix.name.removesuffix("weight")
+        for part in PARTS:
+            data = getattr(packed, part)
+            self._crcs[module + part] = self._write(module + part, data)
+
+    def _finish_layer(self, _layer: int) -> dict[str, Any]:
+        self._artifact.sync()
+        crcs, self._crcs = self._crcs, {}
+        return {"crcs": crcs}
+
+    def _copy_unquantized(self) -> dict[str, int]:
+        """Write what stays as it is; a CRC-32 of each tensor."""
+        crcs = {}
+        for stored in self._build.layout.plan.tensors:
+            if is_quantized(stored.target):
+                continue
+            for matrix, block in zip(stored.matrices, stored.target.blocks, strict=True):
+                raw = self._run.weights.raw(block)
+                crcs[matrix.name] = self._write(matrix.name, raw)
+        return crcs
+
+    def _write(self, name: str, data: NDArray[Any]) -> int:
+        place = self._build.layout.place_of(name)
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        (crc,) = self._artifact.write([place], [raw.data])
+        return crc
+
+    def _verify(self, number: int, crcs: Mapping[str, int]) -> dict[str, Any]:
+        """Read a file back, compare it with what was written; its entry in the manifest."""
+        path, file = self._artifact.paths[number], self._build.layout.files[number]
+        sha256 = hashlib.sha256()
+        parts = [(len(file.header), zlib.crc32(file.header))]
+        parts += [(tensor.n_bytes, crcs[tensor.name]) for tensor in file.tensors]
+        with path.open("rb") as stream:
+            for n_bytes, crc in parts:
+                found = 0
+                for at in range(0, n_bytes, _READ):
+                    data = stream.read(min(_READ, n_bytes - at))
+                    sha256.update(data)
+                    found = zlib.crc32(data, found)
+                if found != crc:
+                    remove(self._artifact.partial)
+                    raise OutputError(
+                        f"{path} does not read back as it was written; check the disk, then run "
+                        "the same command again."
+                    )
+            if stream.read(1):
+                raise OutputError(f"{path} is longer than it was written; delete it.")
+        name = f"{self._build.layout.folder}/{file.name}"
+        return {"name": name, "bytes": file.n_bytes, "sha256": sha256.hexdigest()}
+
+    def _publish(
+        self, files: list[dict[str, Any]], check: Callable[[Path], Check] | None
+    ) -> Artifact:
+        """Check, record and rename."""
+        build, artifact = self._build, self._artifact
+        sources = {file: _sha256(file) for file in build.checkpoint.files}
+        entry = manifest.describe_artifact(build.work, build.layout, files, sources)
+        entry["kernel"] = {"name": "gptq", "version": quantkit.__version__}
+        entry["calibration"] = {
+            "text": list(build.corpus.names),
+            "chunks": build.corpus.chunks,
+            "context": build.corpus.context,
+            "device": build.settings.device,
+            "routing": [asdict(layer) for layer in self._run.routing],
+        }
+        verdict = None
+        if check is not None:
+            verdict = check(artifact.runnable)
+            entry["smoke"] = verdict.record
+        remove(self._run.folder)
+        if verdict is not None and not verdict.ok:
+            return Artifact(build.layout, artifact.reject(), entry, verdict, fresh=True)
+        manifest.add_artifact(self._out, build.layout.name, entry)
+        return Artifact(build.layout, artifact.publish(), entry, verdict, fresh=True)
+
+
+def _sha256(path: Path) -> str:
+    before = stamp(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if stamp(path) != before:
+        raise OutputError(f"{path} changed while it was read; run the same command again.")
+    return digest

@@ -1,0 +1,162 @@
+"""Which weights of a model GPTQ quantizes, and the folder that comes of it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.errors import PlanError
+from quantkit.encodings.encoding import Encoding
+from quantkit.families.model import Model, Target
+from quantkit.families.published import published_names
+from quantkit.formats.bnb.codec import TORCH_NAMES, Plain
+from quantkit.formats.bnb.plan import model_dtype
+from quantkit.formats.folder import (
+    Codec,
+    FolderLayout,
+    FolderPlan,
+    Part,
+    StoredMatrix,
+    StoredTarget,
+    carried_files,
+    lay_out_folder,
+)
+from quantkit.formats.gptq.packing import fits, packed_shapes, quantize_config
+from quantkit.formats.safetensors import StoredTensor
+from quantkit.plan.llama_quantize import in_file_order
+from quantkit.plan.quants import Quant
+
+_PREFIX = "gptq-int"
+
+
+@dataclass(frozen=True, slots=True)
+class GptqOptions:
+    """What a user can choose."""
+
+    group_size: int = 128
+    act_order: bool = True
+    symmetric: bool = True
+    damp: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """A linear layer as four tensors, which are written when the whole matrix is quantized."""
+
+    bits: int
+    group_size: int
+
+    @property
+    def encoding(self) -> Encoding:
+        """Its name in plans."""
+        return Encoding(f"{_PREFIX}{self.bits}", -1, 1, 0)
+
+    @property
+    def granule(self) -> int:
+        """Slabs play no part."""
+        return 1
+
+    def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
+        """The tensors that stand for ``MODULE.weight``, (out, in)."""
+        module = name.removesuffix("weight")
+        shapes = packed_shapes(*shape, self.bits, self.group_size)
+        return tuple(
+            Part(StoredTensor(module + part, dtype, size)) for part, (dtype, size) in shapes.items()
+        )
+
+    def encode(self, raw: NDArray[np.uint8], dtype: str, columns: int) -> list[NDArray[np.uint8]]:
+        """Nothing comes of a slab."""
+        del raw, dtype, columns
+        return []
+
+    def complete(
+        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, NDArray[np.uint8]]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Nothing comes of slabs."""
+        del name, shape, scratch
+        return {}
+
+
+def bits_of(quant: Quant) -> int:
+    """Bits per level of ``gptq-intN``."""
+    return int(quant.name.removeprefix(_PREFIX))
+
+
+def lay_out_gptq(
+    checkpoint: Checkpoint,
+    model: Model,
+    quant: Quant,
+    options: GptqOptions,
+    base_name: str,
+    shard_size: int | None = None,
+) -> FolderLayout:
+    """The folder of one quant of a checkpoint.
+
+    Raises:
+        PlanError: a matrix cannot be stored in such groups, or is larger than a shard, or the
+            damping is not a share of something.
+
+    """
+    bits, size = bits_of(quant), options.group_size
+    if not 0 <= options.damp <= 1:
+        raise PlanError(f"--damp {options.damp:g} is no share of the diagonal; try 0.01.")
+    tensors = []
+    kept = []
+    for target in in_file_order(model.targets):
+        matrices = []
+        for block, name in zip(target.blocks, published_names(target), strict=True):
+            shape = target.shape[-2:]
+            codec: Codec = Plain(checkpoint.tensors[block.source].dtype)
+            if is_quantized(target):
+                if not fits(*shape, size):
+                    raise PlanError(_why_not(name, shape, size))
+                codec = Packing(bits, size)
+            else:
+                kept.append(name)
+            matrices.append(StoredMatrix(name, shape, codec, codec.parts(name, shape)))
+        encoding = matrices[0].codec.encoding if matrices else Plain("F32").encoding
+        tensors.append(StoredTarget(target, encoding, tuple(matrices)))
+    settings = quantize_config(bits, size, options.damp, options.act_order, options.symmetric)
+    config: dict[str, Any] = {
+        key: value
+        for key, value in checkpoint.config.items()
+        if key not in ("dtype", "torch_dtype")
+    }
+    # The name that every version of transformers knows.
+    dtype = TORCH_NAMES[model_dtype(checkpoint.config, checkpoint.tensors)]
+    config |= {"torch_dtype": dtype, "quantization_config": settings}
+    files = {
+        "config.json": _json(config),
+        "quantize_config.json": _json(settings),
+        **carried_files(checkpoint.path),
+    }
+    record = {"quantization_config": settings, "unquantized": kept}
+    plan = FolderPlan(quant, tuple(tensors))
+    return lay_out_folder(plan, f"{base_name}-{quant.name}", files, record, shard_size)
+
+
+def is_quantized(target: Target) -> bool:
+    """Whether a target is made of linear layers other than the router and lm_head."""
+    is_matrix = target.role.startswith(("attn_", "ffn_")) and len(target.shape) > 1
+    return is_matrix and target.role != "ffn_gate_inp"
+
+
+def _why_not(name: str, shape: tuple[int, ...], size: int) -> str:
+    rows, columns = shape
+    if rows % 32 or columns % 32:
+        return (
+            f"{name} is {rows} x {columns}, and the GPTQ format stores multiples of 32 only; this "
+            "model cannot be stored in it."
+        )
+    return (
+        f"--group-size {size} does not divide the {columns} columns of {name}; choose one that "
+        "does, such as 128, 64 or 32, or -1 for whole rows."
+    )
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()
