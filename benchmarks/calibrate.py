@@ -37,6 +37,7 @@ def main() -> int:
                 Path(folder) / "model",
                 num_hidden_layers=layers,
                 num_local_experts=options.experts,
+                num_experts_per_tok=min(2, options.experts),
                 max_position_embeddings=4096,
                 **MIXTRAL_8X22B,
             )

@@ -247,7 +247,10 @@ class _Build:
             "chunks": build.corpus.chunks,
             "context": build.corpus.context,
             "device": build.settings.device,
-            "routing": [asdict(layer) for layer in self._run.routing],
+            "routing": [
+                {"tokens": list(layer.tokens), "borrowed": list(layer.borrowed)}
+                for layer in self._run.routing
+            ],
         }
         verdict = None
         if check is not None:

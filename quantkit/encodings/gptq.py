@@ -22,6 +22,7 @@ _DAMPING_STEP = 10.0
 # How far ranges are shrunk in the search: by fine steps first, which 8 bits need, then coarse ones.
 _SHRINKS = (1.0, 0.9975, 0.995, 0.99, 0.98, *(0.975 - 0.025 * step for step in range(20)))
 _RECURSION_END = 256
+_FITTED_WEIGHTS = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +135,17 @@ def solve(
     width = grid.width(columns)
     costs = factor.diagonal().square().reciprocal()
     group_of = torch.arange(columns, device=work.device) // width
-    scales = torch.empty(rows, columns // width, device=work.device)
+    # One row per group, and below one row per column of the matrix: what is used together then
+    # lies together.
+    scales = torch.empty(columns // width, rows, device=work.device)
     zeros = torch.empty_like(scales)
     if order is not None:
         unsorted = torch.empty_like(costs)
         unsorted[order] = costs
         grouped = unsorted.view(-1, width) if search else None
-        scales, zeros = fit(work.view(rows, -1, width), grid, grouped)
+        scales, zeros = (x.T.contiguous() for x in fit(work.view(rows, -1, width), grid, grouped))
         work, group_of = work[:, order], group_of[order]
+    groups = group_of.tolist()
     levels = torch.empty(rows, columns, dtype=torch.uint8, device=work.device)
     block = _BLOCK if width % _BLOCK == 0 or grid.group_size == -1 else width
     for start in range(0, columns, block):
@@ -149,20 +153,21 @@ def solve(
         if order is None and start % width == 0:
             group, inside = start // width, slice(start, start + width)
             fitted = fit(work[:, None, inside], grid, costs[None, inside] if search else None)
-            scales[:, group : group + 1], zeros[:, group : group + 1] = fitted
-        own = work[:, start:end]
+            scales[group], zeros[group] = (x[:, 0] for x in fitted)
+        own = work[:, start:end].T.contiguous()
         errors = torch.empty_like(own)
+        chosen = torch.empty_like(own)
         for i in range(end - start):
-            column, row = own[:, i], factor[start + i, start:end]
-            scale, zero = scales[:, group_of[start + i]], zeros[:, group_of[start + i]]
-            level = _nearest(column, scale, zero, grid)
-            levels[:, start + i] = level.to(torch.uint8)
-            errors[:, i] = (column - (level - zero) * scale) / row[i]
-            own[:, i + 1 :].addr_(errors[:, i], row[i + 1 :], alpha=-1)
-        work[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
+            column, row = own[i], factor[start + i, start:end]
+            scale, zero = scales[groups[start + i]], zeros[groups[start + i]]
+            chosen[i] = _nearest(column, scale, zero, grid)
+            errors[i] = (column - (chosen[i] - zero) * scale) / row[i]
+            own[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
+        levels[:, start:end] = chosen.T.to(torch.uint8)
+        work[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
     if order is not None:
         levels = levels[:, order.argsort()]
-    return Rounded(levels, scales, zeros)
+    return Rounded(levels, scales.T.contiguous(), zeros.T.contiguous())
 
 
 def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -175,6 +180,14 @@ def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor
             ranges are tried that clip the outermost weights, and the cheapest is taken.
 
     """
+    # A few rows at a time, which stay in a processor's cache while ranges are tried on them.
+    step = max(1, _FITTED_WEIGHTS // groups[0].numel())
+    fitted = [_fit(part, grid, costs) for part in groups.split(step)]
+    scales, zeros = (torch.cat(parts) for parts in zip(*fitted, strict=True))
+    return scales, zeros
+
+
+def _fit(groups: Tensor, grid: Grid, costs: Tensor | None) -> tuple[Tensor, Tensor]:
     low = groups.amin(-1).clamp(max=0)
     high = groups.amax(-1).clamp(min=0)
     if costs is None:
@@ -184,8 +197,8 @@ def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor
     for shrink in _SHRINKS:
         scale, zero = _scales(low * shrink, high * shrink, grid)
         levels = _nearest(groups, scale[..., None], zero[..., None], grid)
-        error = (levels - zero[..., None]).mul_(scale[..., None]).sub_(groups).square_()
-        cost = torch.einsum("rgw,gw->rg", error, costs)
+        error = levels.sub_(zero[..., None]).mul_(scale[..., None]).sub_(groups).square_()
+        cost = error.mul_(costs).sum(-1)
         better = cost < best
         best = torch.where(better, cost, best)
         scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)

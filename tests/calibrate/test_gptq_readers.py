@@ -1,0 +1,113 @@
+"""GPTQ artifacts in the programs that read them: all compute the same logits."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from quantkit.build import engine
+from quantkit.build.work import prepare_export
+from quantkit.calibrate.activations import Activations
+from quantkit.calibrate.forward import Forward, exact_math
+from quantkit.calibrate.weights import Weights
+from quantkit.plan.quants import find_quants
+from tests import auto_gptq, native_tools
+from tests.calibrate.runs import TINY, opened
+from tests.calibrate.substitutes import Substituting, of_artifact
+from tests.calibrate.test_gptq import built
+
+TOKENS: NDArray[np.int64] = np.random.default_rng(0).integers(3, 1024, (2, 48))
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mixtral, 4 bits": ("tiny-mixtral", "gptq-int4", {}),
+    "mixtral, 8 bits, whole rows": ("tiny-mixtral", "gptq-int8", {"group_size": -1}),
+    "mistral, 4 bits, asymmetric": (
+        "tiny-mistral",
+        "gptq-int4",
+        {"symmetric": False, "group_size": 32, "act_order": False},
+    ),
+    "mistral, 3 bits": ("tiny-mistral", "gptq-int3", {}),
+    "mistral, 2 bits, asymmetric": ("tiny-mistral", "gptq-int2", {"symmetric": False}),
+}
+
+
+def dequantized_logits(model: Path, artifact: Path, work: Path) -> NDArray[np.float32]:
+    """Of the model with the artifact's dequantized weights, in float32."""
+    checkpoint, described = opened(model)
+    weights = Weights(checkpoint, described, torch.device("cpu"))
+    forward = Forward(weights, checkpoint.config, TOKENS.shape[1])
+    work.mkdir(exist_ok=True)
+    states = Activations(work, (*TOKENS.shape, described.hparams.hidden_size), spill=False)
+    states.start(weights.embed(TOKENS))
+    for layer in range(described.hparams.num_hidden_layers):
+        forward.advance(layer, states, Substituting(weights, of_artifact(artifact)))
+    with exact_math():
+        return torch.stack(list(forward.logits(states))).numpy()
+
+
+def llama_logits(gguf: Path) -> NDArray[np.float32]:
+    """What llama.cpp computes with a GGUF."""
+    from llama_cpp import Llama
+
+    llama = Llama(str(gguf), n_ctx=64, logits_all=True, n_threads=1, n_gpu_layers=0)
+    chunks = []
+    for tokens in TOKENS.tolist():
+        llama.reset()
+        llama.eval(tokens)
+        chunks.append(np.array(llama.scores[: len(tokens)], np.float32))
+    llama.close()
+    return np.stack(chunks)
+
+
+def relative_error(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def export(artifact: Path, out: Path) -> Path:
+    work = prepare_export(artifact, find_quants(["f32"]))
+    (exported,) = engine.build(work, out, jobs=1, max_memory=2**30)
+    return exported.path
+
+
+@pytest.mark.parametrize("case", ["mixtral, 4 bits", "mistral, 3 bits"])
+def test_our_export_in_llama_cpp(case: str, tmp_path: Path) -> None:
+    name, quant, options = CASES[case]
+    artifact = built(TINY / name, tmp_path, quant, chunks=2, **options).path
+    wanted = dequantized_logits(TINY / name, artifact, tmp_path / "work")
+    error = relative_error(llama_logits(export(artifact, tmp_path / "gguf")), wanted)
+    assert error < 1e-2, error
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("case", CASES)
+def test_auto_gptq_and_llama_cpps_converter(case: str, tmp_path: Path) -> None:
+    name, quant, options = CASES[case]
+    artifact = built(TINY / name, tmp_path, quant, chunks=2, **options).path
+    wanted = dequantized_logits(TINY / name, artifact, tmp_path / "work")
+    error = relative_error(auto_gptq.logits(artifact, TOKENS, tmp_path), wanted)
+    assert error < 1e-2
+    if quant == "gptq-int3":  # the converter has no three bits
+        return
+    converted = tmp_path / "converted.gguf"
+    native_tools.convert(artifact, converted, "f32")
+    error = relative_error(llama_logits(converted), wanted)
+    assert error < 1e-2
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gptqmodel") is None,
+    reason="transformers reads GPTQ with gptqmodel, which is not here: it needs torch >= 2.14.1",
+)
+def test_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    artifact = built(TINY / "tiny-mistral", tmp_path, "gptq-int4", chunks=2).path
+    wanted = dequantized_logits(TINY / "tiny-mistral", artifact, tmp_path / "work")
+    model = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32)
+    with torch.inference_mode():
+        found = model(torch.from_numpy(TOKENS)).logits.numpy()
+    assert relative_error(found, wanted) < 1e-2
