@@ -182,7 +182,7 @@ def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor
     """
     # A few rows at a time, which stay in a processor's cache while ranges are tried on them.
     step = max(1, _FITTED_WEIGHTS // groups[0].numel())
-    fitted = [_fit(part, grid, costs) for part in groups.split(step)]
+    fitted = [_fit(groups[at : at + step], grid, costs) for at in range(0, len(groups), step)]
     scales, zeros = (torch.cat(parts) for parts in zip(*fitted, strict=True))
     return scales, zeros
 
@@ -275,4 +275,4 @@ def _as_stored(scale: Tensor) -> Tensor:
 
 
 def _nearest(weights: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    return (weights / scale).round_().add_(zero).clamp_(0, grid.top)
+    return torch.clamp_((weights / scale).round_().add_(zero), 0, grid.top)

@@ -225,7 +225,7 @@ def test_killed_in_a_layer_it_resumes_there(
     family: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "whole").mkdir()
-    shape = {"num_local_experts": 3} if family == "mixtral" else {}
+    shape: dict[str, Any] = {"num_local_experts": 3} if family == "mixtral" else {}
     model = random_checkpoint(
         tmp_path / "model", family, num_hidden_layers=3, intermediate_size=256, **shape
     )
@@ -266,7 +266,13 @@ def test_a_finished_artifact_is_left_alone_and_another_is_not_overwritten(tmp_pa
     first = built(model, tmp_path, "gptq-int4", chunks=2, context=64)
     assert first.fresh
     assert not built(model, tmp_path, "gptq-int4", chunks=2, context=64).fresh
-    for changed in ({"chunks": 3}, {"group_size": 32}, {"damp": 0.1}, {"act_order": False}):
+    others: list[dict[str, Any]] = [
+        {"chunks": 3},
+        {"group_size": 32},
+        {"damp": 0.1},
+        {"act_order": False},
+    ]
+    for changed in others:
         with pytest.raises(OutputError, match="was not built from"):
             built(model, tmp_path, "gptq-int4", **{"chunks": 2, "context": 64, **changed})
 

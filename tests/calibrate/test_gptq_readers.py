@@ -53,7 +53,7 @@ def llama_logits(gguf: Path) -> NDArray[np.float32]:
     """What llama.cpp computes with a GGUF."""
     from llama_cpp import Llama
 
-    llama = Llama(str(gguf), n_ctx=64, logits_all=True, n_threads=1, n_gpu_layers=0)
+    llama: Any = Llama(str(gguf), n_ctx=64, logits_all=True, n_threads=1, n_gpu_layers=0)
     chunks = []
     for tokens in TOKENS.tolist():
         llama.reset()

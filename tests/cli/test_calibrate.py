@@ -140,6 +140,7 @@ main()
     for wish, extra in (
         (("calibrate", TINY / "tiny-mistral", "-o", out), "calibrate"),
         (("build", TINY / "tiny-mistral", "-q", "q4_0", "--imatrix", "auto"), "calibrate"),
+        (("build", TINY / "tiny-mistral", "-q", "gptq-int4"), "gptq"),
     ):
         done = call(*wish)
         assert done.returncode == 2, done

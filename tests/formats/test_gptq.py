@@ -24,7 +24,7 @@ def test_what_is_packed_unpacks(bits: int, rows: int, columns: int, group_size: 
     assert (unpack(packed, bits) == wanted).all()
     assert (unpack(packed, bits, 8, 20) == wanted[8:28]).all()
     dtypes = {"I32": np.int32, "F16": np.float16}
-    for part, (dtype, shape) in packed_shapes(rows, columns, bits, group_size).items():
+    for part, (dtype, shape) in packed_shapes((rows, columns), bits, group_size).items():
         assert getattr(packed, part).shape == shape
         assert getattr(packed, part).dtype == dtypes[dtype]
 
@@ -55,9 +55,9 @@ def test_whole_fractions_of_a_word(bits: int) -> None:
 
 
 def test_what_does_not_fit() -> None:
-    assert fits(64, 256, 128)
-    assert fits(64, 96, -1)
-    assert not fits(64, 96, 128)
-    assert not fits(48, 128, 128)
-    assert not fits(64, 48, -1)
-    assert not fits(64, 128, 0)
+    assert fits((64, 256), 128)
+    assert fits((64, 96), -1)
+    assert not fits((64, 96), 128)
+    assert not fits((48, 128), 128)
+    assert not fits((64, 48), -1)
+    assert not fits((64, 128), 0)

@@ -70,9 +70,10 @@ def unpack(packed: Packed, bits: int, first: int = 0, count: int | None = None) 
 
 
 def packed_shapes(
-    rows: int, columns: int, bits: int, group_size: int
+    shape: tuple[int, ...], bits: int, group_size: int
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The safetensors dtype and the shape of each part of a (rows, columns) matrix."""
+    """The safetensors dtype and the shape of each part of a matrix, (out, in)."""
+    rows, columns = shape
     groups = 1 if group_size == -1 else columns // group_size
     return {
         "qweight": ("I32", (columns * bits // _WORD, rows)),
@@ -82,8 +83,9 @@ def packed_shapes(
     }
 
 
-def fits(rows: int, columns: int, group_size: int) -> bool:
+def fits(shape: tuple[int, ...], group_size: int) -> bool:
     """Whether a matrix can be stored: whole words along both sides, whole groups in a row."""
+    rows, columns = shape
     whole = group_size == -1 or (group_size > 0 and columns % group_size == 0)
     return rows % _WORD == 0 and columns % _WORD == 0 and whole
 

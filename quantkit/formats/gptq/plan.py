@@ -63,7 +63,7 @@ class Packing:
     def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The tensors that stand for ``MODULE.weight``, (out, in)."""
         module = name.removesuffix("weight")
-        shapes = packed_shapes(*shape, self.bits, self.group_size)
+        shapes = packed_shapes(shape, self.bits, self.group_size)
         return tuple(
             Part(StoredTensor(module + part, dtype, size)) for part, (dtype, size) in shapes.items()
         )
@@ -112,7 +112,7 @@ def lay_out_gptq(
             shape = target.shape[-2:]
             codec: Codec = Plain(checkpoint.tensors[block.source].dtype)
             if is_quantized(target):
-                if not fits(*shape, size):
+                if not fits(shape, size):
                     raise PlanError(_why_not(name, shape, size))
                 codec = Packing(bits, size)
             else:

@@ -14,7 +14,6 @@ from quantkit.formats.dequantized import Dequantized
 from quantkit.formats.gptq.packing import PARTS, Packed, packed_shapes, unpack
 
 _WEIGHT = "weight"
-_NUMPY = {"I32": np.dtype("<i4"), "F16": np.dtype("<f2")}
 _BITS = (2, 3, 4, 8)
 
 
@@ -59,7 +58,7 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
             return read_bytes(source, first * width, (first + count) * width)
         if name not in latest:
             latest.clear()
-            latest[name] = Packed(**{part: _load(t) for part, t in packed[name].items()})
+            latest[name] = _load(packed[name])
         return unpack(latest[name], bits, first, count).reshape(-1).view(np.uint8)
 
     config = {k: v for k, v in stored.config.items() if k != "quantization_config"}
@@ -91,7 +90,7 @@ def _parts_of(
     group_size: int,
 ) -> dict[str, SourceTensor]:
     parts = {}
-    for part, (dtype, wanted) in packed_shapes(*shape, bits, group_size).items():
+    for part, (dtype, wanted) in packed_shapes(shape, bits, group_size).items():
         tensor = tensors.get(f"{module}.{part}")
         if tensor is None or tensor.dtype != dtype or tensor.shape != wanted:
             raise CheckpointError(
@@ -102,5 +101,11 @@ def _parts_of(
     return parts
 
 
-def _load(tensor: SourceTensor) -> NDArray[np.generic]:
-    return read_bytes(tensor).view(_NUMPY[tensor.dtype]).reshape(tensor.shape)
+def _load(parts: Mapping[str, SourceTensor]) -> Packed:
+    words = {part: read_bytes(tensor) for part, tensor in parts.items()}
+    return Packed(
+        words["qweight"].view("<i4").reshape(parts["qweight"].shape),
+        words["qzeros"].view("<i4").reshape(parts["qzeros"].shape),
+        words["scales"].view("<f2").reshape(parts["scales"].shape),
+        words["g_idx"].view("<i4"),
+    )

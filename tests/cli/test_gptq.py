@@ -1,0 +1,100 @@
+"""GPTQ from the command line: build, smoke test, export, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.calibrate.runs import TINY, text_file
+from tests.cli.command import quantkit, refusal
+from tests.random_checkpoints import random_checkpoint
+
+SMALL = ("--chunks", 2, "--context", 64, "--jobs", 1)
+
+
+def test_build_smoke_and_export(tmp_path: Path) -> None:
+    out, text = tmp_path / "out", text_file(tmp_path)
+    wish = (
+        "build", TINY / "tiny-mistral", "-q", "gptq-int4", "-q", "q8_0", "-o", out, "-t", text,
+        *SMALL, "--json",
+    )  # fmt: skip
+    done = quantkit(*wish)
+    assert done.code == 0, done
+    artifacts = json.loads(done.out)["artifacts"]
+    assert {name.rpartition("-")[2] for name in artifacts} == {"int4", "Q8_0"}
+    assert all(entry["smoke"]["verdict"] == "passed" for entry in artifacts.values())
+    (name,) = (name for name in artifacts if name.endswith("gptq-int4"))
+    exported = quantkit("export", out / name, "--to", "q8_0", "-o", tmp_path / "gguf", "--json")
+    assert exported.code == 0, exported
+    assert len(list((tmp_path / "gguf").glob("*.gguf"))) == 1
+    again = quantkit(*wish)
+    assert again.code == 0
+    assert json.loads(again.out)["artifacts"] == artifacts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--group-size", 96], "--group-size 96 does not divide the 256 columns of model.layers.0"),
+        (["--group-size", 0], "--group-size 0 does not divide"),
+        (["--damp", 7], "--damp 7 is no share"),
+        (["--text", "absent.txt"], r"absent\.txt cannot be read"),
+        (["--text", "short.txt"], r"short\.txt has \d+ tokens.* at least 128"),
+        (["--dry-run"], "--dry-run does not plan GPTQ"),
+        (["--shard-size", "1kB"], "--shard-size is smaller than .*at least"),
+        (["--context", 1024], "--context 1024 is more than the 512"),
+    ],
+)
+def test_a_wish_that_makes_no_sense_is_refused(
+    arguments: list[object], names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("too short")
+    wish = ("build", TINY / "tiny-mistral", "-q", "gptq-int4", "-o", "out", *SMALL, *arguments)
+    sentence = refusal(quantkit(*wish))
+    assert re.search(names, sentence), sentence
+    assert not list(Path("out").glob("*")) if Path("out").exists() else True
+
+
+def test_shapes_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None:
+    model = random_checkpoint(tmp_path / "model", "llama", intermediate_size=272)
+    sentence = refusal(quantkit("build", model, "-q", "gptq-int4", "-o", tmp_path / "out", *SMALL))
+    assert "256 x 272, and the GPTQ format stores multiples of 32 only" in sentence
+
+
+def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
+    text = text_file(tmp_path)
+    wish = ("-q", "gptq-int4", "-o", tmp_path / "out", "-t", text, *SMALL, "--no-smoke")
+    assert quantkit("build", TINY / "tiny-mistral", *wish).code == 0
+    (artifact,) = (tmp_path / "out").glob("*gptq-int4")
+    assert "already quantized (quant_method 'gptq'" in refusal(quantkit("build", artifact, *wish))
+
+
+@pytest.mark.parametrize("change", ["missing", "cut", "bits", "format"])
+def test_a_damaged_artifact_is_not_exported(change: str, tmp_path: Path) -> None:
+    text = text_file(tmp_path)
+    wish = ("-q", "gptq-int4", "-o", tmp_path / "out", "-t", text, *SMALL, "--no-smoke")
+    assert quantkit("build", TINY / "tiny-mistral", *wish).code == 0
+    (artifact,) = (tmp_path / "out").glob("*gptq-int4")
+    config = json.loads((artifact / "config.json").read_text())
+    settings = config["quantization_config"]
+    if change == "missing":
+        settings["bits"] = 8
+    elif change == "bits":
+        settings["bits"] = 5
+    elif change == "format":
+        settings["checkpoint_format"] = "gptq_v2"
+    else:
+        shard = artifact / "model.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-100])
+    (artifact / "config.json").write_text(json.dumps(config))
+    sentence = refusal(quantkit("export", artifact, "-o", tmp_path / "gguf"))
+    wanted = {
+        "missing": "does not fit",
+        "bits": "bits = 5",
+        "format": "'gptq_v2'",
+        "cut": r"model\.safetensors",
+    }
+    assert re.search(wanted[change], sentence), sentence
+    assert not list((tmp_path).glob("gguf/*"))
