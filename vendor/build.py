@@ -113,8 +113,8 @@ def add_transformers4() -> None:
         return
     shutil.rmtree(TRANSFORMERS4, ignore_errors=True)
     say("installing what transformers 4 needs to load bitsandbytes")
-    options = ["--no-deps", "--target", TRANSFORMERS4, "--requirement", TRANSFORMERS4_LIST]
-    run("transformers4", [*pip("install"), *options])
+    into = ["--no-deps", "--target", str(TRANSFORMERS4), "--requirement", str(TRANSFORMERS4_LIST)]
+    run("transformers4", [*pip("install"), *into])
     stamp.write_text(wanted)
 
 

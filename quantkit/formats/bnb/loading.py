@@ -171,7 +171,7 @@ def _make_experts(parts: Mapping[str, "nn.Module"], activation: "nn.Module") -> 
     import torch
     from torch import nn
 
-    class QuantizedExperts(nn.ModuleList):
+    class QuantizedExperts(nn.ModuleList):  # type: ignore[misc]  # torch is not checked
         """Experts with a linear layer per part; takes what the fused module takes."""
 
         def __init__(self) -> None:
@@ -264,7 +264,7 @@ def _groups(stored: Checkpoint) -> Iterator[tuple[str, dict[str, "torch.Tensor"]
             continue
         owner = owner or name
         members[owner][rest.removeprefix(".") if rest else name.rpartition(".")[2]] = tensor
-    files = {}
+    files: dict[Path, Any] = {}
     for owner, parts in members.items():
         group = {}
         for key, tensor in parts.items():

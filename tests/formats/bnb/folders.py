@@ -69,10 +69,8 @@ def same(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether dtype, shape and bytes are equal."""
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    return torch.equal(
-        left.contiguous().reshape(-1).view(torch.uint8),
-        right.contiguous().reshape(-1).view(torch.uint8),
-    )
+    raw = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
+    return bool(torch.equal(*raw))
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -40,7 +40,7 @@ def expected(
     found: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
         module = name.removesuffix(".weight")
-        if not module.endswith("_proj") and ".experts." not in name or module.endswith(kept):
+        if (not module.endswith("_proj") and ".experts." not in name) or module.endswith(kept):
             found[name] = tensor
         elif quant == "bnb-int8":
             codes, scales, _ = functional.int8_vectorwise_quant(tensor.to(torch.float16))

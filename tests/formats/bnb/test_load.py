@@ -67,7 +67,7 @@ def test_nf4_is_small_where_plain_loading_is_not(folders: dict[str, Path]) -> No
     ours = n_bytes(load(folders["nf4"])) / whole
     settings = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     theirs = n_bytes(plain(MIXTRAL, quantization_config=settings)) / whole
-    print(f"of the bfloat16 model: load {ours:.3f}, load_in_4bit {theirs:.3f}")
+    print(f"of the bfloat16 model: load {ours:.3f}, load_in_4bit {theirs:.3f}")  # noqa: T201 - shown with -s
     assert ours <= 0.32
     assert theirs > 0.9
     assert n_bytes(load(folders["nested"])) / whole < ours
@@ -84,7 +84,7 @@ def test_logits_are_those_of_the_dequantized_weights(
     assert len(quantized) == (3 * 8 * 2 if kind == "kept" else len(layers))
     expected = plain(write_dequantized(folders[kind], tmp_path / "weights"), dtype=torch.float32)
     error = relative_error(logits(model), logits(expected))
-    print(f"{kind}: relative error {error:.4f}")
+    print(f"{kind}: relative error {error:.4f}")  # noqa: T201 - shown with -s
     assert error < 1e-2
     assert relative_error(logits(model), logits(plain(MIXTRAL))) > error / 2  # it was quantized
 

@@ -53,7 +53,7 @@ def test_perplexity(tmp_path: Path) -> None:
         folder = build_folder(MIXTRAL, tmp_path / quant, quant)
         weights = in_llama_cpp(prepare_export(folder, f32), tmp_path / f"{quant}-f32", text)
         loaded = in_transformers(load(folder), folder, text.read_text())
-        print(
+        print(  # noqa: T201 - shown with -s
             f"{quant}: {loaded:.4f}, its weights at f32 in llama.cpp {weights:.4f}, "
             f"original {original:.4f}"
         )

@@ -66,7 +66,7 @@ def test_experts_load_quantized(quant: str, options: dict[str, Any], tmp_path: P
         ours = load(folder)(torch.tensor([IDS])).logits.flatten()
         expected = exact(torch.tensor([IDS])).logits.flatten()
     errors = relative_error(found, expected), relative_error(found, ours)
-    print(f"{quant} {options}: from the weights {errors[0]:.4f}, from load {errors[1]:.4f}")
+    print(f"{quant} {options}: from the weights {errors[0]:.4f}, from load {errors[1]:.4f}")  # noqa: T201 - shown with -s
     assert errors[0] < 1.5e-2
     assert errors[1] < 2e-2
 
