@@ -67,6 +67,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return read_checkpoint(path, names, lambda files: map(read_header, files))
 
 
+def is_quantized(path: Path) -> bool:
+    """Whether a folder's config.json says that its weights are quantized.
+
+    Raises:
+        CheckpointError: the folder or its config.json cannot be read.
+
+    """
+    return "config.json" in _list_folder(path) and bool(
+        read_json(path / "config.json").get("quantization_config")
+    )
+
+
 def open_quantized(path: Path) -> Checkpoint:
     """Read the headers of a quantized folder: its stored tensors, of whatever dtype.
 
@@ -77,6 +89,8 @@ def open_quantized(path: Path) -> Checkpoint:
 
     """
     names = _list_folder(path)
+    if "config.json" not in names:
+        raise CheckpointError(f"{path} has no config.json; give the folder of an artifact.")
     config = read_json(path / "config.json")
     if not isinstance(config.get("quantization_config"), dict):
         raise CheckpointError(
