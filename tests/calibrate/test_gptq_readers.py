@@ -46,7 +46,8 @@ def dequantized_logits(model: Path, artifact: Path, work: Path) -> NDArray[np.fl
     for layer in range(described.hparams.num_hidden_layers):
         forward.advance(layer, states, Substituting(weights, of_artifact(artifact)))
     with exact_math():
-        return torch.stack(list(forward.logits(states))).numpy()
+        logits: NDArray[np.float32] = torch.stack(list(forward.logits(states))).numpy()
+    return logits
 
 
 def llama_logits(gguf: Path) -> NDArray[np.float32]:
