@@ -22,7 +22,7 @@ class Export(StrEnum):
 
 def export(
     artifact: Annotated[
-        Path, typer.Argument(help="A folder that a build made: bnb-nf4, bnb-int8.")
+        Path, typer.Argument(help="A folder that a build made: gptq-int4, bnb-nf4.")
     ],
     to: Annotated[Export, typer.Option("--to", help="What the GGUF holds.")] = Export.F16,
     out: Annotated[
