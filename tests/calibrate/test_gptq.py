@@ -85,7 +85,7 @@ class Comparing:
 def test_errors_on_a_trained_models_layers(bits: int, limit: float, tmp_path: Path) -> None:
     """Every matrix of every layer against rounding to nearest."""
     checkpoint, model = opened(TINY / "tiny-mixtral")
-    corpus = corpus_of(checkpoint, tmp_path, 8, 512)
+    corpus = corpus_of(checkpoint, tmp_path, 8, 256)
     weights = Weights(checkpoint, model, torch.device("cpu"))
     forward = Forward(weights, checkpoint.config, corpus.context)
     states = Activations(tmp_path, (*corpus.tokens.shape, 256), spill=False)
@@ -98,8 +98,14 @@ def test_errors_on_a_trained_models_layers(bits: int, limit: float, tmp_path: Pa
     assert max(ratios) <= limit
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("name", ["tiny-mixtral", "tiny-mistral"])
 def test_perplexity(name: str, tmp_path: Path) -> None:
+    """Of text held out from training and from calibration.
+
+    Rounding these models to nearest at 4 bits costs 0.3 % to 0.5 % only, on 15,000 tokens, so the
+    share of it that is won back is a noisy figure. Less text than this gives a worse one.
+    """
     from quantkit.calibrate.text import make_corpus
 
     model = TINY / name
@@ -109,7 +115,7 @@ def test_perplexity(name: str, tmp_path: Path) -> None:
     original = substitutes.run(model, corpus, tmp_path / "work", substitutes.original)
     nearest = substitutes.run(model, corpus, tmp_path / "work", substitutes.nearest(Grid(4)))
     ours = {}
-    for quant, chunks in (("gptq-int4", 16), ("gptq-int8", 2)):
+    for quant, chunks in (("gptq-int4", 64), ("gptq-int8", 16)):
         artifact = built(model, tmp_path, quant, chunks=chunks, context=512)
         ours[quant] = substitutes.run(
             model, corpus, tmp_path / "work", substitutes.of_artifact(artifact.path)
