@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,17 @@ import sys
 import numpy as np
 import torch
 from auto_gptq import AutoGPTQForCausalLM
-folder, tokens, out = sys.argv[1:]
-model = AutoGPTQForCausalLM.from_quantized(
-    folder, device="cpu", use_triton=False, disable_exllama=True, disable_exllamav2=True,
-    torch_dtype=torch.float32,
-)
-quantized = [m for m in model.modules() if type(m).__name__ == "QuantLinear"]
-assert quantized, "nothing was loaded as quantized"
-with torch.inference_mode():
-    logits = model(input_ids=torch.from_numpy(np.load(tokens))).logits
-np.save(out, logits.float().numpy())
+tokens, *folders = sys.argv[1:]
+for number, folder in enumerate(folders):
+    model = AutoGPTQForCausalLM.from_quantized(
+        folder, device="cpu", use_triton=False, disable_exllama=True, disable_exllamav2=True,
+        torch_dtype=torch.float32,
+    )
+    quantized = [m for m in model.modules() if type(m).__name__ == "QuantLinear"]
+    assert quantized, "nothing was loaded as quantized"
+    with torch.inference_mode():
+        logits = model(input_ids=torch.from_numpy(np.load(tokens))).logits
+    np.save(f"{tokens}.{number}.npy", logits.float().numpy())
 """
 
 
@@ -53,13 +55,14 @@ def python() -> Path:
     return FOLDER / "bin" / "python"
 
 
-def logits(artifact: Path, tokens: NDArray[np.int64], work: Path) -> NDArray[np.float32]:
-    """What auto-gptq computes on the CPU: (chunks, context, vocabulary)."""
-    np.save(work / "tokens.npy", tokens)
-    out = work / "logits.npy"
-    _run([python(), "-c", LOGITS, artifact, work / "tokens.npy", out])
-    result: NDArray[np.float32] = np.load(out)
-    return result
+def logits(
+    artifacts: Sequence[Path], tokens: NDArray[np.int64], work: Path
+) -> list[NDArray[np.float32]]:
+    """What auto-gptq computes on the CPU with each: (chunks, context, vocabulary)."""
+    file = work / "tokens.npy"
+    np.save(file, tokens)
+    _run([python(), "-c", LOGITS, file, *artifacts])
+    return [np.load(f"{file}.{number}.npy") for number in range(len(artifacts))]
 
 
 def _run(command: list[Any]) -> None:
