@@ -177,11 +177,11 @@ class _Run:
         return results
 
     def _identity(self) -> dict[str, Any]:
-        imatrix = self._work.imatrix
+        imatrix, kernel = self._work.imatrix, self._work.kernel
         return {
             "quantkit": quantkit.__version__,
             "source": [[str(file.resolve()), *stamp] for file, stamp in self._stamps.items()],
-            "kernel": [self._work.kernel.name, self._work.kernel.version],
+            "kernel": [kernel.name, kernel.version, kernel.search],
             "imatrix": imatrix and imatrix.sha256,
             "unit": UNIT_ELEMENTS,
         }

@@ -42,6 +42,7 @@ def prepare(
     overrides: Sequence[Override] = (),
     shard_size: int | None = None,
     kernel: str = "fast",
+    search: str = "ggml",
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
 
@@ -53,11 +54,12 @@ def prepare(
         overrides: encodings for tensors by name pattern.
         shard_size: the most tensor bytes per file, None for single files.
         kernel: a key of ``encodings.kernel.KERNELS``.
+        search: how scales are chosen, ``ggml`` or ``best``.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
         ImatrixError: an importance matrix is needed and absent, or does not fit.
-        PlanError: an override or a shard size makes no sense.
+        PlanError: an override or a shard size makes no sense, or the kernel lacks the search.
         NativeError: the kernel cannot be used.
 
     """
@@ -68,4 +70,5 @@ def prepare(
     plans = [make_plan(model, quant, imatrix, overrides) for quant in quants]
     metadata = describe_checkpoint(checkpoint, model, name)
     layouts = tuple(lay_out(plan, metadata, imatrix, shard_size) for plan in plans)
-    return Work(checkpoint, model, metadata.base_name, layouts, load_kernel(kernel), imatrix)
+    encoder = load_kernel(kernel, search)
+    return Work(checkpoint, model, metadata.base_name, layouts, encoder, imatrix)
