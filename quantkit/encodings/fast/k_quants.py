@@ -158,9 +158,23 @@ def _share_of_greatest(values, n, nmax, levels):
 
 @inlined
 def _encode_min_scale(
-    x, importance, n, nmax, scale_max, sigma2, first, delta, steps, mad, room, scratch
+    x, importance, n, nmax, scale_max, first, delta, steps, mad, squares, room, scratch
 ):
     """Levels of a block with scales and minima: Q2_K, Q4_K and Q5_K.
+
+    Args:
+        x: the weights.
+        importance: of the columns, or None.
+        n: elements per sub-block.
+        nmax: the largest level.
+        scale_max: the largest multiple of the block's scales.
+        first: of the candidates without importance, relative to ``nmax``.
+        delta: between candidates without importance.
+        steps: the last candidate without importance.
+        mad: whether the error without importance is the sum of absolute differences.
+        squares: mean squares of the block in what importance is multiplied with.
+        room: working memory.
+        scratch: for the search ``best``, or None.
 
     Returns:
         the float16 bits of the block's scale and of its minimum's, and the mask of odd lanes.
@@ -168,6 +182,10 @@ def _encode_min_scale(
     """
     zero, top = f32(0), f32(nmax)
     n_sub = WIDTH // n
+    sigma2 = zero
+    if importance is not None:
+        sigma2 = f32(squares) * sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
+        first, delta, steps, mad = _FIRST_WEIGHTED, _STEP_WEIGHTED, 36, False
     odd = _search_subblocks(x, importance, n, nmax, first, delta, steps, mad, sigma2, room)
     if importance is not None:
         d, strange = search_positive_scale(
@@ -293,26 +311,9 @@ def encode_q2_k(tiles, importance, scratch, out, odd_blocks):
     room = _make_room()
     for group in range(tiles.shape[0]):
         x = _next_tile(tiles, importance, group, room)
-        if importance is not None:
-            sigma2 = sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
-            d, m, odd = _encode_min_scale(
-                x,
-                importance,
-                16,
-                3,
-                15,
-                sigma2,
-                np.float32(-0.9),
-                np.float32(0.05),
-                36,
-                False,
-                room,
-                scratch,
-            )
-        else:
-            d, m, odd = _encode_min_scale(
-                x, importance, 16, 3, 15, f32(0), _FIRST_2, _STEP, 15, True, room, scratch
-            )
+        d, m, odd = _encode_min_scale(
+            x, importance, 16, 3, 15, _FIRST_2, _STEP, 15, True, 1, room, scratch
+        )
         for pair in range(8):
             low = _scale_level(room, 2 * pair) | (_min_level(room, 2 * pair) << i32(4))
             high = _scale_level(room, 2 * pair + 1) | (_min_level(room, 2 * pair + 1) << i32(4))
@@ -329,26 +330,9 @@ def encode_q4_k(tiles, importance, scratch, out, odd_blocks):
     room = _make_room()
     for group in range(tiles.shape[0]):
         x = _next_tile(tiles, importance, group, room)
-        if importance is not None:
-            sigma2 = f32(2) * sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
-            d, m, odd = _encode_min_scale(
-                x,
-                importance,
-                32,
-                15,
-                63,
-                sigma2,
-                np.float32(-0.9),
-                np.float32(0.05),
-                36,
-                False,
-                room,
-                scratch,
-            )
-        else:
-            d, m, odd = _encode_min_scale(
-                x, importance, 32, 15, 63, f32(0), _FIRST_4, _STEP, 20, False, room, scratch
-            )
+        d, m, odd = _encode_min_scale(
+            x, importance, 32, 15, 63, _FIRST_4, _STEP, 20, False, 2, room, scratch
+        )
         store_half(room.halves, 0, d)
         store_half(room.halves, 1, m)
         _pack_six_bit_scales(room, 2)
@@ -362,37 +346,9 @@ def encode_q5_k(tiles, importance, scratch, out, odd_blocks):
     room = _make_room()
     for group in range(tiles.shape[0]):
         x = _next_tile(tiles, importance, group, room)
-        if importance is not None:
-            sigma2 = f32(2) * sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
-            d, m, odd = _encode_min_scale(
-                x,
-                importance,
-                32,
-                31,
-                63,
-                sigma2,
-                np.float32(-0.9),
-                np.float32(0.05),
-                36,
-                False,
-                room,
-                scratch,
-            )
-        else:
-            d, m, odd = _encode_min_scale(
-                x,
-                importance,
-                32,
-                31,
-                63,
-                f32(0),
-                np.float32(-0.5),
-                np.float32(0.1),
-                15,
-                False,
-                room,
-                scratch,
-            )
+        d, m, odd = _encode_min_scale(
+            x, importance, 32, 31, 63, _FIRST_5, _STEP, 15, False, 2, room, scratch
+        )
         store_half(room.halves, 0, d)
         store_half(room.halves, 1, m)
         _pack_six_bit_scales(room, 2)
