@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import lcm
 from pathlib import Path
 
 from quantkit.build.output import Layout
 from quantkit.build.source import DequantizedReader, SourceReader, Stamp, WeightReader
 from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
+from quantkit.core.errors import PlanError
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
 from quantkit.families.model import Model
 from quantkit.formats.bnb.plan import BnbOptions, lay_out_bnb
 from quantkit.formats.dequantized import open_artifact
-from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.llama_quantize import Override
@@ -35,19 +34,6 @@ class Work:
     kernel: Kernel
     imatrix: Imatrix | None = None
     open_weights: Callable[[Mapping[Path, Stamp]], WeightReader] = SourceReader
-    source_granule: int = 1
-
-    @property
-    def granule(self) -> int:
-        """Slabs are multiples of so many weights, because formats or the source need it."""
-        granules = {
-            matrix.codec.granule
-            for layout in self.layouts
-            if isinstance(layout, FolderLayout)
-            for tensor in layout.plan.tensors
-            for matrix in tensor.matrices
-        }
-        return lcm(self.source_granule, *granules)
 
     @property
     def n_bytes(self) -> int:
@@ -90,6 +76,8 @@ def prepare(
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     imatrix = load_imatrix(imatrix_file) if imatrix_file else None
+    if overrides and not any(quant.format == "gguf" for quant in quants):
+        raise PlanError("--tensor-type is for GGUF quants, and none is asked for; leave it out.")
     plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name
@@ -133,5 +121,4 @@ def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fa
         layouts,
         load_kernel(kernel),
         open_weights=open_weights,
-        source_granule=source.granule,
     )

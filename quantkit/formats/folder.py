@@ -61,10 +61,6 @@ class Codec(Protocol):
     def encoding(self) -> Encoding:
         """Its name in plans."""
 
-    @property
-    def granule(self) -> int:
-        """Weights that must be encoded together; slabs are multiples of it."""
-
     def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The tensors stored for the matrix called ``name`` in the checkpoint."""
 
