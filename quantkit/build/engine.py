@@ -193,6 +193,11 @@ class _Run:
             "quantkit": quantkit.__version__,
             "source": [[str(file.resolve()), *stamp] for file, stamp in self._stamps.items()],
             "kernel": [self._work.kernel.name, self._work.kernel.version],
+            "tools": [
+                layout.record.get("tools")
+                for layout in self._work.layouts
+                if isinstance(layout, FolderLayout)
+            ],
             "imatrix": imatrix and imatrix.sha256,
             "unit": UNIT_ELEMENTS,
         }

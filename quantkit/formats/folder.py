@@ -140,7 +140,8 @@ class SmallFile:
 class FolderLayout:
     """The files of one artifact in a folder.
 
-    ``record`` is what the manifest says of the format; ``session`` is entered around encoding.
+    ``record`` is what the manifest says of the format, with the versions of what encodes under
+    ``tools``; ``session`` is entered around encoding.
     """
 
     plan: FolderPlan
@@ -293,7 +294,8 @@ def carried_files(folder: Path) -> dict[str, bytes]:
     """
     own = [folder / name for name in _SIDE_FILES if (folder / name).is_file()]
     try:
-        return {file.name: file.read_bytes() for file in (*tokenizer_files(folder), *own)}
+        files = (*tokenizer_files(folder), *own)  # some templates lie in a folder of their own
+        return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
     except OSError as error:
         raise CheckpointError(
             f"{error.filename} cannot be read ({error.strerror}); check its permissions."

@@ -128,7 +128,7 @@ def lay_out_bnb(
     }
     unquantized = [m.name for t in plan.tensors for m in t.matrices if isinstance(m.codec, Plain)]
     record = {
-        "bitsandbytes": importlib.metadata.version("bitsandbytes"),
+        "tools": {name: importlib.metadata.version(name) for name in ("bitsandbytes", "torch")},
         "quantization_config": quantization,
         "unquantized": unquantized,
     }

@@ -240,6 +240,22 @@ def test_bad_folders(checkpoint: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     assert "'awq'" in refusal(quantkit("export", folder, "-o", tmp_path / "x"))
     assert not (tmp_path / "x").exists()
+    assert "quantkit export" in refusal(quantkit("smoke", folder))
+
+
+def test_small_files_are_carried_over(checkpoint: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    (model / "generation_config.json").write_text('{"temperature": 0.5}')
+    folder = build_folder(model, tmp_path / "out", "bnb-nf4")
+    for name in (
+        "additional_chat_templates/tool.jinja",
+        "generation_config.json",
+        "tokenizer.model",
+    ):
+        assert (folder / name).read_bytes() == (model / name).read_bytes()
+    assert "from quantkit.formats.bnb import load" in (folder / "README.md").read_text()
 
 
 def test_weights_that_float16_cannot_hold(tmp_path: Path) -> None:
