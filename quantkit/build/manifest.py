@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import quantkit
-from quantkit.build.output import sync_folder
+from quantkit.build.output import Layout, sync_folder
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import OutputError
 from quantkit.encodings.kernel import IMPROVED
-from quantkit.formats.gguf.layout import Layout
+from quantkit.formats.folder import FolderLayout
 
 NAME = "quantkit.json"
 _VERSION = 1
@@ -82,6 +82,7 @@ def describe_artifact(
             "search": _search(work, layout),
         },
         "imatrix": _describe_imatrix(work),
+        **(layout.record if isinstance(layout, FolderLayout) else {}),
     }
 
 
