@@ -160,7 +160,7 @@ class _Run:
         self._slots = BoundedSemaphore(max(1, min(slots, self._threads + 1)))
         self._artifacts = [PartialArtifact(out, layout) for layout in layouts]
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
-        self._units = cut_units(targets, work.checkpoint.tensors, work.granule)
+        self._units = cut_units(targets, work.checkpoint.tensors)
         self._stamps = {file: stamp(file) for file in work.checkpoint.files}
         digests = {a.partial.name: a.layout.digest for a in self._artifacts}
         self._journal = Journal(out, self._identity(), digests)
@@ -188,13 +188,18 @@ class _Run:
         return results
 
     def _identity(self) -> dict[str, Any]:
-        imatrix = self._work.imatrix
+        imatrix, kernel = self._work.imatrix, self._work.kernel
         return {
             "quantkit": quantkit.__version__,
             "source": [[str(file.resolve()), *stamp] for file, stamp in self._stamps.items()],
-            "kernel": [self._work.kernel.name, self._work.kernel.version],
+            "kernel": [kernel.name, kernel.version, kernel.search],
+            "tools": [
+                layout.record.get("tools")
+                for layout in self._work.layouts
+                if isinstance(layout, FolderLayout)
+            ],
             "imatrix": imatrix and imatrix.sha256,
-            "unit": [UNIT_ELEMENTS, self._work.granule],
+            "unit": UNIT_ELEMENTS,
         }
 
     def _missing(self) -> int:

@@ -133,6 +133,7 @@ class PartialArtifact:
         if self.layout.folder:
             self.partial.mkdir(exist_ok=True)
         for path, file in zip(self.paths, self.layout.files, strict=True):
+            path.parent.mkdir(exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             self._fds.append(fd)
             os.ftruncate(fd, file.n_bytes)

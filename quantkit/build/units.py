@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd, lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +33,11 @@ class Unit:
     n_bytes: int = 0
 
 
-def cut_units(
-    targets: Sequence[Target], sources: Mapping[str, SourceTensor], granule: int = 1
-) -> list[Unit]:
+def cut_units(targets: Sequence[Target], sources: Mapping[str, SourceTensor]) -> list[Unit]:
     """The units of a model, in the order in which they lie in the checkpoint's files.
 
     Units never cross a matrix, because each expert has its own importance, and never cut a head
-    whose rows are to be interleaved, nor a block of ``granule`` weights, counted over all rows.
+    whose rows are to be interleaved.
     """
     units = []
     for index, target in enumerate(targets):
@@ -52,10 +49,10 @@ def cut_units(
             start = block.row
             if block.matrix is not None:
                 start += block.matrix * source.shape[1]
-            whole = granule // gcd(granule, target.columns)
+            step = max(1, UNIT_ELEMENTS // target.columns)
             if target.rope_heads and len(target.shape) > 1:
-                whole = lcm(whole, target.shape[0] // target.rope_heads)
-            step = max(whole, UNIT_ELEMENTS // target.columns // whole * whole)
+                head = target.shape[0] // target.rope_heads
+                step = max(head, step // head * head)
             for first in range(0, block.rows, step):
                 rows = min(step, block.rows - first)
                 offset = source.offset + (start + first) * source.row_bytes

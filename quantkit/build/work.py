@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import lcm
 from pathlib import Path
 
 from quantkit.build.output import Layout
 from quantkit.build.source import DequantizedReader, SourceReader, Stamp, WeightReader
 from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
+from quantkit.core.errors import PlanError
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
 from quantkit.families.model import Model
 from quantkit.formats.bnb.plan import BnbOptions, lay_out_bnb
 from quantkit.formats.dequantized import open_artifact
-from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.llama_quantize import Override
@@ -35,19 +34,6 @@ class Work:
     kernel: Kernel
     imatrix: Imatrix | None = None
     open_weights: Callable[[Mapping[Path, Stamp]], WeightReader] = SourceReader
-    source_granule: int = 1
-
-    @property
-    def granule(self) -> int:
-        """Slabs are multiples of so many weights, because formats or the source need it."""
-        granules = {
-            matrix.codec.granule
-            for layout in self.layouts
-            if isinstance(layout, FolderLayout)
-            for tensor in layout.plan.tensors
-            for matrix in tensor.matrices
-        }
-        return lcm(self.source_granule, *granules)
 
     @property
     def n_bytes(self) -> int:
@@ -64,6 +50,7 @@ def prepare(
     overrides: Sequence[Override] = (),
     shard_size: int | None = None,
     kernel: str = "fast",
+    search: str = "ggml",
     bnb: BnbOptions = _NO_BNB,
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
@@ -76,12 +63,13 @@ def prepare(
         overrides: encodings for tensors by name pattern.
         shard_size: the most tensor bytes per file, None for single files.
         kernel: a key of ``encodings.kernel.KERNELS``.
+        search: how scales are chosen, ``ggml`` or ``best``.
         bnb: options of bitsandbytes quants.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
         ImatrixError: an importance matrix is needed and absent, or does not fit.
-        PlanError: an override or a shard size makes no sense.
+        PlanError: an override or a shard size makes no sense, or the kernel lacks the search.
         NativeError: the kernel cannot be used.
         MissingPackageError: a quant needs a package that is not installed.
 
@@ -90,6 +78,8 @@ def prepare(
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     imatrix = load_imatrix(imatrix_file) if imatrix_file else None
+    if overrides and not any(quant.format == "gguf" for quant in quants):
+        raise PlanError("--tensor-type is for GGUF quants, and none is asked for; leave it out.")
     plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name
@@ -99,7 +89,8 @@ def prepare(
         for quant in quants
         if quant.format == "bnb"
     ]
-    return Work(checkpoint, model, base_name, tuple(layouts), load_kernel(kernel), imatrix)
+    encoder = load_kernel(kernel, search)
+    return Work(checkpoint, model, base_name, tuple(layouts), encoder, imatrix)
 
 
 def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast") -> Work:
@@ -133,5 +124,4 @@ def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fa
         layouts,
         load_kernel(kernel),
         open_weights=open_weights,
-        source_granule=source.granule,
     )

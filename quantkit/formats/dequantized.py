@@ -31,13 +31,11 @@ class Dequantized:
 
     ``checkpoint`` has the original names, shapes, and the dtypes that they dequantize to; offsets
     only say in which order to read. ``read_rows(name, first, count)`` gives rows as little-endian
-    bytes of that dtype, 1-D. ``count`` times the columns is a multiple of ``granule``, or runs to
-    the end of the matrix. It may be called from one thread at a time.
+    bytes of that dtype, 1-D. It is called from one thread at a time.
     """
 
     checkpoint: Checkpoint
     read_rows: RowReader
-    granule: int = 1
 
 
 def open_artifact(folder: Path) -> Dequantized:

@@ -61,10 +61,6 @@ class Codec(Protocol):
     def encoding(self) -> Encoding:
         """Its name in plans."""
 
-    @property
-    def granule(self) -> int:
-        """Weights that must be encoded together; slabs are multiples of it."""
-
     def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The tensors stored for the matrix called ``name`` in the checkpoint."""
 
@@ -144,7 +140,8 @@ class SmallFile:
 class FolderLayout:
     """The files of one artifact in a folder.
 
-    ``record`` is what the manifest says of the format; ``session`` is entered around encoding.
+    ``record`` is what the manifest says of the format, with the versions of what encodes under
+    ``tools``; ``session`` is entered around encoding.
     """
 
     plan: FolderPlan
@@ -297,7 +294,8 @@ def carried_files(folder: Path) -> dict[str, bytes]:
     """
     own = [folder / name for name in _SIDE_FILES if (folder / name).is_file()]
     try:
-        return {file.name: file.read_bytes() for file in (*tokenizer_files(folder), *own)}
+        files = (*tokenizer_files(folder), *own)  # some templates lie in a folder of their own
+        return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
     except OSError as error:
         raise CheckpointError(
             f"{error.filename} cannot be read ({error.strerror}); check its permissions."

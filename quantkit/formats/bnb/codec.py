@@ -89,11 +89,6 @@ class Plain:
         """The floats' name."""
         return Encoding(self.dtype, -1, 1, ITEM_BYTES[self.dtype])
 
-    @property
-    def granule(self) -> int:
-        """Any weights can be stored by themselves."""
-        return 1
-
     def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The tensor itself."""
         return (Part(StoredTensor(name, self.dtype, shape), 1, ITEM_BYTES[self.dtype]),)
@@ -134,11 +129,6 @@ class FourBit:
     def encoding(self) -> Encoding:
         """Codes and absmax of one block; a nested absmax takes one byte and a share of others."""
         return Encoding(self.kind.upper(), -1, self.block, self.block // 2 + 4 - 3 * self.nested)
-
-    @property
-    def granule(self) -> int:
-        """Blocks run over the rows of a matrix as if they were one."""
-        return self.block
 
     def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """Codes, absmax, code book and the packed rest, as transformers names them."""
@@ -225,11 +215,6 @@ class EightBit:
     def encoding(self) -> Encoding:
         """The weights without the rows' scales."""
         return Encoding("INT8", -1, 1, 1)
-
-    @property
-    def granule(self) -> int:
-        """Slabs are whole rows."""
-        return 1
 
     def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """Weights, scales (``SCB``) and the format's number, as ``Linear8bitLt`` saves them."""

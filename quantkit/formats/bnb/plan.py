@@ -55,7 +55,8 @@ def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "B
         dtype: of the model, by safetensors' name.
 
     Raises:
-        PlanError: there is no such block size, or nothing to keep by a name given.
+        PlanError: there is no such block size, it does not divide the rows, or nothing to keep has
+            a name given.
 
     """
     if options.block_size not in BLOCK_SIZES:
@@ -74,6 +75,12 @@ def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "B
             keeps = [k for k in options.keep if _is_named(module, k)] if _is_linear(target) else []
             used.update(keeps)
             chosen: Codec = codec if _is_linear(target) and not keeps else Plain(dtype)
+            if isinstance(chosen, FourBit) and target.columns % options.block_size:
+                raise PlanError(
+                    f"--block-size {options.block_size} does not divide the {target.columns} "
+                    f"columns of {name}, and bitsandbytes gets such rows wrong on CPUs; choose "
+                    "one that does, or --keep the module."
+                )
             shape = target.shape[-2:]
             matrices.append(StoredMatrix(name, shape, chosen, chosen.parts(name, shape)))
         encoding = matrices[0].codec.encoding if matrices else Plain(dtype).encoding
@@ -121,7 +128,7 @@ def lay_out_bnb(
     }
     unquantized = [m.name for t in plan.tensors for m in t.matrices if isinstance(m.codec, Plain)]
     record = {
-        "bitsandbytes": importlib.metadata.version("bitsandbytes"),
+        "tools": {name: importlib.metadata.version(name) for name in ("bitsandbytes", "torch")},
         "quantization_config": quantization,
         "unquantized": unquantized,
     }

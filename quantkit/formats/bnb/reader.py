@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import lcm, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,6 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
     require_bitsandbytes()
     tensors: dict[str, SourceTensor] = {}
     readers: dict[str, ReadRows] = {}
-    granule = 1
     for name, tensor in stored.tensors.items():
         state = read_state(stored.tensors, name)
         scales = stored.tensors.get(f"{name.removesuffix('weight')}SCB")
@@ -59,7 +58,6 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
             _check_four_bit(stored.tensors, tensor, state)
             readers[name] = _four_bit_rows(stored.tensors, tensor, state)
             tensors[name] = _as_source(tensor, state.dtype, state.shape)
-            granule = lcm(granule, state.block)
         elif tensor.dtype == "I8" and scales is not None:
             if scales.shape != tensor.shape[:1] or scales.dtype != "F32":
                 raise _damaged(tensor, "SCB does not fit its weight")
@@ -72,7 +70,7 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
             raise _damaged(tensor, f"it is {tensor.dtype} and nothing says how to read it")
     config = {k: v for k, v in stored.config.items() if k != "quantization_config"}
     checkpoint = replace(stored, config=config, tensors=tensors)
-    return Dequantized(checkpoint, lambda name, row, rows: readers[name](row, rows), granule)
+    return Dequantized(checkpoint, lambda name, row, rows: readers[name](row, rows))
 
 
 def read_state(tensors: Mapping[str, SourceTensor], name: str) -> FourBitState | None:
@@ -194,6 +192,10 @@ def _check_four_bit(
         wanted[f"{tensor.name}.absmax"] = blocks
         wanted[f"{tensor.name}.nested_absmax"] = 4 * -(-blocks // state.nested_block)
         wanted[f"{tensor.name}.nested_quant_map"] = 4 * 256
+    if state.shape[-1] % state.block:
+        raise _damaged(
+            tensor, "its rows are no whole blocks, which bitsandbytes gets wrong on CPUs"
+        )
     for name, n_bytes in wanted.items():
         if name not in tensors or tensors[name].n_bytes != n_bytes:
             raise _damaged(tensor, f"{name} is not there or does not fit its quant state")

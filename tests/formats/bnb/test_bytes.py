@@ -10,6 +10,7 @@ from bitsandbytes import functional
 
 from quantkit.build import engine
 from quantkit.build.work import prepare
+from quantkit.core.errors import PlanError
 from quantkit.formats.bnb.plan import BnbOptions
 from quantkit.plan.quants import find_quants
 from tests.build.builds import build_work, small_slabs
@@ -69,8 +70,8 @@ def check_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
     [
         ("bnb-nf4", {}),
         ("bnb-nf4", {"double_quant": True}),
-        ("bnb-nf4", {"block_size": 4096, "double_quant": True}),
-        ("bnb-fp4", {"block_size": 128}),
+        ("bnb-nf4", {"block_size": 128, "double_quant": True}),
+        ("bnb-fp4", {"block_size": 256}),
         ("bnb-int8", {}),
     ],
 )
@@ -83,16 +84,19 @@ def test_tensors_are_bitsandbytes(
     check_same(stored_tensors(folder), expected(stored_tensors(checkpoint), quant, **options))
 
 
-def test_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
-    """Blocks run over the ends of rows, and the last one of a matrix is not full."""
+def test_rows_of_odd_lengths(tmp_path: Path) -> None:
+    """Slabs end where heads do, and blocks where rows do; other rows are for int8 alone."""
     checkpoint = random_checkpoint(
-        tmp_path / "model", "mistral", hidden_size=80, intermediate_size=102, head_dim=20
+        tmp_path / "model", "mistral", hidden_size=96, intermediate_size=160, head_dim=24
     )
     for quant in ("bnb-nf4", "bnb-int8"):
         with small_slabs(1000):
-            folder = build_folder(checkpoint, tmp_path / "out", quant, block_size=256)
-        wanted = expected(stored_tensors(checkpoint), quant, block_size=256)
+            folder = build_folder(checkpoint, tmp_path / "out", quant, block_size=32)
+        wanted = expected(stored_tensors(checkpoint), quant, block_size=32)
         check_same(stored_tensors(folder), wanted)
+    with pytest.raises(PlanError, match="does not divide the 96 columns"):
+        build_folder(checkpoint, tmp_path / "64", "bnb-nf4")
+    assert not (tmp_path / "64").exists()
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
