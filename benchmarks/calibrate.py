@@ -20,7 +20,7 @@ from quantkit.core.units import format_size
 from tests.large_checkpoints import large_checkpoint
 from tests.measured import Cost, measure, unwind_on_sigterm
 
-LAYERS = 56
+LAYERS, EXPERTS = 56, 8
 MOST_OF_A_LAYER = 1.3
 # Of the interpreter and its allocators, from run to run.
 MOST_GROWTH = 128 * 2**20
@@ -64,7 +64,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--jobs", nargs="+", default=["calibrate", "gptq-int4"])
-    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--experts", type=int, default=EXPERTS)
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--folder", help="work on this disk; two layers take 15 GB")
@@ -89,18 +89,22 @@ def layer_weights(experts: int) -> int:
 
 
 def peak_limit(options: argparse.Namespace) -> int:
-    """What a layer may take. The activations are held twice: as read and as left."""
+    """What the whole layer may take. The activations are held twice: as read and as left.
+
+    Experts are done one after another, so a layer with fewer takes as much.
+    """
     tokens = options.chunks * options.context
     activations: int = 2 * tokens * MIXTRAL_8X22B["hidden_size"] * 4
     moment: int = MIXTRAL_8X22B["intermediate_size"] ** 2 * 4
-    return int(MOST_OF_A_LAYER * 2 * layer_weights(options.experts)) + activations + moment
+    return int(MOST_OF_A_LAYER * 2 * layer_weights(EXPERTS)) + activations + moment
 
 
 def cost_table(costs: dict[str, dict[int, Cost]], limit: int, options: argparse.Namespace) -> Table:
     layer = format_size(2 * layer_weights(options.experts))
     table = Table(
         title=f"A layer: {options.experts} experts, {layer} in bf16; "
-        f"{options.chunks} x {options.context} tokens; limit {format_size(limit)}",
+        f"{options.chunks} x {options.context} tokens; "
+        f"limit for {EXPERTS} experts {format_size(limit)}",
         title_justify="left",
     )
     for heading in ("job", "layers", "peak memory", "seconds", "per layer", f"{LAYERS} layers"):
