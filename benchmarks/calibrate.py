@@ -22,8 +22,8 @@ from tests.measured import Cost, measure, unwind_on_sigterm
 
 LAYERS, EXPERTS = 56, 8
 MOST_OF_A_LAYER = 1.3
-# Of the interpreter and its allocators, from run to run.
-MOST_GROWTH = 128 * 2**20
+# What the allocator keeps of buffers below 32 MB after a first layer; later layers reuse it.
+MOST_GROWTH = 256 * 2**20
 console = Console(highlight=False)
 
 
