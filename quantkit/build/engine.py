@@ -188,11 +188,11 @@ class _Run:
         return results
 
     def _identity(self) -> dict[str, Any]:
-        imatrix = self._work.imatrix
+        imatrix, kernel = self._work.imatrix, self._work.kernel
         return {
             "quantkit": quantkit.__version__,
             "source": [[str(file.resolve()), *stamp] for file, stamp in self._stamps.items()],
-            "kernel": [self._work.kernel.name, self._work.kernel.version],
+            "kernel": [kernel.name, kernel.version, kernel.search],
             "tools": [
                 layout.record.get("tools")
                 for layout in self._work.layouts

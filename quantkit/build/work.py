@@ -50,6 +50,7 @@ def prepare(
     overrides: Sequence[Override] = (),
     shard_size: int | None = None,
     kernel: str = "fast",
+    search: str = "ggml",
     bnb: BnbOptions = _NO_BNB,
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
@@ -62,12 +63,13 @@ def prepare(
         overrides: encodings for tensors by name pattern.
         shard_size: the most tensor bytes per file, None for single files.
         kernel: a key of ``encodings.kernel.KERNELS``.
+        search: how scales are chosen, ``ggml`` or ``best``.
         bnb: options of bitsandbytes quants.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
         ImatrixError: an importance matrix is needed and absent, or does not fit.
-        PlanError: an override or a shard size makes no sense.
+        PlanError: an override or a shard size makes no sense, or the kernel lacks the search.
         NativeError: the kernel cannot be used.
         MissingPackageError: a quant needs a package that is not installed.
 
@@ -87,7 +89,8 @@ def prepare(
         for quant in quants
         if quant.format == "bnb"
     ]
-    return Work(checkpoint, model, base_name, tuple(layouts), load_kernel(kernel), imatrix)
+    encoder = load_kernel(kernel, search)
+    return Work(checkpoint, model, base_name, tuple(layouts), encoder, imatrix)
 
 
 def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast") -> Work:

@@ -30,6 +30,13 @@ class KernelName(StrEnum):
     GGML = "ggml"
 
 
+class SearchName(StrEnum):
+    """How the scales of K-quants are chosen."""
+
+    GGML = "ggml"
+    BEST = "best"
+
+
 def build(
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
     quant: Annotated[
@@ -69,6 +76,10 @@ def build(
     kernel: Annotated[
         KernelName, typer.Option(help="Who encodes: the bytes are the same.")
     ] = KernelName.FAST,
+    search: Annotated[
+        SearchName,
+        typer.Option(help="How K-quants choose scales: `best` has less error than llama-quantize."),
+    ] = SearchName.GGML,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan to the byte and stop.")
     ] = False,
@@ -96,6 +107,7 @@ def build(
         overrides=[parse_override(text) for text in tensor_type or ()],
         shard_size=parse_size(shard_size) if shard_size else None,
         kernel=kernel.value,
+        search=search.value,
         bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
     )
     if dry_run:
