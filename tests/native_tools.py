@@ -93,11 +93,13 @@ def split(src: Path, out_prefix: Path, max_size: str) -> list[Path]:
 def perplexity(model: Path, text: Path, *, context: int = 512, threads: int = 2) -> float:
     """Return the perplexity of a text file of at least two windows of ``context`` tokens."""
     options = evaluation(context, threads)
-    output = run([tool("llama-perplexity"), "-m", model, "-f", text, *options])
-    estimate = re.search(r"Final estimate: PPL = (\S+)", output)
-    if estimate is None:
-        raise ToolError(f"llama-perplexity gave no estimate; it printed\n{tail(output)}")
-    return float(estimate[1])
+    output = ""
+    # On a busy machine the tool sometimes ends before its logging thread has printed the last line.
+    for _ in range(3):
+        output = run([tool("llama-perplexity"), "-m", model, "-f", text, *options])
+        if estimate := re.search(r"Final estimate: PPL = (\S+)", output):
+            return float(estimate[1])
+    raise ToolError(f"llama-perplexity gave no estimate; it printed\n{tail(output)}")
 
 
 def evaluation(context: int, threads: int) -> list[str]:

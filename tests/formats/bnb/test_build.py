@@ -89,7 +89,7 @@ def test_a_crash_at_many_steps(
 @pytest.mark.native  # for its time: another process must import torch
 def test_a_kill(checkpoint: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
     """A real one, in the middle of a write; without double quantization."""
-    job = Job(checkpoint, tmp_path / "out", QUANTS, 2**11, commit_seconds=0, jobs=1, die_at=60)
+    job = Job(checkpoint, tmp_path / "out", QUANTS, 2**11, commit_seconds=0, jobs=1, die_at=300)
     process, _ = start(job)
     process.join()
     assert process.exitcode == -9
