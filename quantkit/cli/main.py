@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import quantkit
-from quantkit.cli import build, doctor, fit, inspect, quants, smoke
+from quantkit.cli import build, compare, doctor, fit, inspect, quants, smoke
 from quantkit.cli.output import fail
 from quantkit.core.errors import Interrupted, QuantkitError
 
@@ -40,6 +40,7 @@ for command in (
     quants.quants,
     inspect.inspect,
     smoke.smoke,
+    compare.compare,
     doctor.doctor,
 ):
     app.command()(_stoppable(command))

@@ -23,6 +23,7 @@ from quantkit.verify.llama import REINSTALL
 
 _LOG_INFO, _LOG_ERROR = 2, 4  # ggml_log_level
 _N_CTX = 256
+_F32 = 0  # ggml_type
 
 
 @cache
@@ -219,6 +220,7 @@ class Model:
         threads: int,
         n_ctx: int = _N_CTX,
         n_batch: int = 64,
+        full_precision: bool = False,
     ) -> None:
         self._llama = llama = library()
         self._no_devices = (ctypes.c_void_p * 1)(None)
@@ -234,15 +236,18 @@ class Model:
             raise SmokeError(f"llama.cpp does not load it: {reason}.")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        self._open_context(threads, n_ctx, n_batch)
+        self._open_context(threads, n_ctx, n_batch, full_precision)
 
-    def _open_context(self, threads: int, n_ctx: int, n_batch: int) -> None:
+    def _open_context(self, threads: int, n_ctx: int, n_batch: int, full_precision: bool) -> None:
         llama = self._llama
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch, params.n_ubatch = n_batch, min(n_batch, 512)
         params.n_threads = params.n_threads_batch = threads
         params.offload_kqv = params.op_offload = False
+        if full_precision:  # else llama.cpp rounds keys, values and some products to float16
+            params.type_k = params.type_v = _F32
+            params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         _errors.clear()
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:

@@ -7,18 +7,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 from quantkit.core.errors import CompareError, TextError
-from quantkit.verify.divergence import Measures
+from quantkit.verify.divergence import PERCENTILES, Measures
 from quantkit.verify.llama import WORKER, run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.quality import Verdict, judge
 from quantkit.verify.smoke import artifact_files, time_limit
-from quantkit.verify.subjects import Subject, open_subject
+from quantkit.verify.subjects import Subject, is_quantized, open_subject
 
 _FORM = 1  # of the cache; another number makes old entries useless
 _SECONDS_PER_WINDOW = 5.0
@@ -285,3 +285,34 @@ def _text_file(text: Path | None) -> Iterator[tuple[Path, str]]:
         except UnicodeDecodeError:
             raise TextError(f"{text} is not UTF-8 text.") from None
         yield text, hashlib.sha256(data).hexdigest()
+
+
+def as_numbers(comparison: Comparison) -> dict[str, Any]:
+    """Everything that was found, as JSON values."""
+    return {
+        "reference": str(comparison.reference.gguf),
+        "reference_quant": comparison.reference.quant,
+        "reference_is_quantized": is_quantized(comparison.reference),
+        "text": comparison.text,
+        "text_sha256": comparison.text_sha256,
+        "context": comparison.context,
+        "windows": comparison.windows,
+        "threads": comparison.threads,
+        "kld_percentiles": list(PERCENTILES),
+        "artifacts": [_numbers(result) for result in comparison.results],
+    }
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+    subject = result.subject
+    return {
+        "name": subject.name,
+        "file": str(subject.gguf),
+        "quant": subject.quant,
+        "bytes": subject.n_bytes,
+        "run": subject.how,
+        "is_reference": result.is_reference,
+        "measures": asdict(result.measures) if result.measures else None,
+        "speed": asdict(result.speed) if result.speed else None,
+        "verdict": asdict(result.verdict),
+    }

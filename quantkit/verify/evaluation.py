@@ -44,6 +44,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
         threads=request["threads"],
         n_ctx=context,
         n_batch=context,
+        full_precision=request["task"] == "logits",
     )
     load_seconds = time.perf_counter() - start
     begin("tokenizing the text")
