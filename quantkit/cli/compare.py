@@ -184,47 +184,54 @@ def _check_conversion(
 
 
 def _show(result: "Comparison") -> None:
+    quality = _table(
+        f"Against {result.reference.name}: {result.windows} windows of {result.context} tokens",
+        ("size", "PPL", "KLD", "99%", "same top", "RMS \u0394p"),
+    )
+    quality.add_column("verdict", no_wrap=True)
+    speed = _table(
+        f"Speed on {result.threads} CPU threads, tokens per second",
+        ("prompt", "generation", "load", "memory"),
+    )
+    for row in result.results:
+        quality.add_row(*_quality_cells(row))
+        if row.speed is not None:
+            speed.add_row(*_speed_cells(row))
+    console.print(quality)
+    console.print(speed)
+    best = result.results[0].measures
+    error = f" PPL \u00b1 {best.ppl_pm:.2f} for all." if best is not None else ""
+    console.print(
+        f"[dim]Text: {escape(result.text)}.{error} KLD: mean, in nats; the reference's own row "
+        "shows what its 16-bit rounding leaves.[/]",
+        soft_wrap=True,
+    )
+
+
+def _table(title: str, headings: tuple[str, ...]) -> Table:
     table = Table(
-        title=f"Against {escape(result.reference.name)}: {result.windows} windows of "
-        f"{result.context} tokens, {result.threads} threads",
+        title=escape(title),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     table.add_column("quant", no_wrap=True)
-    headings = ("size", "PPL", "KLD", "99%", "same top", "RMS \u0394p", "pp t/s", "tg t/s", "RAM")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for row in result.results:
-        table.add_row(*_cells(row))
-    console.print(table)
-    for row in result.failed:
-        console.print(
-            f"[bold red]{escape(row.subject.name)}[/]: {escape(row.verdict.reason)}", soft_wrap=True
-        )
-    best = result.results[0].measures
-    if best is not None:
-        console.print(
-            f"[dim]Text: {escape(result.text)}. PPL \u00b1 {best.ppl_pm:.2f} for all. KLD in "
-            "nats; the reference's own row is the floor that 16-bit rounding leaves.[/]",
-            soft_wrap=True,
-        )
+    return table
 
 
-def _cells(row: "Result") -> tuple[str, ...]:
-    name = escape(row.subject.quant or row.subject.name)
-    size = format_size(row.subject.n_bytes)
+def _quality_cells(row: "Result") -> tuple[str, ...]:
     verdict = "[red]failed[/]"
     if row.verdict.ok:
         verdict = "[green]healthy[/]" if row.verdict.limits else "[yellow]not judged[/]"
     if row.is_reference:
         verdict = "reference"
-    m, speed = row.measures, row.speed
-    if m is None or speed is None:
-        return (name, size, *[""] * 8, verdict)
-    memory = format_size(speed.resident_bytes) if speed.resident_bytes else ""
+    name, size = escape(row.subject.quant or row.subject.name), format_size(row.subject.n_bytes)
+    m = row.measures
+    if m is None:
+        return (name, size, *[""] * 5, verdict)
     return (
         name,
         size,
@@ -233,8 +240,18 @@ def _cells(row: "Result") -> tuple[str, ...]:
         f"{max(m.kld_percentiles[3], 0):.4f}",
         f"{m.same_top:.2%}",
         f"{m.rms_dp:.2%}",
+        verdict,
+    )
+
+
+def _speed_cells(row: "Result") -> tuple[str, ...]:
+    speed = row.speed
+    if speed is None:
+        return ()
+    return (
+        escape(row.subject.quant or row.subject.name),
         f"{speed.prompt_tokens_per_second:,.0f}",
         f"{speed.generation_tokens_per_second:,.0f}",
-        memory,
-        verdict,
+        f"{speed.load_seconds:.2f} s",
+        format_size(speed.resident_bytes) if speed.resident_bytes else "",
     )

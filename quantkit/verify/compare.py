@@ -180,7 +180,10 @@ def _result(
         return Result(subject, None, None, verdict)
     figures = answer["measures"]
     measures = Measures(**{**figures, "kld_percentiles": tuple(figures["kld_percentiles"])})
-    verdict = judge(subject, reference, measures, is_reference=is_reference)
+    try:
+        verdict = judge(subject, reference, measures, is_reference=is_reference)
+    except CompareError as error:
+        verdict = Verdict(ok=False, reason=str(error), limits=None)
     return Result(subject, measures, Speed(**answer["speed"]), verdict, is_reference)
 
 

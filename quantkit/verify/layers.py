@@ -13,6 +13,7 @@ from quantkit.formats.gguf.reader import HeaderTensor, read_header
 from quantkit.verify.smoke import artifact_files
 
 _SLAB = 1 << 24  # elements dequantized at a time
+_RUNS = 4  # of consecutive rows, where only some rows are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,16 @@ class WeightError:
     error: float
 
 
-def weight_errors(artifact: Path, reference: Path) -> list[WeightError]:
+def weight_errors(
+    artifact: Path, reference: Path, *, rows: int | None = None
+) -> list[WeightError]:
     """The error of every tensor of an artifact, experts one by one.
 
     Args:
         artifact: a GGUF file or the first shard of a split one.
         reference: the same, with the same tensors.
+        rows: about how many rows of each tensor or expert to look at, in evenly spaced runs; by
+            default all.
 
     Raises:
         CompareError: the two do not hold the same tensors.
@@ -51,7 +56,7 @@ def weight_errors(artifact: Path, reference: Path) -> list[WeightError]:
             f"{artifact.name} and {reference.name} do not hold the same tensors, for example "
             f"{odd[0]}; compare artifacts of one model."
         )
-    return [error for name in ours for error in _errors(ours[name], theirs[name])]
+    return [error for name in ours for error in _errors(ours[name], theirs[name], rows)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ def _tensors(artifact: Path) -> dict[str, _Stored]:
     return found
 
 
-def _errors(ours: _Stored, theirs: _Stored) -> Iterator[WeightError]:
+def _errors(ours: _Stored, theirs: _Stored, most: int | None) -> Iterator[WeightError]:
     name = ours.row.name
     block, _, rest = name.partition(".")
     layer = None
@@ -102,18 +107,22 @@ def _errors(ours: _Stored, theirs: _Stored) -> Iterator[WeightError]:
     n_experts = ours.shape[0] if len(ours.shape) == 3 else 1
     per_expert = rows // n_experts
     for index in range(n_experts):
-        error = _relative(ours, theirs, index * per_expert, (index + 1) * per_expert)
+        error = _relative(ours, theirs, range(index * per_expert, (index + 1) * per_expert), most)
         expert = index if n_experts > 1 else None
         yield WeightError(name, layer, role, expert, ours.row.encoding.name, error)
 
 
-def _relative(ours: _Stored, theirs: _Stored, start: int, stop: int) -> float:
+def _relative(ours: _Stored, theirs: _Stored, rows: range, most: int | None) -> float:
     step = max(1, _SLAB // ours.shape[-1])
+    slabs = [(at, min(at + step, rows.stop)) for at in range(rows.start, rows.stop, step)]
+    if most is not None and most < len(rows):
+        each = -(-most // _RUNS)
+        starts = {rows[i * (len(rows) - each) // (_RUNS - 1)] for i in range(_RUNS)}
+        slabs = [(at, at + each) for at in sorted(starts)]
     difference = size = 0.0
-    for at in range(start, stop, step):
-        end = min(at + step, stop)
-        reference = theirs.widen(at, end)
-        gap = ours.widen(at, end) - reference
+    for start, stop in slabs:
+        reference = theirs.widen(start, stop)
+        gap = ours.widen(start, stop) - reference
         difference += float(np.square(gap, dtype=np.float64).sum())
         size += float(np.square(reference, dtype=np.float64).sum())
     if not size:
