@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -77,6 +77,8 @@ def compare(
     for out in (html, plots):
         if out is not None and not out.absolute().parent.is_dir():
             raise OutputError(f"{out.parent} is not there; make it first.")
+    if layers is not None:
+        _open(layers)
     subjects = find_subjects(artifacts)
     chosen = _reference(subjects, reference, checkpoint, artifacts[0])
     if is_quantized(chosen):
@@ -136,9 +138,7 @@ def _open(file: Path) -> "Subject":
     return open_subject(file)
 
 
-def _draw(
-    result: "Comparison", layers: Path | None, html: Path | None, plots: Path | None
-) -> None:
+def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: Path | None) -> None:
     if layers is None and html is None and plots is None:
         return
     from quantkit.verify.layers import weight_errors

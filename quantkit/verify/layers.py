@@ -32,9 +32,7 @@ class WeightError:
     error: float
 
 
-def weight_errors(
-    artifact: Path, reference: Path, *, rows: int | None = None
-) -> list[WeightError]:
+def weight_errors(artifact: Path, reference: Path, *, rows: int | None = None) -> list[WeightError]:
     """The error of every tensor of an artifact, experts one by one.
 
     Args:

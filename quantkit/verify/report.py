@@ -92,6 +92,7 @@ def _frontier(figure: Any, rows: Sequence[Result]) -> Any:
         colour = _RED if not row.verdict.ok else _BLUE if row in on_it else _GREY
         axes.scatter(*place, color=colour, zorder=2, s=28)
         axes.annotate(_name(row), place, (5, 4), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.08)
     axes.set_yscale("log")
     axes.set_xlabel(f"size, {unit}")
     axes.set_ylabel("mean KL divergence, nats")
@@ -167,10 +168,9 @@ th button:focus-visible { outline: 2px solid currentColor; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 td:last-child, th:last-child { text-align: left; }
-td.why { white-space: normal; min-width: 14rem; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
-figure { margin: 1rem 0; } figure img { width: 100%; height: auto; background: #fff;
-  border-radius: 6px; }
+figure { margin: 1rem 0; max-width: 56rem; }
+figure img { width: 100%; height: auto; background: #fff; border-radius: 6px; }
 .note { font-size: .85rem; opacity: .8; }
 """
 
@@ -222,7 +222,7 @@ def write_page(
         f"<title>Divergence from {name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
         f"<h1>Divergence from {name}</h1>",
         f"<p>{comparison.windows} windows of {comparison.context} tokens, the second half of each "
-        f"scored; llama.cpp on {comparison.threads} CPU threads.</p>",
+        f"scored, in llama.cpp on the CPU ({comparison.threads} threads).</p>",
         f"<p class='note'>Text: {html.escape(comparison.text)} (sha256 "
         f"{comparison.text_sha256[:16]}). KL divergence in nats. The reference's log-probabilities "
         "are kept in 16 bits; its own row shows what that rounding leaves. &plusmn; is one "
@@ -277,14 +277,18 @@ def _first_cells(row: Result) -> list[Cell]:
 
 def _quality_table(comparison: Comparison) -> str:
     shares = [f"KLD {p:g}&nbsp;%" if p != 50 else "KLD median" for p in PERCENTILES]
-    headings = ["artifact", "size", "PPL", "&plusmn;", "PPL ratio", "mean KLD", "&plusmn;"]
-    headings += [*shares, "KLD max", "same top", "RMS &Delta;p", "run", "verdict"]
+    headings = ["artifact", "verdict", "size", "PPL", "&plusmn;", "PPL ratio", "mean KLD"]
+    headings += ["&plusmn;", *shares, "KLD max", "same top", "RMS &Delta;p", "run", "why"]
     rows: list[list[Cell]] = []
     for row in comparison.results:
         m = row.measures
         cells = _first_cells(row)
+        kind = "good" if row.verdict.ok else "bad"
+        word = "healthy" if row.verdict.limits else "not judged"
+        word = "reference" if row.is_reference else word if row.verdict.ok else "failed"
+        cells.insert(1, (f"<span class='{kind}'>{word}</span>", word))
         if m is None:
-            cells += [("", "")] * (len(headings) - 4)
+            cells += [("", "")] * (len(headings) - 5)
         else:
             small = [m.kld, m.kld_pm, *m.kld_percentiles, m.kld_max]
             cells += [(f"{v:.3f}", v) for v in (m.ppl, m.ppl_pm)]
@@ -292,9 +296,7 @@ def _quality_table(comparison: Comparison) -> str:
             cells += [(f"{v:.6f}", v) for v in small]
             cells += [(f"{v:.2%}", v) for v in (m.same_top, m.rms_dp)]
         cells.append((html.escape(row.subject.how), row.subject.how))
-        kind = "good" if row.verdict.ok else "bad"
-        reason = html.escape(row.verdict.reason)
-        cells.append((f"<span class='{kind}'>{reason}</span>", row.verdict.reason))
+        cells.append((html.escape(row.verdict.reason), row.verdict.reason))
         rows.append(cells)
     return _table("quality", headings, rows)
 
