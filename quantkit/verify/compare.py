@@ -146,6 +146,7 @@ def compare(
         report(f"reference {reference.name}")
         recorded, own = _record(reference, run, sha256, cache or cache_folder())
         results = []
+        answer: dict[str, Any] | None
         if reference.gguf not in [subject.gguf for subject in subjects]:
             subjects = [reference, *subjects]
         for subject in subjects:

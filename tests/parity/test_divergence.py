@@ -44,7 +44,12 @@ def of(folder: Path, quant: str) -> Path:
 
 def tool(folder: Path, quant: str, *options: str | Path) -> str:
     evaluation = native_tools.evaluation(512, 1)
-    command = [native_tools.tool("llama-perplexity"), "-m", of(folder, quant), *evaluation]
+    command: list[str | Path] = [
+        native_tools.tool("llama-perplexity"),
+        "-m",
+        of(folder, quant),
+        *evaluation,
+    ]
     return native_tools.run([*command, "--chunks", str(WINDOWS), *options])
 
 
