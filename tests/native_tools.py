@@ -15,6 +15,7 @@ from typing import Literal
 BUILD = Path(__file__).resolve().parents[1] / "vendor" / "build"
 BIN = BUILD / "bin"
 PYTHON = BUILD / "venv" / "bin" / "python"
+TRANSFORMERS4 = BUILD / "transformers4"
 CONVERTER = BUILD / "llama.cpp" / "convert_hf_to_gguf.py"
 
 TIME_LIMIT_SECONDS = 3600

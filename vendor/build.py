@@ -28,6 +28,8 @@ LOGS = BUILD / "logs"
 BIN = BUILD / "bin"
 SOURCE = BUILD / "llama.cpp"
 VENV = BUILD / "venv"
+TRANSFORMERS4 = BUILD / "transformers4"
+TRANSFORMERS4_LIST = HERE / "transformers4.txt"
 PYTHON = VENV / "bin" / "python"
 
 LOG_TAIL_LINES = 25
@@ -53,6 +55,7 @@ def main() -> int:
             # One build at a time. The lock is on the manifest because vendor/build/ comes and goes.
             fcntl.flock(manifest, fcntl.LOCK_EX)
             build_unless_done(manifest.read())
+            add_transformers4()
     except (BuildError, OSError, tarfile.TarError) as error:
         print(f"vendor: {error}", file=sys.stderr)
         return 1
@@ -97,6 +100,22 @@ def build_unless_done(manifest_bytes: bytes) -> None:
     STAMP.write_text(stamp)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     say(f"done in {minutes} min {seconds} s: {BUILD}")
+
+
+def add_transformers4() -> None:
+    """Install what lets the converter's transformers 4 load bitsandbytes, beside its environment.
+
+    Programs that want it put the folder on PYTHONPATH; the converter never sees it.
+    """
+    wanted = TRANSFORMERS4_LIST.read_text()
+    stamp = TRANSFORMERS4 / "stamp"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(TRANSFORMERS4, ignore_errors=True)
+    say("installing what transformers 4 needs to load bitsandbytes")
+    into = ["--no-deps", "--target", str(TRANSFORMERS4), "--requirement", str(TRANSFORMERS4_LIST)]
+    run("transformers4", [*pip("install"), *into])
+    stamp.write_text(wanted)
 
 
 def fetch(source: dict[str, str]) -> Path:

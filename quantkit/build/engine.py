@@ -12,6 +12,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -24,8 +25,15 @@ from numpy.typing import NDArray
 import quantkit
 from quantkit.build import manifest
 from quantkit.build.journal import Journal, partial_paths, remove_stale
-from quantkit.build.output import PartialArtifact, check_space, locked, naming_failures, remove
-from quantkit.build.source import SourceReader, stamp
+from quantkit.build.output import (
+    Layout,
+    PartialArtifact,
+    check_space,
+    locked,
+    naming_failures,
+    remove,
+)
+from quantkit.build.source import stamp
 from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
 from quantkit.build.work import Work
 from quantkit.core.errors import Interrupted, OutputError, PlanError, WeightsError
@@ -34,7 +42,7 @@ from quantkit.core.units import format_size
 from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.slab import Slab
 from quantkit.encodings.widen import first_nonfinite, largest_magnitude
-from quantkit.formats.gguf.layout import Layout
+from quantkit.formats.folder import FolderLayout
 
 # Per unit in flight: the source bytes, two float32 copies of them (rows, and tiles for our own
 # kernels), and the largest encoding (F32).
@@ -97,8 +105,9 @@ def build(
         out: the output folder; nothing is written outside it.
         jobs: encoding threads.
         max_memory: bytes of units in flight; it caps the threads where they would need more.
-        check: called with the first file of each artifact, under its partial name, before it is
-            renamed; an artifact it does not accept ends as ``.rejected``.
+        check: called with the first file of each GGUF, or the folder of any other artifact,
+            under its partial name, before it is renamed; an artifact it does not accept ends as
+            ``.rejected``.
         report: called from this thread with the progress, in source bytes while encoding.
 
     Raises:
@@ -127,7 +136,9 @@ def build(
 
 
 def _existing(out: Path, layout: Layout, entry: Mapping[str, Any]) -> Artifact:
-    return Artifact(layout, out / entry["files"][0]["name"], entry, None, fresh=False)
+    whole = isinstance(layout, FolderLayout)
+    path = out / (layout.name if whole else entry["files"][0]["name"])
+    return Artifact(layout, path, entry, None, fresh=False)
 
 
 class _Run:
@@ -154,7 +165,7 @@ class _Run:
         digests = {a.partial.name: a.layout.digest for a in self._artifacts}
         self._journal = Journal(out, self._identity(), digests)
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
-        self._unrecorded: list[tuple[int, list[int]]] = []
+        self._unrecorded: list[tuple[int, list[list[int]]]] = []
 
     def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
         try:
@@ -177,11 +188,16 @@ class _Run:
         return results
 
     def _identity(self) -> dict[str, Any]:
-        imatrix = self._work.imatrix
+        imatrix, kernel = self._work.imatrix, self._work.kernel
         return {
             "quantkit": quantkit.__version__,
             "source": [[str(file.resolve()), *stamp] for file, stamp in self._stamps.items()],
-            "kernel": [self._work.kernel.name, self._work.kernel.version],
+            "kernel": [kernel.name, kernel.version, kernel.search],
+            "tools": [
+                layout.record.get("tools")
+                for layout in self._work.layouts
+                if isinstance(layout, FolderLayout)
+            ],
             "imatrix": imatrix and imatrix.sha256,
             "unit": UNIT_ELEMENTS,
         }
@@ -213,7 +229,13 @@ class _Run:
             for artifact in self._artifacts:
                 artifact.open()
             self._prepare_kernel()
-            sources = self._encode_all()
+            with ExitStack() as stack:
+                for artifact in self._artifacts:
+                    if isinstance(artifact.layout, FolderLayout):
+                        stack.enter_context(artifact.layout.session())
+                sources = self._encode_all()
+                for artifact in self._artifacts:
+                    artifact.complete()
             for artifact in self._artifacts:
                 artifact.write_headers()
         finally:
@@ -226,6 +248,7 @@ class _Run:
         wanted = {
             (tensor.encoding, imatrix is not None and imatrix.columns_of(tensor.target) is not None)
             for artifact in self._artifacts
+            if not isinstance(artifact.layout, FolderLayout)
             for tensor in artifact.layout.plan.tensors
         }
         dtypes = {unit.source.dtype for unit in self._units if unit.source is not None}
@@ -249,7 +272,7 @@ class _Run:
         with (
             ThreadPoolExecutor(self._threads, "encode") as pool,
             ThreadPoolExecutor(1, "commit") as commit_pool,
-            SourceReader(self._stamps) as reader,
+            self._work.open_weights(self._stamps) as reader,
         ):
             committer = commit_pool.submit(self._commit)
             try:
@@ -288,18 +311,21 @@ class _Run:
         finally:
             self._slots.release()
 
-    def _encode(self, unit: Unit, raw: NDArray[np.uint8]) -> list[int]:
-        """Encode one unit for every artifact and write it; a CRC-32 of the bytes per artifact."""
+    def _encode(self, unit: Unit, raw: NDArray[np.uint8]) -> list[list[int]]:
+        """Encode one unit for every artifact and write it; per artifact, a CRC-32 per piece."""
         target = self._artifacts[0].layout.plan.tensors[unit.target].target
         slab, peak = self._slab(unit, raw)
         wanted: dict[Encoding, list[int]] = defaultdict(list)
+        crcs: list[list[int]] = [[] for _ in self._artifacts]
         for number, artifact in enumerate(self._artifacts):
-            wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
+            if isinstance(artifact.layout, FolderLayout):
+                crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
+            else:
+                wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
         columns = None
         if self._work.imatrix is not None and any(kind.is_block for kind in wanted):
             columns = self._work.imatrix.columns_of(target)
         importance = None if columns is None else columns[unit.matrix]
-        crcs = [0] * len(self._artifacts)
         for kind, numbers in wanted.items():
             if kind.is_block and peak > _LARGEST_WEIGHT:
                 raise self._too_large(unit, kind)
@@ -307,11 +333,24 @@ class _Run:
                 data = self._work.kernel.encode(slab, kind, importance).reshape(-1).data
             except OverflowError:
                 raise self._too_large(unit, kind) from None
-            crc = zlib.crc32(data)
             for number in numbers:
-                self._artifacts[number].write(unit.target, unit.row, data)
-                crcs[number] = crc
+                artifact = self._artifacts[number]
+                places = artifact.layout.places(unit.target, unit.row, unit.rows)
+                crcs[number] = artifact.write(places, [data])
         return crcs
+
+    def _encode_matrix(
+        self, artifact: PartialArtifact, layout: FolderLayout, unit: Unit, raw: NDArray[np.uint8]
+    ) -> list[int]:
+        """Encode one unit for an artifact in a folder, rows in the checkpoint's order."""
+        if unit.source is None:
+            return []
+        try:
+            pieces = layout.encode(unit.target, unit.matrix, raw, unit.source.dtype)
+        except OverflowError:
+            raise self._too_large(unit, layout.plan.tensors[unit.target].encoding) from None
+        places = layout.places(unit.target, unit.row, unit.rows)
+        return artifact.write(places, [piece.data for piece in pieces])
 
     def _slab(self, unit: Unit, raw: NDArray[np.uint8]) -> tuple[Slab, float]:
         """The unit's weights, finite and in the target's row order; their largest magnitude."""
@@ -374,7 +413,7 @@ class _Run:
         verdict = None
         if check is not None:
             self._report(Progress("check", 0, 1, layout.name))
-            verdict = check(artifact.paths[0])
+            verdict = check(artifact.runnable)
             entry["smoke"] = verdict.record
             if not verdict.ok:
                 return Artifact(layout, artifact.reject(), entry, verdict, fresh=True)
@@ -382,9 +421,9 @@ class _Run:
         # verifies and renames, never a finished file that no manifest knows.
         manifest.add_artifact(self._out, layout.name, entry)
         path = artifact.publish()
-        return Artifact(
-            layout, path / layout.files[0].name if layout.folder else path, entry, verdict, True
-        )
+        if layout.folder and not isinstance(layout, FolderLayout):
+            path /= layout.files[0].name
+        return Artifact(layout, path, entry, verdict, True)
 
     def _verify_all(self) -> list[Future[list[str]]]:
         """Verify every artifact, several at once; the sha256 of its files, or what is wrong."""
@@ -408,9 +447,13 @@ class _Run:
     def _verify(self, artifact: PartialArtifact, number: int, read_back: "_Counter") -> list[str]:
         """Read the files back, compare with what was written, and return their sha256."""
         ranges: list[list[tuple[int, int, int]]] = [[] for _ in artifact.layout.files]
+        written = list(artifact.completed)
         for index, unit in enumerate(self._units):
-            place, offset, n_bytes = artifact.locate(unit.target, unit.row, unit.rows)
-            ranges[place].append((offset, n_bytes, self._journal.finished[index][number]))
+            places = artifact.layout.places(unit.target, unit.row, unit.rows)
+            written.extend(zip(places, self._journal.finished[index][number], strict=True))
+        for place, crc in written:
+            if place.file < len(ranges):  # what lies beyond is scratch
+                ranges[place.file].append((place.offset, place.n_bytes, crc))
         digests = []
         for path, file, parts in zip(artifact.paths, artifact.layout.files, ranges, strict=True):
             header = (0, len(file.header), zlib.crc32(file.header))

@@ -2,7 +2,7 @@
 
 One JSON document per line. The first line identifies the build: its source and kernel, and its
 artifacts by partial name with the hash of each one's plan. The others record units whose bytes
-were synced before the line was written, with a CRC-32 of what each artifact got, which the final
+were synced before the line was written, with CRC-32s of what each artifact got, which the final
 verification reads back. A line cut short by a crash is ignored.
 """
 
@@ -18,7 +18,7 @@ NAME = ".quantkit-journal"
 
 
 class Journal:
-    """An append-only record of finished units: unit index -> CRC-32 per artifact."""
+    """An append-only record of finished units: per unit and artifact, a CRC-32 of each piece."""
 
     def __init__(
         self, folder: Path, identity: Mapping[str, Any], artifacts: Mapping[str, str]
@@ -26,7 +26,7 @@ class Journal:
         self.path = folder / NAME
         self._identity = dict(identity)
         self._artifacts = dict(artifacts)
-        self.finished: dict[int, list[int]] = {}
+        self.finished: dict[int, list[list[int]]] = {}
 
     def resume(self) -> None:
         """Take over what an earlier run of the same build finished, if there was one.
@@ -50,7 +50,7 @@ class Journal:
             _append(file, self.finished)
         temporary.replace(self.path)
 
-    def record(self, units: Iterable[tuple[int, list[int]]]) -> None:
+    def record(self, units: Iterable[tuple[int, list[list[int]]]]) -> None:
         """Append finished units. Their bytes must have been synced."""
         batch = dict(units)
         if not batch:

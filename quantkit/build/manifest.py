@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import quantkit
-from quantkit.build.output import sync_folder
+from quantkit.build.output import Layout, sync_folder
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import OutputError
-from quantkit.formats.gguf.layout import Layout
+from quantkit.encodings.kernel import IMPROVED
+from quantkit.formats.folder import FolderLayout
 
 NAME = "quantkit.json"
 _VERSION = 1
@@ -75,9 +76,20 @@ def describe_artifact(
             "settings": [_describe_file(file) for file in _settings(checkpoint.path)],
         },
         "quantkit": quantkit.__version__,
-        "kernel": {"name": work.kernel.name, "version": work.kernel.version},
+        "kernel": {
+            "name": work.kernel.name,
+            "version": work.kernel.version,
+            "search": _search(work, layout),
+        },
         "imatrix": _describe_imatrix(work),
+        **(layout.record if isinstance(layout, FolderLayout) else {}),
     }
+
+
+def _search(work: Work, layout: Layout) -> str:
+    """How the scales of an artifact were chosen; the same for all searches in most formats."""
+    formats = {tensor.encoding.name for tensor in layout.plan.tensors}
+    return work.kernel.search if formats & IMPROVED else "ggml"
 
 
 def _describe_imatrix(work: Work) -> dict[str, str] | None:
@@ -123,6 +135,7 @@ def is_finished(folder: Path, work: Work, layout: Layout) -> bool:
     weights, now = entry["source"]["weights"], work.checkpoint.files
     return (
         entry["imatrix"] == _describe_imatrix(work)
+        and entry["kernel"].get("search", "ggml") == _search(work, layout)
         and len(weights) == len(now)
         and all(map(_is_described, now, weights))
     )

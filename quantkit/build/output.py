@@ -4,13 +4,22 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.core.errors import NoSpaceError, OutputError
 from quantkit.core.units import format_size
-from quantkit.formats.gguf.layout import Layout
+from quantkit.formats.folder import FolderLayout
+from quantkit.formats.gguf.layout import Layout as GGUFLayout
+from quantkit.formats.place import Place
+
+Layout: TypeAlias = GGUFLayout | FolderLayout
 
 PARTIAL = ".partial"
 REJECTED = ".rejected"
@@ -97,16 +106,14 @@ class PartialArtifact:
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.layout = layout
+        self.completed: list[tuple[Place, int]] = []
         self._folder = folder
         self.final = folder / (layout.folder or layout.files[0].name)
         self.partial = self.final.with_name(self.final.name + PARTIAL)
         inside = self.partial if layout.folder else None
         self.paths = [inside / file.name if inside else self.partial for file in layout.files]
+        self._scratch: list[Path] = []
         self._fds: list[int] = []
-        # Where each tensor of the plan lies: file index and byte offset.
-        self._places = [
-            (index, offset) for index, file in enumerate(layout.files) for offset in file.offsets
-        ]
 
     @property
     def missing(self) -> int:
@@ -114,35 +121,57 @@ class PartialArtifact:
         if self.final.exists():
             return 0
         there = sum(path.stat().st_blocks * 512 for path in self.paths if path.is_file())
-        return max(0, self.layout.n_bytes - there)
+        return max(0, sum(file.n_bytes for file in self.layout.files) - there)
+
+    @property
+    def runnable(self) -> Path:
+        """What a check is given: a GGUF's first file, or the whole folder."""
+        return self.partial if isinstance(self.layout, FolderLayout) else self.paths[0]
 
     def open(self) -> None:
         """Open the files at their full size (sparse), keeping what they hold."""
         if self.layout.folder:
             self.partial.mkdir(exist_ok=True)
         for path, file in zip(self.paths, self.layout.files, strict=True):
+            path.parent.mkdir(exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             self._fds.append(fd)
             os.ftruncate(fd, file.n_bytes)
 
-    def write(self, tensor: int, row: int, data: memoryview) -> None:
-        """Write encoded rows of one tensor, starting with row ``row``, at their place."""
-        index, offset = self._places[tensor]
-        self._write_all(index, offset + row * self.layout.plan.tensors[tensor].row_bytes, data)
-
-    def locate(self, tensor: int, row: int, rows: int) -> tuple[int, int, int]:
-        """File index, byte offset and byte count of some rows of one tensor."""
-        index, offset = self._places[tensor]
-        row_bytes = self.layout.plan.tensors[tensor].row_bytes
-        return index, offset + row * row_bytes, rows * row_bytes
+    def write(self, places: Sequence[Place], pieces: Sequence[memoryview]) -> list[int]:
+        """Write bytes at their places; a CRC-32 of each."""
+        for place, piece in zip(places, pieces, strict=True):
+            self._write_all(place.file, place.offset, piece)
+        return [zlib.crc32(piece) for piece in pieces]
 
     def sync(self) -> None:
         """Force what was written to the disk."""
         for fd in self._fds:
             os.fdatasync(fd)
 
+    def complete(self) -> None:
+        """Write what a folder's format makes of whole matrices, and settle the last sizes.
+
+        A later run does this anew: it only reads what slabs have left.
+        """
+        if not isinstance(self.layout, FolderLayout):
+            return
+        known, late = {}, {}
+        for tensor, data in self.layout.complete(self._read):
+            if tensor.late:
+                known[tensor.name], late[tensor.name] = tensor, data
+            else:
+                self._write_whole(self.layout.place_of(tensor.name), data)
+        self.layout = self.layout.finished(known)
+        for name, data in late.items():
+            self._write_whole(self.layout.place_of(name), data)
+        count = len(self.layout.files)
+        self.paths, self._scratch = self.paths[:count], self.paths[count:]
+        for fd, file in zip(self._fds[:count], self.layout.files, strict=True):
+            os.ftruncate(fd, file.n_bytes)
+
     def write_headers(self) -> None:
-        """Write the headers, last of all: until now no program takes the files for GGUF."""
+        """Write the headers, last of all: until now no program takes the files for an artifact."""
         for index, file in enumerate(self.layout.files):
             self._write_all(index, 0, memoryview(file.header))
         self.sync()
@@ -154,16 +183,30 @@ class PartialArtifact:
 
     def publish(self) -> Path:
         """Rename to the final name, durably; the path of what was renamed."""
+        self._drop_scratch()
         self.partial.rename(self.final)
         sync_folder(self._folder)
         return self.final
 
     def reject(self) -> Path:
         """Rename to a name that says that the artifact failed, and return it."""
+        self._drop_scratch()
         rejected = self.final.with_name(self.final.name + REJECTED)
         remove(rejected)
         self.partial.rename(rejected)
         return rejected
+
+    def _drop_scratch(self) -> None:
+        for path in self._scratch:
+            remove(path)
+
+    def _read(self, place: Place) -> NDArray[np.uint8]:
+        data = os.pread(self._fds[place.file], place.n_bytes, place.offset)
+        return np.frombuffer(data, np.uint8)
+
+    def _write_whole(self, place: Place, data: NDArray[np.uint8]) -> None:
+        (crc,) = self.write([place], [data.data])
+        self.completed.append((place, crc))
 
     def _write_all(self, index: int, offset: int, data: memoryview) -> None:
         fd, done = self._fds[index], 0

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,26 @@ def read_exactly(fd: int, n_bytes: int, offset: int, path: Path) -> NDArray[np.u
             raise CheckpointError(f"{path} became shorter while it was read; download it again.")
         done += count
     return buffer
+
+
+class WeightReader(Protocol):
+    """Yields units with their bytes, and knows each file's sha256 at the end."""
+
+    sha256: dict[Path, str]
+
+    def __enter__(self) -> Self:
+        """Open."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+
+    def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
+        """Each unit with its bytes, in the order that ``cut_units`` gives."""
 
 
 class SourceReader:
@@ -115,6 +135,47 @@ class SourceReader:
         assert self._open is not None  # noqa: S101 - only called while a file is open
         for at in range(start, stop, _GAP_CHUNK):
             digest.update(read_exactly(self._open, min(_GAP_CHUNK, stop - at), at, path).data)
+
+
+class DequantizedReader:
+    """Yields units of a quantized artifact, dequantized; its files are hashed by themselves.
+
+    ``read_rows(name, first, count)`` gives the bytes of rows of a matrix.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[Path, Stamp],
+        read_rows: Callable[[str, int, int], NDArray[np.uint8]],
+    ) -> None:
+        self._files = files
+        self._read_rows = read_rows
+        self.sha256: dict[Path, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
+        """Each unit with its bytes."""
+        for unit in units:
+            if unit.source is None:
+                yield unit, np.empty(0, np.uint8)
+                continue
+            row = (unit.offset - unit.source.offset) // unit.source.row_bytes
+            yield unit, self._read_rows(unit.source.name, row, unit.rows)
+        for path, known in self._files.items():
+            with path.open("rb") as file:
+                self.sha256[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            if stamp(path) != known:
+                raise CheckpointError(f"{path} changed while it was read; run the command again.")
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

@@ -1,19 +1,26 @@
 """From a checkpoint folder and a wish to the work that the engine does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.build.output import Layout
+from quantkit.build.source import DequantizedReader, SourceReader, Stamp, WeightReader
 from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
+from quantkit.core.errors import PlanError
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
 from quantkit.families.model import Model
-from quantkit.formats.gguf.layout import Layout, lay_out
+from quantkit.formats.bnb.plan import BnbOptions, lay_out_bnb
+from quantkit.formats.dequantized import open_artifact
+from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.llama_quantize import Override
 from quantkit.plan.plan import check_sources, make_plan
 from quantkit.plan.quants import Quant
+
+_NO_BNB = BnbOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class Work:
     layouts: tuple[Layout, ...]
     kernel: Kernel
     imatrix: Imatrix | None = None
+    open_weights: Callable[[Mapping[Path, Stamp]], WeightReader] = SourceReader
 
     @property
     def n_bytes(self) -> int:
@@ -42,6 +50,8 @@ def prepare(
     overrides: Sequence[Override] = (),
     shard_size: int | None = None,
     kernel: str = "fast",
+    search: str = "ggml",
+    bnb: BnbOptions = _NO_BNB,
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
 
@@ -53,19 +63,65 @@ def prepare(
         overrides: encodings for tensors by name pattern.
         shard_size: the most tensor bytes per file, None for single files.
         kernel: a key of ``encodings.kernel.KERNELS``.
+        search: how scales are chosen, ``ggml`` or ``best``.
+        bnb: options of bitsandbytes quants.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
         ImatrixError: an importance matrix is needed and absent, or does not fit.
-        PlanError: an override or a shard size makes no sense.
+        PlanError: an override or a shard size makes no sense, or the kernel lacks the search.
         NativeError: the kernel cannot be used.
+        MissingPackageError: a quant needs a package that is not installed.
 
     """
     checkpoint = open_checkpoint(folder)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     imatrix = load_imatrix(imatrix_file) if imatrix_file else None
-    plans = [make_plan(model, quant, imatrix, overrides) for quant in quants]
+    if overrides and not any(quant.format == "gguf" for quant in quants):
+        raise PlanError("--tensor-type is for GGUF quants, and none is asked for; leave it out.")
+    plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
     metadata = describe_checkpoint(checkpoint, model, name)
-    layouts = tuple(lay_out(plan, metadata, imatrix, shard_size) for plan in plans)
-    return Work(checkpoint, model, metadata.base_name, layouts, load_kernel(kernel), imatrix)
+    base_name = metadata.base_name
+    layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
+    layouts += [
+        lay_out_bnb(checkpoint, model, quant, bnb, base_name, shard_size)
+        for quant in quants
+        if quant.format == "bnb"
+    ]
+    encoder = load_kernel(kernel, search)
+    return Work(checkpoint, model, base_name, tuple(layouts), encoder, imatrix)
+
+
+def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast") -> Work:
+    """Plan GGUF quants of an artifact's dequantized weights.
+
+    Args:
+        artifact: a folder that this package, or transformers, wrote.
+        quants: GGUF quants.
+        kernel: a key of ``encodings.kernel.KERNELS``.
+
+    Raises:
+        CheckpointError: the folder is incomplete, damaged, or not of a format known here.
+        MissingPackageError: reading it needs a package that is not installed.
+
+    """
+    source = open_artifact(artifact)
+    checkpoint = source.checkpoint
+    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    check_sources(model, checkpoint.tensors)
+    # The folder's name, and no heuristics: they would take "int8" for a version.
+    metadata = describe_checkpoint(checkpoint, model, artifact.resolve().name)
+    layouts = tuple(lay_out(make_plan(model, quant), metadata) for quant in quants)
+
+    def open_weights(stamps: Mapping[Path, Stamp]) -> WeightReader:
+        return DequantizedReader(stamps, source.read_rows)
+
+    return Work(
+        checkpoint,
+        model,
+        metadata.base_name,
+        layouts,
+        load_kernel(kernel),
+        open_weights=open_weights,
+    )

@@ -67,6 +67,43 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return read_checkpoint(path, names, lambda files: map(read_header, files))
 
 
+def is_quantized(path: Path) -> bool:
+    """Whether a folder's config.json says that its weights are quantized.
+
+    Raises:
+        CheckpointError: the folder or its config.json cannot be read.
+
+    """
+    return "config.json" in _list_folder(path) and bool(
+        read_json(path / "config.json").get("quantization_config")
+    )
+
+
+def open_quantized(path: Path) -> Checkpoint:
+    """Read the headers of a quantized folder: its stored tensors, of whatever dtype.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete or not quantized, or its index and its
+            files disagree.
+        SafetensorsError: a weight file breaks the format's rules.
+
+    """
+    names = _list_folder(path)
+    if "config.json" not in names:
+        raise CheckpointError(f"{path} has no config.json; give the folder of an artifact.")
+    config = read_json(path / "config.json")
+    if not isinstance(config.get("quantization_config"), dict):
+        raise CheckpointError(
+            f"{path} is not quantized: its config.json has no quantization_config; give the folder "
+            "of a quantized artifact."
+        )
+
+    def read_headers(files: tuple[Path, ...]) -> Iterable[dict[str, SourceTensor]]:
+        return (read_header(file, any_dtype=True) for file in files)
+
+    return _read_tensors(path, config, names, read_headers)
+
+
 def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) -> Checkpoint:
     """Check config.json, the index and the headers of a checkpoint against each other.
 
@@ -82,15 +119,23 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
     config = read_json(path / "config.json")
     _refuse_quantized_config(path, config)
     if INDEX in names:
+        _refuse_quantized_tensors(path, _read_weight_map(path / INDEX))
+    checkpoint = _read_tensors(path, config, names, read_headers)
+    _refuse_quantized_tensors(path, checkpoint.tensors)
+    return checkpoint
+
+
+def _read_tensors(
+    path: Path, config: dict[str, Any], names: list[str], read_headers: HeaderReader
+) -> Checkpoint:
+    if INDEX in names:
         weight_map = _read_weight_map(path / INDEX)
-        _refuse_quantized_tensors(path, weight_map)
         files = _find_shards(path, names, weight_map)
         tensors = _merge(files, read_headers)
         _check_index(path / INDEX, weight_map, tensors)
     else:
         files = _find_weights(path, names)
         tensors = _merge(files, read_headers)
-        _refuse_quantized_tensors(path, tensors)
     return Checkpoint(path, config, tensors, files)
 
 

@@ -39,12 +39,13 @@ _short.maxstring = 120
 _short.maxlist = 8
 
 
-def read_header(path: Path) -> dict[str, SourceTensor]:
+def read_header(path: Path, *, any_dtype: bool = False) -> dict[str, SourceTensor]:
     """The tensors of a safetensors file by name, in the order of their offsets in it.
 
     Reads the header only, and keeps no file open. Old checkpoints hold a few buffers that no
     model needs (see `is_unneeded_buffer`): one of integers, booleans or doubles is left out, one
-    of plain floats is listed like any tensor.
+    of plain floats is listed like any tensor. With ``any_dtype`` everything is listed, as one needs
+    of quantized files.
 
     Raises:
         SafetensorsError: the file cannot be read, breaks a rule of the format, is shorter or
@@ -52,10 +53,12 @@ def read_header(path: Path) -> dict[str, SourceTensor]:
 
     """
     raw, file_bytes = _read_raw_header(path)
-    return parse_header(path, raw, file_bytes)
+    return parse_header(path, raw, file_bytes, any_dtype=any_dtype)
 
 
-def parse_header(path: Path, raw: bytes, file_bytes: int) -> dict[str, SourceTensor]:
+def parse_header(
+    path: Path, raw: bytes, file_bytes: int, *, any_dtype: bool = False
+) -> dict[str, SourceTensor]:
     """The tensors that a JSON header ``raw`` gives a file of ``file_bytes`` named ``path``.
 
     Raises:
@@ -68,6 +71,8 @@ def parse_header(path: Path, raw: bytes, file_bytes: int) -> dict[str, SourceTen
     tensors = [_tensor(path, name, entry, data_start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.n_bytes))
     _check_tiling(path, tensors, data_start, file_bytes)
+    if any_dtype:
+        return {tensor.name: tensor for tensor in tensors}
     for tensor in tensors:
         if tensor.dtype not in FLOAT_BYTES and not is_unneeded_buffer(tensor.name):
             raise SafetensorsError(

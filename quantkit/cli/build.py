@@ -16,6 +16,11 @@ from quantkit.core.units import format_count, format_size, parse_size
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
     from quantkit.build.work import Work
+    from quantkit.formats.folder import FolderLayout
+
+
+# What an artifact that is no GGUF is exported to for its smoke test.
+SMOKE_QUANT = "q8_0"
 
 
 class KernelName(StrEnum):
@@ -23,6 +28,13 @@ class KernelName(StrEnum):
 
     FAST = "fast"
     GGML = "ggml"
+
+
+class SearchName(StrEnum):
+    """How the scales of K-quants are chosen."""
+
+    GGML = "ggml"
+    BEST = "best"
 
 
 def build(
@@ -53,9 +65,21 @@ def build(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix.")
     ] = None,
+    double_quant: Annotated[
+        bool, typer.Option("--double-quant/--no-double-quant", help="bnb: scales in 8 bits too.")
+    ] = False,
+    block_size: Annotated[int, typer.Option(help="bnb 4-bit: weights per scale.")] = 64,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="bnb: a module not to quantize; again for more."),
+    ] = None,
     kernel: Annotated[
         KernelName, typer.Option(help="Who encodes: the bytes are the same.")
     ] = KernelName.FAST,
+    search: Annotated[
+        SearchName,
+        typer.Option(help="How K-quants choose scales: `best` has less error than llama-quantize."),
+    ] = SearchName.GGML,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan to the byte and stop.")
     ] = False,
@@ -68,8 +92,8 @@ def build(
 
     Stopped or killed, the same command goes on where it was.
     """
-    from quantkit.build import engine
     from quantkit.build.work import prepare
+    from quantkit.formats.bnb.plan import BnbOptions
     from quantkit.plan.plan import parse_override
     from quantkit.plan.quants import find_quants
     from quantkit.verify.machine import usable_cores
@@ -83,12 +107,29 @@ def build(
         overrides=[parse_override(text) for text in tensor_type or ()],
         shard_size=parse_size(shard_size) if shard_size else None,
         kernel=kernel.value,
+        search=search.value,
+        bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
     )
     if dry_run:
         _show_plan(work, as_json)
         return
     threads = jobs or usable_cores()
-    folder = out or Path(f"{work.base_name}-GGUF")
+    is_gguf = all(layout.plan.quant.format == "gguf" for layout in work.layouts)
+    folder = out or Path(f"{work.base_name}-GGUF" if is_gguf else f"{work.base_name}-quants")
+    run_build(work, folder, threads, memory, smoke=smoke, as_json=as_json)
+
+
+def run_build(
+    work: "Work", folder: Path, threads: int, memory: int, *, smoke: bool, as_json: bool
+) -> None:
+    """Build, smoke-test and show the artifacts.
+
+    Raises:
+        SmokeError: one of them does not run.
+
+    """
+    from quantkit.build import engine
+
     note(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
         f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}"
@@ -103,7 +144,7 @@ def build(
         meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)
 
     def check(path: Path) -> "Check":
-        return _smoke(path, threads)
+        return _smoke_export(path, threads, memory) if path.is_dir() else _smoke(path, threads)
 
     try:
         artifacts = engine.build(
@@ -134,9 +175,31 @@ def _smoke(path: Path, threads: int) -> "Check":
     return Check(result.ok, result.verdict, asdict(result))
 
 
+def _smoke_export(folder: Path, threads: int, memory: int) -> "Check":
+    """Smoke-test an artifact in a folder through a temporary GGUF of its dequantized weights."""
+    from quantkit.build import engine
+    from quantkit.build.output import remove
+    from quantkit.build.work import prepare_export
+    from quantkit.plan.quants import find_quants
+
+    temporary = folder.with_name(f"{folder.name}-smoke")
+    remove(temporary)
+    try:
+        work = prepare_export(folder, find_quants([SMOKE_QUANT]))
+        (exported,) = engine.build(work, temporary, jobs=threads, max_memory=memory)
+        return _smoke(exported.path, threads)
+    finally:
+        remove(temporary)
+
+
 def _show_plan(work: "Work", as_json: bool) -> None:
+    from quantkit.formats.folder import FolderLayout
+
     if as_json:
-        emit_json({"name": work.base_name, "artifacts": [_plan_json(x) for x in work.layouts]})
+        plans = [
+            _folder_json(x) if isinstance(x, FolderLayout) else _plan_json(x) for x in work.layouts
+        ]
+        emit_json({"name": work.base_name, "artifacts": plans})
         return
     table = Table(title=f"Plan of {escape(work.base_name)}", title_justify="left")
     table.add_column("tensor", no_wrap=True)
@@ -181,6 +244,35 @@ def _plan_json(layout: Any) -> dict[str, Any]:
                 ],
             }
             for file in layout.files
+        ],
+    }
+
+
+def _folder_json(layout: "FolderLayout") -> dict[str, Any]:
+    return {
+        "name": layout.name,
+        "quant": layout.plan.quant.name,
+        "plan_sha256": layout.digest,
+        "bytes": layout.n_bytes,
+        "bits_per_weight": layout.plan.bits_per_weight,
+        **layout.record,
+        "files": [
+            {
+                "name": f"{layout.folder}/{file.name}",
+                "bytes": file.n_bytes,
+                "tensors": [
+                    {
+                        "name": tensor.name,
+                        "shape": tensor.shape,
+                        "encoding": tensor.dtype,
+                        "bytes": tensor.n_bytes,
+                        "offset": offset,
+                    }
+                    for tensor, offset in zip(file.tensors, file.offsets, strict=True)
+                ],
+            }
+            for file in layout.files
+            if file is not layout.scratch
         ],
     }
 

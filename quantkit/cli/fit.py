@@ -97,8 +97,10 @@ def fit(
             f"need no network: {', '.join(bundled_models())}."
         )
     machine = _machine(gpu or [], ram, hardware)
+    # What transformers loads is shown in any case.
+    gguf = tuple(q for q in find_quants(quant or ()) if q.format == "gguf")
     wishes = Wishes(
-        find_quants(quant) if quant else None,
+        gguf or None,
         parse_size(shard_size) if shard_size else None,
         load_imatrix(imatrix) if imatrix else None,
     )
@@ -263,7 +265,7 @@ def _show_others(result: "Answer") -> None:
     if not result.others:
         return
     table = Table(
-        title="In transformers, all figures modelled",
+        title="In transformers, all figures modelled but the weights of bnb",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -1,4 +1,4 @@
-"""``quantkit inspect``: what a checkpoint or a GGUF holds."""
+"""``quantkit inspect``: what a checkpoint, a quantized folder or a GGUF holds."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,11 +16,16 @@ _LONGEST_VALUE = 100
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
+    path: Annotated[Path, typer.Argument(help="A checkpoint, an artifact's folder or a GGUF.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
-    facts = _gguf(path) if path.is_file() else _checkpoint(path)
+    from quantkit.checkpoint.folder import is_quantized
+
+    if path.is_file():
+        facts = _gguf(path)
+    else:
+        facts = _quantized(path) if is_quantized(path) else _checkpoint(path)
     if as_json:
         emit_json(facts)
         return
@@ -83,6 +88,57 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "metadata": checkpoint.config,
         "tensors": _group(tensors),
     }
+
+
+def _quantized(path: Path) -> dict[str, Any]:
+    from quantkit.checkpoint.folder import open_quantized
+    from quantkit.families import find_family
+    from quantkit.families.published import published_names
+
+    stored = open_quantized(path)
+    model = find_family(stored.config).describe(stored.config, stored.tensors)
+    parts: dict[str, list[Any]] = defaultdict(list)
+    names = {name: target for target in model.targets for name in published_names(target)}
+    for tensor in stored.tensors.values():
+        module = tensor.name
+        while module and f"{module}.weight" not in names and module not in names:
+            module = module.rpartition(".")[0]
+        parts[f"{module}.weight" if f"{module}.weight" in names else module].append(tensor)
+    unused = [(t.name, t.dtype, t.n_elements, t.n_bytes) for t in parts.pop("", [])]
+    tensors = [
+        (
+            names[name].role,
+            _stored_as([part.name for part in found], found[0].dtype),
+            names[name].n_elements // max(1, len(names[name].blocks)),
+            sum(part.n_bytes for part in found),
+        )
+        for name, found in parts.items()
+    ]
+    elements, n_bytes = sum(t[2] for t in tensors), sum(t[3] for t in tensors)
+    return {
+        "path": str(path),
+        "kind": f"{stored.config['quantization_config'].get('quant_method')} artifact",
+        "family": model.family,
+        "parameters": elements,
+        "bytes": sum(file.stat().st_size for file in stored.files),
+        "bits_per_weight": 8 * n_bytes / elements if elements else 0.0,
+        "files": [file.name for file in stored.files],
+        "metadata": stored.config,
+        "tensors": _group([*tensors, *(("unused", *rest) for _, *rest in unused)]),
+    }
+
+
+def _stored_as(names: list[str], dtype: str) -> str:
+    """What a matrix is encoded as, from the tensors stored for it."""
+    for ending, encoding in (
+        (".quant_state.bitsandbytes__nf4", "NF4"),
+        (".quant_state.bitsandbytes__fp4", "FP4"),
+        (".SCB", "INT8"),
+        (".qweight", "GPTQ"),
+    ):
+        if any(name.endswith(ending) for name in names):
+            return encoding
+    return dtype
 
 
 def _role(name: str) -> str:

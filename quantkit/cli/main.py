@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import quantkit
-from quantkit.cli import build, compare, doctor, fit, inspect, quants, smoke
+from quantkit.cli import build, compare, doctor, export, fit, inspect, quants, smoke
 from quantkit.cli.output import fail
 from quantkit.core.errors import Interrupted, QuantkitError
 
@@ -37,6 +37,7 @@ def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
 for command in (
     fit.fit,
     build.build,
+    export.export,
     quants.quants,
     inspect.inspect,
     smoke.smoke,

@@ -7,7 +7,11 @@ from rich.table import Table
 from quantkit.cli.output import JsonOption, console, emit_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from quantkit.families.model import Model
+    from quantkit.formats.folder import FolderPlan
+    from quantkit.plan.plan import Plan
     from quantkit.plan.quants import Quant
 
 _MODELS = ("mistral-7b", "mixtral-8x22b")
@@ -20,13 +24,14 @@ def quants(as_json: JsonOption = False) -> None:
     """
     from quantkit.core.profiles import load_profile
     from quantkit.families import find_family
-    from quantkit.plan.quants import all_quants
+    from quantkit.plan.quants import all_quants, folder_quants
 
     models = {}
     for name in _MODELS:
         profile = load_profile(f"models/{name}.toml")
         models[profile["title"]] = find_family(profile["config"]).describe(profile["config"], ())
     rows = [_row(quant, models) for quant in all_quants().values()]
+    rows += [_folder_row(quant, models) for quant in folder_quants().values()]
     if as_json:
         emit_json({"quants": rows})
         return
@@ -52,6 +57,12 @@ def quants(as_json: JsonOption = False) -> None:
     console.print("In the group gguf-all: " + ", ".join(r["name"] for r in rows if r["groups"]))
 
 
+def _folder_row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
+    from quantkit.formats.bnb.plan import BnbOptions, outline_bnb
+
+    return _describe(quant, {t: outline_bnb(m, quant, BnbOptions()) for t, m in models.items()})
+
+
 def _row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
     from quantkit.plan.llama_quantize import needs_imatrix
     from quantkit.plan.plan import outline_plan
@@ -62,6 +73,12 @@ def _row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
         for tensor in outline_plan(model, quant, has_imatrix=False).tensors
     )
     plans = {t: outline_plan(m, quant, has_imatrix=needed) for t, m in models.items()}
+    return _describe(quant, plans, needed)
+
+
+def _describe(
+    quant: "Quant", plans: "Mapping[str, Plan | FolderPlan]", needed: bool = False
+) -> dict[str, Any]:
     return {
         "name": quant.name,
         "format": quant.format,

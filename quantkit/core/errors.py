@@ -81,3 +81,7 @@ class Interrupted(QuantkitError):  # noqa: N818 - it reports Ctrl-C, which is no
     """The user stopped the work; it resumes where it was."""
 
     exit_code = 130
+
+
+class MissingPackageError(QuantkitError):
+    """An optional package that the request needs is not installed."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.errors import PlanError
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.slab import Slab
@@ -16,6 +18,8 @@ Encode: TypeAlias = Callable[[Slab, Encoding, NDArray[np.float32] | None], NDArr
 Prepare: TypeAlias = Callable[
     [Iterable[tuple[Encoding, bool]], Iterable[str], Callable[[str], None]], None
 ]
+# The formats that the search ``best`` encodes otherwise.
+IMPROVED = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +27,20 @@ class Kernel:
     """A way to encode rows.
 
     ``encode(slab, encoding, importance)`` gives the bytes; see ``fast.encode.encode``. ``prepare``
-    gets ready for certain encodings, which may take a while once.
+    gets ready for certain encodings, which may take a while once. ``search`` says how scales are
+    chosen: ``ggml``, as ggml does, or ``best``.
     """
 
     name: str
     version: str
     encode: Encode
     prepare: Prepare
+    search: str = "ggml"
 
 
-def _ggml() -> Kernel:
-    ggml.library_path()
+def _ggml(search: str) -> Kernel:
+    if search != "ggml":
+        raise PlanError(f"--search {search} needs --kernel fast: ggml has only its own search.")
     return Kernel(
         "ggml",
         ggml.version(),
@@ -42,21 +49,28 @@ def _ggml() -> Kernel:
     )
 
 
-def _fast() -> Kernel:
+def _fast(search: str) -> Kernel:
     from quantkit.encodings.fast import encode as fast
 
-    ggml.library_path()
-    return Kernel("fast", fast.version(), fast.encode, fast.prepare)
+    return Kernel(
+        "fast",
+        fast.version(),
+        partial(fast.encode, search=search),
+        partial(fast.prepare, search=search),
+        search,
+    )
 
 
-KERNELS: dict[str, Callable[[], Kernel]] = {"fast": _fast, "ggml": _ggml}
+KERNELS: dict[str, Callable[[str], Kernel]] = {"fast": _fast, "ggml": _ggml}
 
 
-def load_kernel(name: str) -> Kernel:
+def load_kernel(name: str, search: str = "ggml") -> Kernel:
     """The kernel called ``name``, a key of ``KERNELS``, checked to be usable.
 
     Raises:
         NativeError: ggml's library is missing.
+        PlanError: the kernel does not have this search.
 
     """
-    return KERNELS[name]()
+    ggml.library_path()
+    return KERNELS[name](search)

@@ -267,8 +267,8 @@ def _others(subject: Subject, settings: Settings, machine: Machine) -> tuple[Oth
         return ()
     found = []
     for kind in transformers.FORMATS:
-        n_bytes = transformers.weight_bytes(subject.model, kind)
-        parts = transformers.parts(n_bytes, subject.shape, settings)
+        n_bytes = kind.weight_bytes(subject.model)
+        parts = transformers.parts(n_bytes, kind.label, subject.shape, settings)
         spare = machine.vram - total(parts)
         found.append(
             Other(

@@ -26,8 +26,20 @@ class Quant:
 
 
 @cache
+def folder_quants() -> dict[str, Quant]:
+    """The quants that transformers loads, by name, from ``profiles/transformers.toml``.
+
+    What their encodings take is known to the format.
+    """
+    return {
+        name: Quant(name, row["format"], -1, Encoding(name, -1, 1, 0), (), row["good_for"])
+        for name, row in load_profile("transformers.toml").items()
+    }
+
+
+@cache
 def all_quants() -> dict[str, Quant]:
-    """Every quant by name, best first, from ``profiles/quants.toml``."""
+    """Every GGUF quant by name, best first, from ``profiles/quants.toml``."""
     return {
         name: Quant(
             name,
@@ -48,13 +60,13 @@ def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
         UnknownQuantError: a name that stands for none; a near miss is suggested.
 
     """
-    quants = all_quants()
+    quants = all_quants() | folder_quants()
     groups = {group for quant in quants.values() for group in quant.groups}
     chosen: set[str] = set()
     for name in names:
         key = name.strip().lower().replace("-", "_")
         group = key.replace("_", "-")
-        key = _ALIASES.get(key, key)
+        key = group if group in quants else _ALIASES.get(key, key)
         if key in quants:
             chosen.add(key)
         elif group in groups:

@@ -141,6 +141,10 @@ def artifact_files(artifact: Path) -> list[Path]:
                 f"{stem}-00001-of-{count:05}.gguf."
             )
         files = [artifact.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    if artifact.is_dir():
+        raise GGUFError(
+            f"{artifact} is a folder; give its first GGUF, or make one with quantkit export."
+        )
     for file in files:
         if not file.is_file():
             raise GGUFError(f"{file} is not there; build or copy it again.")

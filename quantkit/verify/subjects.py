@@ -83,11 +83,11 @@ def open_subject(path: Path) -> Subject:
         raise GGUFError(f"{path} is a folder without artifacts that llama.cpp can run.")
     files = artifact_files(path)
     headers = [read_header(file) for file in files]
-    by_type = {quant.file_type: quant.name for quant in all_quants().values()}
+    by_type = {q.file_type: q.name for q in all_quants().values() if q.format == "gguf"}
     return Subject(
         name=files[0].name,
         gguf=files[0],
-        quant=by_type.get(headers[0].metadata.get("general.file_type", -1)),
+        quant=by_type.get(headers[0].metadata.get("general.file_type")),
         n_bytes=sum(file.stat().st_size for file in files),
         n_parameters=sum(prod(t.shape) for header in headers for t in header.tensors),
     )

@@ -19,6 +19,7 @@ from quantkit.build.engine import Check, Progress
 from quantkit.build.journal import Journal, partial_paths
 from quantkit.build.work import Work, prepare
 from quantkit.core.errors import CheckpointError, Interrupted, OutputError
+from quantkit.formats.gguf.layout import PlannedFile
 from quantkit.plan.quants import find_quants
 from tests.build import ctrl_c
 from tests.build.builds import (
@@ -339,6 +340,7 @@ def test_a_flipped_byte_in_a_partial_file_is_found(
     interrupt(work, out, 30)
     [partial] = out.glob("*Q8_0.gguf.partial")
     [file] = work.layouts[0].files
+    assert isinstance(file, PlannedFile)
     names = [tensor.target.name for tensor in file.tensors]
     offset = file.offsets[names.index("token_embd.weight")] + 100  # it is read first
     with partial.open("r+b") as stream:
@@ -386,7 +388,7 @@ def test_a_partial_file_of_unknown_origin_is_overwritten(
 
 # The journal.
 
-CRCS = {0: [11, 12], 1: [21, 22], 7: [71, 72]}
+CRCS = {0: [[11], [12, 13]], 1: [[21], [22, 23]], 7: [[71], []]}
 ARTIFACTS = {"a.partial": "sum of a", "b.partial": "sum of b"}
 
 
@@ -400,7 +402,7 @@ def write_journal(folder: Path) -> Path:
 
 def resumed(
     folder: Path, artifacts: dict[str, str] = ARTIFACTS, source: str = "s"
-) -> dict[int, list[int]]:
+) -> dict[int, list[list[int]]]:
     journal = Journal(folder, {"source": source}, artifacts)
     journal.resume()
     return journal.finished
@@ -418,15 +420,19 @@ def test_a_journal_cut_anywhere_tells_no_lies(tmp_path: Path) -> None:
         seen.add(len(found))
         # What the next run appends is not spoiled by the cut.
         if found:
-            Journal(tmp_path, {"source": "s"}, ARTIFACTS).record([(9, [91, 92])])
-            assert resumed(tmp_path) == {**found, 9: [91, 92]}
+            Journal(tmp_path, {"source": "s"}, ARTIFACTS).record([(9, [[91], [92]])])
+            assert resumed(tmp_path) == {**found, 9: [[91], [92]]}
     assert seen == {0, 1, 2, 3}
 
 
 def test_a_journal_serves_a_part_of_its_artifacts(tmp_path: Path) -> None:
     write_journal(tmp_path)
-    assert resumed(tmp_path, {"b.partial": "sum of b"}) == {0: [12], 1: [22], 7: [72]}
-    assert resumed(tmp_path, dict(reversed(ARTIFACTS.items())))[7] == [72, 71]
+    assert resumed(tmp_path, {"b.partial": "sum of b"}) == {
+        0: [[12, 13]],
+        1: [[22, 23]],
+        7: [[]],
+    }
+    assert resumed(tmp_path, dict(reversed(ARTIFACTS.items())))[7] == [[], [71]]
 
 
 def test_a_journal_serves_no_other_build(tmp_path: Path) -> None:

@@ -64,6 +64,29 @@ def test_tensor_types(checkpoint: Path, tmp_path: Path) -> None:
     assert encodings["attn_q"] == "Q4_0"
 
 
+def test_the_best_search_is_in_the_manifest(checkpoint: Path, tmp_path: Path) -> None:
+    build = ("build", checkpoint, "-q", "q4_k_m", "--no-smoke", "-o", tmp_path)
+    assert quantkit(*build, "--search", "best").code == 0
+    file = tmp_path / "Model-591K-Q4_K_M.gguf"
+    best = file.read_bytes()
+    manifest = json.loads((tmp_path / "quantkit.json").read_text())
+    assert manifest["artifacts"][file.stem]["kernel"]["search"] == "best"
+    # The same name, but not the same file.
+    assert str(file) in refusal(quantkit(*build))
+    file.unlink()
+    assert quantkit(*build).code == 0
+    assert file.read_bytes() != best
+    assert len(file.read_bytes()) == len(best)
+    manifest = json.loads((tmp_path / "quantkit.json").read_text())
+    assert manifest["artifacts"][file.stem]["kernel"]["search"] == "ggml"
+
+
+def test_ggml_has_one_search(checkpoint: Path, tmp_path: Path) -> None:
+    wish = ("--kernel", "ggml", "--search", "best", "-o", tmp_path / "out")
+    assert "--kernel fast" in refusal(quantkit(*BUILD, checkpoint, *wish))
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_lie_in_a_folder_and_run(checkpoint: Path, tmp_path: Path) -> None:
     command = ["build", checkpoint, "-q", "q8_0", "-o", tmp_path, "--shard-size", "300kB"]
     outcome = quantkit(*command)

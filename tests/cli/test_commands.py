@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.plan.quants import all_quants
+from quantkit.plan.quants import all_quants, folder_quants
 from tests.cli.command import quantkit, refusal
 from tests.random_checkpoints import random_checkpoint
 
@@ -36,14 +36,14 @@ def test_help_names_every_command_and_starts_at_once() -> None:
         [sys.executable, "-m", "quantkit", "--help"], capture_output=True, text=True, check=True
     )
     assert time.monotonic() - start < 5  # a fifth of that on an idle machine
-    for command in ("build", "quants", "inspect", "smoke", "doctor"):
+    for command in ("build", "export", "quants", "inspect", "smoke", "doctor"):
         assert command in run.stdout
         assert quantkit(command, "--help").code == 0
 
 
 def test_quants_lists_every_quant() -> None:
     rows = json.loads(quantkit("quants", "--json").out)["quants"]
-    assert [row["name"] for row in rows] == list(all_quants())
+    assert [row["name"] for row in rows] == [*all_quants(), *folder_quants()]
     by_name = {row["name"]: row for row in rows}
     assert [n for n, row in by_name.items() if "gguf-all" in row["groups"]] == [
         "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k",

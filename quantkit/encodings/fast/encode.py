@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import numba
 import numpy as np
@@ -14,6 +13,7 @@ from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.fast import iq4, k_quants, legacy
+from quantkit.encodings.fast.best import make_scratch
 from quantkit.encodings.slab import Slab
 
 _SUPERBLOCK, _BLOCK = 256, 32
@@ -23,6 +23,8 @@ _K_QUANTS = {
     "Q4_K": k_quants.encode_q4_k,
     "Q5_K": k_quants.encode_q5_k,
     "Q6_K": k_quants.encode_q6_k,
+}
+_IQ4 = {
     "IQ4_XS": iq4.encode_iq4_xs,
     "IQ4_NL": iq4.encode_iq4_nl,
 }
@@ -33,12 +35,19 @@ _LEGACY = {
     "Q5_0": legacy.encode_q5_0,
     "Q5_1": legacy.encode_q5_1,
 }
+_KERNELS = {**_K_QUANTS, **_IQ4, **_LEGACY}
 
 
 def encode(
-    slab: Slab, encoding: Encoding, importance: NDArray[np.float32] | None
+    slab: Slab,
+    encoding: Encoding,
+    importance: NDArray[np.float32] | None,
+    search: str = "ggml",
 ) -> NDArray[np.uint8]:
     """The bytes of a slab in a block format: those that ``ggml.encode`` gives, only sooner.
+
+    With the search ``best`` the K-quants get other bytes, with less of the error that ggml
+    minimizes (see ``fast.best``); every other format is the same.
 
     Formats without a kernel of ours go to ggml, and so do rows with weights so large, small or
     strange that ggml's rounding wraps around in them.
@@ -47,6 +56,7 @@ def encode(
         slab: whole rows, all finite; columns are whole blocks.
         encoding: the block format.
         importance: one weight per column, float32, or None.
+        search: ``ggml`` or ``best``.
 
     Returns:
         Shape (rows, row bytes).
@@ -62,24 +72,29 @@ def encode(
     out = np.empty((slab.n_rows, encoding.row_bytes(slab.columns)), np.uint8)
     odd = np.empty(slab.n_rows * slab.columns // width, np.uint8)
     columns = None if importance is None else np.array(importance, np.float32)
-    kernel, *more = _kernel(encoding), tiles, columns
+    more: list[NDArray[np.float32] | None] = []
     if encoding.name in _LEGACY:
         means = np.empty(slab.n_rows, np.float32)
         legacy.row_means(slab.rows, means)
-        more.append(means)
-    kernel(*more, out.reshape(-1).view(np.uint16), odd)
-    for row in np.unique(np.flatnonzero(odd) // (slab.columns // width)):
-        out[row] = ggml.encode(slab.rows[row : row + 1], encoding, importance)
+        more = [means]
+    elif encoding.name in _K_QUANTS:
+        more = [make_scratch() if search == "best" else None]
+    _KERNELS[encoding.name](tiles, columns, *more, out.reshape(-1).view(np.uint16), odd)
+    strange = np.flatnonzero(odd)
+    if not strange.size:
+        return out
+    if importance is None:  # a block does not depend on where it lies
+        blocks = slab.rows.reshape(-1, width)[strange]
+        out.reshape(odd.size, -1)[strange] = ggml.encode(blocks, encoding, None)
+    else:
+        for row in np.unique(strange // (slab.columns // width)):
+            out[row] = ggml.encode(slab.rows[row : row + 1], encoding, importance)
     return out
 
 
 def has_kernel(encoding: Encoding, weighted: bool) -> bool:
     """Whether ``encode`` has a kernel of ours for a format, with or without importance."""
-    return encoding.name in _K_QUANTS or (weighted and encoding.name in _LEGACY)
-
-
-def _kernel(encoding: Encoding) -> Any:
-    return {**_K_QUANTS, **_LEGACY}[encoding.name]
+    return encoding.name in _KERNELS and (weighted or encoding.name not in _LEGACY)
 
 
 def version() -> str:
@@ -91,6 +106,7 @@ def prepare(
     encodings: Iterable[tuple[Encoding, bool]],
     dtypes: Iterable[str],
     report: Callable[[str], None],
+    search: str = "ggml",
 ) -> None:
     """Compile or load what a build will call, so that it can say so and threads need not wait.
 
@@ -99,6 +115,7 @@ def prepare(
         dtypes: of the source.
         report: called with the name of an encoding before it is compiled; not where the machine
             code of an earlier run serves.
+        search: as for ``encode``.
 
     """
     dtypes = sorted(dtypes)
@@ -111,7 +128,7 @@ def prepare(
         try:
             for dtype in dtypes:
                 raw = np.zeros(_SUPERBLOCK * FLOAT_BYTES[dtype], np.uint8)
-                encode(Slab(raw, dtype, _SUPERBLOCK), kind, importance)
+                encode(Slab(raw, dtype, _SUPERBLOCK), kind, importance, search)
         finally:
             numba.core.event.unregister("numba:compile", listener)
 

@@ -8,6 +8,7 @@ from collections import namedtuple
 
 import numpy as np
 
+from quantkit.encodings.fast.best import improve_min_scale, improve_scale
 from quantkit.encodings.fast.halves import INFINITE, half_bits, half_value
 from quantkit.encodings.fast.jit import compiled, inlined
 from quantkit.encodings.fast.search import (
@@ -40,6 +41,7 @@ from quantkit.encodings.fast.tiles import importance_tile, store_half, write_blo
 
 WIDTH = 256
 _MOST_SUBBLOCKS = 16
+_CHANCE = 2.0**-18  # of the greatest error: what float16 scales leave even if levels fit exactly
 # First candidate and step of the searches, relative to the largest level.
 _FIRST_2, _FIRST_4, _FIRST_5, _STEP = map(np.float32, (-0.5, -1, -0.5, 0.1))
 _FIRST_WEIGHTED, _STEP_WEIGHTED = map(np.float32, (-0.9, 0.05))
@@ -96,9 +98,29 @@ def weigh(x, start, n, sigma2, importance, weight):
 
 
 @inlined
+def weigh_by_square(x, start, n, weight):
+    """Each element by its square."""
+    for i in range(n):
+        value = load(x, (start + i) * LANES)
+        store(weight, i * LANES, value * value)
+
+
+@inlined
 def _weigh_by_size(x, start, n, offset, weight):
     for i in range(n):
         store(weight, i * LANES, offset + absolute(load(x, (start + i) * LANES)))
+
+
+@inlined
+def _weigh_subblock(x, start, n, importance, mad, sigma2, room, weight):
+    """What an error in each element of a sub-block with a minimum counts."""
+    if importance is not None:
+        weigh(x, start, n, sigma2, room.importance, weight)
+    elif mad:
+        _weigh_by_size(x, start, n, f32(0), weight)
+    else:
+        mean = sqrt(sum_of_squares(x, start, n) / f32(n))
+        _weigh_by_size(x, start, n, mean, weight)
 
 
 @inlined
@@ -107,13 +129,7 @@ def _search_subblocks(x, importance, n, nmax, first, delta, steps, mad, sigma2, 
     zero = f32(0)
     odd = zero < zero
     for j in range(WIDTH // n):
-        if importance is not None:
-            weigh(x, n * j, n, sigma2, room.importance, room.weight)
-        elif mad:
-            _weigh_by_size(x, n * j, n, zero, room.weight)
-        else:
-            mean = sqrt(sum_of_squares(x, n * j, n) / f32(n))
-            _weigh_by_size(x, n * j, n, mean, room.weight)
+        _weigh_subblock(x, n * j, n, importance, mad, sigma2, room, room.weight)
         scale, minimum, sum_w, inverse, low, strange = search_min_scale(
             x, n * j, room.weight, n, nmax, first, delta, steps, mad, room.levels
         )
@@ -141,8 +157,24 @@ def _share_of_greatest(values, n, nmax, levels):
 
 
 @inlined
-def _encode_min_scale(x, importance, n, nmax, scale_max, sigma2, first, delta, steps, mad, room):
+def _encode_min_scale(
+    x, importance, n, nmax, scale_max, first, delta, steps, mad, squares, room, scratch
+):
     """Levels of a block with scales and minima: Q2_K, Q4_K and Q5_K.
+
+    Args:
+        x: the weights.
+        importance: of the columns, or None.
+        n: elements per sub-block.
+        nmax: the largest level.
+        scale_max: the largest multiple of the block's scales.
+        first: of the candidates without importance, relative to ``nmax``.
+        delta: between candidates without importance.
+        steps: the last candidate without importance.
+        mad: whether the error without importance is the sum of absolute differences.
+        squares: mean squares of the block in what importance is multiplied with.
+        room: working memory.
+        scratch: for the search ``best``, or None.
 
     Returns:
         the float16 bits of the block's scale and of its minimum's, and the mask of odd lanes.
@@ -150,6 +182,10 @@ def _encode_min_scale(x, importance, n, nmax, scale_max, sigma2, first, delta, s
     """
     zero, top = f32(0), f32(nmax)
     n_sub = WIDTH // n
+    sigma2 = zero
+    if importance is not None:
+        sigma2 = f32(squares) * sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
+        first, delta, steps, mad = _FIRST_WEIGHTED, _STEP_WEIGHTED, 36, False
     odd = _search_subblocks(x, importance, n, nmax, first, delta, steps, mad, sigma2, room)
     if importance is not None:
         d, strange = search_positive_scale(
@@ -182,7 +218,15 @@ def _encode_min_scale(x, importance, n, nmax, scale_max, sigma2, first, delta, s
                 searched = level_between(inverse * (value - low), zero, top)
                 level = select(kept, searched, level)
             store(room.levels, i * LANES, level)
-    return d_bits, m_bits, odd | (far > f32(FARTHEST_ROUNDED))
+    odd = odd | (far > f32(FARTHEST_ROUNDED))
+    if scratch is not None:
+        for j in range(n_sub):
+            weights = scratch[0, n * j * LANES :]
+            _weigh_subblock(x, n * j, n, importance, mad, sigma2, room, weights)
+        d_bits, m_bits = improve_min_scale(
+            x, n, nmax, scale_max, mad, d_bits, m_bits, room, scratch
+        )
+    return d_bits, m_bits, odd
 
 
 @inlined
@@ -262,30 +306,14 @@ def _pack_six_bit_scales(room, first_half):
 
 
 @compiled
-def encode_q2_k(tiles, importance, out, odd_blocks):
+def encode_q2_k(tiles, importance, scratch, out, odd_blocks):
     """Q2_K: sixteen scales and minima of four bits, two bits a weight."""
     room = _make_room()
     for group in range(tiles.shape[0]):
         x = _next_tile(tiles, importance, group, room)
-        if importance is not None:
-            sigma2 = sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
-            d, m, odd = _encode_min_scale(
-                x,
-                importance,
-                16,
-                3,
-                15,
-                sigma2,
-                np.float32(-0.9),
-                np.float32(0.05),
-                36,
-                False,
-                room,
-            )
-        else:
-            d, m, odd = _encode_min_scale(
-                x, importance, 16, 3, 15, f32(0), _FIRST_2, _STEP, 15, True, room
-            )
+        d, m, odd = _encode_min_scale(
+            x, importance, 16, 3, 15, _FIRST_2, _STEP, 15, True, 1, room, scratch
+        )
         for pair in range(8):
             low = _scale_level(room, 2 * pair) | (_min_level(room, 2 * pair) << i32(4))
             high = _scale_level(room, 2 * pair + 1) | (_min_level(room, 2 * pair + 1) << i32(4))
@@ -297,30 +325,14 @@ def encode_q2_k(tiles, importance, out, odd_blocks):
 
 
 @compiled
-def encode_q4_k(tiles, importance, out, odd_blocks):
+def encode_q4_k(tiles, importance, scratch, out, odd_blocks):
     """Q4_K: eight scales and minima of six bits, four bits a weight."""
     room = _make_room()
     for group in range(tiles.shape[0]):
         x = _next_tile(tiles, importance, group, room)
-        if importance is not None:
-            sigma2 = f32(2) * sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
-            d, m, odd = _encode_min_scale(
-                x,
-                importance,
-                32,
-                15,
-                63,
-                sigma2,
-                np.float32(-0.9),
-                np.float32(0.05),
-                36,
-                False,
-                room,
-            )
-        else:
-            d, m, odd = _encode_min_scale(
-                x, importance, 32, 15, 63, f32(0), _FIRST_4, _STEP, 20, False, room
-            )
+        d, m, odd = _encode_min_scale(
+            x, importance, 32, 15, 63, _FIRST_4, _STEP, 20, False, 2, room, scratch
+        )
         store_half(room.halves, 0, d)
         store_half(room.halves, 1, m)
         _pack_six_bit_scales(room, 2)
@@ -329,40 +341,14 @@ def encode_q4_k(tiles, importance, out, odd_blocks):
 
 
 @compiled
-def encode_q5_k(tiles, importance, out, odd_blocks):
+def encode_q5_k(tiles, importance, scratch, out, odd_blocks):
     """Q5_K: eight scales and minima of six bits, five bits a weight."""
     room = _make_room()
     for group in range(tiles.shape[0]):
         x = _next_tile(tiles, importance, group, room)
-        if importance is not None:
-            sigma2 = f32(2) * sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
-            d, m, odd = _encode_min_scale(
-                x,
-                importance,
-                32,
-                31,
-                63,
-                sigma2,
-                np.float32(-0.9),
-                np.float32(0.05),
-                36,
-                False,
-                room,
-            )
-        else:
-            d, m, odd = _encode_min_scale(
-                x,
-                importance,
-                32,
-                31,
-                63,
-                f32(0),
-                np.float32(-0.5),
-                np.float32(0.1),
-                15,
-                False,
-                room,
-            )
+        d, m, odd = _encode_min_scale(
+            x, importance, 32, 31, 63, _FIRST_5, _STEP, 15, False, 2, room, scratch
+        )
         store_half(room.halves, 0, d)
         store_half(room.halves, 1, m)
         _pack_six_bit_scales(room, 2)
@@ -408,16 +394,21 @@ def _infinite(half):
 
 
 @inlined
-def _search_signed(x, nmax, sigma2, room):
+def _search_signed(x, importance, nmax, stride, sigma2, room):
     """Scale and importance of every sub-block of 16 into the room."""
     zero, one = f32(0), f32(1)
     for j in range(WIDTH // 16):
-        weigh(x, 16 * j, 16, sigma2, room.importance, room.weight)
+        if importance is not None:
+            weigh(x, 16 * j, 16, sigma2, room.importance, room.weight)
+        else:
+            weigh_by_square(x, 16 * j, 16, room.weight)
         total = zero
         for i in range(16):
             total = total + load(room.weight, i * LANES)
         store(room.sums, j * LANES, total)
-        scale, inverse, blank = search_scale(x, 16 * j, room.weight, 0, 16, nmax, room.levels)
+        scale, inverse, blank = search_scale(
+            x, 16 * j, room.weight, 0, 16, nmax, stride, room.levels
+        )
         store(room.scales, j * LANES, scale)
         store(room.inverses, j * LANES, inverse)
         store(room.lows, j * LANES, select(blank, zero, one))
@@ -443,35 +434,81 @@ def _too_large(x):
     return far > f32(LARGEST)
 
 
+@inlined
+def _fit_signed_scales(x, importance, stride, sigma2, room):
+    """Multiples of the scales of Q3_K that fit them best: the block's scale."""
+    bottom, top = f32(-32), f32(31)
+    _search_signed(x, importance, 4, stride, sigma2, room)
+    d, inverse, blank = search_scale(room.scales, 0, room.sums, 0, 16, 32, 1, room.weight)
+    for j in range(16):
+        level = level_between(inverse * load(room.scales, j * LANES), bottom, top)
+        store(room.scale_levels, j * LANES, select(blank, bottom, level))
+    return d, bottom > top, True
+
+
+@inlined
+def _share_of_farthest(x, room):
+    """Multiples of the scales of Q3_K as parts of the farthest: the block's scale, odd lanes."""
+    zero, bottom, top = f32(0), f32(-32), f32(31)
+    odd = zero < zero
+    for j in range(16):
+        scale, strange = search_q3_scale(x, 16 * j, room.weight, 16, 4, room.levels)
+        odd = odd | strange
+        store(room.scales, j * LANES, scale)
+    far, _ = _farthest_scale(room)
+    inverse = bottom / far
+    blank = far == zero
+    for j in range(16):
+        level = level_between(inverse * load(room.scales, j * LANES), bottom, top)
+        store(room.scale_levels, j * LANES, select(blank, bottom, level))
+    return select(blank, zero, f32(1) / inverse), odd, False
+
+
+@inlined
+def _weigh_for_best_q3(x, weight):
+    """What ``best`` weighs elements of Q3_K with; the error of taking them all for zero.
+
+    The squares that ggml weighs with neglect small elements: adding three times their mean costs
+    a few percent of ggml's measure and wins as much of the plain error.
+    """
+    mean = f32(3 / WIDTH) * sum_of_squares(x, 0, WIDTH)
+    error = f32(0)
+    for i in range(WIDTH):
+        value = load(x, i * LANES)
+        square = value * value
+        w = square + mean
+        error = error + w * square
+        store(weight, i * LANES, w)
+    return error
+
+
 @compiled
-def encode_q3_k(tiles, importance, out, odd_blocks):
+def encode_q3_k(tiles, importance, scratch, out, odd_blocks):
     """Q3_K: sixteen signed scales of six bits, three bits a weight."""
     room = _make_room()
     for group in range(tiles.shape[0]):
         x = _next_tile(tiles, importance, group, room)
-        zero, bottom, top = f32(0), f32(-32), f32(31)
-        odd = _too_large(x)
+        sigma2 = f32(0)
         if importance is not None:
             sigma2 = f32(2) * sum_of_squares(x, 0, WIDTH) / f32(WIDTH)
-            _search_signed(x, 4, sigma2, room)
-            d, inverse, blank = search_scale(room.scales, 0, room.sums, 0, 16, 32, room.weight)
-            for j in range(16):
-                level = level_between(inverse * load(room.scales, j * LANES), bottom, top)
-                store(room.scale_levels, j * LANES, select(blank, bottom, level))
+            d, odd, from_search = _fit_signed_scales(x, importance, 1, sigma2, room)
+        elif scratch is not None:
+            # A few candidates are a better start than ggml's own search, and sooner found.
+            d, odd, from_search = _fit_signed_scales(x, importance, 6, sigma2, room)
         else:
-            for j in range(16):
-                scale, strange = search_q3_scale(x, 16 * j, room.weight, 16, 4, room.levels)
-                odd = odd | strange
-                store(room.scales, j * LANES, scale)
-            far, _ = _farthest_scale(room)
-            inverse = bottom / far
-            blank = far == zero
-            d = select(blank, zero, f32(1) / inverse)
-            for j in range(16):
-                level = level_between(inverse * load(room.scales, j * LANES), bottom, top)
-                store(room.scale_levels, j * LANES, select(blank, bottom, level))
+            d, odd, from_search = _share_of_farthest(x, room)
         d_bits = half_bits(d)
-        odd = odd | _infinite(d_bits) | _requantize(x, d_bits, 4, importance is not None, room)
+        odd = odd | _too_large(x) | _infinite(d_bits)
+        odd = odd | _requantize(x, d_bits, 4, from_search, room)
+        if scratch is not None:
+            if importance is not None:
+                weigh(x, 0, WIDTH, sigma2, room.importance, scratch[0])
+                d_bits, _ = improve_scale(x, 4, -32, 31, 1, True, 1, d_bits, room, scratch)
+            else:
+                error_of_zero = _weigh_for_best_q3(x, scratch[0])
+                d_bits, error = improve_scale(x, 4, -32, 31, 1, False, 0, d_bits, room, scratch)
+                # What is left is chance: how near a float16 comes to the few weights that count.
+                odd = odd | (error < f32(_CHANCE) * error_of_zero)
         _pack_high_bit(room, 2, 0)
         _pack_two_bits(room, 16)
         # Sixteen scales of six bits: low nibbles in 8 bytes, high pairs in 4.
@@ -495,7 +532,7 @@ def encode_q3_k(tiles, importance, out, odd_blocks):
 
 
 @compiled
-def encode_q6_k(tiles, importance, out, odd_blocks):
+def encode_q6_k(tiles, importance, scratch, out, odd_blocks):
     """Q6_K: sixteen signed scales of eight bits, six bits a weight."""
     room = _make_room()
     for group in range(tiles.shape[0]):
@@ -505,13 +542,13 @@ def encode_q6_k(tiles, importance, out, odd_blocks):
         for j in range(16):
             if importance is not None:
                 scale, inverse, blank = search_scale(
-                    x, 16 * j, room.importance, 16 * j, 16, 32, room.levels
+                    x, 16 * j, room.importance, 16 * j, 16, 32, 1, room.levels
                 )
             else:
-                for i in range(16):
-                    value = load(x, (16 * j + i) * LANES)
-                    store(room.weight, i * LANES, value * value)
-                scale, inverse, blank = search_scale(x, 16 * j, room.weight, 0, 16, 32, room.levels)
+                weigh_by_square(x, 16 * j, 16, room.weight)
+                scale, inverse, blank = search_scale(
+                    x, 16 * j, room.weight, 0, 16, 32, 1, room.levels
+                )
             store(room.scales, j * LANES, scale)
             store(room.inverses, j * LANES, inverse)
             store(room.lows, j * LANES, select(blank, zero, f32(1)))
@@ -526,6 +563,13 @@ def encode_q6_k(tiles, importance, out, odd_blocks):
         for i in range(WIDTH):
             level = load(room.levels, i * LANES)
             store(room.levels, i * LANES, select(blank, zero, level))
+        if scratch is not None:
+            if importance is not None:
+                for i in range(WIDTH):
+                    store(scratch[0], i * LANES, load(room.importance, i * LANES))
+            else:
+                weigh_by_square(x, 0, WIDTH, scratch[0])
+            d_bits, _ = improve_scale(x, 32, -128, 127, 2, False, 1, d_bits, room, scratch)
         for part in range(2):
             for pair in range(32):
                 half = i32(0)

@@ -62,7 +62,7 @@ def _pack(levels, first_half, five_bits, halves):
 def _symmetric(x, start, weight, nmax, levels):
     """One block with a scale alone: its float16 bits, and the mask of odd lanes."""
     zero, bottom, top, middle = f32(0), f32(-nmax), f32(nmax - 1), f32(nmax)
-    scale, inverse, blank = search_scale(x, start, weight, 0, BLOCK, nmax, levels)
+    scale, inverse, blank = search_scale(x, start, weight, 0, BLOCK, nmax, 1, levels)
     far = zero
     for i in range(BLOCK):
         value = load(x, (start + i) * LANES)

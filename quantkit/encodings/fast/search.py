@@ -157,7 +157,7 @@ def search_min_scale(x, start, weight, n, nmax, first, delta, steps, mad, levels
 
 
 @inlined
-def search_scale(x, start, weight, first_weight, n, nmax, products):
+def search_scale(x, start, weight, first_weight, n, nmax, stride, products):
     """Scale of each sub-block with levels on both sides of 0: ``make_qx_quants``, rmse type 1.
 
     Args:
@@ -167,6 +167,7 @@ def search_scale(x, start, weight, first_weight, n, nmax, products):
         first_weight: where in that tile the sub-block begins.
         n: elements per sub-block.
         nmax: levels go from ``-nmax`` to ``nmax - 1``.
+        stride: 1 for all of ggml's candidates, 2 for every second one.
         products: room for a tile of ``n``.
 
     Returns:
@@ -189,7 +190,7 @@ def search_scale(x, start, weight, first_weight, n, nmax, products):
         sum_l2 = sum_l2 + (w * level) * level
     scale = select(sum_l2 == zero, zero, sum_lx / sum_l2)
     best = scale * sum_lx
-    for candidate in range(-9, 10):
+    for candidate in range(-9, 10, stride):
         if candidate == 0:
             continue
         factor = np.float32(nmax) + _STEP * np.float32(candidate)

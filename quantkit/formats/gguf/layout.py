@@ -8,6 +8,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from gguf import GGUFValue, GGUFValueType
 
@@ -15,6 +16,7 @@ from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
 from quantkit.formats.gguf.metadata import KeyValue, ModelMetadata, pack
+from quantkit.formats.place import Place
 from quantkit.plan.plan import Plan, PlannedTensor
 
 ALIGNMENT = 32
@@ -33,7 +35,7 @@ class PlannedFile:
     n_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The files of one artifact. ``folder`` holds the shards of a split one, else None."""
 
@@ -54,6 +56,16 @@ class Layout:
         for file in self.files:
             digest.update(file.header)
         return digest.hexdigest()
+
+    def places(self, tensor: int, row: int, rows: int) -> list[Place]:
+        """Where some rows of a tensor of the plan go: one place."""
+        file, offset = self._starts[tensor]
+        row_bytes = self.plan.tensors[tensor].row_bytes
+        return [Place(file, offset + row * row_bytes, rows * row_bytes)]
+
+    @cached_property
+    def _starts(self) -> list[tuple[int, int]]:
+        return [(n, offset) for n, file in enumerate(self.files) for offset in file.offsets]
 
 
 def lay_out(

@@ -1,0 +1,48 @@
+"""``quantkit export``: an artifact of transformers' into a GGUF."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantkit.cli.build import run_build
+from quantkit.cli.output import JsonOption
+from quantkit.core.units import parse_size
+
+
+class Export(StrEnum):
+    """What an artifact can be exported to; anything smaller would round it twice."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+
+
+def export(
+    artifact: Annotated[
+        Path, typer.Argument(help="A folder that a build made: bnb-nf4, bnb-int8.")
+    ],
+    to: Annotated[Export, typer.Option("--to", help="What the GGUF holds.")] = Export.F16,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output folder  [default: ./NAME-GGUF]")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Encoding threads  [default: all usable cores]")
+    ] = None,
+    max_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most memory for weights in flight.")
+    ] = "1GiB",
+    smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Run it in llama.cpp.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Dequantize an artifact into a GGUF, slab by slab, and run it in llama.cpp."""
+    from quantkit.build.work import prepare_export
+    from quantkit.plan.quants import find_quants
+    from quantkit.verify.machine import usable_cores
+
+    memory = parse_size(max_memory)
+    work = prepare_export(artifact, find_quants([to.value]))
+    folder = out or Path(f"{work.base_name}-GGUF")
+    run_build(work, folder, jobs or usable_cores(), memory, smoke=smoke, as_json=as_json)

@@ -1,0 +1,53 @@
+"""What the searches for scales make small: the weighted error of encoded rows."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SUPERBLOCK = 256
+
+
+def weighted_error(
+    name: str,
+    rows: NDArray[np.float32],
+    decoded: NDArray[np.float32],
+    importance: NDArray[np.float32] | None,
+) -> NDArray[np.float64]:
+    """The error of each block of 256 weights of a K-quant, by the measure of ggml's own search.
+
+    The measures are those of the ``quantize_row_q*_K`` functions of ``ggml/src/ggml-quants.c``,
+    squared differences for the most part. What they are multiplied by, where ``|x|`` is the
+    magnitude of a weight:
+
+    - with importance: importance * sqrt(s + x**2), where s is twice the mean square of the block
+      (Q2_K: once); for Q6_K importance alone;
+    - without, Q2_K: ``|x|``, and absolute differences instead of squared ones;
+    - without, Q4_K and Q5_K: ``|x|`` + the root mean square of the sub-block;
+    - without, Q3_K and Q6_K: x**2.
+
+    Args:
+        name: of the encoding.
+        rows: the weights, shape (rows, columns).
+        decoded: what their encoded bytes stand for, of the same shape.
+        importance: one weight per column, or None.
+
+    Returns:
+        Shape (blocks,).
+
+    """
+    x = rows.reshape(-1, _SUPERBLOCK).astype(np.float64)
+    off = np.abs(decoded.reshape(-1, _SUPERBLOCK) - x)
+    if importance is not None:
+        columns = importance.reshape(-1, _SUPERBLOCK).astype(np.float64)
+        weights = np.tile(columns, (len(x) // len(columns), 1))
+        if name != "Q6_K":
+            mean = np.mean(x * x, axis=1, keepdims=True) * (1 if name == "Q2_K" else 2)
+            weights *= np.sqrt(mean + x * x)
+    elif name == "Q2_K":
+        return np.asarray((np.abs(x) * off).sum(axis=1))
+    elif name in ("Q4_K", "Q5_K"):
+        sub_blocks = x.reshape(len(x), -1, 32)
+        root = np.sqrt(np.mean(sub_blocks * sub_blocks, axis=2)).repeat(32, axis=1)
+        weights = root + np.abs(x)
+    else:
+        weights = x * x
+    return np.asarray((weights * off * off).sum(axis=1))

@@ -1,0 +1,191 @@
+"""Which weights of a model bitsandbytes quantizes, and the folder that comes of it."""
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.errors import PlanError
+from quantkit.core.tensors import SourceTensor
+from quantkit.families.model import Model, Target
+from quantkit.families.published import published_names
+from quantkit.formats.bnb.codec import (
+    BLOCK_SIZES,
+    TORCH_NAMES,
+    EightBit,
+    FourBit,
+    Plain,
+    one_thread,
+    require_bitsandbytes,
+)
+from quantkit.formats.bnb.readme import write_readme
+from quantkit.formats.folder import (
+    Codec,
+    FolderLayout,
+    FolderPlan,
+    StoredMatrix,
+    StoredTarget,
+    carried_files,
+    lay_out_folder,
+)
+from quantkit.plan.llama_quantize import in_file_order
+from quantkit.plan.quants import Quant
+
+_INT8 = "bnb-int8"
+
+
+@dataclass(frozen=True, slots=True)
+class BnbOptions:
+    """What a user can choose: weights per absmax, double quantization, modules to leave alone."""
+
+    block_size: int = 64
+    double_quant: bool = False
+    keep: tuple[str, ...] = ()
+
+
+def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "BF16") -> FolderPlan:
+    """Every tensor of one quant of one model.
+
+    Args:
+        model: of any family.
+        quant: ``bnb-nf4``, ``bnb-fp4`` or ``bnb-int8``.
+        options: of the user.
+        dtype: of the model, by safetensors' name.
+
+    Raises:
+        PlanError: there is no such block size, it does not divide the rows, or nothing to keep has
+            a name given.
+
+    """
+    if options.block_size not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise PlanError(f"--block-size {options.block_size} is none of bitsandbytes': {sizes}.")
+    codec: Codec = EightBit(dtype)
+    if quant.name != _INT8:
+        kind = quant.name.removeprefix("bnb-")
+        codec = FourBit(kind, options.block_size, options.double_quant, dtype)
+    used: set[str] = set()
+    tensors = []
+    for target in in_file_order(model.targets):
+        matrices = []
+        for name in _names(model, target):
+            module = name.removesuffix(".weight")
+            keeps = [k for k in options.keep if _is_named(module, k)] if _is_linear(target) else []
+            used.update(keeps)
+            chosen: Codec = codec if _is_linear(target) and not keeps else Plain(dtype)
+            if isinstance(chosen, FourBit) and target.columns % options.block_size:
+                raise PlanError(
+                    f"--block-size {options.block_size} does not divide the {target.columns} "
+                    f"columns of {name}, and bitsandbytes gets such rows wrong on CPUs; choose "
+                    "one that does, or --keep the module."
+                )
+            shape = target.shape[-2:]
+            matrices.append(StoredMatrix(name, shape, chosen, chosen.parts(name, shape)))
+        encoding = matrices[0].codec.encoding if matrices else Plain(dtype).encoding
+        tensors.append(StoredTarget(target, encoding, tuple(matrices)))
+    unknown = [name for name in options.keep if name not in used and name != "lm_head"]
+    if unknown:
+        raise PlanError(
+            f"--keep {unknown[0]} names no module that would be quantized; give the last part of "
+            "a module's name, such as o_proj, or the beginning, such as model.layers.0."
+        )
+    return FolderPlan(quant, tuple(tensors))
+
+
+def lay_out_bnb(
+    checkpoint: Checkpoint,
+    model: Model,
+    quant: Quant,
+    options: BnbOptions,
+    base_name: str,
+    shard_size: int | None = None,
+) -> FolderLayout:
+    """The folder of one quant of a checkpoint.
+
+    Raises:
+        PlanError: as `outline_bnb` does, or a matrix is larger than a shard.
+        MissingPackageError: bitsandbytes is not installed.
+
+    """
+    require_bitsandbytes()
+    dtype = model_dtype(checkpoint.config, checkpoint.tensors)
+    plan = outline_bnb(model, quant, options, dtype)
+    quantization = quantization_config(model, quant, options, dtype)
+    config = {
+        key: value
+        for key, value in checkpoint.config.items()
+        if key not in ("dtype", "torch_dtype")
+    }
+    # Versions before 4.56 of transformers know the second name only, and all know it.
+    config |= {"torch_dtype": TORCH_NAMES[dtype], "quantization_config": quantization}
+    name = f"{base_name}-{quant.name}"
+    files = {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        **carried_files(checkpoint.path),
+        "README.md": write_readme(name, model, quant, options).encode(),
+    }
+    unquantized = [m.name for t in plan.tensors for m in t.matrices if isinstance(m.codec, Plain)]
+    record = {
+        "tools": {name: importlib.metadata.version(name) for name in ("bitsandbytes", "torch")},
+        "quantization_config": quantization,
+        "unquantized": unquantized,
+    }
+    return lay_out_folder(plan, name, files, record, shard_size, one_thread)
+
+
+def model_dtype(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> str:
+    """The dtype that transformers loads a checkpoint in: config.json's, or that of its weights."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    known = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
+    if isinstance(named, str) and named in known:
+        return known[named]
+    return next(iter(tensors.values())).dtype
+
+
+def quantization_config(
+    model: Model, quant: Quant, options: BnbOptions, dtype: str
+) -> dict[str, Any]:
+    """What config.json says of the quantization: ``BitsAndBytesConfig`` of transformers."""
+    eight = quant.name == _INT8
+    # Older versions hold the router in a linear module, which they would quantize. Where the list
+    # is not given, every version leaves out lm_head by itself.
+    skipped = [*(["gate"] if model.hparams.num_local_experts else []), *options.keep]
+    skipped = list(dict.fromkeys(["lm_head", *skipped])) if skipped else []
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": not eight,
+        "load_in_8bit": eight,
+        "_load_in_4bit": not eight,
+        "_load_in_8bit": eight,
+        "bnb_4bit_compute_dtype": "float32" if eight else TORCH_NAMES[dtype],
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": "fp4" if eight else quant.name.removeprefix("bnb-"),
+        "bnb_4bit_use_double_quant": options.double_quant and not eight,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_skip_modules": skipped or None,
+        "llm_int8_threshold": 6.0,
+    }
+
+
+def _names(model: Model, target: Target) -> Sequence[str]:
+    # transformers ties lm_head to the embeddings then, whatever a file holds.
+    if target.role == "output" and model.hparams.tie_word_embeddings:
+        return ()
+    return published_names(target)
+
+
+def _is_linear(target: Target) -> bool:
+    """Whether a target is made of linear layers other than the router and lm_head."""
+    is_matrix = target.role.startswith(("attn_", "ffn_")) and len(target.shape) > 1
+    return is_matrix and target.role != "ffn_gate_inp"
+
+
+def _is_named(module: str, name: str) -> bool:
+    """Whether a name is a module's last part, or its path or the beginning of it.
+
+    These are the ways that every version of transformers understands.
+    """
+    return module.rpartition(".")[2] == name or f"{module}.".startswith(f"{name}.")

@@ -1,0 +1,207 @@
+"""A bitsandbytes folder, whoever wrote it, as dequantized rows."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.errors import CheckpointError
+from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
+from quantkit.formats.bnb.codec import (
+    TORCH_NAMES,
+    functional,
+    require_bitsandbytes,
+    to_bytes,
+    to_torch,
+)
+from quantkit.formats.dequantized import Dequantized
+
+_STATE = ".quant_state.bitsandbytes__"
+_DTYPES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
+_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+
+ReadRows = Callable[[int, int], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class FourBitState:
+    """What is stored beside 4-bit codes, read from a file's quant state."""
+
+    kind: str
+    block: int
+    dtype: str
+    shape: tuple[int, ...]
+    nested_block: int = 0
+    nested_offset: float = 0.0
+
+
+def open_artifact(stored: Checkpoint) -> Dequantized:
+    """Its weights as they were named before, dequantized by bitsandbytes when they are read.
+
+    Raises:
+        CheckpointError: a quantized weight lacks what belongs to it, or does not fit it.
+        MissingPackageError: bitsandbytes is not installed.
+
+    """
+    require_bitsandbytes()
+    tensors: dict[str, SourceTensor] = {}
+    readers: dict[str, ReadRows] = {}
+    for name, tensor in stored.tensors.items():
+        state = read_state(stored.tensors, name)
+        scales = stored.tensors.get(f"{name.removesuffix('weight')}SCB")
+        if state is not None:
+            _check_four_bit(stored.tensors, tensor, state)
+            readers[name] = _four_bit_rows(stored.tensors, tensor, state)
+            tensors[name] = _as_source(tensor, state.dtype, state.shape)
+        elif tensor.dtype == "I8" and scales is not None:
+            if scales.shape != tensor.shape[:1] or scales.dtype != "F32":
+                raise _damaged(tensor, "SCB does not fit its weight")
+            readers[name] = _eight_bit_rows(tensor, scales)
+            tensors[name] = _as_source(tensor, "F32", tensor.shape)
+        elif tensor.dtype in FLOAT_BYTES and not name.endswith((*_PARTS, ".SCB")):
+            readers[name] = _plain_rows(tensor)
+            tensors[name] = tensor
+        elif not name.endswith((*_PARTS, ".SCB", ".weight_format")) and _STATE not in name:
+            raise _damaged(tensor, f"it is {tensor.dtype} and nothing says how to read it")
+    config = {k: v for k, v in stored.config.items() if k != "quantization_config"}
+    checkpoint = replace(stored, config=config, tensors=tensors)
+    return Dequantized(checkpoint, lambda name, row, rows: readers[name](row, rows))
+
+
+def read_state(tensors: Mapping[str, SourceTensor], name: str) -> FourBitState | None:
+    """The quant state of a weight, None where it has none.
+
+    Raises:
+        CheckpointError: it is not what bitsandbytes writes.
+
+    """
+    kind = next((k for k in ("nf4", "fp4") if f"{name}{_STATE}{k}" in tensors), None)
+    if kind is None:
+        return None
+    tensor = tensors[f"{name}{_STATE}{kind}"]
+    try:
+        facts: dict[str, Any] = json.loads(bytes(read_bytes(tensor)))
+        state = FourBitState(
+            facts["quant_type"],
+            facts["blocksize"],
+            _DTYPES[facts["dtype"]],
+            tuple(facts["shape"]),
+            facts.get("nested_blocksize", 0),
+            facts.get("nested_offset", 0.0),
+        )
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(tensor, "its quant state is not bitsandbytes'") from None
+    if state.kind != kind or state.block < 1:
+        raise _damaged(tensor, "its quant state is not bitsandbytes'")
+    return state
+
+
+def read_bytes(tensor: SourceTensor, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+    """Bytes ``start`` to ``stop`` of a stored tensor.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+
+    """
+    n_bytes = (tensor.n_bytes if stop is None else stop) - start
+    try:
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.offset + start)
+            data = np.frombuffer(bytearray(file.read(n_bytes)), np.uint8)
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file} cannot be read: {error.strerror}.") from None
+    if data.size != n_bytes:
+        raise CheckpointError(f"{tensor.file} became shorter while it was read.")
+    return data
+
+
+def _as_source(tensor: SourceTensor, dtype: str, shape: tuple[int, ...]) -> SourceTensor:
+    return replace(tensor, dtype=dtype, shape=shape, n_bytes=prod(shape) * FLOAT_BYTES[dtype])
+
+
+def _plain_rows(tensor: SourceTensor) -> ReadRows:
+    def read(row: int, rows: int) -> NDArray[np.uint8]:
+        return read_bytes(tensor, row * tensor.row_bytes, (row + rows) * tensor.row_bytes)
+
+    return read
+
+
+def _eight_bit_rows(tensor: SourceTensor, scales: SourceTensor) -> ReadRows:
+    columns = tensor.shape[-1]
+
+    def read(row: int, rows: int) -> NDArray[np.uint8]:
+        import torch
+
+        codes = torch.from_numpy(read_bytes(tensor, row * columns, (row + rows) * columns))
+        scale = to_torch(read_bytes(scales, 4 * row, 4 * (row + rows)), "F32", rows)[0]
+        weights = codes.view(torch.int8).view(rows, columns)
+        return to_bytes(functional().int8_vectorwise_dequant(weights, scale))
+
+    return read
+
+
+def _four_bit_rows(
+    tensors: Mapping[str, SourceTensor], tensor: SourceTensor, state: FourBitState
+) -> ReadRows:
+    absmax = tensors[f"{tensor.name}.absmax"]
+    columns, size = state.shape[-1], prod(state.shape)
+
+    def scales(first: int, last: int) -> NDArray[np.float32]:
+        if not state.nested_block:
+            return read_bytes(absmax, 4 * first, 4 * last).view(np.float32)
+        book = read_bytes(tensors[f"{tensor.name}.nested_quant_map"]).view(np.float32)
+        start, stop = first // state.nested_block, -(-last // state.nested_block)
+        nested = tensors[f"{tensor.name}.nested_absmax"]
+        outer = read_bytes(nested, 4 * start, 4 * stop).view(np.float32)
+        block = np.arange(first, last) // state.nested_block - start
+        codes = read_bytes(absmax, first, last)
+        return book[codes] * outer[block] + np.float32(state.nested_offset)
+
+    def read(row: int, rows: int) -> NDArray[np.uint8]:
+        import torch
+
+        bnb = functional()
+        start, stop = row * columns, min(size, (row + rows) * columns)
+        codes = torch.from_numpy(read_bytes(tensor, start // 2, -(-stop // 2))).view(-1, 1)
+        quant_state = bnb.QuantState(
+            absmax=torch.from_numpy(scales(start // state.block, -(-stop // state.block))),
+            shape=torch.Size((rows, columns)),
+            code=bnb.get_4bit_type(state.kind, device="cpu"),
+            blocksize=state.block,
+            quant_type=state.kind,
+            dtype=getattr(torch, TORCH_NAMES[state.dtype]),
+        )
+        return to_bytes(bnb.dequantize_4bit(codes, quant_state))
+
+    return read
+
+
+def _check_four_bit(
+    tensors: Mapping[str, SourceTensor], tensor: SourceTensor, state: FourBitState
+) -> None:
+    """Check that codes, absmax and what belongs to them have the sizes that the state asks for."""
+    size = prod(state.shape)
+    blocks = -(-size // state.block)
+    wanted = {tensor.name: -(-size // 2), f"{tensor.name}.absmax": 4 * blocks}
+    if state.nested_block:
+        wanted[f"{tensor.name}.absmax"] = blocks
+        wanted[f"{tensor.name}.nested_absmax"] = 4 * -(-blocks // state.nested_block)
+        wanted[f"{tensor.name}.nested_quant_map"] = 4 * 256
+    if state.shape[-1] % state.block:
+        raise _damaged(
+            tensor, "its rows are no whole blocks, which bitsandbytes gets wrong on CPUs"
+        )
+    for name, n_bytes in wanted.items():
+        if name not in tensors or tensors[name].n_bytes != n_bytes:
+            raise _damaged(tensor, f"{name} is not there or does not fit its quant state")
+
+
+def _damaged(tensor: SourceTensor, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{tensor.name} in {tensor.file} cannot be dequantized: {what}; build or copy it again."
+    )

@@ -1,0 +1,54 @@
+"""Quantized artifacts seen as the checkpoint they were made from: names, shapes, dequantized rows.
+
+A format takes part with one function, ``open_artifact(stored) -> Dequantized``, in the module that
+``_READERS`` names. Nothing is dequantized before its rows are asked for.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.checkpoint.folder import Checkpoint, open_quantized
+from quantkit.core.errors import CheckpointError
+
+# quant_method of config.json -> the module that reads such a folder
+_READERS = {"bitsandbytes": "quantkit.formats.bnb.reader"}
+
+RowReader: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantized:
+    """A quantized folder as an unquantized checkpoint.
+
+    ``checkpoint`` has the original names, shapes, and the dtypes that they dequantize to; offsets
+    only say in which order to read. ``read_rows(name, first, count)`` gives rows as little-endian
+    bytes of that dtype, 1-D. It is called from one thread at a time.
+    """
+
+    checkpoint: Checkpoint
+    read_rows: RowReader
+
+
+def open_artifact(folder: Path) -> Dequantized:
+    """Read the headers of a quantized folder.
+
+    Raises:
+        CheckpointError: it is incomplete, damaged, not quantized, or in a format unknown here.
+        MissingPackageError: its format needs a package that is not installed.
+
+    """
+    stored = open_quantized(folder)
+    method = stored.config["quantization_config"].get("quant_method")
+    if method not in _READERS:
+        known = ", ".join(_READERS)
+        raise CheckpointError(
+            f"{folder} is quantized with {method!r}, which quantkit cannot read; it knows {known}."
+        )
+    dequantized: Dequantized = importlib.import_module(_READERS[method]).open_artifact(stored)
+    return dequantized
