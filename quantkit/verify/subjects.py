@@ -83,7 +83,9 @@ def open_subject(path: Path) -> Subject:
         raise GGUFError(f"{path} is a folder without artifacts that llama.cpp can run.")
     files = artifact_files(path)
     headers = [read_header(file) for file in files]
-    by_type = {q.file_type: q.name for q in all_quants().values() if q.format == "gguf"}
+    by_type: dict[int | None, str] = {
+        q.file_type: q.name for q in all_quants().values() if q.format == "gguf"
+    }
     return Subject(
         name=files[0].name,
         gguf=files[0],
