@@ -190,7 +190,7 @@ def _show(result: "Comparison") -> None:
     )
     quality.add_column("verdict", no_wrap=True)
     speed = _table(
-        f"Speed on {result.threads} CPU threads, tokens per second",
+        f"Tokens per second on the CPU (threads: {result.threads})",
         ("prompt", "generation", "load", "memory"),
     )
     for row in result.results:
