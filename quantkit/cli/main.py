@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 import quantkit
-from quantkit.cli import build, calibrate, doctor, export, fit, inspect, quants, smoke
+from quantkit.cli import (
+    build,
+    calibrate,
+    compare,
+    doctor,
+    export,
+    fit,
+    inspect,
+    quants,
+    smoke,
+)
 from quantkit.cli.output import fail
 from quantkit.core.errors import Interrupted, QuantkitError
 
@@ -42,6 +52,7 @@ for command in (
     quants.quants,
     inspect.inspect,
     smoke.smoke,
+    compare.compare,
     doctor.doctor,
 ):
     app.command()(_stoppable(command))

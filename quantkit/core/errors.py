@@ -71,6 +71,16 @@ class SmokeError(QuantkitError):
     exit_code = 1
 
 
+class CompareError(QuantkitError):
+    """An artifact is further from the reference than a healthy one, or could not be measured."""
+
+    exit_code = 1
+
+
+class TextError(QuantkitError):
+    """A text to measure on cannot be read."""
+
+
 class Interrupted(QuantkitError):  # noqa: N818 - it reports Ctrl-C, which is not an error
     """The user stopped the work; it resumes where it was."""
 

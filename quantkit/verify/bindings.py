@@ -23,6 +23,7 @@ from quantkit.verify.llama import REINSTALL
 
 _LOG_INFO, _LOG_ERROR = 2, 4  # ggml_log_level
 _N_CTX = 256
+_F32 = 0  # ggml_type
 
 
 @cache
@@ -205,13 +206,22 @@ def _gguf_functions() -> Any:
 
 
 class Model:
-    """A model in memory with a context of a few hundred tokens.
+    """A model in memory with a context of ``n_ctx`` tokens, by default a few hundred.
 
     No GPU is used and, unless ``extra_buffers`` is set, none of llama.cpp's special CPU weight
     layouts: the same plain path on every machine, and one that AMX cannot break.
     """
 
-    def __init__(self, file: Path, *, extra_buffers: bool, threads: int) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        extra_buffers: bool,
+        threads: int,
+        n_ctx: int = _N_CTX,
+        n_batch: int = 64,
+        full_precision: bool = False,
+    ) -> None:
         self._llama = llama = library()
         self._no_devices = (ctypes.c_void_p * 1)(None)
         params = llama.llama_model_default_params()
@@ -226,15 +236,18 @@ class Model:
             raise SmokeError(f"llama.cpp does not load it: {reason}.")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        self._open_context(threads)
+        self._open_context(threads, n_ctx, n_batch, full_precision)
 
-    def _open_context(self, threads: int) -> None:
+    def _open_context(self, threads: int, n_ctx: int, n_batch: int, full_precision: bool) -> None:
         llama = self._llama
         params = llama.llama_context_default_params()
-        params.n_ctx = _N_CTX
-        params.n_batch = params.n_ubatch = 64
+        params.n_ctx = n_ctx
+        params.n_batch, params.n_ubatch = n_batch, min(n_batch, 512)
         params.n_threads = params.n_threads_batch = threads
         params.offload_kqv = params.op_offload = False
+        if full_precision:  # else llama.cpp rounds keys, values and some products to float16
+            params.type_k = params.type_v = _F32
+            params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         _errors.clear()
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
@@ -275,6 +288,13 @@ class Model:
         """Whether the token says that the text is over."""
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
 
+    @property
+    def first_token(self) -> int | None:
+        """The BOS that llama.cpp puts before every text, or None if this model gets none."""
+        if not self._llama.llama_vocab_get_add_bos(self._vocab):
+            return None
+        return int(self._llama.llama_vocab_bos(self._vocab))
+
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids of ``text``, with the model's BOS or EOS where ``add_special`` is set."""
         data = text.encode()
@@ -298,11 +318,20 @@ class Model:
                 return buffer.raw[:length]
             size = -length
 
-    def evaluate(self, tokens: list[int]) -> NDArray[np.float32]:
+    def forget(self) -> None:
+        """Start a new text: what was evaluated before is no longer seen."""
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        self._n_past = 0
+
+    def evaluate(self, tokens: list[int], first: int = 0) -> NDArray[np.float32]:
         """The logits after each of ``tokens``, which continue what was evaluated before.
 
+        Args:
+            tokens: at most ``n_batch`` of them.
+            first: the first token whose logits are wanted.
+
         Returns:
-            Shape (tokens, vocabulary).
+            Shape (tokens from ``first`` on, vocabulary).
 
         """
         llama = self._llama
@@ -314,7 +343,7 @@ class Model:
                 batch.pos[i] = self._n_past + i
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
-                batch.logits[i] = 1
+                batch.logits[i] = i >= first
             _errors.clear()
             code = llama.llama_decode(self._context, batch)
         finally:
@@ -326,6 +355,6 @@ class Model:
         self._n_past += len(tokens)
         rows = [
             np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context, i), (self.n_vocab,))
-            for i in range(len(tokens))
+            for i in range(first, len(tokens))
         ]
         return np.stack(rows)

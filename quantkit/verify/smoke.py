@@ -61,7 +61,7 @@ def smoke(
         NativeError: llama.cpp is not installed, or does not run on this machine at all.
 
     """
-    files = _files(artifact)
+    files = artifact_files(artifact)
     damage = _compare(files, expected or {})
     if damage:
         return _failed(damage)
@@ -128,7 +128,7 @@ def _check_machine(run: Run) -> None:
         )
 
 
-def _files(artifact: Path) -> list[Path]:
+def artifact_files(artifact: Path) -> list[Path]:
     """The file itself, or all shards of a split artifact, as absolute paths."""
     artifact = artifact.absolute()
     match = _SHARD.fullmatch(artifact.name)

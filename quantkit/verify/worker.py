@@ -34,7 +34,7 @@ def main() -> None:
 
 def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     try:
-        from quantkit.verify import bindings, checks
+        from quantkit.verify import bindings, checks, evaluation
     except ImportError as error:
         raise NativeError(f"{error.name} is not installed; pip install {error.name}.") from None
     if request["task"] == "facts":
@@ -43,6 +43,11 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
         file, settings = Path(request["file"]), request["settings"]
         try:
             return bindings.buffers(file, settings, dry=request["dry"], gpu=request["gpu"])
+        except SmokeError as error:
+            return {"refused": str(error)}
+    if request["task"] in ("record", "measure", "logits"):
+        try:
+            return evaluation.answer(request, begin=lambda stage: send(stage=stage))
         except SmokeError as error:
             return {"refused": str(error)}
     report: dict[str, Any] = {"details": {}}

@@ -1,0 +1,257 @@
+"""``quantkit compare``: how far artifacts are from the model they were made from."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.cli.output import JsonOption, console, emit_json, note
+from quantkit.core.errors import CompareError, GGUFError, OutputError
+from quantkit.core.units import format_size
+
+if TYPE_CHECKING:
+    from quantkit.verify.compare import Comparison, Result
+    from quantkit.verify.subjects import Subject
+
+
+def compare(
+    artifacts: Annotated[
+        list[Path], typer.Argument(help="Folders that quantkit built, or GGUF files.")
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="The unquantized GGUF, or a quant such as q8_0  [default: found]"
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The checkpoint, to build an absent reference from."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="UTF-8  [default: Python's documentation]")
+    ] = None,
+    chunks: Annotated[
+        int | None, typer.Option(min=1, help="Windows of the text at most  [default: all]")
+    ] = None,
+    context: Annotated[int, typer.Option(min=32, help="Tokens per window.")] = 512,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads  [default: all]")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds per artifact  [default: grows with the size]"),
+    ] = None,
+    layers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Heat map of this artifact's error, tensor by tensor."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write everything into one page.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw the pictures, SVG and PNG.")
+    ] = None,
+    against_transformers: Annotated[
+        bool,
+        typer.Option(
+            "--against-transformers",
+            help="Check the conversion: f32 in llama.cpp against --checkpoint in transformers.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure artifacts against the unquantized reference, as llama.cpp runs them, and judge.
+
+    Perplexity, KL divergence and top-token agreement have llama-perplexity's definitions. An
+    artifact that crashes llama.cpp fails alone; the exit code is 1 when any fails.
+    """
+    from quantkit.verify.compare import compare as run_compare
+    from quantkit.verify.subjects import find_subjects, is_quantized
+
+    if against_transformers:
+        _check_conversion(checkpoint, text, chunks, context, as_json)
+        return
+    for out in (html, plots):
+        if out is not None and not out.absolute().parent.is_dir():
+            raise OutputError(f"{out.parent} is not there; make it first.")
+    if layers is not None:
+        _open(layers)
+    subjects = find_subjects(artifacts)
+    chosen = _reference(subjects, reference, checkpoint, artifacts[0])
+    if is_quantized(chosen):
+        note(
+            f"The reference {chosen.name} is quantized itself: its own error is not in the figures."
+        )
+    result = run_compare(
+        subjects,
+        chosen,
+        text=text,
+        context=context,
+        windows=chunks,
+        threads=threads,
+        timeout=timeout,
+        report=lambda what: note(f"Measuring {what}"),
+    )
+    _draw(result, layers, html, plots)
+    if as_json:
+        from quantkit.verify.compare import as_numbers
+
+        emit_json(as_numbers(result))
+    else:
+        _show(result)
+    if result.failed:
+        count = f"{len(result.failed)} of {len(result.results)}"
+        reasons = "; ".join(f"{r.subject.name}: {r.verdict.reason}" for r in result.failed)
+        raise CompareError(f"{count} artifacts are not as healthy ones are: {reasons}")
+
+
+def _reference(
+    subjects: "list[Subject]", wish: str | None, checkpoint: Path | None, first: Path
+) -> "Subject":
+    from quantkit.verify.subjects import REFERENCE_FOLDER, build_reference, pick_reference
+
+    found = pick_reference(subjects, wish)
+    if found is not None:
+        return found
+    folder = (first if first.is_dir() else first.absolute().parent) / REFERENCE_FOLDER
+    if checkpoint is None:
+        kept = sorted(folder.glob("*.gguf")) if wish is None else []
+        if kept:
+            found = pick_reference([_open(file) for file in kept], None)
+        if found is not None:
+            return found
+        what = wish or "unquantized (f32, bf16 or f16) artifact"
+        raise GGUFError(
+            f"There is no {what} to compare with; give one with --reference, or the checkpoint "
+            "with --checkpoint to build it from."
+        )
+    note(f"Building the reference into {folder}; it can be deleted afterwards.")
+    return build_reference(checkpoint, folder, wish)
+
+
+def _open(file: Path) -> "Subject":
+    from quantkit.verify.subjects import open_subject
+
+    return open_subject(file)
+
+
+def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: Path | None) -> None:
+    if layers is None and html is None and plots is None:
+        return
+    from quantkit.verify.layers import weight_errors
+    from quantkit.verify.report import draw_all, write_page
+
+    errors = None
+    if layers is not None:
+        note(f"Reading the weights of {layers.name}")
+        errors = weight_errors(_open(layers).gguf, result.reference.gguf)
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as temporary:
+        folder = plots or (Path(temporary) if html else Path.cwd())
+        folder.mkdir(exist_ok=True)
+        pictures = draw_all(result, errors, layers.name if layers else "", folder)
+        if html is not None:
+            write_page(result, errors, layers.name if layers else "", pictures, html)
+            note(f"Wrote {html}.")
+        if html is None or plots is not None:
+            note("Drew " + ", ".join(str(path) for path in pictures) + ".")
+
+
+def _check_conversion(
+    checkpoint: Path | None, text: Path | None, chunks: int | None, context: int, as_json: bool
+) -> None:
+    from quantkit.verify.conversion import LIMIT, against_transformers
+
+    if checkpoint is None:
+        raise CompareError("--against-transformers needs the checkpoint; give --checkpoint.")
+    found = against_transformers(checkpoint, text=text, windows=chunks or 2, context=context)
+    if as_json:
+        emit_json({**found.as_numbers(), "limit": LIMIT})
+    else:
+        console.print(
+            f"{escape(checkpoint.name)}: largest logit difference {found.largest:.2g} over "
+            f"{found.n_positions:,} positions x {found.n_vocab:,} tokens "
+            f"(f32 in llama.cpp against transformers {found.transformers}; limit {LIMIT:g})",
+            soft_wrap=True,
+        )
+    if not found.largest < LIMIT:
+        raise CompareError(
+            f"The conversion of {checkpoint} changes logits by up to {found.largest:.2g}, above "
+            f"{LIMIT:g}: the GGUF does not compute what the checkpoint does."
+        )
+
+
+def _show(result: "Comparison") -> None:
+    quality = _table(
+        f"Against {result.reference.name}: {result.windows} windows of {result.context} tokens",
+        ("size", "PPL", "KLD", "99%", "same top", "RMS \u0394p"),
+    )
+    quality.add_column("verdict", no_wrap=True)
+    speed = _table(
+        f"Tokens per second on the CPU (threads: {result.threads})",
+        ("prompt", "generation", "load", "memory"),
+    )
+    for row in result.results:
+        quality.add_row(*_quality_cells(row))
+        if row.speed is not None:
+            speed.add_row(*_speed_cells(row))
+    console.print(quality)
+    console.print(speed)
+    best = result.results[0].measures
+    error = f" PPL \u00b1 {best.ppl_pm:.2f} for all." if best is not None else ""
+    console.print(
+        f"[dim]Text: {escape(result.text)}.{error} KLD: mean, in nats; the reference's own row "
+        "shows what its 16-bit rounding leaves.[/]",
+        soft_wrap=True,
+    )
+
+
+def _table(title: str, headings: tuple[str, ...]) -> Table:
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("quant", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _quality_cells(row: "Result") -> tuple[str, ...]:
+    verdict = "[red]failed[/]"
+    if row.verdict.ok:
+        verdict = "[green]healthy[/]" if row.verdict.limits else "[yellow]not judged[/]"
+    if row.is_reference:
+        verdict = "reference"
+    name, size = escape(row.subject.quant or row.subject.name), format_size(row.subject.n_bytes)
+    m = row.measures
+    if m is None:
+        return (name, size, *[""] * 5, verdict)
+    return (
+        name,
+        size,
+        f"{m.ppl:.3f}",
+        f"{max(m.kld, 0):.5f}",
+        f"{max(m.kld_percentiles[3], 0):.4f}",
+        f"{m.same_top:.2%}",
+        f"{m.rms_dp:.2%}",
+        verdict,
+    )
+
+
+def _speed_cells(row: "Result") -> tuple[str, ...]:
+    speed = row.speed
+    if speed is None:
+        return ()
+    return (
+        escape(row.subject.quant or row.subject.name),
+        f"{speed.prompt_tokens_per_second:,.0f}",
+        f"{speed.generation_tokens_per_second:,.0f}",
+        f"{speed.load_seconds:.2f} s",
+        format_size(speed.resident_bytes) if speed.resident_bytes else "",
+    )

@@ -1,0 +1,322 @@
+"""Artifacts measured against their reference, each in a llama.cpp process of its own."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+from quantkit.core.errors import CompareError, TextError
+from quantkit.verify.divergence import PERCENTILES, Measures
+from quantkit.verify.llama import WORKER, run_worker
+from quantkit.verify.machine import usable_cores
+from quantkit.verify.quality import Verdict, judge
+from quantkit.verify.smoke import artifact_files, time_limit
+from quantkit.verify.subjects import Subject, is_quantized, open_subject
+
+_FORM = 1  # of the cache; another number makes old entries useless
+_SECONDS_PER_WINDOW = 5.0
+_BYTES_PER_SECOND = 50_000_000  # of the model, per window, on a slow processor
+
+# About 39 kB of Python's own documentation, which every CPython carries.
+_FIRST_TOPIC, _LAST_TOPIC = "if", "operator-summary"
+DEFAULT_TEXT = (
+    "Python's own documentation (pydoc topics 'if' to 'operator-summary'); models have seen it in "
+    "training and perplexities on it cannot be set beside those on WikiText"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How a model ran while it was measured, on the plain CPU path."""
+
+    load_seconds: float
+    prompt_tokens_per_second: float
+    generation_tokens_per_second: float
+    resident_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One artifact: its figures, or why there are none."""
+
+    subject: Subject
+    measures: Measures | None
+    speed: Speed | None
+    verdict: Verdict
+    is_reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All artifacts against one reference, over one text."""
+
+    reference: Subject
+    text: str
+    text_sha256: str
+    context: int
+    windows: int
+    threads: int
+    results: tuple[Result, ...]
+
+    @property
+    def failed(self) -> tuple[Result, ...]:
+        """Those that are not as healthy artifacts are."""
+        return tuple(result for result in self.results if not result.verdict.ok)
+
+
+def default_text() -> str:
+    """The text to measure on where none is given; Python versions word it a little differently."""
+    chosen = (name for name in sorted(topics) if _FIRST_TOPIC <= name <= _LAST_TOPIC)
+    return "\n\n".join(topics[name].strip("\n") for name in chosen)
+
+
+def mean_divergence(
+    files: Iterable[Path],
+    reference: Path,
+    *,
+    text: Path | None = None,
+    context: int = 512,
+    windows: int | None = None,
+) -> dict[Path, tuple[float, float]]:
+    """The mean KL divergence of GGUF files from a reference GGUF, in nats, and its standard error.
+
+    Raises:
+        CompareError: one of them cannot be measured.
+
+    """
+    paths = list(files)
+    comparison = compare(
+        [open_subject(path) for path in paths],
+        open_subject(reference),
+        text=text,
+        context=context,
+        windows=windows,
+    )
+    found = {}
+    measured = [result for result in comparison.results if not result.is_reference]
+    for path, result in zip(paths, measured, strict=True):
+        if result.measures is None:
+            raise CompareError(f"{path.name} cannot be measured: {result.verdict.reason}")
+        found[path] = (result.measures.kld, result.measures.kld_pm)
+    return found
+
+
+def compare(
+    subjects: Sequence[Subject],
+    reference: Subject,
+    *,
+    text: Path | None = None,
+    context: int = 512,
+    windows: int | None = None,
+    threads: int | None = None,
+    timeout: float | None = None,
+    cache: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
+    command: Sequence[str] = WORKER,
+) -> Comparison:
+    """Measure every subject against the reference, which is run first unless it is cached.
+
+    Args:
+        subjects: artifacts, the reference itself among them or not.
+        reference: what they are measured against.
+        text: a UTF-8 file; by default ``default_text``.
+        context: tokens per window.
+        windows: how many windows at most; by default all of the text.
+        threads: threads llama.cpp computes with; by default the cores this process may use.
+        timeout: seconds per artifact; by default it grows with its size and the text's.
+        cache: the folder of recorded references; by default in the user's cache folder.
+        report: told what comes next.
+        command: the worker.
+
+    Raises:
+        CompareError: the reference itself cannot be measured, or the text cannot be read.
+        NativeError: llama.cpp is not installed, or its libraries do not load.
+
+    """
+    threads = threads or usable_cores()
+    with _text_file(text) as (file, sha256):
+        run = _Runner(file, context, windows, threads, timeout, command)
+        report(f"reference {reference.name}")
+        recorded, own = _record(reference, run, sha256, cache or cache_folder())
+        results = []
+        answer: dict[str, Any] | None
+        if reference.gguf not in [subject.gguf for subject in subjects]:
+            subjects = [reference, *subjects]
+        for subject in subjects:
+            is_reference = subject.gguf == reference.gguf
+            if is_reference:
+                answer, failure = own, None
+            else:
+                report(subject.name)
+                answer, failure = run(subject, "measure", recorded)
+            results.append(_result(subject, reference, answer, failure, is_reference=is_reference))
+    return Comparison(
+        reference=reference,
+        text=text.name if text else DEFAULT_TEXT,
+        text_sha256=sha256,
+        context=context,
+        windows=own["windows"],
+        threads=threads,
+        results=tuple(results),
+    )
+
+
+def _result(
+    subject: Subject,
+    reference: Subject,
+    answer: dict[str, Any] | None,
+    failure: str | None,
+    *,
+    is_reference: bool,
+) -> Result:
+    if answer is None:
+        verdict = Verdict(ok=False, reason=failure or "llama.cpp gave no result.", limits=None)
+        return Result(subject, None, None, verdict)
+    figures = answer["measures"]
+    measures = Measures(**{**figures, "kld_percentiles": tuple(figures["kld_percentiles"])})
+    try:
+        verdict = judge(subject, reference, measures, is_reference=is_reference)
+    except CompareError as error:
+        verdict = Verdict(ok=False, reason=str(error), limits=None)
+    return Result(subject, measures, Speed(**answer["speed"]), verdict, is_reference)
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    text: Path
+    context: int
+    windows: int | None
+    threads: int
+    timeout: float | None
+    command: Sequence[str]
+
+    def __call__(
+        self, subject: Subject, task: str, reference: Path
+    ) -> tuple[dict[str, Any] | None, str | None]:
+        """What the worker found of a subject, or why it found nothing."""
+        request = {
+            "task": task,
+            "file": str(subject.gguf.absolute()),
+            "text": str(self.text.absolute()),
+            "reference": str(reference.absolute()),
+            "context": self.context,
+            "windows": self.windows,
+            "threads": self.threads,
+        }
+        timeout = self.timeout or self._time_limit(subject.n_bytes)
+        run = run_worker(request, timeout=timeout, command=self.command)
+        if run.result is None or run.failure:
+            return None, run.failure
+        if "refused" in run.result:
+            return None, run.result["refused"]
+        return run.result, None
+
+    def _time_limit(self, n_bytes: int) -> float:
+        # A token is at least two bytes of text, or the text would be odd indeed.
+        most = 1 + self.text.stat().st_size // (2 * self.context)
+        n = min(most, self.windows or most)
+        return time_limit(n_bytes) + n * (_SECONDS_PER_WINDOW + n_bytes / _BYTES_PER_SECOND)
+
+
+def cache_folder() -> Path:
+    """Where recorded references are kept."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "quantkit" / "references"
+
+
+def _record(
+    reference: Subject, run: _Runner, text_sha256: str, folder: Path
+) -> tuple[Path, dict[str, Any]]:
+    """The reference's recorded log-probabilities and what was measured meanwhile."""
+    key = _key(reference, run, text_sha256)
+    recorded, figures = folder / f"{key}.kld", folder / f"{key}.json"
+    if recorded.is_file():
+        try:
+            return recorded, json.loads(figures.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            recorded.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    except OSError as error:
+        raise CompareError(
+            f"{folder} cannot hold the reference's log-probabilities: {error.strerror}."
+        ) from None
+    try:
+        answer, failure = run(reference, "record", partial / recorded.name)
+        if answer is None:
+            raise CompareError(f"The reference {reference.name} cannot be measured: {failure}")
+        # The figures first: a recorded file is only good together with them.
+        (partial / figures.name).write_text(json.dumps(answer), encoding="utf-8")
+        (partial / figures.name).replace(figures)
+        (partial / recorded.name).replace(recorded)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return recorded, answer
+
+
+def _key(reference: Subject, run: _Runner, text_sha256: str) -> str:
+    from importlib.metadata import version
+
+    files = [
+        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in artifact_files(reference.gguf)
+    ]
+    binding = version("llama-cpp-python")
+    everything = [_FORM, files, text_sha256, run.context, run.windows, binding]
+    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _text_file(text: Path | None) -> Iterator[tuple[Path, str]]:
+    """The text as a file that the worker can read, and its sha256."""
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        if text is None:
+            text = Path(folder) / "text"
+            text.write_text(default_text(), encoding="utf-8")
+        try:
+            data = text.read_bytes()
+            data.decode()
+        except OSError as error:
+            raise TextError(f"{text} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise TextError(f"{text} is not UTF-8 text.") from None
+        yield text, hashlib.sha256(data).hexdigest()
+
+
+def as_numbers(comparison: Comparison) -> dict[str, Any]:
+    """Everything that was found, as JSON values."""
+    return {
+        "reference": str(comparison.reference.gguf),
+        "reference_quant": comparison.reference.quant,
+        "reference_is_quantized": is_quantized(comparison.reference),
+        "text": comparison.text,
+        "text_sha256": comparison.text_sha256,
+        "context": comparison.context,
+        "windows": comparison.windows,
+        "threads": comparison.threads,
+        "kld_percentiles": list(PERCENTILES),
+        "artifacts": [_numbers(result) for result in comparison.results],
+    }
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+    subject = result.subject
+    return {
+        "name": subject.name,
+        "file": str(subject.gguf),
+        "quant": subject.quant,
+        "bytes": subject.n_bytes,
+        "run": subject.how,
+        "is_reference": result.is_reference,
+        "measures": asdict(result.measures) if result.measures else None,
+        "speed": asdict(result.speed) if result.speed else None,
+        "verdict": asdict(result.verdict),
+    }

@@ -1,0 +1,174 @@
+"""A model over a text, in llama.cpp: recorded as the reference, or measured against one.
+
+Only ever imported in the worker. The text goes through in windows of ``context`` tokens, each on
+its own and starting with the model's BOS; the second half of each is scored (llama.cpp's
+``tools/perplexity/perplexity.cpp``).
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import SmokeError
+from quantkit.verify.bindings import Model
+from quantkit.verify.divergence import Tally, pack_log_probs
+from quantkit.verify.reference import Text, read_text, read_window, write_header, write_window
+
+_N_PROMPT = 16
+_N_GENERATED = 32
+
+
+def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, Any]:
+    """Do what a ``record``, ``measure`` or ``logits`` request asks.
+
+    Returns:
+        ``measures`` and ``speed`` as JSON values; of ``logits`` nothing but the shape.
+
+    Raises:
+        SmokeError: llama.cpp refuses the file, or its results are of no use.
+
+    """
+    begin("loading the model")
+    context = request["context"]
+    start = time.perf_counter()
+    model = Model(
+        Path(request["file"]),
+        extra_buffers=False,
+        threads=request["threads"],
+        n_ctx=context,
+        n_batch=context,
+        full_precision=request["task"] == "logits",
+    )
+    load_seconds = time.perf_counter() - start
+    begin("tokenizing the text")
+    text = _split(model, Path(request["text"]), context, request["windows"])
+    if request["task"] == "logits":
+        return _dump(model, text, Path(request["out"]), begin)
+    reference = Path(request["reference"])
+    if request["task"] == "record":
+        with reference.open("wb") as file:
+            write_header(file, text)
+            tally, seconds = _run(model, text, begin, write_to=file)
+    else:
+        recorded = read_text(reference)
+        if recorded.n_vocab != model.n_vocab or not np.array_equal(recorded.tokens, text.tokens):
+            raise SmokeError(
+                "It splits the text into other tokens than the reference: its vocabulary or "
+                "tokenizer settings are not the reference's."
+            )
+        tally, seconds = _run(model, text, begin, read_from=reference)
+    begin("generating")
+    return {
+        "description": model.description,
+        "measures": asdict(tally.measures()),
+        "windows": text.n_windows,
+        "speed": {
+            "load_seconds": load_seconds,
+            "prompt_tokens_per_second": text.tokens.size / seconds,
+            "generation_tokens_per_second": _generation_speed(model, text),
+            "resident_bytes": _resident(),
+        },
+    }
+
+
+def _split(model: Model, file: Path, context: int, windows: int | None) -> Text:
+    # llama.cpp's tools drop one newline at the end of a file that they read as a prompt.
+    text = file.read_text(encoding="utf-8").removesuffix("\n")
+    tokens = np.array(model.tokenize(text, add_special=True), np.int32)
+    n = len(tokens) // context
+    if n < 1:
+        raise SmokeError(
+            f"The text has {len(tokens)} tokens, fewer than one window of {context}: "
+            "give a longer one or a smaller --context."
+        )
+    n = min(n, windows or n)
+    return Text(tokens[: n * context].reshape(n, context), model.n_vocab)
+
+
+def _logits(model: Model, text: Text, index: int) -> NDArray[np.float32]:
+    """The logits of a window's scored positions, and of the last one, which nothing follows."""
+    tokens = text.tokens[index].tolist()
+    if model.first_token is not None:
+        tokens[0] = model.first_token
+    model.forget()
+    return model.evaluate(tokens, text.first)
+
+
+def _run(
+    model: Model,
+    text: Text,
+    begin: Callable[[str], None],
+    *,
+    write_to: BinaryIO | None = None,
+    read_from: Path | None = None,
+) -> tuple[Tally, float]:
+    """The tally of all windows and the seconds that llama.cpp computed."""
+    tally, seconds = Tally(), 0.0
+    for index in range(text.n_windows):
+        begin(f"evaluating window {index + 1} of {text.n_windows}")
+        start = time.perf_counter()
+        logits = _logits(model, text, index)[:-1]
+        seconds += time.perf_counter() - start
+        if not np.isfinite(logits).all():
+            bad = int((~np.isfinite(logits)).sum())
+            raise SmokeError(
+                f"llama.cpp computes NaN or infinite logits with it: {bad} of {logits.size} in "
+                f"window {index + 1}."
+            )
+        targets = text.tokens[index, text.first + 1 :]
+        if read_from is not None:
+            tally.add(logits, read_window(read_from, text, index), targets)
+        else:
+            assert write_to is not None  # noqa: S101 - one of the two is given
+            write_window(write_to, logits)
+            # Against its own rounded self: the floor below which no divergence means anything.
+            _add_self(tally, logits, targets)
+    return tally, seconds
+
+
+def _add_self(tally: Tally, logits: NDArray[np.float32], targets: NDArray[np.int32]) -> None:
+    for start in range(0, len(targets), 32):
+        block = slice(start, start + 32)
+        tally.add(logits[block], pack_log_probs(logits[block]), targets[block])
+
+
+def _generation_speed(model: Model, text: Text) -> float:
+    """Tokens per second, one at a time, after a prompt of a few tokens."""
+    model.forget()
+    logits = model.evaluate(text.tokens[0, :_N_PROMPT].tolist(), _N_PROMPT - 1)
+    seconds = 0.0
+    for _ in range(_N_GENERATED):
+        start = time.perf_counter()
+        logits = model.evaluate([int(logits[-1].argmax())])
+        seconds += time.perf_counter() - start
+    return _N_GENERATED / seconds
+
+
+def _dump(model: Model, text: Text, out: Path, begin: Callable[[str], None]) -> dict[str, Any]:
+    """All logits of all positions of every window into a file of raw float32, with the tokens."""
+    rows = Text(text.tokens.copy(), text.n_vocab)
+    if model.first_token is not None:
+        rows.tokens[:, 0] = model.first_token
+    with out.open("wb") as file:
+        for index in range(rows.n_windows):
+            begin(f"evaluating window {index + 1} of {rows.n_windows}")
+            model.forget()
+            file.write(model.evaluate(rows.tokens[index].tolist()).tobytes())
+    return {"tokens": rows.tokens.tolist(), "n_vocab": model.n_vocab}
+
+
+def _resident() -> int | None:
+    """The most memory that this process has held, in bytes, mapped weights included."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024 if os.name == "posix" else None

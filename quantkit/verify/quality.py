@@ -1,0 +1,119 @@
+"""Whether an artifact is as close to its reference as a healthy one of its quant.
+
+Predictions alone cannot tell everything: an expert that a text hardly uses may be broken, and at
+two bits a norm that is a tenth too large drowns in the rounding. So a few rows of every tensor and
+the settings in the header are compared with the reference's as well.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.core.profiles import load_profile
+from quantkit.formats.gguf.reader import read_header
+from quantkit.verify.divergence import Measures
+from quantkit.verify.layers import weight_errors
+from quantkit.verify.subjects import Subject, is_quantized
+
+_ROWS = 32  # of each tensor or expert: an error of all of it shows in any few rows
+_AS_IT_IS = "as it is"
+_SMALL = 100_000_000  # parameters; below, the limits measured on the tiny checkpoints hold
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a healthy build stays within; ``basis`` says where the figures come from."""
+
+    kld: float
+    same_top: float
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``reason`` is ``healthy``, or one sentence on what is wrong or was not judged."""
+
+    ok: bool
+    reason: str
+    limits: Limits | None
+
+
+def find_limits(quant: str | None, n_parameters: int) -> Limits | None:
+    """The limits of a quant for a model of this size; None where none are known."""
+    row: dict[str, Any] = load_profile("quality.toml").get(quant or "", {})
+    kind = "small" if n_parameters < _SMALL else "large"
+    limits = row.get(kind)
+    if limits is None:
+        return None
+    basis = load_profile("quality.toml")["basis"][kind]
+    return Limits(limits["kld"], limits["same_top"], basis)
+
+
+def judge(
+    subject: Subject, reference: Subject, measures: Measures | None, *, is_reference: bool = False
+) -> Verdict:
+    """Judge an artifact by its mean KL divergence, its agreement on the top token and its weights.
+
+    A quantized reference has an error of its own, which may add to the artifact's: then its limit
+    is added too, and only settings and divergence are judged.
+
+    Raises:
+        CompareError: the two do not hold the same tensors.
+
+    """
+    if is_reference:
+        return Verdict(ok=True, reason="reference", limits=None)
+    limits = find_limits(subject.quant, reference.n_parameters)
+    faults = _settings_faults(subject, reference)
+    exact = not is_quantized(reference)
+    if exact and subject.how == _AS_IT_IS:
+        faults += _weight_faults(subject, reference)
+    if limits is not None and measures is not None:
+        own = None if exact else find_limits(reference.quant, reference.n_parameters)
+        most = limits.kld + (own.kld if own else 0.0)
+        if not measures.kld <= most:
+            faults.append(f"its mean KLD {measures.kld:.3g} is above {most:.3g}")
+        if exact and not measures.same_top >= limits.same_top:
+            faults.append(
+                f"its top token agrees in {measures.same_top:.1%}, below {limits.same_top:.1%}"
+            )
+    if faults:
+        return Verdict(ok=False, reason=f"{_join(faults)}.", limits=limits)
+    if limits is None:
+        name = subject.quant or "an unknown quant"
+        return Verdict(ok=True, reason=f"No limits are known for {name}.", limits=None)
+    return Verdict(ok=True, reason="healthy", limits=limits)
+
+
+def _join(faults: list[str]) -> str:
+    text = ", ".join(faults)
+    return text[0].upper() + text[1:]
+
+
+def _settings_faults(subject: Subject, reference: Subject) -> list[str]:
+    """Hyperparameters in the header that are not the reference's."""
+    ours, theirs = (read_header(s.gguf).metadata for s in (subject, reference))
+    prefix = f"{theirs.get('general.architecture')}."
+    return [
+        f"its {key} is {ours.get(key)!r}, the reference's {theirs.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if key.startswith(prefix) and ours.get(key) != theirs.get(key)
+    ]
+
+
+def _weight_faults(subject: Subject, reference: Subject) -> list[str]:
+    """The worst of the tensors that differ more than their encoding explains."""
+    limits: dict[str, float] = load_profile("quality.toml")["weights"]
+    broken = [
+        error
+        for error in weight_errors(subject.gguf, reference.gguf, rows=_ROWS)
+        if not error.error <= limits.get(error.encoding, float("inf"))
+    ]
+    if not broken:
+        return []
+    worst = max(broken, key=lambda error: error.error)
+    expert = f", expert {worst.expert}," if worst.expert is not None else ""
+    others = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+    return [
+        f"the weights of {worst.tensor}{expert} are {worst.error:.0%} off, more than "
+        f"{worst.encoding} explains{others}"
+    ]

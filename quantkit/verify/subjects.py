@@ -1,0 +1,146 @@
+"""What is compared: artifacts as GGUF files that llama.cpp can run, and their reference."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from quantkit.build.manifest import NAME, read_manifest
+from quantkit.core.errors import GGUFError, QuantkitError
+from quantkit.formats.gguf.reader import read_header
+from quantkit.plan.quants import all_quants, find_quants
+from quantkit.verify.smoke import artifact_files
+
+_UNQUANTIZED = ("f32", "bf16", "f16")
+REFERENCE_FOLDER = ".quantkit-reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An artifact and the GGUF that llama.cpp runs for it; ``how`` says which way that is."""
+
+    name: str
+    gguf: Path
+    quant: str | None
+    n_bytes: int
+    n_parameters: int
+    how: str = "as it is"
+
+
+def find_subjects(paths: Iterable[Path]) -> list[Subject]:
+    """The artifacts in files and folders, best quant first within a folder, each once.
+
+    A folder's manifest (``quantkit.json``) names its artifacts; without one, all its GGUF files
+    are taken.
+
+    Raises:
+        GGUFError: a path or a file that a manifest names is not there, or a header is unsound.
+
+    """
+    found: dict[Path, Subject] = {}
+    for path in paths:
+        if path.is_dir():
+            subjects = [open_subject(file) for file in _in_folder(path)]
+            rank = {name: place for place, name in enumerate(all_quants())}
+            subjects.sort(key=lambda s: (rank.get(s.quant or "", len(rank)), s.name))
+        else:
+            subjects = [open_subject(path)]
+        for subject in subjects:
+            found.setdefault(subject.gguf, subject)
+    return list(found.values())
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    if (folder / NAME).is_file():
+        entries = read_manifest(folder)["artifacts"].values()
+        files = [
+            folder / entry["files"][0]["name"]
+            for entry in entries
+            if entry["files"][0]["name"].endswith(".gguf")
+        ]
+    else:
+        later = "-of-"
+        files = [
+            file
+            for file in sorted(folder.glob("*.gguf"))
+            if later not in file.name or "-00001-of-" in file.name
+        ]
+    if not files:
+        raise GGUFError(f"{folder} holds no GGUF artifact; build some with quantkit build.")
+    return files
+
+
+def open_subject(path: Path) -> Subject:
+    """One artifact: a GGUF file or the first shard of a split one.
+
+    This is the place to turn an artifact of another format into the GGUF that stands for it.
+
+    Raises:
+        GGUFError: it is not there, or no sound GGUF.
+
+    """
+    if path.is_dir():
+        raise GGUFError(f"{path} is a folder without artifacts that llama.cpp can run.")
+    files = artifact_files(path)
+    headers = [read_header(file) for file in files]
+    by_type: dict[int | None, str] = {
+        q.file_type: q.name for q in all_quants().values() if q.format == "gguf"
+    }
+    return Subject(
+        name=files[0].name,
+        gguf=files[0],
+        quant=by_type.get(headers[0].metadata.get("general.file_type")),
+        n_bytes=sum(file.stat().st_size for file in files),
+        n_parameters=sum(prod(t.shape) for header in headers for t in header.tensors),
+    )
+
+
+def pick_reference(subjects: Sequence[Subject], wish: str | None) -> Subject | None:
+    """The reference: what ``wish`` names, else the least rounded unquantized artifact, if any.
+
+    Args:
+        subjects: what is compared.
+        wish: a GGUF file, or a quant's name such as ``q8_0`` for models whose unquantized
+            weights do not fit.
+
+    Raises:
+        QuantkitError: the wish is neither.
+
+    """
+    by_quant = {subject.quant: subject for subject in reversed(subjects)}
+    if wish is None:
+        return next((by_quant[name] for name in _UNQUANTIZED if name in by_quant), None)
+    if Path(wish).is_file():
+        return open_subject(Path(wish))
+    if "/" in wish or wish.endswith(".gguf"):
+        raise GGUFError(f"{wish} is not there; --reference takes a GGUF file or a quant's name.")
+    quants = find_quants([wish])
+    if len(quants) != 1:
+        raise QuantkitError(f"--reference takes one quant, and {wish} is a group.")
+    return by_quant.get(quants[0].name)
+
+
+def is_quantized(subject: Subject) -> bool:
+    """Whether a reference is itself an approximation."""
+    return subject.quant not in _UNQUANTIZED
+
+
+def build_reference(checkpoint: Path, folder: Path, wish: str | None) -> Subject:
+    """Build the reference of a checkpoint into ``folder``; what is there already is kept.
+
+    Without a wish it is exact: bf16 or f16 for a checkpoint stored in that, else f32.
+    """
+    from quantkit.build import engine
+    from quantkit.build.work import prepare
+    from quantkit.checkpoint.folder import open_checkpoint
+    from quantkit.verify.machine import usable_cores
+
+    if wish is None:
+        stored = {t.dtype for t in open_checkpoint(checkpoint).tensors.values()}
+        wish = {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(
+            frozenset(stored), "f32"
+        )
+    work = prepare(checkpoint, find_quants([wish]))
+    [artifact] = engine.build(work, folder, jobs=usable_cores(), max_memory=2**30)
+    path = artifact.path
+    return open_subject(path if path.is_file() else sorted(path.glob("*.gguf"))[0])

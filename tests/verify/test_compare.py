@@ -1,0 +1,261 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit.core.errors import CompareError, GGUFError, QuantkitError, TextError
+from quantkit.verify.compare import Comparison, compare, default_text, mean_divergence
+from quantkit.verify.layers import weight_errors
+from quantkit.verify.subjects import build_reference, find_subjects, open_subject, pick_reference
+from tests.build.builds import build
+from tests.checkpoints.text import heldout_text
+from tests.verify.faults import FAULTS, with_fault, zero_expert
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+LADDER = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
+SECONDS, GIB = 240, 2**30  # a shared machine; 35 s of processor time
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ladder of tiny-mixtral, with the exact reference."""
+    out = tmp_path_factory.mktemp("compare") / "ladder"
+    build(CHECKPOINTS / "tiny-mixtral", out, "f32", *LADDER)
+    return out
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("references")
+
+
+@pytest.fixture(scope="module")
+def ladder(folder: Path, cache: Path) -> Comparison:
+    subjects = find_subjects([folder])
+    reference = pick_reference(subjects, None)
+    assert reference is not None
+    return compare(subjects, reference, cache=cache, threads=1)
+
+
+def of(folder: Path, quant: str) -> Path:
+    [file] = folder.glob(f"*-{quant.upper()}.gguf")
+    return file
+
+
+def test_the_default_text_is_what_the_tiny_checkpoints_never_saw() -> None:
+    assert default_text() == heldout_text()
+
+
+def test_healthy_builds_of_the_whole_ladder_pass(ladder: Comparison) -> None:
+    assert [r.subject.quant for r in ladder.results] == ["f32", *LADDER]
+    assert {r.subject.quant: r.verdict.reason for r in ladder.failed} == {}
+    assert ladder.results[0].is_reference
+    assert ladder.windows == 28
+    klds = [r.measures.kld for r in ladder.results if r.measures]
+    assert klds == sorted(klds)
+    assert klds[1] < 0.0001 < 0.02 < klds[-1] < 0.1
+    for result in ladder.results:
+        assert result.measures is not None
+        assert result.measures.n_tokens == 28 * 255
+        assert 25 < result.measures.ppl < 29
+        assert result.measures.kld_max >= result.measures.kld_percentiles[-1]
+
+
+def test_speed_and_memory_come_from_the_same_run(ladder: Comparison) -> None:
+    for result in ladder.results:
+        speed = result.speed
+        assert speed is not None
+        assert speed.prompt_tokens_per_second > 1
+        assert speed.generation_tokens_per_second > 1
+        assert speed.load_seconds > 0
+        assert speed.resident_bytes is not None
+        assert 1e7 < speed.resident_bytes < GIB + result.subject.n_bytes
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "q2_k"])
+def test_five_faults_are_caught(folder: Path, cache: Path, tmp_path: Path, quant: str) -> None:
+    reference = open_subject(of(folder, "f32"))
+    names = {f"fault-{i}.gguf": name for i, name in enumerate(FAULTS)}
+    for file, name in names.items():
+        with_fault(of(folder, quant), tmp_path / file, FAULTS[name])
+    subjects = [open_subject(tmp_path / file) for file in names]
+    found = compare(subjects, reference, windows=2, cache=cache, threads=1)
+    reasons = {names[r.subject.name]: r.verdict.reason for r in found.failed}
+    assert set(reasons) == set(FAULTS)
+    assert "expert" in reasons["two experts swapped in one layer"]
+    assert "attn" in reasons["q and k rows not permuted"]
+    assert "blk.3" in reasons["one expert zeroed"]
+    assert "blk.1.ffn_norm.weight are 10% off" in reasons["a norm scaled by 1.1"]
+    assert "rope.freq_base is 10000.0" in reasons["the wrong rope base"]
+    if quant == "q8_0":  # the divergence alone tells, too
+        assert all("mean KLD" in reason for reason in reasons.values())
+
+
+def test_an_expert_that_the_text_hardly_uses_is_caught_by_its_weights(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "rare.gguf"
+    with_fault(of(folder, "q4_k_m"), file, lambda f: zero_expert(f, layer=1, expert=3))
+    reference = open_subject(of(folder, "f32"))
+    found = compare([open_subject(file)], reference, windows=2, cache=cache, threads=1)
+    assert "expert 3, are 100% off" in found.failed[0].verdict.reason
+    assert "KLD" not in found.failed[0].verdict.reason
+
+
+def test_the_reference_is_recorded_once(folder: Path, tmp_path: Path) -> None:
+    reference, artifact = open_subject(of(folder, "f16")), open_subject(of(folder, "q8_0"))
+    first = compare([artifact], reference, windows=1, cache=tmp_path, threads=1)
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert {file.suffix for file in times} == {".kld", ".json"}
+    again = compare([artifact], reference, windows=1, cache=tmp_path, threads=1)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == times
+    assert first.results[1].measures == again.results[1].measures
+    os.utime(reference.gguf)
+    compare([artifact], reference, windows=1, cache=tmp_path, threads=1)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+# A worker that does real work, but on some files dies or sleeps.
+WORKER = """
+import io, json, os, pathlib, sys, time
+request = sys.stdin.read()
+file = pathlib.Path(json.loads(request)["file"]).name
+print(json.dumps({"stage": "evaluating window 1 of 1"}), flush=True)
+if "abort" in file: os.abort()
+if "hang" in file: time.sleep(600)
+sys.stdin = io.StringIO(request)
+from quantkit.verify.worker import main
+main()
+"""
+
+
+def test_a_crash_a_hang_and_a_refusal_leave_the_others_alone(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    sound = of(folder, "q8_0")
+    for name in ("abort", "hang", "sound"):
+        (tmp_path / f"{name}.gguf").symlink_to(sound)
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(sound.read_bytes().replace(b"blk.0.attn_k", b"blk.0.attn_z"))
+    order = ("abort", "hang", "broken", "sound")
+    found = compare(
+        [open_subject(tmp_path / f"{name}.gguf") for name in order],
+        open_subject(of(folder, "f32")),
+        windows=1,
+        timeout=40,
+        cache=cache,
+        threads=1,
+        command=[sys.executable, "-P", "-c", WORKER],
+    )
+    reasons = {r.subject.name: r.verdict.reason for r in found.results[1:]}
+    assert "SIGABRT while evaluating" in reasons["abort.gguf"]
+    assert "timed out after 40 s" in reasons["hang.gguf"]
+    assert "attn_k.weight' not found" in reasons["broken.gguf"]
+    assert [r.subject.name for r in found.failed] == ["abort.gguf", "hang.gguf", "broken.gguf"]
+    assert found.results[-1].measures is not None
+
+
+def test_a_reference_that_crashes_ends_it_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    subject = open_subject(of(folder, "q8_0"))
+    command = [sys.executable, "-c", "import os; os.abort()"]
+    with pytest.raises(CompareError, match=r"reference .* cannot be measured: .*SIGABRT"):
+        compare([subject], subject, cache=tmp_path, command=command)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_vocabulary_is_no_reference(folder: Path, cache: Path, tmp_path: Path) -> None:
+    [other] = build(CHECKPOINTS / "tiny-mistral", tmp_path, "q8_0")
+    data = other.path.read_bytes()
+    assert data.count("▁the".encode()) > 0
+    other.path.write_bytes(data.replace("▁the".encode(), "▁xqz".encode()))
+    found = compare(
+        [open_subject(other.path)],
+        open_subject(of(folder, "f32")),
+        windows=1,
+        cache=cache,
+        threads=1,
+    )
+    assert "other tokens than the reference" in found.failed[0].verdict.reason
+
+
+def test_a_quantized_reference_is_named_as_such(folder: Path, cache: Path) -> None:
+    subjects = find_subjects([of(folder, "q8_0"), of(folder, "q4_k_m")])
+    reference = pick_reference(subjects, "q8_0")
+    assert reference is not None
+    found = compare(subjects, reference, windows=2, cache=cache, threads=1)
+    assert not found.failed
+    assert found.results[0].is_reference
+
+
+def test_mean_divergence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files = [of(folder, quant) for quant in ("q6_k", "q2_k")]
+    found = mean_divergence(files, of(folder, "f32"), windows=2)
+    assert list(found) == files
+    (low, low_pm), (high, high_pm) = found.values()
+    assert 0 < low < high < 0.2
+    assert 0 < low_pm < high_pm < high
+
+
+def test_the_reference_is_built_from_the_checkpoint(tmp_path: Path) -> None:
+    built = build_reference(CHECKPOINTS / "tiny-mistral", tmp_path, None)
+    assert built.quant == "bf16"
+    assert build_reference(CHECKPOINTS / "tiny-mistral", tmp_path, None).gguf == built.gguf
+
+
+def test_choosing_a_reference(folder: Path) -> None:
+    subjects = find_subjects([folder])
+    names = {s.quant: s for s in subjects}
+    assert pick_reference(subjects, None) == names["f32"]
+    assert pick_reference([names["q8_0"], names["f16"]], None) == names["f16"]
+    assert pick_reference([names["q8_0"]], None) is None
+    assert pick_reference([names["q8_0"]], str(names["f16"].gguf)) == names["f16"]
+    with pytest.raises(QuantkitError, match="group"):
+        pick_reference(subjects, "gguf-all")
+    with pytest.raises(GGUFError, match="is not there"):
+        pick_reference(subjects, "/nowhere/x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(None, "cannot be read"), (b"\xff\xfe", "not UTF-8"), (b"short", "fewer")]
+)
+def test_texts_of_no_use(
+    folder: Path, tmp_path: Path, cache: Path, data: bytes | None, reason: str
+) -> None:
+    text = tmp_path / "text"
+    if data is not None:
+        text.write_bytes(data)
+    subject = open_subject(of(folder, "q8_0"))
+    with pytest.raises((TextError, CompareError), match=reason):
+        compare([subject], subject, text=text, cache=cache, threads=1)
+
+
+def test_weight_errors_name_every_expert(folder: Path) -> None:
+    errors = weight_errors(of(folder, "q8_0"), of(folder, "f32"))
+    experts = [e for e in errors if e.tensor == "blk.2.ffn_down_exps.weight"]
+    assert [e.expert for e in experts] == list(range(8))
+    assert all(0.003 < e.error < 0.007 for e in experts)
+    norms = [e for e in errors if e.role.endswith("norm")]
+    assert len(norms) == 9
+    assert all(e.error == 0 and e.encoding == "F32" for e in norms)
+    some = weight_errors(of(folder, "q8_0"), of(folder, "f32"), rows=32)
+    gaps = np.array([a.error - b.error for a, b in zip(errors, some, strict=True)])
+    assert np.abs(gaps).max() < 0.001
+
+
+def test_weights_of_another_model_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
+    [other] = build(CHECKPOINTS / "tiny-mistral", tmp_path, "f16")
+    with pytest.raises(CompareError, match="same tensors"):
+        weight_errors(other.path, of(folder, "f32"))
+
+
+def test_importing_it_brings_nothing_heavy() -> None:
+    code = (
+        "import sys, quantkit.verify.compare, quantkit.cli.compare\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'llama_cpp'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
