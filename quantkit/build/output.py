@@ -130,10 +130,9 @@ class PartialArtifact:
 
     def open(self) -> None:
         """Open the files at their full size (sparse), keeping what they hold."""
-        if self.layout.folder:
-            self.partial.mkdir(exist_ok=True)
         for path, file in zip(self.paths, self.layout.files, strict=True):
-            path.parent.mkdir(exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             self._fds.append(fd)
             os.ftruncate(fd, file.n_bytes)

@@ -1,6 +1,10 @@
 """``quantkit compare``: how far artifacts are from the model they were made from."""
 
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,23 +83,27 @@ def compare(
             raise OutputError(f"{out.parent} is not there; make it first.")
     if layers is not None:
         _open(layers)
-    subjects = find_subjects(artifacts)
-    chosen = _reference(subjects, reference, checkpoint, artifacts[0])
-    if is_quantized(chosen):
-        note(
-            f"The reference {chosen.name} is quantized itself: its own error is not in the figures."
+    with _exports(artifacts[0]) as exports:
+        subjects = find_subjects(
+            artifacts, exports, lambda name: note(f"Exporting {name}, for llama.cpp to run it")
         )
-    result = run_compare(
-        subjects,
-        chosen,
-        text=text,
-        context=context,
-        windows=chunks,
-        threads=threads,
-        timeout=timeout,
-        report=lambda what: note(f"Measuring {what}"),
-    )
-    _draw(result, layers, html, plots)
+        chosen = _reference(subjects, reference, checkpoint, artifacts[0])
+        if is_quantized(chosen):
+            note(
+                f"The reference {chosen.name} is quantized itself: its own error is not in the "
+                "figures."
+            )
+        result = run_compare(
+            subjects,
+            chosen,
+            text=text,
+            context=context,
+            windows=chunks,
+            threads=threads,
+            timeout=timeout,
+            report=lambda what: note(f"Measuring {what}"),
+        )
+        _draw(result, layers, html, plots)
     if as_json:
         from quantkit.verify.compare import as_numbers
 
@@ -106,6 +114,20 @@ def compare(
         count = f"{len(result.failed)} of {len(result.results)}"
         reasons = "; ".join(f"{r.subject.name}: {r.verdict.reason}" for r in result.failed)
         raise CompareError(f"{count} artifacts are not as healthy ones are: {reasons}")
+
+
+@contextmanager
+def _exports(first: Path) -> Iterator[Path]:
+    """A folder for GGUF files that are needed while they are compared; gone afterwards.
+
+    It lies beside what is compared, where files of that size are expected.
+    """
+    beside = first if first.is_dir() and not (first / "config.json").is_file() else first.parent
+    path = Path(f"{beside.absolute()}/.quantkit-exports-{os.getpid()}")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _reference(

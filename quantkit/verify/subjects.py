@@ -1,11 +1,12 @@
 """What is compared: artifacts as GGUF files that llama.cpp can run, and their reference."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from quantkit.build.manifest import NAME, read_manifest
+from quantkit.checkpoint.folder import is_quantized as is_quantized_checkpoint
 from quantkit.core.errors import GGUFError, QuantkitError
 from quantkit.formats.gguf.reader import read_header
 from quantkit.plan.quants import all_quants, find_quants
@@ -27,24 +28,39 @@ class Subject:
     how: str = "as it is"
 
 
-def find_subjects(paths: Iterable[Path]) -> list[Subject]:
+def find_subjects(
+    paths: Iterable[Path], exports: Path, report: Callable[[str], None] = lambda _: None
+) -> list[Subject]:
     """The artifacts in files and folders, best quant first within a folder, each once.
 
     A folder's manifest (``quantkit.json``) names its artifacts; without one, all its GGUF files
-    are taken.
+    are taken. An artifact for transformers is exported.
+
+    Args:
+        paths: GGUF files, folders that hold artifacts, artifacts that are folders themselves.
+        exports: where to put the GGUF of an artifact that is none.
+        report: called with the name of what is exported.
 
     Raises:
         GGUFError: a path or a file that a manifest names is not there, or a header is unsound.
+        CheckpointError: an artifact for transformers is incomplete or damaged.
 
     """
+
+    def open_artifact(path: Path) -> Subject:
+        if not path.is_dir():
+            return open_subject(path)
+        report(path.name)
+        return export_subject(path, exports)
+
     found: dict[Path, Subject] = {}
     for path in paths:
-        if path.is_dir():
-            subjects = [open_subject(file) for file in _in_folder(path)]
+        if path.is_dir() and not is_quantized_folder(path):
+            subjects = [open_artifact(file) for file in _in_folder(path)]
             rank = {name: place for place, name in enumerate(all_quants())}
             subjects.sort(key=lambda s: (rank.get(s.quant or "", len(rank)), s.name))
         else:
-            subjects = [open_subject(path)]
+            subjects = [open_artifact(path)]
         for subject in subjects:
             found.setdefault(subject.gguf, subject)
     return list(found.values())
@@ -52,12 +68,9 @@ def find_subjects(paths: Iterable[Path]) -> list[Subject]:
 
 def _in_folder(folder: Path) -> list[Path]:
     if (folder / NAME).is_file():
-        entries = read_manifest(folder)["artifacts"].values()
-        files = [
-            folder / entry["files"][0]["name"]
-            for entry in entries
-            if entry["files"][0]["name"].endswith(".gguf")
-        ]
+        entries = read_manifest(folder)["artifacts"].items()
+        first = {name: folder / entry["files"][0]["name"] for name, entry in entries}
+        files = [file if file.suffix == ".gguf" else folder / name for name, file in first.items()]
     else:
         later = "-of-"
         files = [
@@ -66,14 +79,12 @@ def _in_folder(folder: Path) -> list[Path]:
             if later not in file.name or "-00001-of-" in file.name
         ]
     if not files:
-        raise GGUFError(f"{folder} holds no GGUF artifact; build some with quantkit build.")
+        raise GGUFError(f"{folder} holds no artifact; build some with quantkit build.")
     return files
 
 
 def open_subject(path: Path) -> Subject:
-    """One artifact: a GGUF file or the first shard of a split one.
-
-    This is the place to turn an artifact of another format into the GGUF that stands for it.
+    """One GGUF artifact: a file or the first shard of a split one.
 
     Raises:
         GGUFError: it is not there, or no sound GGUF.
@@ -93,6 +104,36 @@ def open_subject(path: Path) -> Subject:
         n_bytes=sum(file.stat().st_size for file in files),
         n_parameters=sum(prod(t.shape) for header in headers for t in header.tensors),
     )
+
+
+def export_subject(artifact: Path, exports: Path) -> Subject:
+    """An artifact for transformers, by way of a GGUF of its weights as they are dequantized.
+
+    16 bits hold them but for a rounding that is small beside that of any quant.
+
+    Raises:
+        CheckpointError: it is incomplete, damaged or of an unknown format.
+
+    """
+    from quantkit.build import engine
+    from quantkit.build.work import prepare_export
+    from quantkit.verify.machine import usable_cores
+
+    work = prepare_export(artifact, find_quants(["f16"]))
+    [made] = engine.build(work, exports / artifact.name, jobs=usable_cores(), max_memory=2**30)
+    entry = read_manifest(artifact.parent)["artifacts"].get(artifact.name, {})
+    return replace(
+        open_subject(made.path),
+        name=artifact.name,
+        quant=entry.get("quant"),
+        n_bytes=sum(file.stat().st_size for file in artifact.iterdir() if file.is_file()),
+        how="dequantized to f16 by quantkit export",
+    )
+
+
+def is_quantized_folder(path: Path) -> bool:
+    """Whether a folder is itself an artifact for transformers."""
+    return (path / "config.json").is_file() and is_quantized_checkpoint(path)
 
 
 def pick_reference(subjects: Sequence[Subject], wish: str | None) -> Subject | None:

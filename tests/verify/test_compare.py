@@ -34,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ladder(folder: Path, cache: Path) -> Comparison:
-    subjects = find_subjects([folder])
+    subjects = find_subjects([folder], folder)
     reference = pick_reference(subjects, None)
     assert reference is not None
     return compare(subjects, reference, cache=cache, threads=1)
@@ -182,7 +182,7 @@ def test_another_vocabulary_is_no_reference(folder: Path, cache: Path, tmp_path:
 
 
 def test_a_quantized_reference_is_named_as_such(folder: Path, cache: Path) -> None:
-    subjects = find_subjects([of(folder, "q8_0"), of(folder, "q4_k_m")])
+    subjects = find_subjects([of(folder, "q8_0"), of(folder, "q4_k_m")], folder)
     reference = pick_reference(subjects, "q8_0")
     assert reference is not None
     found = compare(subjects, reference, windows=2, cache=cache, threads=1)
@@ -207,7 +207,7 @@ def test_the_reference_is_built_from_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_choosing_a_reference(folder: Path) -> None:
-    subjects = find_subjects([folder])
+    subjects = find_subjects([folder], folder)
     names = {s.quant: s for s in subjects}
     assert pick_reference(subjects, None) == names["f32"]
     assert pick_reference([names["q8_0"], names["f16"]], None) == names["f16"]
@@ -259,3 +259,21 @@ def test_importing_it_brings_nothing_heavy() -> None:
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_artifacts_for_transformers_are_compared_by_way_of_an_export(
+    folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    out = tmp_path / "out"
+    build(CHECKPOINTS / "tiny-mixtral", out, "bnb-nf4", "q8_0")
+    told: list[str] = []
+    subjects = find_subjects([out], tmp_path / "exports", told.append)
+    assert told == ["Tiny-Mixtral-8x2.1M-bnb-nf4"]
+    found = compare(subjects, open_subject(of(folder, "f32")), windows=2, cache=cache, threads=1)
+    nf4 = next(r for r in found.results if r.subject.quant == "bnb-nf4")
+    assert nf4.subject.how == "dequantized to f16 by quantkit export"
+    assert nf4.subject.n_bytes == sum(f.stat().st_size for f in (out / told[0]).iterdir())
+    assert nf4.measures is not None
+    assert 0.001 < nf4.measures.kld < 0.03
+    # The folder itself can be named, too.
+    assert [s.name for s in find_subjects([out / told[0]], tmp_path / "again")] == told
