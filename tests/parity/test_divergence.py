@@ -61,7 +61,10 @@ def record(folder: Path, quant: str) -> Path:
 
 def printed(folder: Path, quant: str) -> dict[str, float]:
     """What the tool says of a quant."""
-    output = tool(folder, quant, "--kl-divergence-base", folder / "f32.kld", "--kl-divergence")
+    for _ in range(5):  # on a busy machine the tool may end before its last lines are out
+        output = tool(folder, quant, "--kl-divergence-base", folder / "f32.kld", "--kl-divergence")
+        if "Same top p:" in output:
+            break
     number = r"\s*(-?[\d.]+)(?:\s*±\s*([\d.]+))?"
     names = {
         "ppl": r"Mean PPL\(Q\)\s*:",
