@@ -12,7 +12,8 @@ from quantkit.core.errors import PlanError
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
 from quantkit.families.model import Model
-from quantkit.formats.bnb.plan import BnbOptions, lay_out_bnb
+from quantkit.formats.bnb.codec import BnbOptions
+from quantkit.formats.bnb.plan import lay_out_bnb
 from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint

@@ -128,7 +128,7 @@ def build(
     Stopped or killed, the same command goes on where it was.
     """
     from quantkit.build.work import prepare
-    from quantkit.formats.bnb.plan import BnbOptions
+    from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.plan import parse_override
     from quantkit.plan.quants import find_quants

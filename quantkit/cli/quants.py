@@ -58,7 +58,8 @@ def quants(as_json: JsonOption = False) -> None:
 
 
 def _folder_row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
-    from quantkit.formats.bnb.plan import BnbOptions, outline_bnb
+    from quantkit.formats.bnb.codec import BnbOptions
+    from quantkit.formats.bnb.plan import outline_bnb
 
     return _describe(quant, {t: outline_bnb(m, quant, BnbOptions()) for t, m in models.items()})
 

@@ -13,7 +13,8 @@ from quantkit.families.model import Model, Target
 from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
 from quantkit.fit.probe import Settings
 from quantkit.fit.subject import Shape
-from quantkit.formats.bnb.plan import BnbOptions, outline_bnb
+from quantkit.formats.bnb.codec import BnbOptions
+from quantkit.formats.bnb.plan import outline_bnb
 from quantkit.plan.quants import folder_quants
 
 _GROUP = 128

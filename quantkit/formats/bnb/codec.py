@@ -27,6 +27,15 @@ _LONGEST_OFFSET = 24  # characters of a float as Python writes it
 _SCRATCH = "#float32"
 
 
+@dataclass(frozen=True, slots=True)
+class BnbOptions:
+    """What a user can choose: weights per absmax, double quantization, modules to leave alone."""
+
+    block_size: int = 64
+    double_quant: bool = False
+    keep: tuple[str, ...] = ()
+
+
 def require_bitsandbytes() -> None:
     """Check that bitsandbytes is there, without importing it.
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from quantkit.checkpoint.folder import Checkpoint
@@ -14,6 +13,7 @@ from quantkit.families.published import published_names
 from quantkit.formats.bnb.codec import (
     BLOCK_SIZES,
     TORCH_NAMES,
+    BnbOptions,
     EightBit,
     FourBit,
     Plain,
@@ -34,15 +34,6 @@ from quantkit.plan.llama_quantize import in_file_order
 from quantkit.plan.quants import Quant
 
 _INT8 = "bnb-int8"
-
-
-@dataclass(frozen=True, slots=True)
-class BnbOptions:
-    """What a user can choose: weights per absmax, double quantization, modules to leave alone."""
-
-    block_size: int = 64
-    double_quant: bool = False
-    keep: tuple[str, ...] = ()
 
 
 def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "BF16") -> FolderPlan:

@@ -1,12 +1,8 @@
 """How to load an artifact, in the folder itself."""
 
-from typing import TYPE_CHECKING
-
 from quantkit.families.model import Model
+from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.plan.quants import Quant
-
-if TYPE_CHECKING:
-    from quantkit.formats.bnb.plan import BnbOptions
 
 _KINDS = {
     "bnb-nf4": "4-bit NormalFloat (nf4)",
@@ -42,7 +38,7 @@ The same line raises an error in transformers 5.
 """
 
 
-def write_readme(name: str, model: Model, quant: Quant, options: "BnbOptions") -> str:
+def write_readme(name: str, model: Model, quant: Quant, options: BnbOptions) -> str:
     """The text of an artifact's README.md."""
     how = _MOE if model.hparams.num_local_experts else _DENSE
     experts = ", the experts included" if model.hparams.num_local_experts else ""

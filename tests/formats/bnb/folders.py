@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from quantkit.build import engine
 from quantkit.build.work import prepare
-from quantkit.formats.bnb.plan import BnbOptions
+from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.dequantized import open_artifact
 from quantkit.plan.quants import find_quants
 

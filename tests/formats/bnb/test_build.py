@@ -12,7 +12,7 @@ import torch
 
 from quantkit.build.work import prepare, prepare_export
 from quantkit.core.errors import OutputError
-from quantkit.formats.bnb.plan import BnbOptions
+from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.plan.quants import find_quants
 from tests.build.builds import Job, at_step, build_work, check_manifest, small_slabs, start
 from tests.cli.command import quantkit, refusal

@@ -11,7 +11,7 @@ from bitsandbytes import functional
 from quantkit.build import engine
 from quantkit.build.work import prepare
 from quantkit.core.errors import PlanError
-from quantkit.formats.bnb.plan import BnbOptions
+from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.plan.quants import find_quants
 from tests.build.builds import build_work, small_slabs
 from tests.formats.bnb.folders import CHECKPOINTS, build_folder, same, stored_tensors
