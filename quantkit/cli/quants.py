@@ -60,8 +60,13 @@ def quants(as_json: JsonOption = False) -> None:
 def _folder_row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.bnb.plan import outline_bnb
+    from quantkit.formats.gptq.plan import GptqOptions, outline_gptq
 
-    return _describe(quant, {t: outline_bnb(m, quant, BnbOptions()) for t, m in models.items()})
+    if quant.format == "gptq":
+        plans = {t: outline_gptq(m, quant, GptqOptions(), {}) for t, m in models.items()}
+    else:
+        plans = {t: outline_bnb(m, quant, BnbOptions()) for t, m in models.items()}
+    return _describe(quant, plans)
 
 
 def _row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:

@@ -15,9 +15,9 @@ from quantkit.fit.probe import Settings
 from quantkit.fit.subject import Shape
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.bnb.plan import outline_bnb
+from quantkit.formats.gptq.plan import GptqOptions, outline_gptq
 from quantkit.plan.quants import folder_quants
 
-_GROUP = 128
 _EXPERTS = (
     "; load it with quantkit, plain load_in_4bit and load_in_8bit leave the experts in 16 bits"
 )
@@ -38,9 +38,11 @@ class TransformersFormat:
         return self.note + (self.note_on_experts if model.hparams.num_local_experts else "")
 
 
-def _gptq(rows: int, columns: int) -> int:
-    groups = -(-columns // _GROUP)
-    return rows * columns // 2 + groups * rows * 2 + groups * rows // 2 + 4 * columns
+def _gptq(name: str) -> TransformersFormat:
+    def weight_bytes(model: Model) -> int:
+        return outline_gptq(model, folder_quants()[name], GptqOptions(), {}).n_bytes
+
+    return TransformersFormat(name, weight_bytes, "exact", "GPTQ in groups of 128, for vLLM")
 
 
 def _bnb(name: str) -> TransformersFormat:
@@ -61,7 +63,7 @@ FORMATS = (
     _modelled("fp16", lambda r, c: 2 * r * c, "unquantized"),
     _bnb("bnb-int8"),
     _bnb("bnb-nf4"),
-    _modelled("gptq-int4", _gptq, "GPTQ in groups of 128, for vLLM"),
+    _gptq("gptq-int4"),
 )
 
 

@@ -5,8 +5,6 @@ its own and starting with the model's BOS; the second half of each is scored (ll
 ``tools/perplexity/perplexity.cpp``).
 """
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -166,9 +164,12 @@ def _dump(model: Model, text: Text, out: Path, begin: Callable[[str], None]) -> 
 
 def _resident() -> int | None:
     """The most memory that this process has held, in bytes, mapped weights included."""
-    if sys.platform == "win32":
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # getrusage would start from what the process that started this one held.
+        return int(status.read_text(encoding="ascii").partition("VmHWM:")[2].split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024 if os.name == "posix" else None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes

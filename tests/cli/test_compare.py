@@ -132,7 +132,7 @@ def test_smoke_measures_against_a_reference(folder: Path, tmp_path: Path) -> Non
     ("arguments", "reason"),
     [
         (("/nowhere",), "is not there"),
-        (("{empty}",), "holds no GGUF"),
+        (("{empty}",), "holds no artifact"),
         (("{folder}", "--reference", "/nowhere.gguf"), "is not there"),
         (("{folder}", "--reference", "q9"), "no quant 'q9'"),
         (("{folder}", "--text", "/nowhere.txt"), "cannot be read"),

@@ -403,8 +403,8 @@ def test_near_misses_are_suggested(wrong: str, right: str) -> None:
 
 
 def test_nothing_near_is_no_suggestion() -> None:
-    with pytest.raises(UnknownQuantError, match="no quant 'gptq'; quantkit quants lists them"):
-        find_quants(["gptq"])
+    with pytest.raises(UnknownQuantError, match="no quant 'awq'; quantkit quants lists them"):
+        find_quants(["awq"])
 
 
 # --- what the checkpoint must hold -----------------------------------------------------------

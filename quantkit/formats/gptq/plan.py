@@ -86,6 +86,38 @@ def bits_of(quant: Quant) -> int:
     return int(quant.name.removeprefix(_PREFIX))
 
 
+def outline_gptq(
+    model: Model, quant: Quant, options: GptqOptions, dtypes: Mapping[str, str]
+) -> FolderPlan:
+    """Every tensor of one quant of one model.
+
+    Args:
+        model: of any family.
+        quant: ``gptq-intN``.
+        options: of the user.
+        dtypes: of the checkpoint's tensors, by their names there; BF16 where one is not listed.
+
+    Raises:
+        PlanError: a matrix cannot be stored in such groups.
+
+    """
+    size = options.group_size
+    tensors = []
+    for target in in_file_order(model.targets):
+        matrices = []
+        for block, name in zip(target.blocks, published_names(target), strict=True):
+            shape = target.shape[-2:]
+            codec: Codec = Plain(dtypes.get(block.source, "BF16"))
+            if is_quantized(target):
+                if not fits(shape, size):
+                    raise PlanError(_why_not(name, shape, size))
+                codec = Packing(bits_of(quant), size)
+            matrices.append(StoredMatrix(name, shape, codec, codec.parts(name, shape)))
+        encoding = matrices[0].codec.encoding if matrices else Plain("F32").encoding
+        tensors.append(StoredTarget(target, encoding, tuple(matrices)))
+    return FolderPlan(quant, tuple(tensors))
+
+
 def lay_out_gptq(
     checkpoint: Checkpoint,
     model: Model,
@@ -104,22 +136,9 @@ def lay_out_gptq(
     bits, size = bits_of(quant), options.group_size
     if not 0 <= options.damp <= 1:
         raise PlanError(f"--damp {options.damp:g} is no share of the diagonal; try 0.01.")
-    tensors = []
-    kept = []
-    for target in in_file_order(model.targets):
-        matrices = []
-        for block, name in zip(target.blocks, published_names(target), strict=True):
-            shape = target.shape[-2:]
-            codec: Codec = Plain(checkpoint.tensors[block.source].dtype)
-            if is_quantized(target):
-                if not fits(shape, size):
-                    raise PlanError(_why_not(name, shape, size))
-                codec = Packing(bits, size)
-            else:
-                kept.append(name)
-            matrices.append(StoredMatrix(name, shape, codec, codec.parts(name, shape)))
-        encoding = matrices[0].codec.encoding if matrices else Plain("F32").encoding
-        tensors.append(StoredTarget(target, encoding, tuple(matrices)))
+    dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
+    plan = outline_gptq(model, quant, options, dtypes)
+    kept = [m.name for t in plan.tensors for m in t.matrices if isinstance(m.codec, Plain)]
     settings = quantize_config(bits, size, options.damp, options.act_order, options.symmetric)
     config: dict[str, Any] = {
         key: value
@@ -135,7 +154,6 @@ def lay_out_gptq(
         **carried_files(checkpoint.path),
     }
     record = {"quantization_config": settings, "unquantized": kept}
-    plan = FolderPlan(quant, tuple(tensors))
     return lay_out_folder(plan, f"{base_name}-{quant.name}", files, record, shard_size)
 
 

@@ -194,7 +194,7 @@ def test_commands(tmp_path: Path) -> None:
     assert plan["artifacts"][0]["bytes"] == sum(f.stat().st_size for f in folder.iterdir())
     assert "NF4" in quantkit("build", checkpoint, "-q", "bnb-nf4", "-q", "q4_0", "--dry-run").out
     names = [row["name"] for row in json.loads(quantkit("quants", "--json").out)["quants"]]
-    assert names[-3:] == ["bnb-int8", "bnb-nf4", "bnb-fp4"]
+    assert {"bnb-int8", "bnb-nf4", "bnb-fp4"} <= set(names)
 
 
 @pytest.mark.parametrize(
