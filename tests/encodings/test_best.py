@@ -1,5 +1,10 @@
 """``--search best``: the same formats with less of the error that ggml's search minimizes."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
@@ -121,3 +126,27 @@ def test_other_formats_keep_their_bytes(name: str) -> None:
 def test_ggml_has_no_such_search() -> None:
     with pytest.raises(PlanError, match="--search best needs --kernel fast"):
         load_kernel("ggml", "best")
+
+
+_DIGESTS = """
+import hashlib
+from tests.encodings.test_best import *
+for name in ("Q3_K", "Q4_K"):
+    data = encode(slab_of_kind("heavy-tailed"), encoding(name), None, "best")
+    print(hashlib.sha256(data).hexdigest())
+"""
+
+
+@pytest.mark.native
+def test_the_same_bytes_on_a_processor_without_vectors(tmp_path: Path) -> None:
+    def digests(**processor: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", _DIGESTS],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / str(len(processor))), **processor},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert digests() == digests(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")

@@ -145,9 +145,8 @@ def on_processor(cpu: str, kernels: list[tuple[str, bool]], cache_folder: Path) 
     os.uname().machine not in ("x86_64", "AMD64"), reason="names processors of the x86 family"
 )
 class TestOtherProcessors:
-    @pytest.mark.parametrize("cpu", _PROCESSORS)
-    def test_same_bytes(self, cpu: str, tmp_path: Path) -> None:
-        on_processor(cpu, [("Q3_K", False), ("Q4_K", False), ("IQ4_NL", False)], tmp_path)
+    def test_same_bytes(self, tmp_path: Path) -> None:
+        on_processor("generic", [("Q3_K", False), ("Q4_K", False)], tmp_path)
 
     @pytest.mark.native
     @pytest.mark.parametrize("cpu", _PROCESSORS)
