@@ -17,7 +17,7 @@ test: lint
 # Against llama.cpp's own tools, which this builds first (about 8 minutes, once). A file's tests
 # share what they convert, so they stay in one process.
 test-native: vendor
-	$(BIN)/python -m pytest -m native -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m native -n 2 --dist loadfile
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
