@@ -8,6 +8,7 @@ file it was at. Tokens, HF_ENDPOINT and proxies are huggingface_hub's business.
 import hashlib
 import io
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ class Uploader:
                 self._report(upload.path, upload.n_bytes, upload.n_bytes)
         if not missing:
             return []
-        with explained(self.repo_id), _no_progress_bars():
+        with explained(self.repo_id), _quietly():
             self._persistently(lambda: self._commit(missing, message))
             listed = self._persistently(
                 lambda: list_files(self.repo_id, [upload.path for upload in missing])
@@ -245,17 +246,22 @@ def _git_id(upload: Upload) -> str:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep huggingface_hub from drawing and from logging its retries: only the command prints."""
+def _quietly() -> Iterator[None]:
+    """Keep huggingface_hub from drawing, logging and warning: only the command line prints."""
+    from logging import ERROR
+
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled as are_disabled
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     were_disabled, verbosity = are_disabled(), logging.get_verbosity()
     disable_progress_bars()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            # It hands files to httpx in a way that httpx is about to rename.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if not were_disabled:
