@@ -165,7 +165,9 @@ class Uploader:
         return request()
 
 
-def list_files(repo_id: str, paths: Sequence[str] | None = None) -> dict[str, RemoteFile]:
+def list_files(
+    repo_id: str, paths: Sequence[str] | None = None, revision: str | None = None
+) -> dict[str, RemoteFile]:
     """The files of a repository as the Hub lists them: all, or those of some paths.
 
     Errors are huggingface_hub's.
@@ -175,9 +177,9 @@ def list_files(repo_id: str, paths: Sequence[str] | None = None) -> dict[str, Re
 
     api = HfApi()
     entries = (
-        api.list_repo_tree(repo_id, recursive=True)
+        api.list_repo_tree(repo_id, recursive=True, revision=revision)
         if paths is None
-        else api.get_paths_info(repo_id, list(paths))
+        else api.get_paths_info(repo_id, list(paths), revision=revision)
     )
     return {
         entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
