@@ -8,8 +8,12 @@ from quantkit.plan.quants import all_quants, folder_quants
 from quantkit.publish.card import Facts, Imatrix, render_card
 from quantkit.publish.fits import Fit, Fits
 from quantkit.publish.layout import Artifact, Placed
-from quantkit.publish.measured import Measured, Row
+from quantkit.publish.measured import Measured
 from quantkit.publish.source import Source
+from quantkit.verify.compare import Comparison, Result
+from quantkit.verify.divergence import Measures
+from quantkit.verify.quality import Verdict
+from quantkit.verify.subjects import Subject
 
 GOLDEN = Path(__file__).parent / "golden"
 SOURCE = Source(
@@ -64,6 +68,18 @@ def artifact(
     return Artifact(name, known[quant], folder, placed, described)
 
 
+def measured(artifact: Artifact, kld: float, kld_pm: float, ratio: float) -> Result:
+    figures = Measures(
+        n_tokens=19635, ppl=5.5 * ratio, ppl_pm=0.02, ppl_reference=5.5, ppl_reference_pm=0.02,
+        ppl_ratio=ratio, ppl_ratio_pm=0.0003, kld=kld, kld_pm=kld_pm,
+        kld_percentiles=(0.001, 0.01, 0.02, 0.1, 0.4), kld_max=3.0, same_top=0.95,
+        same_top_pm=0.001, rms_dp=0.02, rms_dp_pm=0.001, mean_dp=-0.001,
+    )  # fmt: skip
+    file = artifact.files[0].path
+    subject = Subject(file, Path(file), artifact.quant.name, artifact.n_bytes, 0)
+    return Result(subject, figures, None, Verdict(ok=True, reason="healthy", limits=None))
+
+
 def gguf() -> Facts:
     imatrix = {"file": "imatrix.gguf", "sha256": "ab" * 32}
     shards = [f"Model-8x22B-Q6_K/Model-8x22B-Q6_K-0000{i}-of-00002.gguf" for i in (1, 2)]
@@ -74,15 +90,17 @@ def gguf() -> Facts:
         artifact("Model-8x22B-Q4_K_M", "q4_k_m", 1, "Model-8x22B-Q4_K_M.gguf", imatrix=imatrix),
     )
     rows = {
-        artifacts[0].name: Row(0.00234, 0.00011, 5.5, 1.00112, 0.98, False, True),
-        artifacts[1].name: Row(0.01789, 0.00055, 5.6, 1.01873, 0.95, False, True),
+        artifacts[0].name: measured(artifacts[0], 0.00234, 0.00011, 1.00112),
+        artifacts[1].name: measured(artifacts[1], 0.01789, 0.00055, 1.01873),
     }
+    reference = Subject("Model-8x22B-BF16.gguf", Path("Model-8x22B-BF16.gguf"), "bf16", 0, 0)
+    comparison = Comparison(reference, "wiki.test.txt", "cd" * 32, 512, 77, 8, tuple(rows.values()))
     return Facts(
         repo_id="someone/Model-8x22B-GGUF",
         artifacts=artifacts,
         source=SOURCE,
         imatrices=(Imatrix("imatrix.gguf", "ab" * 32, "wiki.train.txt", 128, published=True),),
-        measured=Measured("Model-8x22B-BF16.gguf", "wiki.test.txt", "cd" * 32, 512, 77, rows, {}),
+        measured=Measured(comparison, rows),
         fits=Fits(8192, {artifacts[0].name: Fit(141, 192), artifacts[1].name: Fit(96, 128)}),
         prompt="<s>[INST] {prompt} [/INST]{answer}</s>",
         has_picture=True,

@@ -1,4 +1,4 @@
-"""Cards: the same as ever, valid, nothing invented, and nothing in the source can speak for them."""
+"""Cards: the same as ever, valid, nothing invented, and hostile text stays text."""
 
 import copy
 import re
@@ -75,10 +75,13 @@ def _traced(facts: Facts) -> set[str]:
         texts.append(format_size(sum(f["bytes"] for f in artifact.entry["files"])))
         texts += [format_count(artifact.entry["parameters"]), f"({len(artifact.files)} files)"]
     if facts.measured:
-        texts += [str(facts.measured.windows), str(facts.measured.context)]
-        texts += [facts.measured.text_sha256[:16], facts.measured.reference, facts.measured.text]
-        for row in facts.measured.rows.values():
-            texts += [f"{row.kld:.5f}", f"{row.kld_pm:.5f}", f"{row.ppl_ratio:.4f}"]
+        found = facts.measured.comparison
+        texts += [str(found.windows), str(found.context), found.text_sha256[:16], found.text]
+        texts.append(found.reference.name)
+        for row in found.results:
+            assert row.measures is not None
+            m = row.measures
+            texts += [f"{m.kld:.5f}", f"{m.kld_pm:.5f}", f"{m.ppl_ratio:.4f}"]
     if facts.fits:
         texts += [f"{facts.fits.context:,}", f"{facts.fits.context}"]
         texts += [str(n) for fit in facts.fits.by_name.values() for n in (fit.gpu, fit.ram) if n]
@@ -153,9 +156,10 @@ def test_hostile_facts_stay_text() -> None:
 
 def test_a_prompt_is_rendered() -> None:
     template = (
-        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}"
-        " [/INST]{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
-        "{% else %}{{ raise_exception('No system prompts') }}{% endif %}{% endfor %}"
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] "
+        "{{ m['content'] }} [/INST]{% elif m['role'] == 'assistant' %}"
+        "{{ m['content'] + eos_token }}{% else %}"
+        "{{ raise_exception('No system prompts') }}{% endif %}{% endfor %}"
     )
     shown = render_prompt(template, {"bos_token": "<s>", "eos_token": "</s>"})
     assert shown == "<s>[INST] {prompt} [/INST]{answer}</s>[INST] {next prompt} [/INST]"
