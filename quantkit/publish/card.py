@@ -129,6 +129,11 @@ def _context(facts: Facts) -> dict[str, Any]:
         "llamas": list(dict.fromkeys(row["llama"] for row in rows if row["llama"])),
         "forced": [a.name for a in artifacts if not a.passed],
         "measured": facts.measured.comparison if facts.measured else None,
+        "unhealthy": [
+            (found.subject.name, found.verdict.reason)
+            for found in (facts.measured.comparison.results if facts.measured else ())
+            if not found.verdict.ok
+        ],
         "fits": facts.fits,
         "picture": PICTURE if facts.has_picture else None,
         "example": example,
@@ -182,7 +187,6 @@ def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
         "smoke": smoke.get("verdict"),
         "tokens": (smoke.get("details") or {}).get("generated_tokens"),
         "llama": llama.get("version"),
-        "plan": entry.get("plan_sha256"),
         "kernel": _kernel(entry.get("kernel") or {}),
         "tools": entry.get("tools") or {},
     }
@@ -227,7 +231,11 @@ def _calibrations(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
 
 def _rebuild(facts: Facts) -> str:
     """The command with all that the manifest records of how this was built."""
-    words = ["quantkit build", facts.source.repo_id or "CHECKPOINT"]
+    source = facts.source
+    at = f"@{source.commit}" if source.commit else ""
+    words = [
+        f"quantkit build {source.repo_id}{at}" if source.repo_id else "quantkit build CHECKPOINT"
+    ]
     words += [f"--quant {artifact.quant.name}" for artifact in facts.artifacts]
     entry = facts.artifacts[0].entry
     searches = {(a.entry.get("kernel") or {}).get("search") for a in facts.artifacts}
@@ -242,7 +250,7 @@ def _rebuild(facts: Facts) -> str:
         words.append("--sym" if config["sym"] else "--asym")
     if facts.family == "bnb" and config.get("bnb_4bit_use_double_quant"):
         words.append("--double-quant")
-    return " ".join(words)
+    return " \\\n  ".join(words)
 
 
 def _md(text: object) -> str:

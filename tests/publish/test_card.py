@@ -101,7 +101,6 @@ def test_every_number_is_traced(name: str) -> None:
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "bits": lambda entry: entry.update(bits_per_weight=9.87),
     "parameters": lambda entry: entry.update(parameters=123_456_789),
-    "plan": lambda entry: entry.update(plan_sha256="9" * 64),
     "version": lambda entry: entry.update(quantkit="8.8.8"),
     "kernel": lambda entry: entry["kernel"].update(version="8.8.8"),
     "llama.cpp": lambda entry: entry["smoke"]["details"]["llama.cpp"].update(version="8.8.8"),
