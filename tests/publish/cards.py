@@ -154,4 +154,4 @@ CARDS = {"gguf": gguf, "gptq": gptq, "bnb": bnb}
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for name, facts in CARDS.items():
-        (GOLDEN / f"{name}.md").write_text(render_card(facts()), encoding="utf-8")
+        (GOLDEN / f"{name}.card").write_text(render_card(facts()), encoding="utf-8")

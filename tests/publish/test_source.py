@@ -141,11 +141,8 @@ def test_an_importance_matrix_and_figures(hub: HubStore, folder: Path) -> None:
     data = b"not a GGUF, but the very file"
     (folder / "imatrix.gguf").write_bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
-    for name in (Q2, Q4):
-        edit_manifest(
-            folder,
-            lambda a, n=name: a[n].update(imatrix={"file": "imatrix.gguf", "sha256": sha256}),
-        )
+    imatrix = {"file": "imatrix.gguf", "sha256": sha256}
+    edit_manifest(folder, lambda a: [a[name].update(imatrix=imatrix) for name in (Q2, Q4)])
     (folder / "compare.json").write_text(json.dumps(_comparison(folder)))
     options = ("publish", folder, "--repo", REPO, "--checkpoint", SOURCE)
     assert quantkit(*options).code == 0
