@@ -33,10 +33,16 @@ from quantkit.build.output import (
     naming_failures,
     remove,
 )
-from quantkit.build.source import stamp
+from quantkit.build.source import Reading, WeightReader, identify, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
 from quantkit.build.work import Work
-from quantkit.core.errors import Interrupted, OutputError, PlanError, WeightsError
+from quantkit.core.errors import (
+    Interrupted,
+    OutputError,
+    PlanError,
+    SourceChangedError,
+    WeightsError,
+)
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.core.units import format_size
 from quantkit.encodings.encoding import Encoding
@@ -104,7 +110,8 @@ def build(
         work: what to build.
         out: the output folder; nothing is written outside it.
         jobs: encoding threads.
-        max_memory: bytes of units in flight; it caps the threads where they would need more.
+        max_memory: bytes of units in flight, and of what is read ahead, which may take a quarter;
+            it caps the threads where they would need more.
         check: called with the first file of each GGUF, or the folder of any other artifact,
             under its partial name, before it is renamed; an artifact it does not accept ends as
             ``.rejected``.
@@ -117,10 +124,12 @@ def build(
         Interrupted: Ctrl-C; what was done is kept.
 
     """
-    if max_memory < UNIT_MEMORY:
+    ahead = min(work.read_ahead, max_memory // 4)
+    if max_memory - ahead < UNIT_MEMORY:
+        least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
         raise PlanError(
             f"--max-memory {format_size(max_memory)} is below one slab; "
-            f"give at least {-(-UNIT_MEMORY // 2**20)}MiB."
+            f"give at least {-(-least // 2**20)}MiB."
         )
     with locked(out):
         to_build = [x for x in work.layouts if not manifest.is_finished(out, work, x)]
@@ -128,8 +137,8 @@ def build(
         if not to_build:
             remove_stale(out)
         else:
-            slots = max_memory // UNIT_MEMORY
-            run = _Run(work, tuple(to_build), out, jobs, slots, report)
+            slots = (max_memory - ahead) // UNIT_MEMORY
+            run = _Run(work, tuple(to_build), out, jobs, slots, ahead, report)
             built = {a.layout.name: a for a in run.execute(check)}
         known = manifest.read_manifest(out)["artifacts"]
     return [built.get(x.name) or _existing(out, x, known[x.name]) for x in work.layouts]
@@ -151,17 +160,19 @@ class _Run:
         out: Path,
         jobs: int,
         slots: int,
+        ahead: int,
         report: Callable[[Progress], None],
     ) -> None:
         self._work = work
         self._out = out
+        self._ahead = ahead
         self._report = report
         self._threads = max(1, min(jobs, slots))
         self._slots = BoundedSemaphore(max(1, min(slots, self._threads + 1)))
         self._artifacts = [PartialArtifact(out, layout) for layout in layouts]
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
         self._units = cut_units(targets, work.checkpoint.tensors)
-        self._stamps = {file: stamp(file) for file in work.checkpoint.files}
+        self._stamps = stamps_of(work.checkpoint)
         digests = {a.partial.name: a.layout.digest for a in self._artifacts}
         self._journal = Journal(out, self._identity(), digests)
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
@@ -177,7 +188,7 @@ class _Run:
                     for artifact, verified in zip(self._artifacts, self._verify_all(), strict=True)
                 ]
                 self._journal.remove()
-        except (WeightsError, _ReadBackError):
+        except (WeightsError, SourceChangedError, _ReadBackError):
             self._discard()  # a later run cannot go on from here
             raise
         except KeyboardInterrupt:
@@ -191,7 +202,7 @@ class _Run:
         imatrix, kernel = self._work.imatrix, self._work.kernel
         return {
             "quantkit": quantkit.__version__,
-            "source": [[str(file.resolve()), *stamp] for file, stamp in self._stamps.items()],
+            "source": identify(self._work.checkpoint, self._stamps),
             "kernel": [kernel.name, kernel.version, kernel.search],
             "tools": [
                 layout.record.get("tools")
@@ -203,7 +214,12 @@ class _Run:
         }
 
     def _missing(self) -> int:
-        return sum(artifact.missing for artifact in self._artifacts) + _SIDE_FILES
+        kept = self._work.kept
+        return (
+            sum(artifact.missing for artifact in self._artifacts)
+            + (kept.missing if kept is not None and kept.shares_disk_with(self._out) else 0)
+            + _SIDE_FILES
+        )
 
     def _prepare(self) -> None:
         """Take over an interrupted build of the same, or clear away one of another."""
@@ -216,11 +232,14 @@ class _Run:
         self._journal.resume()
         if not all(path.exists() for artifact in self._artifacts for path in artifact.paths):
             self._journal.finished.clear()
+            self._journal.hashed.clear()
         ours = {artifact.partial for artifact in self._artifacts}
         for path in ours.union(partial_paths(self._out)):
             if path not in ours or not self._journal.finished:
                 remove(path)
         check_space(self._out, self._missing())
+        if self._work.kept is not None:
+            check_space(self._work.kept.folder, self._work.kept.missing)
         self._journal.start()
 
     def _write(self) -> dict[Path, str]:
@@ -269,12 +288,14 @@ class _Run:
         total = sum(unit.n_bytes for unit in self._units)
         done, committed = 0, time.monotonic()
         futures: set[Future[None]] = set()
+        finished_units = {self._units[index] for index in self._journal.finished}
+        reading = Reading(self._stamps, finished_units, dict(self._journal.hashed), self._ahead)
         with (
             ThreadPoolExecutor(self._threads, "encode") as pool,
             ThreadPoolExecutor(1, "commit") as commit_pool,
-            self._work.open_weights(self._stamps) as reader,
+            self._work.open_weights(reading) as reader,
         ):
-            committer = commit_pool.submit(self._commit)
+            committer = commit_pool.submit(self._commit, reader)
             try:
                 for unit, raw in reader.read(self._units):
                     index = index_of[unit]
@@ -287,18 +308,18 @@ class _Run:
                         future.result()
                     if time.monotonic() - committed > _COMMIT_SECONDS and committer.done():
                         committer.result()
-                        committer = commit_pool.submit(self._commit)
+                        committer = commit_pool.submit(self._commit, reader)
                         committed = time.monotonic()
                     done += unit.n_bytes
                     self._report(Progress("encode", done, total))
                 for future in futures:
                     future.result()
                 committer.result()
-                self._commit()
+                self._commit(reader)
             except KeyboardInterrupt:
                 pool.shutdown(cancel_futures=True)
                 commit_pool.shutdown()
-                self._commit()
+                self._commit(reader)
                 raise
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -384,13 +405,14 @@ class _Run:
         assert unit.source is not None  # noqa: S101 - computed values are finite and small
         return f"{unit.source.name} in {unit.source.file}"
 
-    def _commit(self) -> None:
+    def _commit(self, reader: WeightReader) -> None:
         """Sync what was written, then journal it."""
+        hashed = {file.name: digest for file, digest in dict(reader.sha256).items()}
         batch = [self._unrecorded.pop() for _ in range(len(self._unrecorded))]
         if batch:
             for artifact in self._artifacts:
                 artifact.sync()
-            self._journal.record(batch)
+        self._journal.record(batch, hashed)
 
     def _finish(
         self,

@@ -20,6 +20,7 @@ from quantkit.cli.calibrate import (
     remarks_on,
     run,
 )
+from quantkit.cli.hub import fetch, get_ready, keep_in, open_source
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
     from quantkit.build.work import Work
     from quantkit.calibrate.calibrate import Step
+    from quantkit.checkpoint.folder import Checkpoint
     from quantkit.formats.folder import FolderLayout
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import Quant
@@ -55,7 +57,12 @@ class SearchName(StrEnum):
 
 
 def build(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A Hugging Face checkpoint folder, or HUB_ID[@REVISION]."
+        ),
+    ],
     quant: Annotated[
         list[str],
         typer.Option("--quant", "-q", help="What to build; again for more. `gguf-all` for all."),
@@ -121,11 +128,16 @@ def build(
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Run every artifact in llama.cpp.")
     ] = True,
+    keep_source: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Store a checkpoint from the Hub as it is read."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build quants of a checkpoint, all of them in one pass over its weights.
 
-    Stopped or killed, the same command goes on where it was.
+    A checkpoint on the Hub is read over the network and needs no disk. Stopped or killed, the same
+    command goes on where it was.
     """
     from quantkit.build.work import prepare
     from quantkit.formats.bnb.codec import BnbOptions
@@ -138,28 +150,32 @@ def build(
     quants = find_quants(quant)
     overrides = [parse_override(pattern) for pattern in tensor_type or ()]
     most_bytes = parse_size(shard_size) if shard_size else None
+    source = open_source(checkpoint)
+    kept = keep_in(keep_source, source)
     if imatrix == _AUTO:
         if dry_run:
             raise PlanError(
                 "--dry-run does not calibrate; make the importance matrix with quantkit calibrate "
                 "and give it with --imatrix."
             )
-        imatrix = _make_imatrix(checkpoint, name, out, text or (), chunks, context, device)
+        source = fetch(source, kept, "--imatrix auto")
+        imatrix = _make_imatrix(source, name, out, text or (), chunks, context, device)
     artifacts = []
     if gptq := [chosen for chosen in quants if chosen.format == "gptq"]:
         if dry_run:
             raise PlanError("--dry-run does not plan GPTQ quants; leave them out.")
         options = GptqOptions(group_size, desc_act, symmetric, damp)
         wish = _GptqWish(gptq, options, scale_search, text or (), chunks, context, device)
+        source = fetch(source, kept, "GPTQ")
         artifacts = _build_gptq(
-            checkpoint, wish, name, out, most_bytes, jobs or usable_cores(), memory, smoke
+            source, wish, name, out, most_bytes, jobs or usable_cores(), memory, smoke
         )
         quants = tuple(chosen for chosen in quants if chosen.format != "gptq")
         if not quants:
             _finish(artifacts, artifacts[0].path.parent, as_json)
             return
     work = prepare(
-        checkpoint,
+        source,
         quants,
         name=name,
         imatrix_file=imatrix,
@@ -168,6 +184,7 @@ def build(
         kernel=kernel.value,
         search=search.value,
         bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
+        kept=kept,
     )
     if dry_run:
         _show_plan(work, as_json)
@@ -198,9 +215,10 @@ def run_build(
     """
     from quantkit.build import engine
 
+    origin = get_ready(work, folder, memory, smoke=smoke)
     note(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
-        f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}"
+        f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
     )
     meter = open_meter()
 
@@ -241,7 +259,7 @@ def _finish(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
 
 
 def _make_imatrix(
-    folder: Path,
+    source: "Path | Checkpoint",
     name: str | None,
     out: Path | None,
     text: Sequence[Path],
@@ -257,7 +275,7 @@ def _make_imatrix(
     from quantkit.calibrate.text import make_corpus
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    checkpoint, model = open_model(folder)
+    checkpoint, model = open_model(source)
     corpus = make_corpus(checkpoint, text, chunks, context)
     settings = Settings(device.value)
     out = out or Path(f"{describe_checkpoint(checkpoint, model, name).base_name}-GGUF")
@@ -279,7 +297,7 @@ class _GptqWish:
 
 
 def _build_gptq(
-    folder: Path,
+    source: "Path | Checkpoint",
     wish: _GptqWish,
     name: str | None,
     out: Path | None,
@@ -297,7 +315,7 @@ def _build_gptq(
     from quantkit.calibrate.text import make_corpus
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    checkpoint, model = open_model(folder)
+    checkpoint, model = open_model(source)
     corpus = make_corpus(checkpoint, wish.text, wish.chunks, wish.context)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     builds = [
