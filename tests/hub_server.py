@@ -291,7 +291,7 @@ def client_of(server: HubServer, cache: Path, token: str | None = None) -> Itera
     """Point huggingface_hub, in this process and its children, at a server, with its own cache."""
     from huggingface_hub import close_session, constants
 
-    settings = {
+    settings: dict[str, Any] = {
         "ENDPOINT": server.url,  # what HF_ENDPOINT sets when huggingface_hub is imported
         "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_CACHE": str(cache / "hub"),

@@ -100,8 +100,7 @@ class HubReader:
         if path.is_file():
             return _File(path, size, units, True, path, size)
         if self._kept is not None:
-            with self._kept.open(path.name) as growing:
-                return _File(path, size, units, True, growing.partial, growing.n_bytes)
+            return _File(path, size, units, True, *self._kept.begun(path.name))
         whole = path.name not in self._reading.hashed and not any(
             unit in self._reading.done for unit in units
         )

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from quantkit.build.output import PARTIAL
@@ -55,7 +56,9 @@ class Journal:
         temporary.replace(self.path)
 
     def record(
-        self, units: Iterable[tuple[int, list[list[int]]]], hashed: Mapping[str, str]
+        self,
+        units: Iterable[tuple[int, list[list[int]]]],
+        hashed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Append finished units, whose bytes must have been synced, and files' sha256 by name."""
         batch = dict(units)

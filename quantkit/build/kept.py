@@ -92,6 +92,13 @@ class Kept:
         """Whether what is kept takes room from another folder, both of which are there."""
         return self.folder.stat().st_dev == folder.stat().st_dev
 
+    def begun(self, name: str) -> tuple[Path, int]:
+        """Where a weight file grows, and how much of it, front to back, is there."""
+        partial = self.partial(name)
+        if _size(partial) > self._repo.sizes[name]:
+            partial.unlink()  # nothing of ours gets longer than it should
+        return partial, _size(partial)
+
     def open(self, name: str) -> "KeptFile":
         """One weight file, to be written on where an earlier run ended."""
         return KeptFile(self, name, self._repo)
@@ -102,12 +109,9 @@ class KeptFile:
 
     def __init__(self, kept: Kept, name: str, repo: RemoteRepo) -> None:
         self._final = kept.path(name)
-        self._partial = kept.partial(name)
+        self._partial, self.n_bytes = kept.begun(name)
         self._known = repo.hashes.get(name)
-        if _size(self._partial) > repo.sizes[name]:
-            self._partial.unlink()
         self._file = self._partial.open("ab", buffering=0)
-        self.n_bytes = _size(self._partial)
 
     def __enter__(self) -> Self:
         return self
@@ -119,11 +123,6 @@ class KeptFile:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-
-    @property
-    def partial(self) -> Path:
-        """What is there so far, front to back."""
-        return self._partial
 
     def write(self, data: memoryview) -> None:
         """Append bytes.

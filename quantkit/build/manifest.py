@@ -106,7 +106,7 @@ def _settings(folder: Path) -> list[Path]:
 
 def _describe_repo(repo: RemoteRepo | None) -> dict[str, str]:
     """Where on the Hub a checkpoint came from."""
-    return {} if repo is None else {"repo": repo.repo_id, "commit": repo.commit}
+    return {} if repo is None else {"repo_id": repo.repo_id, "commit": repo.commit}
 
 
 def _describe_weights(
