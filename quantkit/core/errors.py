@@ -93,3 +93,19 @@ class Interrupted(QuantkitError):  # noqa: N818 - it reports Ctrl-C, which is no
 
 class MissingPackageError(QuantkitError):
     """An optional package that the request needs is not installed."""
+
+
+class PublishError(QuantkitError):
+    """A build cannot be published as it is, or not there: the user has something to mend."""
+
+
+class UploadError(QuantkitError):
+    """The Hub did not take a file, or does not hold what was sent."""
+
+    exit_code = 1
+
+
+class VerificationError(QuantkitError):
+    """Files are not those that were built, or a signature is not theirs."""
+
+    exit_code = 1

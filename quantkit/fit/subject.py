@@ -249,7 +249,7 @@ def _from_model(
     return Subject(
         title=title,
         origin=origin,
-        shape=_shape_of(model.arch, model.hparams),
+        shape=shape_of(model.arch, model.hparams),
         variants=tuple(variants),
         n_parameters=total,
         n_active=shared + one_expert * model.hparams.num_experts_per_tok,
@@ -295,7 +295,8 @@ def _bare_entries(model: Model) -> tuple[KeyValue, ...]:
     return tuple(KeyValue(key, pack(key, value)) for key, value in writer.kv_data[0].items())
 
 
-def _shape_of(arch: str, hparams: Hyperparameters) -> Shape:
+def shape_of(arch: str, hparams: Hyperparameters) -> Shape:
+    """The shape of a model that its config.json describes."""
     return Shape(
         arch=arch,
         n_layers=hparams.num_hidden_layers,
