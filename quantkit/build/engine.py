@@ -6,13 +6,11 @@ journaled. At the end each artifact is read back against what was written, hande
 check, and renamed.
 """
 
-import hashlib
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -32,6 +30,16 @@ from quantkit.build.output import (
     locked,
     naming_failures,
     remove,
+)
+from quantkit.build.readback import ReadBackError, read_back, written_to
+from quantkit.build.shipping import (
+    Departures,
+    Shipping,
+    blocks,
+    is_sent,
+    leaves_by_shards,
+    send_whole,
+    stage,
 )
 from quantkit.build.source import Reading, WeightReader, identify, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
@@ -58,7 +66,6 @@ _COMMIT_SECONDS = 5.0
 # squares beyond float32, and then write zeros or abort the process.
 _LARGEST_WEIGHT = 1e9
 _SIDE_FILES = 2**20  # bytes of disk that the journal and the manifest may need
-_READ_BACK = 8 * 2**20
 _REPORT_SECONDS = 0.1
 
 
@@ -94,6 +101,11 @@ class Artifact:
     check: Check | None
     fresh: bool
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it passed its check, if it had one."""
+        return self.check is None or self.check.ok
+
 
 def build(
     work: Work,
@@ -103,6 +115,7 @@ def build(
     max_memory: int,
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    shipping: Shipping | None = None,
 ) -> list[Artifact]:
     """Build artifacts into a folder; finished ones are left alone, an interrupted build resumes.
 
@@ -116,6 +129,8 @@ def build(
             under its partial name, before it is renamed; an artifact it does not accept ends as
             ``.rejected``.
         report: called from this thread with the progress, in source bytes while encoding.
+        shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
+            as they are written, which no check sees then; single files after their check.
 
     Raises:
         OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small).
@@ -132,15 +147,28 @@ def build(
             f"give at least {-(-least // 2**20)}MiB."
         )
     with locked(out):
-        to_build = [x for x in work.layouts if not manifest.is_finished(out, work, x)]
+        entries = manifest.read_manifest(out)["artifacts"]
+        to_build = [
+            x
+            for x in work.layouts
+            if not manifest.is_finished(
+                out, work, x, elsewhere=is_sent(entries.get(x.name, {}), shipping)
+            )
+        ]
         built = {}
         if not to_build:
             remove_stale(out)
         else:
             slots = (max_memory - ahead) // UNIT_MEMORY
-            run = _Run(work, tuple(to_build), out, jobs, slots, ahead, report)
+            run = _Run(work, tuple(to_build), out, jobs, slots, ahead, report, shipping)
             built = {a.layout.name: a for a in run.execute(check)}
         known = manifest.read_manifest(out)["artifacts"]
+        if shipping is not None:
+            with naming_failures(out, lambda: 0):
+                for x in work.layouts:
+                    rejected = x.name in built and not built[x.name].is_sound
+                    if not rejected and not is_sent(known[x.name], shipping):
+                        send_whole(out, x, known[x.name], shipping)
     return [built.get(x.name) or _existing(out, x, known[x.name]) for x in work.layouts]
 
 
@@ -162,6 +190,7 @@ class _Run:
         slots: int,
         ahead: int,
         report: Callable[[Progress], None],
+        shipping: Shipping | None,
     ) -> None:
         self._work = work
         self._out = out
@@ -175,6 +204,8 @@ class _Run:
         self._stamps = stamps_of(work.checkpoint)
         digests = {a.partial.name: a.layout.digest for a in self._artifacts}
         self._journal = Journal(out, self._identity(), digests)
+        self._shipping = shipping
+        self._departures: Departures | None = None
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
         self._unrecorded: list[tuple[int, list[list[int]]]] = []
 
@@ -188,7 +219,7 @@ class _Run:
                     for artifact, verified in zip(self._artifacts, self._verify_all(), strict=True)
                 ]
                 self._journal.remove()
-        except (WeightsError, SourceChangedError, _ReadBackError):
+        except (WeightsError, SourceChangedError, ReadBackError):
             self._discard()  # a later run cannot go on from here
             raise
         except KeyboardInterrupt:
@@ -215,8 +246,13 @@ class _Run:
 
     def _missing(self) -> int:
         kept = self._work.kept
+        if self._departures is not None:
+            paths = [path for artifact in self._artifacts for path in artifact.paths]
+            artifacts = max(0, self._departures.peak() - blocks(paths))
+        else:
+            artifacts = sum(artifact.missing for artifact in self._artifacts)
         return (
-            sum(artifact.missing for artifact in self._artifacts)
+            artifacts
             + (kept.missing if kept is not None and kept.shares_disk_with(self._out) else 0)
             + _SIDE_FILES
         )
@@ -231,12 +267,15 @@ class _Run:
                 )
         self._journal.resume()
         if not all(path.exists() for artifact in self._artifacts for path in artifact.paths):
-            self._journal.finished.clear()
-            self._journal.hashed.clear()
+            self._journal.forget()
         ours = {artifact.partial for artifact in self._artifacts}
         for path in ours.union(partial_paths(self._out)):
             if path not in ours or not self._journal.finished:
                 remove(path)
+        if self._shipping is not None:
+            self._departures = Departures(
+                self._shipping, self._artifacts, self._units, self._journal
+            )
         check_space(self._out, self._missing())
         if self._work.kept is not None:
             check_space(self._work.kept.folder, self._work.kept.missing)
@@ -294,6 +333,7 @@ class _Run:
             ThreadPoolExecutor(self._threads, "encode") as pool,
             ThreadPoolExecutor(1, "commit") as commit_pool,
             self._work.open_weights(reading) as reader,
+            self._departures or nullcontext(),
         ):
             committer = commit_pool.submit(self._commit, reader)
             try:
@@ -306,6 +346,13 @@ class _Run:
                     futures -= finished
                     for future in finished:
                         future.result()
+                    if self._departures and (due := self._departures.due(index)):
+                        for future in futures:
+                            future.result()
+                        futures.clear()
+                        committer.result()
+                        self._commit(reader)
+                        self._departures.start(due)
                     if time.monotonic() - committed > _COMMIT_SECONDS and committer.done():
                         committer.result()
                         committer = commit_pool.submit(self._commit, reader)
@@ -316,6 +363,8 @@ class _Run:
                     future.result()
                 committer.result()
                 self._commit(reader)
+                if self._departures:
+                    self._departures.finish()
             except KeyboardInterrupt:
                 pool.shutdown(cancel_futures=True)
                 commit_pool.shutdown()
@@ -433,6 +482,11 @@ class _Run:
         ]
         entry = manifest.describe_artifact(self._work, layout, files, sources)
         verdict = None
+        if self._shipping is not None and leaves_by_shards(layout):
+            entry["published"] = self._shipping.to
+            manifest.add_artifact(self._out, layout.name, entry)
+            stage(self._out, artifact.partial)
+            return Artifact(layout, artifact.final, entry, None, fresh=True)
         if check is not None:
             self._report(Progress("check", 0, 1, layout.name))
             verdict = check(artifact.runnable)
@@ -450,60 +504,36 @@ class _Run:
     def _verify_all(self) -> list[Future[list[str]]]:
         """Verify every artifact, several at once; the sha256 of its files, or what is wrong."""
         total = sum(artifact.layout.n_bytes for artifact in self._artifacts)
-        read_back = _Counter()
+        counter = _Counter()
         with ThreadPoolExecutor(self._threads, "verify") as pool:
             futures = [
-                pool.submit(self._verify, artifact, number, read_back)
+                pool.submit(self._verify, artifact, number, counter)
                 for number, artifact in enumerate(self._artifacts)
             ]
             waiting = set(futures)
             try:
                 while waiting:
                     _, waiting = wait(waiting, timeout=_REPORT_SECONDS)
-                    self._report(Progress("verify", read_back.n_bytes, total))
+                    self._report(Progress("verify", counter.n_bytes, total))
             except BaseException:
-                read_back.stopped = True
+                counter.stopped = True
                 raise
         return futures
 
-    def _verify(self, artifact: PartialArtifact, number: int, read_back: "_Counter") -> list[str]:
+    def _verify(
+        self, artifact: PartialArtifact, number: int, read_back_bytes: "_Counter"
+    ) -> list[str]:
         """Read the files back, compare with what was written, and return their sha256."""
-        ranges: list[list[tuple[int, int, int]]] = [[] for _ in artifact.layout.files]
-        written = list(artifact.completed)
-        for index, unit in enumerate(self._units):
-            places = artifact.layout.places(unit.target, unit.row, unit.rows)
-            written.extend(zip(places, self._journal.finished[index][number], strict=True))
-        for place, crc in written:
-            if place.file < len(ranges):  # what lies beyond is scratch
-                ranges[place.file].append((place.offset, place.n_bytes, crc))
-        digests = []
-        for path, file, parts in zip(artifact.paths, artifact.layout.files, ranges, strict=True):
-            header = (0, len(file.header), zlib.crc32(file.header))
-            digest = hashlib.sha256()
-            with path.open("rb") as stream:
-                for offset, n_bytes, crc in [header, *sorted(parts)]:
-                    digest.update(stream.read(offset - stream.tell()))  # alignment padding
-                    found = 0
-                    for at in range(0, n_bytes, _READ_BACK):
-                        data = stream.read(min(_READ_BACK, n_bytes - at))
-                        digest.update(data)
-                        found = zlib.crc32(data, found)
-                    if found != crc:
-                        raise _ReadBackError(
-                            f"{path} does not read back as it was written; check the disk, then "
-                            "run the same command again."
-                        )
-                    read_back.add(n_bytes)
-                digest.update(stream.read())
-                size = stream.tell()
-            if size != file.n_bytes:
-                raise OutputError(f"{path} has {size} bytes instead of {file.n_bytes}.")
-            digests.append(digest.hexdigest())
-        return digests
-
-
-class _ReadBackError(OutputError):
-    """A file holds something else than was written."""
+        sent = self._departures and self._departures.digests(artifact)
+        if sent:
+            return sent
+        written = written_to(artifact, number, self._units, self._journal.finished)
+        return [
+            read_back(path, file.header, file.n_bytes, parts, read_back_bytes.add)
+            for path, file, parts in zip(
+                artifact.paths, artifact.layout.files, written, strict=True
+            )
+        ]
 
 
 class _Counter:

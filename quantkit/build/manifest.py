@@ -147,13 +147,18 @@ def add_artifact(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     sync_folder(folder)
 
 
-def is_finished(folder: Path, work: Work, layout: Layout) -> bool:
-    """Whether an artifact of this work is there, whole, and made from these very weights."""
+def is_finished(folder: Path, work: Work, layout: Layout, *, elsewhere: bool = False) -> bool:
+    """Whether an artifact of this work is there, whole, and made from these very weights.
+
+    Of one that lies ``elsewhere`` no file need be here.
+    """
     entry = read_manifest(folder)["artifacts"].get(layout.name)
     if entry is None or entry["plan_sha256"] != layout.digest:
         return False
     files = [(folder / file["name"], file["bytes"]) for file in entry["files"]]
-    if not all(path.is_file() and path.stat().st_size == size for path, size in files):
+    if not elsewhere and not all(
+        path.is_file() and path.stat().st_size == size for path, size in files
+    ):
         return False
     return (
         entry["imatrix"] == _describe_imatrix(work)
