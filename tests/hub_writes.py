@@ -85,11 +85,11 @@ class HubStore:
 
     def head(self, repo: str) -> str:
         made = json.dumps([len(self.commits[repo]), sorted(self.repos[repo])]).encode()
-        return hashlib.sha1(made).hexdigest()
+        return hashlib.sha1(made).hexdigest()  # noqa: S324 - git's choice, no secret
 
 
 def git_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324 - git's choice
 
 
 def _is_lfs(path: str, size: int) -> bool:
@@ -101,10 +101,10 @@ class WritingHandler(Handler):
 
     store: HubStore
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 - http.server's name
         self._serve()
 
-    def do_PUT(self) -> None:
+    def do_PUT(self) -> None:  # noqa: N802 - http.server's name
         self._serve()
 
     def _answer(self) -> None:  # GET and HEAD
@@ -218,7 +218,7 @@ class WritingHandler(Handler):
             store.received[oid] = store.received.get(oid, 0) + len(data)
         if rest.startswith("part/"):
             store.parts.setdefault(oid, {})[int(rest.removeprefix("part/"))] = data
-            self._start(200, 0, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
+            self._start(200, 0, {"ETag": f'"{len(data)}"'})
             return None
         return self._keep(oid, data)
 

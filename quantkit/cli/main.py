@@ -17,8 +17,10 @@ from quantkit.cli import (
     export,
     fit,
     inspect,
+    publish,
     quants,
     smoke,
+    verify,
 )
 from quantkit.cli.output import fail
 from quantkit.core.errors import Interrupted, QuantkitError
@@ -53,6 +55,8 @@ for command in (
     inspect.inspect,
     smoke.smoke,
     compare.compare,
+    publish.publish,
+    verify.verify,
     doctor.doctor,
 ):
     app.command()(_stoppable(command))

@@ -78,7 +78,7 @@ def check_repo_id(repo_id: str) -> None:
 
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(repo_id)
@@ -132,6 +132,7 @@ def find_artifacts(
         if missing:
             raise PublishError(f"{folder} holds no {', '.join(sorted(missing))}; build it first.")
         chosen = {name: entry for name, entry in chosen.items() if entry["quant"] in wanted}
+    _check_one_model(folder, chosen)
     rank = {name: place for place, name in enumerate(known)}
     ordered = sorted(chosen.items(), key=lambda item: (rank[item[1]["quant"]], item[0]))
     return tuple(
@@ -160,6 +161,19 @@ def _choose_family(
         f"{folder} holds {names}, and each goes into a repository of its own; say which this one "
         f"is for with {types}."
     )
+
+
+def _check_one_model(folder: Path, entries: Mapping[str, Any]) -> None:
+    """One repository is about one model: all its artifacts were made of the same weights."""
+    by_weights: dict[str, str] = {}
+    for name, entry in entries.items():
+        weights = _get(entry["source"], "weights") or ()
+        by_weights.setdefault(json.dumps([_get(file, "sha256") for file in weights]), name)
+    if len(by_weights) > 1:
+        raise PublishError(
+            f"{folder} holds artifacts of different weights ({', '.join(by_weights.values())}); "
+            "choose those of one model with --quant, or build them into a folder each."
+        )
 
 
 def _place(folder: Path, name: str, quant: Quant, entry: Any, *, alone: bool) -> Artifact:

@@ -1,11 +1,14 @@
 """A Hub of our own, and the client pointed at it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from quantkit.publish import fits, release
+from quantkit.publish.layout import Artifact
 from tests.hub_writes import WRITER, HubStore, serve_writes
+from tests.publish import builds
 
 
 @pytest.fixture
@@ -32,3 +35,30 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     slept: list[float] = []
     monkeypatch.setattr("time.sleep", slept.append)
     return slept
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return builds.make(tmp_path_factory.mktemp("built") / "out")
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A finished build of a test's own."""
+    return builds.copy(built, tmp_path / "out")
+
+
+_FITS: dict[str, fits.Fits] = {}
+
+
+@pytest.fixture(autouse=True)
+def asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp is asked once what a build needs, not again for every test of that build."""
+
+    def remembered(artifacts: Sequence[Artifact]) -> fits.Fits:
+        key = " ".join(f"{a.name} {a.n_bytes}" for a in artifacts)
+        if key not in _FITS:
+            _FITS[key] = fits.find_fits(artifacts)
+        return _FITS[key]
+
+    monkeypatch.setattr(release, "find_fits", remembered)

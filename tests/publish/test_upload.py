@@ -123,19 +123,20 @@ def test_a_wrong_token(hub: HubStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hub.repos
 
 
-def test_no_token(hub: HubStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("hub")
+def test_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(PublishError) as caught:
         Uploader(REPO).open()
     assert "token" in sentence(caught.value, 2)
 
 
-def test_no_rights(hub: HubStore, weights: Upload, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("hub")
+def test_no_rights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", READER)
     with pytest.raises(PublishError) as caught:
         Uploader(REPO).open()
     assert "may not write to someone/Model-GGUF" in sentence(caught.value, 2)
-    monkeypatch.undo()
 
 
 def test_no_room_on_the_hub(hub: HubStore, weights: Upload) -> None:
@@ -152,16 +153,15 @@ def test_a_name_that_is_none() -> None:
         Uploader("a/b/c").open()
 
 
-def test_nobody_there(weights: Upload, hub: HubStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr("time.sleep", slept.append)
+@pytest.mark.usefixtures("hub", "waits")
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UploadError) as caught:
         Uploader(REPO).open()
     assert "connection to the Hub failed" in sentence(caught.value, 1)
 
 
-def test_the_hub_lists_another_file_afterwards(hub: HubStore, weights: Upload) -> None:
+def test_the_hub_lists_another_file_afterwards(hub: HubStore) -> None:
     uploader = Uploader(REPO)
     uploader.open()
     lying = Upload(b"a", "notes.txt", hashlib.sha256(b"a").hexdigest())
