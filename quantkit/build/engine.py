@@ -6,6 +6,7 @@ journaled. At the end each artifact is read back against what was written, hande
 check, and renamed.
 """
 
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,6 @@ from quantkit.build.readback import ReadBackError, read_back, written_to
 from quantkit.build.shipping import (
     Departures,
     Shipping,
-    blocks,
     is_sent,
     leaves_by_shards,
     send_whole,
@@ -247,8 +247,7 @@ class _Run:
     def _missing(self) -> int:
         kept = self._work.kept
         if self._departures is not None:
-            paths = [path for artifact in self._artifacts for path in artifact.paths]
-            artifacts = max(0, self._departures.peak() - blocks(paths))
+            artifacts = max(0, self._departures.peak() - self._departures.on_disk)
         else:
             artifacts = sum(artifact.missing for artifact in self._artifacts)
         return (
@@ -276,6 +275,7 @@ class _Run:
             self._departures = Departures(
                 self._shipping, self._artifacts, self._units, self._journal
             )
+            self._departures.check(shutil.disk_usage(self._out).free - _SIDE_FILES)
         check_space(self._out, self._missing())
         if self._work.kept is not None:
             check_space(self._work.kept.folder, self._work.kept.missing)
@@ -340,6 +340,8 @@ class _Run:
                 for unit, raw in reader.read(self._units):
                     index = index_of[unit]
                     if index not in self._journal.finished:
+                        if self._departures:
+                            self._departures.make_room(index)
                         self._slots.acquire()
                         futures.add(pool.submit(self._encode_and_free, index, unit, raw))
                     finished = {future for future in futures if future.done()}

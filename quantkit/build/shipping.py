@@ -5,12 +5,12 @@ back and sent, and its blocks are given back: what stays is a file of its size w
 nothing behind that, under its partial name.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +19,8 @@ from quantkit.build.journal import Journal
 from quantkit.build.output import PARTIAL, Layout, PartialArtifact, remove
 from quantkit.build.readback import read_back, written_to
 from quantkit.build.units import Unit
+from quantkit.core.errors import NoSpaceError
+from quantkit.core.units import format_size
 from quantkit.formats.folder import FolderLayout
 
 STAGED = f".published{PARTIAL}"
@@ -27,10 +29,14 @@ STAGED = f".published{PARTIAL}"
 
 @dataclass(frozen=True, slots=True)
 class Shipping:
-    """Where finished files go. ``send(file, path there, sha256)`` returns when one is safe."""
+    """Where finished files go. ``send(file, path there, sha256)`` returns when one is safe.
+
+    ``max_disk`` is the most bytes that files may take up here, None for what the disk has.
+    """
 
     to: str
     send: Callable[[Path, str, str], None]
+    max_disk: int | None = None
 
 
 class Departures:
@@ -59,6 +65,32 @@ class Departures:
             self._due[indices[-1]].append(key)
         self._pool = ThreadPoolExecutor(1, "send")
         self._sending: Future[None] | None = None
+        self._lock = Lock()
+        self._on_disk = self.on_disk
+        self._limit = shipping.max_disk
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes of disk that the unfinished files take up."""
+        paths = [path for artifact in self._artifacts for path in artifact.paths]
+        return sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
+
+    def check(self, free: int) -> None:
+        """Make do with so many free bytes.
+
+        Raises:
+            NoSpaceError: the limit that was asked for is too low.
+
+        """
+        needed = self.peak()
+        if self._limit is not None and needed > self._limit:
+            raise NoSpaceError(
+                f"--max-disk {format_size(self._limit)} is less than the {format_size(needed)} "
+                f"({needed} bytes) of shards that are unfinished at a time; give more, or use a "
+                "smaller --shard-size or fewer quants."
+            )
+        available = self.on_disk + free
+        self._limit = available if self._limit is None else min(self._limit, available)
 
     def __enter__(self) -> Self:
         return self
@@ -97,20 +129,33 @@ class Departures:
         names = [self._name(number, file) for file in range(len(artifact.layout.files))]
         return [self.sent[name] for name in names] if set(names) <= self.sent.keys() else None
 
+    def make_room(self, index: int) -> None:
+        """Wait until what is being sent is gone, where a unit has no room beside it."""
+        n_bytes = self._bytes_of(index)
+        assert self._limit is not None  # noqa: S101 - checked before the first unit
+        if self._on_disk + n_bytes > self._limit:
+            self.finish()
+        with self._lock:
+            self._on_disk += n_bytes
+
     def peak(self) -> int:
-        """The most bytes of files that are on the disk at a time."""
+        """The most bytes of files that must be on the disk at a time."""
         now = most = sum(len(f.header) for a in self._artifacts for f in a.layout.files)
-        leaving = 0
-        for index, unit in enumerate(self._units):
-            for number, artifact in enumerate(self._artifacts):
-                for place in artifact.layout.places(unit.target, unit.row, unit.rows):
-                    if self._name(number, place.file) not in self.sent:
-                        now += place.n_bytes
+        for index in range(len(self._units)):
+            now += self._bytes_of(index)
             most = max(most, now)
-            if keys := self.due(index):
-                now -= leaving
-                leaving = sum(self._artifacts[a].layout.files[f].n_bytes for a, f in keys)
+            now -= sum(self._artifacts[a].layout.files[f].n_bytes for a, f in self.due(index))
         return most
+
+    def _bytes_of(self, index: int) -> int:
+        """Bytes that a unit gives to files that were not sent yet."""
+        unit = self._units[index]
+        return sum(
+            place.n_bytes
+            for number, artifact in enumerate(self._artifacts)
+            for place in artifact.layout.places(unit.target, unit.row, unit.rows)
+            if self._name(number, place.file) not in self.sent
+        )
 
     def _name(self, number: int, file: int) -> str:
         layout = self._artifacts[number].layout
@@ -129,6 +174,8 @@ class Departures:
             self._shipping.send(path, name, digest)
             self._journal.record_sent(name, digest)
             hollow(path, file.header, file.n_bytes)
+            with self._lock:
+                self._on_disk -= file.n_bytes
 
 
 def leaves_by_shards(layout: Layout) -> bool:
@@ -166,8 +213,3 @@ def send_whole(out: Path, layout: Layout, entry: dict[str, Any], shipping: Shipp
     for file, planned in zip(entry["files"], layout.files, strict=True):
         hollow(out / file["name"], planned.header, planned.n_bytes)
     stage(out, out / (layout.folder or layout.files[0].name))
-
-
-def blocks(paths: Iterable[Path]) -> int:
-    """Bytes of disk that files take up."""
-    return sum(os.stat(path).st_blocks * 512 for path in paths if path.is_file())  # noqa: PTH116

@@ -22,6 +22,7 @@ from quantkit.cli.calibrate import (
 )
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
 
@@ -132,6 +133,28 @@ def build(
         Path | None,
         typer.Option(metavar="FOLDER", help="Store a checkpoint from the Hub as it is read."),
     ] = None,
+    publish: Annotated[
+        str | None,
+        typer.Option(metavar="NAMESPACE/NAME", help="Publish what was built on the Hub."),
+    ] = None,
+    delete_published: Annotated[
+        bool,
+        typer.Option(
+            "--delete-published",
+            help="With --publish: send each file once it is finished and delete it here.",
+        ),
+    ] = False,
+    max_disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="With --delete-published: the most disk for its files."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --publish: make the repository private.")
+    ] = False,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="With --publish: if the model says none."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build quants of a checkpoint, all of them in one pass over its weights.
@@ -148,6 +171,14 @@ def build(
 
     memory = parse_size(max_memory)
     quants = find_quants(quant)
+    publication = plan_publication(
+        publish,
+        checkpoint,
+        license_=license_,
+        deletes=delete_published,
+        max_disk=parse_size(max_disk) if max_disk else None,
+        private=private,
+    )
     overrides = [parse_override(pattern) for pattern in tensor_type or ()]
     most_bytes = parse_size(shard_size) if shard_size else None
     source = open_source(checkpoint)
@@ -172,7 +203,7 @@ def build(
         )
         quants = tuple(chosen for chosen in quants if chosen.format != "gptq")
         if not quants:
-            _finish(artifacts, artifacts[0].path.parent, as_json)
+            _finish(artifacts, artifacts[0].path.parent, as_json, publication)
             return
     work = prepare(
         source,
@@ -194,7 +225,16 @@ def build(
     folder = out or Path(f"{work.base_name}-GGUF" if is_gguf else f"{work.base_name}-quants")
     if artifacts:
         folder = artifacts[0].path.parent
-    run_build(work, folder, threads, memory, smoke=smoke, as_json=as_json, others=artifacts)
+    run_build(
+        work,
+        folder,
+        threads,
+        memory,
+        smoke=smoke,
+        as_json=as_json,
+        others=artifacts,
+        publication=publication,
+    )
 
 
 def run_build(
@@ -206,6 +246,7 @@ def run_build(
     smoke: bool,
     as_json: bool,
     others: "Sequence[Artifact]" = (),
+    publication: Publication | None = None,
 ) -> None:
     """Build, smoke-test and show the artifacts, with others that were built already.
 
@@ -216,6 +257,7 @@ def run_build(
     from quantkit.build import engine
 
     origin = get_ready(work, folder, memory, smoke=smoke)
+    shipping = publication.begin(work) if publication else None
     note(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
         f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
@@ -240,14 +282,20 @@ def run_build(
             max_memory=memory,
             check=check if smoke else None,
             report=report,
+            shipping=shipping,
         )
     finally:
         meter.close()
-    _finish([*others, *artifacts], folder, as_json)
+    _finish([*others, *artifacts], folder, as_json, publication)
 
 
-def _finish(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
-    """Show what was built; fail if some of it does not run."""
+def _finish(
+    artifacts: "list[Artifact]",
+    folder: Path,
+    as_json: bool,
+    publication: Publication | None = None,
+) -> None:
+    """Show what was built; fail if some of it does not run, and publish it if all of it does."""
     _show_artifacts(artifacts, folder, as_json)
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
@@ -256,6 +304,8 @@ def _finish(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
             f"{len(rejected)} of {len(artifacts)} artifacts failed the smoke test and are kept "
             f"under another name: {failures}"
         )
+    if publication is not None:
+        publication.end(folder)
 
 
 def _make_imatrix(

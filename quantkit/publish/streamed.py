@@ -8,7 +8,7 @@ folder. The same stand-ins stay where sent artifacts were, until the card is mad
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from quantkit.build.work import Work
 from quantkit.core.errors import PlanError
 from quantkit.publish import release as releases
 from quantkit.publish.checks import refuse_others
-from quantkit.publish.layout import MANIFEST
 from quantkit.publish.release import Published, Wishes
 from quantkit.publish.upload import Report, Upload, Uploader
 
@@ -55,9 +54,7 @@ def begin(
         )
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         stand_ins = _stand_ins(work, Path(folder))
-        ready = releases.prepare(
-            stand_ins, repo_id, replace(wishes, force=True), hashed=False
-        )
+        ready = releases.prepare(stand_ins, repo_id, replace(wishes, force=True), hashed=False)
         uploader = Uploader(repo_id, private=private, report=report)
         there = uploader.open()
         # What an earlier run of this build sent is ours, whatever its hash.
@@ -95,9 +92,9 @@ def _stand_ins(work: Work, folder: Path) -> Path:
     return folder
 
 
-def _write_manifest(folder: Path, entries: dict[str, object]) -> None:
+def _write_manifest(folder: Path, entries: Mapping[str, object]) -> None:
     text = json.dumps({"version": 1, "artifacts": entries})
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / manifest.NAME).write_text(text, encoding="utf-8")
 
 
 def end(
