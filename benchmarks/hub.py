@@ -21,7 +21,7 @@ from rich.console import Console
 
 from quantkit.core.units import format_size
 from tests.hub_both import serve_both
-from tests.hub_server import HubServer
+from tests.hub_server import HubServer, content_hash
 from tests.hub_writes import WRITER, HubStore
 from tests.large_checkpoints import large_checkpoint
 from tests.measured import Cost, disk_use, measure, unwind_on_sigterm
@@ -46,6 +46,8 @@ def main() -> int:
         folder = Path(name)
         checkpoint = large_checkpoint(folder / "Model", shard_size=10**9, **SHAPE)
         (checkpoint / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+        for file in checkpoint.iterdir():
+            content_hash(file)  # which the server is asked for at once otherwise
         hub, store = HubServer(checkpoint, drop_every=20), HubStore()
         with serve_both(hub, store):
             cost = build(folder / "build", hub.url, options)

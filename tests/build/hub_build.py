@@ -1,19 +1,16 @@
-"""``python -m tests.build.hub_build ID OUT SLAB PIECE QUANT...``: a build that a test kills."""
+"""``python -m tests.build.hub_build SLAB PIECE ARGUMENT...``: quantkit in many small steps."""
 
 import sys
-from pathlib import Path
 from unittest.mock import patch
 
-from quantkit.build.work import prepare
-from quantkit.checkpoint.hub import open_hub_checkpoint
-from quantkit.plan.quants import find_quants
-from tests.build.builds import build_work, small_slabs
+from quantkit.cli.main import main
+from tests.build.builds import small_slabs
 
 if __name__ == "__main__":
-    repo_id, out, slab, piece, *quants = sys.argv[1:]
+    slab, piece, *arguments = sys.argv[1:]
+    sys.argv = ["quantkit", *arguments]
     with (
         small_slabs(int(slab)),
         patch("quantkit.checkpoint.ahead._LARGEST_PIECE", int(piece)),
     ):
-        work = prepare(open_hub_checkpoint(repo_id), find_quants(quants))
-        build_work(work, Path(out))
+        main()

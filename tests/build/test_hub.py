@@ -169,9 +169,12 @@ def test_sigkill_in_the_middle(
 ) -> None:
     server = hub(model, bytes_per_second=3e6)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tests.build.hub_build", ID, str(out), str(SLAB), str(PIECE)]
+    command = [sys.executable, "-m", "tests.build.hub_build", str(SLAB), str(PIECE), "build", ID]
     process = subprocess.Popen(
-        [*command, *QUANTS], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [*command, *("-q", "q8_0", "-q", "q4_k_m", "-o", str(out), "--jobs", "2")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
     )
     journal = out / ".quantkit-journal"
     while process.poll() is None:
