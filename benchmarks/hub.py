@@ -54,7 +54,7 @@ def main() -> int:
         source, sent = disk_use(checkpoint), hub.bytes_sent
         same = compare(checkpoint, folder, store, options) if options.compare else None
     published = store.repos[REPO]
-    figures = {
+    figures: dict[str, Any] = {
         "checkpoint_bytes": source,
         "transferred_bytes": sent,
         "transferred_ratio": sent / source,

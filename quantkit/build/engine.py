@@ -38,8 +38,8 @@ from quantkit.build.shipping import (
     Shipping,
     is_sent,
     leaves_by_shards,
+    put_away,
     send_whole,
-    stage,
 )
 from quantkit.build.source import Reading, WeightReader, identify, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
@@ -166,9 +166,11 @@ def build(
         if shipping is not None:
             with naming_failures(out, lambda: 0):
                 for x in work.layouts:
-                    rejected = x.name in built and not built[x.name].is_sound
-                    if not rejected and not is_sent(known[x.name], shipping):
+                    if x.name in built and not built[x.name].is_sound:
+                        continue
+                    if not is_sent(known[x.name], shipping):
                         send_whole(out, x, known[x.name], shipping)
+                    put_away(out, x)
     return [built.get(x.name) or _existing(out, x, known[x.name]) for x in work.layouts]
 
 
@@ -487,7 +489,6 @@ class _Run:
         if self._shipping is not None and leaves_by_shards(layout):
             entry["published"] = self._shipping.to
             manifest.add_artifact(self._out, layout.name, entry)
-            stage(self._out, artifact.partial)
             return Artifact(layout, artifact.final, entry, None, fresh=True)
         if check is not None:
             self._report(Progress("check", 0, 1, layout.name))

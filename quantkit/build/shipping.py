@@ -195,21 +195,22 @@ def is_sent(entry: Mapping[str, Any], shipping: Shipping | None) -> bool:
     return shipping is not None and entry.get("published") == shipping.to
 
 
-def stage(out: Path, source: Path) -> None:
-    """Put what is left of a sent artifact, a file or a folder, where its card is made of it."""
-    folder = out / STAGED
-    folder.mkdir(exist_ok=True)
-    target = folder / source.name.removesuffix(PARTIAL)
-    remove(target)
-    source.rename(target)
+def put_away(out: Path, layout: Layout) -> None:
+    """Leave of a sent artifact what its card is made of; nothing to do where that was done."""
+    final = out / (layout.folder or layout.files[0].name)
+    for path in (final, final.with_name(final.name + PARTIAL)):
+        if not path.exists():
+            continue
+        for file in layout.files:
+            hollow(path / file.name if layout.folder else path, file.header, file.n_bytes)
+        (out / STAGED).mkdir(exist_ok=True)
+        remove(out / STAGED / final.name)
+        path.rename(out / STAGED / final.name)
 
 
 def send_whole(out: Path, layout: Layout, entry: dict[str, Any], shipping: Shipping) -> None:
-    """Send a finished artifact, note that in the manifest, and give its disk back."""
+    """Send a finished artifact, and note that in the manifest."""
     for file in entry["files"]:
         shipping.send(out / file["name"], file["name"], file["sha256"])
     entry["published"] = shipping.to
     manifest.add_artifact(out, layout.name, entry)
-    for file, planned in zip(entry["files"], layout.files, strict=True):
-        hollow(out / file["name"], planned.header, planned.n_bytes)
-    stage(out, out / (layout.folder or layout.files[0].name))

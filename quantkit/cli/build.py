@@ -174,6 +174,8 @@ def build(
     publication = plan_publication(
         publish,
         checkpoint,
+        quants,
+        smoke=smoke,
         license_=license_,
         deletes=delete_published,
         max_disk=parse_size(max_disk) if max_disk else None,

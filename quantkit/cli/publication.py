@@ -8,8 +8,11 @@ from quantkit.cli.output import note, open_meter
 from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from quantkit.build.shipping import Shipping
     from quantkit.build.work import Work
+    from quantkit.plan.quants import Quant
     from quantkit.publish.release import Wishes
 
 
@@ -33,11 +36,16 @@ class Publication:
         return Wishes(checkpoint=self.checkpoint, license=self.license)
 
     def begin(self, work: "Work") -> "Shipping | None":
-        """Check that it may be published, before the first weight is read."""
+        """Check that it may be published, before the first weight is read.
+
+        Where finished files go meanwhile; None where they stay until all are.
+        """
         from quantkit.publish.streamed import begin
 
+        if any(layout.plan.quant.format != "gguf" for layout in work.layouts):
+            return None  # their headers are not known to the byte yet
+        shipping = begin(work, self.repo_id, self.wishes, private=self.private)
         if self.deletes:
-            shipping = begin(work, self.repo_id, self.wishes, private=self.private)
             self.shipping = replace(shipping, max_disk=self.max_disk)
         return self.shipping
 
@@ -69,7 +77,9 @@ class Publication:
 def plan_publication(
     repo_id: str | None,
     checkpoint: str,
+    quants: "Sequence[Quant]",
     *,
+    smoke: bool,
     license_: str | None,
     deletes: bool,
     max_disk: int | None,
@@ -78,7 +88,7 @@ def plan_publication(
     """What ``--publish`` and its companions ask for.
 
     Raises:
-        PlanError: a companion stands alone.
+        PlanError: a companion stands alone, or what is asked for cannot be published like that.
         PublishError: the repository's name breaks the Hub's rules.
 
     """
@@ -96,6 +106,22 @@ def plan_publication(
     from quantkit.publish.layout import check_repo_id
 
     check_repo_id(repo_id)
+    formats = {quant.format for quant in quants}
+    if deletes and formats != {"gguf"}:
+        raise PlanError(
+            "--delete-published is for GGUF quants; build the others without it, and publish them "
+            "with quantkit publish."
+        )
+    if len(formats) > 1:
+        raise PlanError(
+            f"A repository holds one format, and these are {', '.join(sorted(formats))}; build "
+            "and publish one after the other."
+        )
+    if not (smoke or deletes):
+        raise PlanError(
+            "--publish sends nothing that was not run; leave out --no-smoke, or use quantkit "
+            "publish --force afterwards."
+        )
     # What came from the Hub, the manifest knows.
     local = checkpoint if Path(checkpoint).exists() else None
     return Publication(repo_id, local, license_, deletes, max_disk, private)

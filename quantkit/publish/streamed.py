@@ -15,7 +15,6 @@ from pathlib import Path
 from quantkit.build import manifest
 from quantkit.build.shipping import STAGED, Shipping, is_sent
 from quantkit.build.work import Work
-from quantkit.core.errors import PlanError
 from quantkit.publish import release as releases
 from quantkit.publish.checks import refuse_others
 from quantkit.publish.release import Published, Wishes
@@ -35,23 +34,17 @@ def begin(
     """Check that artifacts may be published, make the repository, and tell where files go.
 
     Args:
-        work: what will be built.
+        work: what will be built: GGUF files.
         repo_id: where it goes.
         wishes: as `release.prepare` takes them.
         private: make the repository private, if it must be made.
         report: told how far each upload is.
 
     Raises:
-        PlanError: something is to be built that cannot be deleted once it is sent.
         PublishError: it must not be published, or not there.
         UploadError: the Hub does not answer.
 
     """
-    if any(layout.plan.quant.format != "gguf" for layout in work.layouts):
-        raise PlanError(
-            "--delete-published is for GGUF quants; build the others without it, and publish them "
-            "with quantkit publish."
-        )
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         stand_ins = _stand_ins(work, Path(folder))
         ready = releases.prepare(stand_ins, repo_id, replace(wishes, force=True), hashed=False)

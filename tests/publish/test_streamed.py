@@ -183,6 +183,27 @@ def test_a_hub_that_fails_loses_nothing(
     assert hub.weights() == local
 
 
+def test_a_run_that_dies_just_before_the_end(
+    hub: Hub, local: dict[str, str], tmp_path: Path
+) -> None:
+    """All is sent and in the manifest, and the card is still to come."""
+    out = tmp_path / "out"
+    with (
+        patch("quantkit.build.engine.put_away", side_effect=RuntimeError("killed")),
+        pytest.raises(RuntimeError, match="killed"),
+    ):
+        publish(ID, out, *SHARDS)
+    assert hub.weights() == local
+    assert "README.md" not in hub.files()
+    asked = hub.weights_asked_for()
+
+    assert publish(ID, out, *SHARDS).code == 0
+
+    assert "README.md" in hub.files()
+    assert hub.weights_asked_for() == asked
+    assert names_in(out) == {"quantkit.json"}
+
+
 def test_single_files_are_run_before_they_leave(hub: Hub, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = publish(model, out)
@@ -234,5 +255,9 @@ def test_refusals_come_before_the_first_weight(
     assert "is no name for a repository" in refused(ID, "-q", "q8_0", "--publish", "me")
     alone = refused(ID, "-q", "q8_0", "--delete-published")
     assert "--delete-published belongs to --publish" in alone
+    untested = (ID, "-q", "q8_0", "-o", out, "--publish", REPO, "--no-smoke")
+    assert "leave out --no-smoke" in refused(*untested)
+    mixed = (ID, "-q", "q8_0", "-q", "bnb-nf4", "-o", out, "--publish", REPO)
+    assert "A repository holds one format" in refused(*mixed)
     bnb = (ID, "-q", "bnb-nf4", "-o", out, "--publish", REPO, "--delete-published")
     assert "--delete-published is for GGUF quants" in refused(*bnb)
