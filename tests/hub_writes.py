@@ -60,6 +60,8 @@ class HubStore:
     """Ask for uploads in parts of so many bytes."""
     on_upload: Callable[[str, int], None] = lambda _oid, _received: None
     """Called with every piece of an upload, before it is counted."""
+    keep: Callable[[bytes], bytes] = lambda data: data
+    """What becomes of a file that is committed."""
     received: dict[str, int] = field(default_factory=dict)
     """Bytes of whole uploads by sha256: twice a file's size where it came twice."""
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -241,7 +243,7 @@ class WritingHandler(Handler):
                 assert operation["key"] == "file", operation
                 new[value["path"]] = base64.b64decode(value["content"])
         with self.store.lock:
-            files |= new
+            files |= {path: self.store.keep(data) for path, data in new.items()}
             self.store.commits[repo].append(Commit(header["value"]["summary"], tuple(new)))
         head = self.store.head(repo)
         url = f"{self.store.url}/{repo}/commit/{head}"

@@ -15,6 +15,7 @@ from quantkit.publish.fits import Fits
 from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
 from quantkit.publish.measured import Measured
 from quantkit.publish.source import Source
+from quantkit.verify.compare import Result
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$])")
@@ -127,7 +128,12 @@ def _context(facts: Facts) -> dict[str, Any]:
         "tools": sorted(tools),
         "llamas": list(dict.fromkeys(row["llama"] for row in rows if row["llama"])),
         "forced": [a.name for a in artifacts if not a.passed],
-        "measured": facts.measured,
+        "measured": facts.measured.comparison if facts.measured else None,
+        "unhealthy": [
+            (found.subject.name, found.verdict.reason)
+            for found in (facts.measured.comparison.results if facts.measured else ())
+            if not found.verdict.ok
+        ],
         "fits": facts.fits,
         "picture": PICTURE if facts.has_picture else None,
         "example": example,
@@ -175,14 +181,12 @@ def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
         "n_files": files,
         "size": format_size(artifact.n_bytes),
         "bits": f"{entry['bits_per_weight']:.2f}",
-        "kld": "reference" if found and found.is_reference else _kld(found),
-        "ppl_ratio": f"{found.ppl_ratio:.4f}" if found and not found.is_reference else "",
+        **_figures(found),
         "fits": _fit(fit) if fit else "",
         "good_for": artifact.quant.good_for,
         "smoke": smoke.get("verdict"),
         "tokens": (smoke.get("details") or {}).get("generated_tokens"),
         "llama": llama.get("version"),
-        "plan": entry.get("plan_sha256"),
         "kernel": _kernel(entry.get("kernel") or {}),
         "tools": entry.get("tools") or {},
     }
@@ -194,8 +198,14 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
     return " ".join(words) + (f", search: {search}" if search else "")
 
 
-def _kld(found: Any) -> str:
-    return f"{found.kld:.5f} \u00b1 {found.kld_pm:.5f}" if found else ""
+def _figures(found: Result | None) -> dict[str, str]:
+    if found is None or found.measures is None:
+        return {"kld": "", "ppl_ratio": ""}
+    if found.is_reference:
+        return {"kld": "reference", "ppl_ratio": ""}
+    m = found.measures
+    kld = f"{max(m.kld, 0):.5f} \u00b1 {m.kld_pm:.5f}"
+    return {"kld": kld, "ppl_ratio": f"{m.ppl_ratio:.4f}"}
 
 
 def _fit(fit: Any) -> str:
@@ -221,7 +231,11 @@ def _calibrations(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
 
 def _rebuild(facts: Facts) -> str:
     """The command with all that the manifest records of how this was built."""
-    words = ["quantkit build", facts.source.repo_id or "CHECKPOINT"]
+    source = facts.source
+    at = f"@{source.commit}" if source.commit else ""
+    words = [
+        f"quantkit build {source.repo_id}{at}" if source.repo_id else "quantkit build CHECKPOINT"
+    ]
     words += [f"--quant {artifact.quant.name}" for artifact in facts.artifacts]
     entry = facts.artifacts[0].entry
     searches = {(a.entry.get("kernel") or {}).get("search") for a in facts.artifacts}
@@ -236,7 +250,7 @@ def _rebuild(facts: Facts) -> str:
         words.append("--sym" if config["sym"] else "--asym")
     if facts.family == "bnb" and config.get("bnb_4bit_use_double_quant"):
         words.append("--double-quant")
-    return " ".join(words)
+    return " \\\n  ".join(words)
 
 
 def _md(text: object) -> str:

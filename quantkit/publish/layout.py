@@ -155,8 +155,9 @@ def _choose_family(
     hinted = [f for f in by_family if f in repo_id.rpartition("/")[2].lower()]
     if len(hinted) == 1:
         return hinted[0]
-    names = ", ".join(FAMILIES[f] for f in by_family)
-    types = " or ".join(f"--format {f}" for f in by_family)
+    held = [family for family in FAMILIES if family in by_family]
+    names = ", ".join(FAMILIES[family] for family in held)
+    types = " or ".join(f"--format {family}" for family in held)
     raise PublishError(
         f"{folder} holds {names}, and each goes into a repository of its own; say which this one "
         f"is for with {types}."

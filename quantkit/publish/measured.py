@@ -9,35 +9,21 @@ from typing import Any
 
 from quantkit.core.errors import PublishError
 from quantkit.publish.layout import Artifact
+from quantkit.verify.compare import Comparison, Result
+from quantkit.verify.divergence import Measures
+from quantkit.verify.quality import Verdict
+from quantkit.verify.subjects import Subject
 
 FILE = "compare.json"
 """Where the results are looked for, in the folder of the build."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One artifact's figures: mean KL divergence in nats, perplexity against the reference's."""
-
-    kld: float
-    kld_pm: float
-    ppl: float
-    ppl_ratio: float
-    same_top: float
-    is_reference: bool
-    ok: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Measured:
     """A comparison, of published artifacts only; ``rows`` by an artifact's name."""
 
-    reference: str
-    text: str
-    text_sha256: str
-    context: int
-    windows: int
-    rows: dict[str, Row]
-    document: dict[str, Any]
+    comparison: Comparison
+    rows: dict[str, Result]
 
 
 def read_comparison(file: Path, artifacts: Sequence[Artifact]) -> Measured | None:
@@ -56,28 +42,29 @@ def read_comparison(file: Path, artifacts: Sequence[Artifact]) -> Measured | Non
         ) from None
     try:
         found = _by_artifact(document, artifacts)
-        rows = {name: _row(row) for name, row in found.items()}
-        for artifact in artifacts:
-            if artifact.name in rows and any(
-                placed.local.stat().st_mtime > written for placed in artifact.files
-            ):
-                raise PublishError(
-                    f"{file} is older than {artifact.name}; run quantkit compare --json again."
-                )
-        measured = Measured(
-            reference=Path(document["reference"]).name,
+        reference = Path(document["reference"])
+        rows = {name: _result(row) for name, row in found.items()}
+        comparison = Comparison(
+            reference=Subject(reference.name, reference, document["reference_quant"], 0, 0),
             text=str(document["text"]),
             text_sha256=str(document["text_sha256"]),
             context=int(document["context"]),
             windows=int(document["windows"]),
-            rows=rows,
-            document={**document, "artifacts": list(found.values())},
+            threads=int(document["threads"]),
+            results=tuple(rows.values()),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise PublishError(
             f"{file} is not what this version of quantkit compare --json prints; run it again."
         ) from None
-    return measured if rows else None
+    for artifact in artifacts:
+        if artifact.name in rows and any(
+            placed.local.stat().st_mtime > written for placed in artifact.files
+        ):
+            raise PublishError(
+                f"{file} is older than {artifact.name}; run quantkit compare --json again."
+            )
+    return Measured(comparison, rows) if rows else None
 
 
 def _by_artifact(document: dict[str, Any], artifacts: Sequence[Artifact]) -> dict[str, Any]:
@@ -97,16 +84,16 @@ def _by_artifact(document: dict[str, Any], artifacts: Sequence[Artifact]) -> dic
     }
 
 
-def _row(row: dict[str, Any]) -> Row:
-    m = row["measures"]
-    return Row(
-        kld=max(0.0, float(m["kld"])),
-        kld_pm=float(m["kld_pm"]),
-        ppl=float(m["ppl"]),
-        ppl_ratio=float(m["ppl_ratio"]),
-        same_top=float(m["same_top"]),
+def _result(row: dict[str, Any]) -> Result:
+    figures, verdict = row["measures"], row["verdict"]
+    percentiles = tuple(map(float, figures["kld_percentiles"]))
+    numbers = {key: float(value) for key, value in figures.items() if key != "kld_percentiles"}
+    return Result(
+        subject=Subject(str(row["name"]), Path(row["name"]), row["quant"], int(row["bytes"]), 0),
+        measures=Measures(**(numbers | {"kld_percentiles": percentiles})),  # type: ignore[arg-type]  # by name
+        speed=None,
+        verdict=Verdict(ok=bool(verdict["ok"]), reason=str(verdict["reason"]), limits=None),
         is_reference=bool(row["is_reference"]),
-        ok=bool(row["verdict"]["ok"]),
     )
 
 
@@ -117,36 +104,11 @@ def draw_frontier(measured: Measured) -> bytes | None:
         OutputError: matplotlib is not installed, or the disk is full.
 
     """
-    from quantkit.verify.compare import Comparison, Result
-    from quantkit.verify.divergence import Measures
-    from quantkit.verify.quality import Verdict
-    from quantkit.verify.report import draw_all
-    from quantkit.verify.subjects import Subject
+    from quantkit.verify.report import draw_frontier as draw
 
-    def result(row: dict[str, Any]) -> Result:
-        figures = row["measures"]
-        verdict = row["verdict"]
-        return Result(
-            Subject(row["name"], Path(row["name"]), row["quant"], row["bytes"], 0),
-            Measures(**{**figures, "kld_percentiles": tuple(figures["kld_percentiles"])}),
-            None,
-            Verdict(ok=verdict["ok"], reason=verdict["reason"], limits=None),
-            row["is_reference"],
-        )
-
-    results = tuple(result(row) for row in measured.document["artifacts"])
-    if sum(not found.is_reference for found in results) < 2:
+    if sum(not found.is_reference for found in measured.comparison.results) < 2:
         return None
-    comparison = Comparison(
-        reference=Subject(measured.reference, Path(measured.reference), None, 0, 0),
-        text=measured.text,
-        text_sha256=measured.text_sha256,
-        context=measured.context,
-        windows=measured.windows,
-        threads=0,
-        results=results,
-    )
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        pictures = draw_all(comparison, None, "", Path(folder))
-        (picture,) = [file for file in pictures if file.name == "frontier.png"]
-        return picture.read_bytes()
+        file = Path(folder) / "frontier.png"
+        draw(measured.comparison, file)
+        return file.read_bytes()

@@ -137,12 +137,12 @@ def _check_weights(
     """Whether the Hub lists the weights that were read; None of them may differ."""
     weights = described.get("weights", ())
     for file in weights:
-        if listed.get(file["name"]) not in (None, file["sha256"]):
+        if file["sha256"] and listed.get(file["name"]) not in (None, file["sha256"]):
             raise PublishError(
                 f"{repo} is not the checkpoint that was built from: its {file['name']} differs; "
                 "give the right repository or revision."
             )
-    return bool(weights) and all(listed.get(file["name"]) for file in weights)
+    return bool(weights) and all(file["sha256"] and listed.get(file["name"]) for file in weights)
 
 
 def _of_files(folder: Path) -> Source:
