@@ -137,10 +137,11 @@ class SourceReader:
             digest.update(read_exactly(self._open, min(_GAP_CHUNK, stop - at), at, path).data)
 
 
-class DequantizedReader:
-    """Yields units of a quantized artifact, dequantized; its files are hashed by themselves.
+class RowsReader:
+    """Yields units of weights that do not lie in their files as they are: dequantized, joined.
 
-    ``read_rows(name, first, count)`` gives the bytes of rows of a matrix.
+    ``read_rows(name, first, count)`` gives the bytes of rows of a matrix. The files are hashed by
+    themselves, afterwards.
     """
 
     def __init__(

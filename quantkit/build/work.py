@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.build.output import Layout
-from quantkit.build.source import DequantizedReader, SourceReader, Stamp, WeightReader
-from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.build.source import RowsReader, SourceReader, Stamp, WeightReader
+from quantkit.checkpoint.folder import Checkpoint, RowReader, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.core.errors import PlanError
 from quantkit.encodings.kernel import Kernel, load_kernel
@@ -91,7 +91,28 @@ def prepare(
         if quant.format == "bnb"
     ]
     encoder = load_kernel(kernel, search)
-    return Work(checkpoint, model, base_name, tuple(layouts), encoder, imatrix)
+    return Work(
+        checkpoint,
+        model,
+        base_name,
+        tuple(layouts),
+        encoder,
+        imatrix,
+        weight_reader(checkpoint.read_rows),
+    )
+
+
+def weight_reader(
+    read_rows: RowReader | None,
+) -> Callable[[Mapping[Path, Stamp]], WeightReader]:
+    """What reads a source for the engine: its files front to back, or rows through a function."""
+    if read_rows is None:
+        return SourceReader
+
+    def open_weights(stamps: Mapping[Path, Stamp]) -> WeightReader:
+        return RowsReader(stamps, read_rows)
+
+    return open_weights
 
 
 def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast") -> Work:
@@ -114,15 +135,11 @@ def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fa
     # The folder's name, and no heuristics: they would take "int8" for a version.
     metadata = describe_checkpoint(checkpoint, model, artifact.resolve().name)
     layouts = tuple(lay_out(make_plan(model, quant), metadata) for quant in quants)
-
-    def open_weights(stamps: Mapping[Path, Stamp]) -> WeightReader:
-        return DequantizedReader(stamps, source.read_rows)
-
     return Work(
         checkpoint,
         model,
         metadata.base_name,
         layouts,
         load_kernel(kernel),
-        open_weights=open_weights,
+        open_weights=weight_reader(source.read_rows),
     )

@@ -16,6 +16,7 @@ from quantkit.cli import (
     doctor,
     export,
     fit,
+    import_,
     inspect,
     quants,
     smoke,
@@ -49,13 +50,14 @@ for command in (
     build.build,
     calibrate.calibrate,
     export.export,
+    import_.import_,
     quants.quants,
     inspect.inspect,
     smoke.smoke,
     compare.compare,
     doctor.doctor,
 ):
-    app.command()(_stoppable(command))
+    app.command(command.__name__.rstrip("_"))(_stoppable(command))
 
 
 def _show_version(wanted: bool) -> None:
