@@ -56,8 +56,10 @@ def rewrite(
     """
     require_free(out)
     out = out.absolute()
-    before = {file: stamp(file) for file in checkpoint.files}
-    source = [[str(file.resolve()), *when] for file, when in before.items()]
+    local = [file for file in checkpoint.files if checkpoint.repo_id is None or file.is_file()]
+    before = {file: stamp(file) for file in local}
+    source: list[Any] = [[str(file.resolve()), *when] for file, when in before.items()]
+    source += [checkpoint.repo_id, checkpoint.commit]
     layout = lay_out_plain(
         checkpoint,
         model,

@@ -49,12 +49,12 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
         )
         if token >= 0
     }
-    documents = {"tokenizer_config.json": _settings}
+    documents = {"tokenizer_config.json": _settings(pieces, ids)}
     if "bos_token_id" in ids and any(map(pieces.IsByte, range(pieces.vocab_size()))):
-        documents["tokenizer.json"] = lambda pieces, _ids: _fast(pieces)
-    for name, make in documents.items():
+        documents["tokenizer.json"] = _fast(pieces)
+    for name, content in documents.items():
         if not (folder / name).is_file():
-            document = json.dumps(make(pieces, ids), indent=2, ensure_ascii=False)
+            document = json.dumps(content, indent=2, ensure_ascii=False)
             (folder / name).write_text(document + "\n", encoding="utf-8")
     return ids
 
