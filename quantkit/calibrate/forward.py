@@ -158,16 +158,19 @@ class Forward:
 
         ``states.hidden`` must be what the last layer left.
         """
+        return math.exp(self.losses(states, tokens).mean())
+
+    def losses(self, states: Activations, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Minus the log-probability of each token in the second half of each chunk, 1-D."""
         first = tokens.shape[1] // 2
-        total, count = 0.0, 0
+        found = []
         with exact_math():
             for logits, chunk in zip(self.logits(states), tokens, strict=True):
                 scores = torch.log_softmax(logits[first:-1], -1)
                 wanted = torch.from_numpy(chunk[first + 1 :]).to(self.device)
                 picked = scores.gather(-1, wanted[:, None])
-                total -= float(picked.double().sum())
-                count += picked.numel()
-        return math.exp(total / count)
+                found.append(-picked.double().view(-1).cpu().numpy())
+        return np.concatenate(found)
 
     def logits(self, states: Activations) -> Iterator[Tensor]:
         """Per chunk, the scores of all tokens at every position: shape (context, vocabulary)."""

@@ -19,6 +19,7 @@ from quantkit.cli import (
     fit,
     import_,
     inspect,
+    perplexity,
     quants,
     smoke,
 )
@@ -57,6 +58,7 @@ for command in (
     inspect.inspect,
     smoke.smoke,
     compare.compare,
+    perplexity.perplexity,
     doctor.doctor,
 ):
     app.command(command.__name__.rstrip("_"))(_stoppable(command))

@@ -14,7 +14,7 @@ def weighted_mean(
     """The mean of some matrices of one dtype, by these weights, as bytes.
 
     The arithmetic is float32 in the order given: products, their sum, and a division by the sum of
-    the weights. So does mergekit's ``linear``, computing in float32.
+    the weights. So does mergekit's ``linear``, but for a sum that it may fuse with its product.
 
     Args:
         raws: little-endian floats, 1-D, all of one length.

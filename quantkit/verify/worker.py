@@ -45,7 +45,7 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
             return bindings.buffers(file, settings, dry=request["dry"], gpu=request["gpu"])
         except SmokeError as error:
             return {"refused": str(error)}
-    if request["task"] in ("record", "measure", "logits"):
+    if request["task"] in ("record", "measure", "logits", "perplexity"):
         try:
             return evaluation.answer(request, begin=lambda stage: send(stage=stage))
         except SmokeError as error:
