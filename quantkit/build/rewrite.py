@@ -12,7 +12,7 @@ from typing import Any
 
 from quantkit.build import engine
 from quantkit.build.output import PARTIAL, remove, sync_folder
-from quantkit.build.source import stamp
+from quantkit.build.source import identify_source
 from quantkit.build.work import Work, weight_reader
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.rows import open_rows
@@ -56,10 +56,7 @@ def rewrite(
     """
     require_free(out)
     out = out.absolute()
-    local = [file for file in checkpoint.files if checkpoint.repo_id is None or file.is_file()]
-    before = {file: stamp(file) for file in local}
-    source: list[Any] = [[str(file.resolve()), *when] for file, when in before.items()]
-    source += [checkpoint.repo_id, checkpoint.commit]
+    source = identify_source(checkpoint)
     layout = lay_out_plain(
         checkpoint,
         model,
@@ -85,10 +82,12 @@ def rewrite(
         if staging.is_dir() and not any(staging.iterdir()):
             staging.rmdir()
         raise
-    for file, when in before.items():
-        if stamp(file) != when:
-            remove(staging)
-            raise CheckpointError(f"{file} changed while it was read; run the same command again.")
+    if identify_source(checkpoint) != source:
+        remove(staging)
+        raise CheckpointError(
+            f"The weights of {checkpoint.path} changed while they were read; run the same command "
+            "again."
+        )
     artifact.path.replace(out)
     remove(staging)
     sync_folder(out.parent)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build.units import Unit
+from quantkit.checkpoint.folder import Checkpoint
 from quantkit.core.errors import CheckpointError
 
 _GAP_CHUNK = 8 * 2**20
@@ -31,6 +32,18 @@ def stamp(path: Path) -> Stamp:
     except OSError as error:
         raise _unreadable(path, error) from None
     return status.st_size, status.st_mtime_ns
+
+
+def identify_source(checkpoint: Checkpoint) -> list[list[Any]]:
+    """What changes when a checkpoint's weights do: files with their stamps, or a commit.
+
+    Raises:
+        CheckpointError: a file is not there any more.
+
+    """
+    if checkpoint.repo_id is not None:
+        return [[checkpoint.repo_id, checkpoint.commit]]
+    return [[str(file.resolve()), *stamp(file)] for file in checkpoint.files]
 
 
 def read_exactly(fd: int, n_bytes: int, offset: int, path: Path) -> NDArray[np.uint8]:

@@ -36,8 +36,15 @@ class Weights:
         """
         block = self.target(layer, role).blocks[expert or 0]
         source = self._sources[block.source]
-        values = torch.from_numpy(self.raw(block)).view(_DTYPES[source.dtype])
-        return values.view(block.rows, source.shape[-1]).to(self.device).float()
+        return self.widen(self.raw(block), source.dtype).view(block.rows, source.shape[-1])
+
+    def dtype(self, layer: int | None, role: str) -> str:
+        """What a role is stored in, by safetensors' name."""
+        return self._sources[self.target(layer, role).blocks[0].source].dtype
+
+    def widen(self, raw: NDArray[np.uint8], dtype: str) -> Tensor:
+        """Stored floats as float32 on the device, 1-D."""
+        return torch.from_numpy(raw).view(_DTYPES[dtype]).to(self.device).float()
 
     def vector(self, layer: int | None, role: str) -> Tensor | None:
         """A norm or a bias, 1-D; None where the model has none."""
