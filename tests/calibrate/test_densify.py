@@ -40,8 +40,8 @@ def corpus_of(folder: Path, text: str, chunks: int, context: int = 512) -> Corpu
 
 def test_routed_beats_linear_and_fit_closes_half_of_the_gap(tmp_path: Path) -> None:
     checkpoint, model = mixtral()
-    held_out = corpus_of(tmp_path, heldout_text(), 8)
-    seen = corpus_of(tmp_path, training_text(), 8)
+    held_out = corpus_of(tmp_path, heldout_text(), 4)
+    seen = corpus_of(tmp_path, training_text(), 6)
 
     def score(checkpoint: Checkpoint, model: Model) -> float:
         """Log perplexity on held-out text."""
@@ -55,7 +55,7 @@ def test_routed_beats_linear_and_fit_closes_half_of_the_gap(tmp_path: Path) -> N
         fitted = score(made.checkpoint, made.model)
     assert moe < fitted < routed < linear
     assert routed < linear - 0.5
-    # Half is promised; 8 chunks and one round close 90 % and more of it.
+    # Half is promised; 6 chunks and one round close some 90 % of it.
     assert (linear - fitted) / (linear - moe) > 0.85
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 

@@ -20,7 +20,7 @@ from tests.raw_releases import LAYOUTS, raw_release
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 MIXTRAL = CHECKPOINTS / "tiny-mixtral"
 MISTRAL = CHECKPOINTS / "tiny-mistral"
-QUANTS = ("bf16", "q8_0", "q4_k_m")
+QUANTS = ("bf16", "q4_k_m")
 
 
 def sums(checkpoint: Path, out: Path) -> dict[str, str]:
