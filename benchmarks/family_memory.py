@@ -46,8 +46,8 @@ def main() -> int:
             ("densify --expert", ["--expert", "6"]),
             ("densify --merge linear", ["--merge", "linear"]),
         ):
-            command = ["densify", checkpoint, "-o", dense, *choice, "--jobs", str(options.jobs)]
-            costs[name] = run([*command], folder)
+            command: list[str | Path] = ["densify", checkpoint, "-o", dense, *choice]
+            costs[name] = run([*command, "--jobs", str(options.jobs)], folder)
             remove(dense)
         remove(checkpoint)
         raw = stacked_release(folder / "raw")
