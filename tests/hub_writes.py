@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -90,6 +91,13 @@ class HubStore:
         return hashlib.sha1(made).hexdigest()  # noqa: S324 - git's choice, no secret
 
 
+# A listing has the hashes of all files; those of gigabytes would take longer than clients wait.
+@lru_cache(maxsize=128)
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@lru_cache(maxsize=128)
 def git_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324 - git's choice
 
@@ -180,7 +188,7 @@ class WritingHandler(Handler):
         oid = None
         if path in files:
             data = files[path]
-            oid = hashlib.sha256(data).hexdigest() if mode == "lfs" else git_id(data)
+            oid = sha256_of(data) if mode == "lfs" else git_id(data)
         return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
     def _batch(self, wish: dict[str, Any]) -> list[dict[str, Any]]:
@@ -272,7 +280,7 @@ class WritingHandler(Handler):
 
     def _download(self, repo: str, name: str, data: bytes) -> None:
         is_lfs = _is_lfs(name, len(data))
-        etag = hashlib.sha256(data).hexdigest() if is_lfs else git_id(data)
+        etag = sha256_of(data) if is_lfs else git_id(data)
         headers = {"X-Repo-Commit": self.store.head(repo), "ETag": f'"{etag}"'}
         headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{etag}"'}
         status, wanted = 200, self.headers.get("Range")
@@ -326,7 +334,7 @@ class WritingHandler(Handler):
 def _entry(path: str, data: bytes) -> dict[str, Any]:
     entry = {"type": "file", "path": path, "size": len(data), "oid": git_id(data)}
     if _is_lfs(path, len(data)):
-        oid = hashlib.sha256(data).hexdigest()
+        oid = sha256_of(data)
         entry["lfs"] = {"oid": oid, "size": len(data), "pointerSize": 130}
     return entry
 

@@ -60,6 +60,16 @@ class Activations:
             self.hidden[:] = np.fromfile(path, _DTYPE).reshape(self._shape)
         self._turn = layers % 2
 
+    def keep(self) -> NDArray[np.float32]:
+        """A copy of what ``out`` holds now, where the other arrays are."""
+        if not self._spill:
+            return self.out.copy()
+        copy: NDArray[np.float32] = np.memmap(
+            self._folder / "kept.f32", _DTYPE, "w+", shape=self._shape
+        )
+        copy[:] = self.out
+        return copy
+
     def commit(self) -> None:
         """What ``out`` holds is a layer's result: make it durable."""
         if self._spill:

@@ -15,7 +15,7 @@ import torch
 
 import quantkit
 from quantkit.build.output import PARTIAL, check_space
-from quantkit.build.source import stamp
+from quantkit.build.source import identify_source
 from quantkit.calibrate.activations import Activations
 from quantkit.calibrate.forward import Forward, Routing, Visitor
 from quantkit.calibrate.progress import Journal, working_folder
@@ -143,7 +143,7 @@ def identify(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> dict
     """Everything that the statistics depend on."""
     return {
         "quantkit": quantkit.__version__,
-        "source": [[str(file.resolve()), *stamp(file)] for file in checkpoint.files],
+        "source": identify_source(checkpoint),
         "tokens": hashlib.sha256(corpus.tokens.tobytes()).hexdigest(),
         "shape": corpus.tokens.shape,
         "fewest_tokens": settings.fewest_tokens,
@@ -251,7 +251,7 @@ class Run:
             ) from None
         self.records = tuple(journal.layers)
         self.routing = tuple(
-            Routing(tuple(routing["tokens"]), tuple(routing["borrowed"]))
+            Routing(*map(tuple, (routing[key] for key in ("tokens", "borrowed", "squares"))))
             for routing in (record["routing"] for record in journal.layers)
             if routing
         )

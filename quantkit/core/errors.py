@@ -27,6 +27,10 @@ class TokenizerError(CheckpointError):
     """The tokenizer is missing or of a kind that llama.cpp cannot hold."""
 
 
+class SourceChangedError(CheckpointError):
+    """A file on the Hub is not what it was when the work began."""
+
+
 class WeightsError(CheckpointError):
     """A weight is NaN or infinite, so no quant of it can be right."""
 

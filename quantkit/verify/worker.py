@@ -48,7 +48,7 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
         from quantkit.verify import checks, evaluation
     except ImportError as error:
         raise NativeError(f"{error.name} is not installed; pip install {error.name}.") from None
-    if request["task"] in ("record", "measure", "logits"):
+    if request["task"] in ("record", "measure", "logits", "perplexity"):
         try:
             return evaluation.answer(request, begin=lambda stage: send(stage=stage))
         except SmokeError as error:
