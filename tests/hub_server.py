@@ -6,18 +6,36 @@ whole or by range. Other calls (uploads) are added by giving ``Handler`` another
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _CHUNK = 64 * 1024
+_HASHED = 2**31  # larger files are sparse ones that tests read the headers of
+
+
+@cache
+def _sha256(path: Path, _size: int, _modified_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """The sha256 of a file as it is now; of one that is too large, something like it."""
+    status = path.stat()
+    if status.st_size > _HASHED:
+        return hashlib.sha256(f"{path.name} {status.st_size}".encode()).hexdigest()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 @dataclass
@@ -36,11 +54,24 @@ class HubServer:
     """Seconds before each range, so that parallel requests meet."""
     drop: Callable[[str, int], bool] = lambda _name, _time: False
     """Whether to break off in the middle of a file's nth answer, n from 1."""
+    drop_every: int | None = None
+    """Break off in the middle of every nth answer with bytes of weights."""
+    bytes_per_second: float | None = None
+    """How fast each connection is."""
+    refuse: Callable[[str, int], tuple[int, dict[str, str]] | None] = lambda _name, _time: None
+    """A status and headers instead of a file's nth answer, n from 1."""
+    before: Callable[[str, int], None] = lambda _name, _time: None
+    """Called before a file's nth answer."""
+    moved: str | None = None
+    """Another server that weights are on, as the Hub's are; it asks for no token."""
+    extra_siblings: tuple[str, ...] = ()
+    """Names that the listing has without files."""
     ignores_ranges: bool = False
     shifts_ranges: bool = False
     url: str = ""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and Range of every request."""
+    authorizations: list[str | None] = field(default_factory=list)
     bytes_sent: int = 0
     most_at_once: int = 0
     _running: int = 0
@@ -72,6 +103,12 @@ class HubServer:
         with self._lock:
             self.bytes_sent += n_bytes
 
+    def drops(self, name: str, time: int) -> bool:
+        """Whether to break this answer off."""
+        if self.drop_every and name.endswith(".safetensors"):
+            return self.nth_answer("") % self.drop_every == 0
+        return self.drop(name, time)
+
     def nth_answer(self, name: str) -> int:
         with self._lock:
             self._answers[name] = self._answers.get(name, 0) + 1
@@ -94,6 +131,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        self.hub.authorizations.append(self.headers.get("Authorization"))
         if self.hub.status is not None:
             return self._fail(self.hub.status)
         if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
@@ -113,8 +151,11 @@ class Handler(BaseHTTPRequestHandler):
         if not self._knows(revision):
             return self._fail(404, "RevisionNotFound")
         siblings = [
-            {"rfilename": name, "size": path.stat().st_size, "blobId": "0" * 40}
+            {"rfilename": name, "size": path.stat().st_size, "blobId": "0" * 40} | _lfs(path)
             for name, path in self.hub.files().items()
+        ]
+        siblings += [
+            {"rfilename": name, "size": 4, "blobId": "0" * 40} for name in self.hub.extra_siblings
         ]
         repo = {"id": self.hub.repo_id, "sha": self.hub.commit, "siblings": siblings, "tags": []}
         self._send_json(repo | {"private": False, "downloads": 0, "likes": 0})
@@ -144,18 +185,30 @@ class Handler(BaseHTTPRequestHandler):
         path = self.hub.files().get(name)
         if path is None:
             return self._fail(404, "EntryNotFound")
+        nth = self.hub.nth_answer(name) if self.command == "GET" else 0
+        self.hub.before(name, nth)
+        refused = self.hub.refuse(name, nth)
+        if refused is not None:
+            return self._fail(refused[0], headers=refused[1])
         size = path.stat().st_size
+        etag = f'"{content_hash(path)}"'
         headers = {
             "X-Repo-Commit": self.hub.commit,
             "X-Linked-Size": str(size),
-            "ETag": f'"{hashlib.sha256(f"{name} {size}".encode()).hexdigest()}"',
+            "X-Linked-ETag": etag,
+            "ETag": etag,
             "Accept-Ranges": "bytes",
         }
+        if self.hub.moved is not None and name.endswith(".safetensors"):
+            self._start(302, 0, headers | {"Location": f"{self.hub.moved}{self.path}"})
+            return None
         wanted = self.headers.get("Range")
         start, end, status = 0, size, 200
         if wanted and not self.hub.ignores_ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, end, status = int(first), min(int(last or size) + 1, size), 206
+            if start >= size:
+                return self._fail(416, headers={"Content-Range": f"bytes */{size}"})
             if self.hub.shifts_ranges:
                 start, end = start + 1, end + 1
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
@@ -163,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             with self.hub.counted():
                 time.sleep(self.hub.delay)
-                self._send_file(path, start, end, self.hub.drop(name, self.hub.nth_answer(name)))
+                self._send_file(path, start, end, self.hub.drops(name, nth))
         return None
 
     def _send_file(self, path: Path, start: int, end: int, drop: bool) -> None:
@@ -171,6 +224,8 @@ class Handler(BaseHTTPRequestHandler):
         with path.open("rb") as file:
             file.seek(start)
             while start < stop and self._send(file.read(min(_CHUNK, stop - start))):
+                if self.hub.bytes_per_second:
+                    time.sleep((file.tell() - start) / self.hub.bytes_per_second)
                 start = file.tell()
         if drop:
             self.close_connection = True
@@ -178,8 +233,8 @@ class Handler(BaseHTTPRequestHandler):
     def _knows(self, revision: str) -> bool:
         return revision == self.hub.commit or revision in self.hub.branches
 
-    def _fail(self, status: int, code: str = "") -> None:
-        self._start(status, 0, {"X-Error-Code": code} if code else {})
+    def _fail(self, status: int, code: str = "", headers: dict[str, str] | None = None) -> None:
+        self._start(status, 0, ({"X-Error-Code": code} if code else {}) | (headers or {}))
 
     def _start(self, status: int, length: int, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -198,6 +253,14 @@ class Handler(BaseHTTPRequestHandler):
             return False
         self.hub.sent(len(data))
         return True
+
+
+def _lfs(path: Path) -> dict[str, Any]:
+    """What a listing says of a file in large file storage."""
+    if path.suffix != ".safetensors":
+        return {}
+    sha256, size = content_hash(path), path.stat().st_size
+    return {"lfs": {"sha256": sha256, "size": size, "pointerSize": 134}}
 
 
 class _QuietServer(ThreadingHTTPServer):
@@ -221,3 +284,26 @@ def serve(hub: HubServer) -> Iterator[HubServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def client_of(server: HubServer, cache: Path, token: str | None = None) -> Iterator[None]:
+    """Point huggingface_hub, in this process and its children, at a server, with its own cache."""
+    from huggingface_hub import close_session, constants
+
+    settings: dict[str, Any] = {
+        "ENDPOINT": server.url,  # what HF_ENDPOINT sets when huggingface_hub is imported
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache / "hub"),
+        "HF_ASSETS_CACHE": str(cache / "assets"),
+        "HF_TOKEN_PATH": str(cache / "token"),
+        "HF_HUB_DISABLE_XET": True,
+    }
+    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    if token is not None:
+        environment["HF_TOKEN"] = token
+    with patch.multiple(constants, **settings), patch.dict(os.environ, environment):
+        try:
+            yield
+        finally:
+            close_session()

@@ -6,13 +6,12 @@ journaled. At the end each artifact is read back against what was written, hande
 check, and renamed.
 """
 
-import hashlib
+import shutil
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -33,10 +32,25 @@ from quantkit.build.output import (
     naming_failures,
     remove,
 )
-from quantkit.build.source import stamp
+from quantkit.build.readback import ReadBackError, read_back, written_to
+from quantkit.build.shipping import (
+    Departures,
+    Shipping,
+    is_sent,
+    leaves_by_shards,
+    put_away,
+    send_whole,
+)
+from quantkit.build.source import Reading, WeightReader, identify_source, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
 from quantkit.build.work import Work
-from quantkit.core.errors import Interrupted, OutputError, PlanError, WeightsError
+from quantkit.core.errors import (
+    Interrupted,
+    OutputError,
+    PlanError,
+    SourceChangedError,
+    WeightsError,
+)
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.core.units import format_size
 from quantkit.encodings.encoding import Encoding
@@ -52,7 +66,6 @@ _COMMIT_SECONDS = 5.0
 # squares beyond float32, and then write zeros or abort the process.
 _LARGEST_WEIGHT = 1e9
 _SIDE_FILES = 2**20  # bytes of disk that the journal and the manifest may need
-_READ_BACK = 8 * 2**20
 _REPORT_SECONDS = 0.1
 
 
@@ -88,6 +101,11 @@ class Artifact:
     check: Check | None
     fresh: bool
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it passed its check, if it had one."""
+        return self.check is None or self.check.ok
+
 
 def build(
     work: Work,
@@ -97,6 +115,7 @@ def build(
     max_memory: int,
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    shipping: Shipping | None = None,
 ) -> list[Artifact]:
     """Build artifacts into a folder; finished ones are left alone, an interrupted build resumes.
 
@@ -104,11 +123,14 @@ def build(
         work: what to build.
         out: the output folder; nothing is written outside it.
         jobs: encoding threads.
-        max_memory: bytes of units in flight; it caps the threads where they would need more.
+        max_memory: bytes of units in flight, and of what is read ahead, which may take a quarter;
+            it caps the threads where they would need more.
         check: called with the first file of each GGUF, or the folder of any other artifact,
             under its partial name, before it is renamed; an artifact it does not accept ends as
             ``.rejected``.
         report: called from this thread with the progress, in source bytes while encoding.
+        shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
+            as they are written, which no check sees then; single files after their check.
 
     Raises:
         OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small).
@@ -117,21 +139,38 @@ def build(
         Interrupted: Ctrl-C; what was done is kept.
 
     """
-    if max_memory < UNIT_MEMORY:
+    ahead = min(work.read_ahead, max_memory // 4)
+    if max_memory - ahead < UNIT_MEMORY:
+        least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
         raise PlanError(
             f"--max-memory {format_size(max_memory)} is below one slab; "
-            f"give at least {-(-UNIT_MEMORY // 2**20)}MiB."
+            f"give at least {-(-least // 2**20)}MiB."
         )
     with locked(out):
-        to_build = [x for x in work.layouts if not manifest.is_finished(out, work, x)]
+        entries = manifest.read_manifest(out)["artifacts"]
+        to_build = [
+            x
+            for x in work.layouts
+            if not manifest.is_finished(
+                out, work, x, elsewhere=is_sent(entries.get(x.name, {}), shipping)
+            )
+        ]
         built = {}
         if not to_build:
             remove_stale(out)
         else:
-            slots = max_memory // UNIT_MEMORY
-            run = _Run(work, tuple(to_build), out, jobs, slots, report)
+            slots = (max_memory - ahead) // UNIT_MEMORY
+            run = _Run(work, tuple(to_build), out, jobs, slots, ahead, report, shipping)
             built = {a.layout.name: a for a in run.execute(check)}
         known = manifest.read_manifest(out)["artifacts"]
+        if shipping is not None:
+            with naming_failures(out, lambda: 0):
+                for x in work.layouts:
+                    if x.name in built and not built[x.name].is_sound:
+                        continue
+                    if not is_sent(known[x.name], shipping):
+                        send_whole(out, x, known[x.name], shipping)
+                    put_away(out, x)
     return [built.get(x.name) or _existing(out, x, known[x.name]) for x in work.layouts]
 
 
@@ -151,19 +190,24 @@ class _Run:
         out: Path,
         jobs: int,
         slots: int,
+        ahead: int,
         report: Callable[[Progress], None],
+        shipping: Shipping | None,
     ) -> None:
         self._work = work
         self._out = out
+        self._ahead = ahead
         self._report = report
         self._threads = max(1, min(jobs, slots))
         self._slots = BoundedSemaphore(max(1, min(slots, self._threads + 1)))
         self._artifacts = [PartialArtifact(out, layout) for layout in layouts]
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
         self._units = cut_units(targets, work.checkpoint.tensors)
-        self._stamps = {file: stamp(file) for file in work.checkpoint.files}
+        self._stamps = stamps_of(work.checkpoint)
         digests = {a.partial.name: a.layout.digest for a in self._artifacts}
         self._journal = Journal(out, self._identity(), digests)
+        self._shipping = shipping
+        self._departures: Departures | None = None
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
         self._unrecorded: list[tuple[int, list[list[int]]]] = []
 
@@ -177,7 +221,7 @@ class _Run:
                     for artifact, verified in zip(self._artifacts, self._verify_all(), strict=True)
                 ]
                 self._journal.remove()
-        except (WeightsError, _ReadBackError):
+        except (WeightsError, SourceChangedError, ReadBackError):
             self._discard()  # a later run cannot go on from here
             raise
         except KeyboardInterrupt:
@@ -191,7 +235,7 @@ class _Run:
         imatrix, kernel = self._work.imatrix, self._work.kernel
         return {
             "quantkit": quantkit.__version__,
-            "source": [[str(file.resolve()), *stamp] for file, stamp in self._stamps.items()],
+            "source": identify_source(self._work.checkpoint, self._stamps),
             "kernel": [kernel.name, kernel.version, kernel.search],
             "tools": [
                 layout.record.get("tools")
@@ -203,7 +247,16 @@ class _Run:
         }
 
     def _missing(self) -> int:
-        return sum(artifact.missing for artifact in self._artifacts) + _SIDE_FILES
+        kept = self._work.kept
+        if self._departures is not None:
+            artifacts = max(0, self._departures.peak() - self._departures.on_disk)
+        else:
+            artifacts = sum(artifact.missing for artifact in self._artifacts)
+        return (
+            artifacts
+            + (kept.missing if kept is not None and kept.shares_disk_with(self._out) else 0)
+            + _SIDE_FILES
+        )
 
     def _prepare(self) -> None:
         """Take over an interrupted build of the same, or clear away one of another."""
@@ -215,12 +268,19 @@ class _Run:
                 )
         self._journal.resume()
         if not all(path.exists() for artifact in self._artifacts for path in artifact.paths):
-            self._journal.finished.clear()
+            self._journal.forget()
         ours = {artifact.partial for artifact in self._artifacts}
         for path in ours.union(partial_paths(self._out)):
             if path not in ours or not self._journal.finished:
                 remove(path)
+        if self._shipping is not None:
+            self._departures = Departures(
+                self._shipping, self._artifacts, self._units, self._journal
+            )
+            self._departures.check(shutil.disk_usage(self._out).free - _SIDE_FILES)
         check_space(self._out, self._missing())
+        if self._work.kept is not None:
+            check_space(self._work.kept.folder, self._work.kept.missing)
         self._journal.start()
 
     def _write(self) -> dict[Path, str]:
@@ -269,36 +329,50 @@ class _Run:
         total = sum(unit.n_bytes for unit in self._units)
         done, committed = 0, time.monotonic()
         futures: set[Future[None]] = set()
+        finished_units = {self._units[index] for index in self._journal.finished}
+        reading = Reading(self._stamps, finished_units, dict(self._journal.hashed), self._ahead)
         with (
             ThreadPoolExecutor(self._threads, "encode") as pool,
             ThreadPoolExecutor(1, "commit") as commit_pool,
-            self._work.open_weights(self._stamps) as reader,
+            self._work.open_weights(reading) as reader,
+            self._departures or nullcontext(),
         ):
-            committer = commit_pool.submit(self._commit)
+            committer = commit_pool.submit(self._commit, reader)
             try:
                 for unit, raw in reader.read(self._units):
                     index = index_of[unit]
                     if index not in self._journal.finished:
+                        if self._departures:
+                            self._departures.make_room(index)
                         self._slots.acquire()
                         futures.add(pool.submit(self._encode_and_free, index, unit, raw))
                     finished = {future for future in futures if future.done()}
                     futures -= finished
                     for future in finished:
                         future.result()
+                    if self._departures and (due := self._departures.due(index)):
+                        for future in futures:
+                            future.result()
+                        futures.clear()
+                        committer.result()
+                        self._commit(reader)
+                        self._departures.start(due)
                     if time.monotonic() - committed > _COMMIT_SECONDS and committer.done():
                         committer.result()
-                        committer = commit_pool.submit(self._commit)
+                        committer = commit_pool.submit(self._commit, reader)
                         committed = time.monotonic()
                     done += unit.n_bytes
                     self._report(Progress("encode", done, total))
                 for future in futures:
                     future.result()
                 committer.result()
-                self._commit()
+                self._commit(reader)
+                if self._departures:
+                    self._departures.finish()
             except KeyboardInterrupt:
                 pool.shutdown(cancel_futures=True)
                 commit_pool.shutdown()
-                self._commit()
+                self._commit(reader)
                 raise
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -384,13 +458,14 @@ class _Run:
         assert unit.source is not None  # noqa: S101 - computed values are finite and small
         return f"{unit.source.name} in {unit.source.file}"
 
-    def _commit(self) -> None:
+    def _commit(self, reader: WeightReader) -> None:
         """Sync what was written, then journal it."""
+        hashed = {file.name: digest for file, digest in dict(reader.sha256).items()}
         batch = [self._unrecorded.pop() for _ in range(len(self._unrecorded))]
         if batch:
             for artifact in self._artifacts:
                 artifact.sync()
-            self._journal.record(batch)
+        self._journal.record(batch, hashed)
 
     def _finish(
         self,
@@ -411,6 +486,10 @@ class _Run:
         ]
         entry = manifest.describe_artifact(self._work, layout, files, sources)
         verdict = None
+        if self._shipping is not None and leaves_by_shards(layout):
+            entry["published"] = self._shipping.to
+            manifest.add_artifact(self._out, layout.name, entry)
+            return Artifact(layout, artifact.final, entry, None, fresh=True)
         if check is not None:
             self._report(Progress("check", 0, 1, layout.name))
             verdict = check(artifact.runnable)
@@ -428,60 +507,36 @@ class _Run:
     def _verify_all(self) -> list[Future[list[str]]]:
         """Verify every artifact, several at once; the sha256 of its files, or what is wrong."""
         total = sum(artifact.layout.n_bytes for artifact in self._artifacts)
-        read_back = _Counter()
+        counter = _Counter()
         with ThreadPoolExecutor(self._threads, "verify") as pool:
             futures = [
-                pool.submit(self._verify, artifact, number, read_back)
+                pool.submit(self._verify, artifact, number, counter)
                 for number, artifact in enumerate(self._artifacts)
             ]
             waiting = set(futures)
             try:
                 while waiting:
                     _, waiting = wait(waiting, timeout=_REPORT_SECONDS)
-                    self._report(Progress("verify", read_back.n_bytes, total))
+                    self._report(Progress("verify", counter.n_bytes, total))
             except BaseException:
-                read_back.stopped = True
+                counter.stopped = True
                 raise
         return futures
 
-    def _verify(self, artifact: PartialArtifact, number: int, read_back: "_Counter") -> list[str]:
+    def _verify(
+        self, artifact: PartialArtifact, number: int, read_back_bytes: "_Counter"
+    ) -> list[str]:
         """Read the files back, compare with what was written, and return their sha256."""
-        ranges: list[list[tuple[int, int, int]]] = [[] for _ in artifact.layout.files]
-        written = list(artifact.completed)
-        for index, unit in enumerate(self._units):
-            places = artifact.layout.places(unit.target, unit.row, unit.rows)
-            written.extend(zip(places, self._journal.finished[index][number], strict=True))
-        for place, crc in written:
-            if place.file < len(ranges):  # what lies beyond is scratch
-                ranges[place.file].append((place.offset, place.n_bytes, crc))
-        digests = []
-        for path, file, parts in zip(artifact.paths, artifact.layout.files, ranges, strict=True):
-            header = (0, len(file.header), zlib.crc32(file.header))
-            digest = hashlib.sha256()
-            with path.open("rb") as stream:
-                for offset, n_bytes, crc in [header, *sorted(parts)]:
-                    digest.update(stream.read(offset - stream.tell()))  # alignment padding
-                    found = 0
-                    for at in range(0, n_bytes, _READ_BACK):
-                        data = stream.read(min(_READ_BACK, n_bytes - at))
-                        digest.update(data)
-                        found = zlib.crc32(data, found)
-                    if found != crc:
-                        raise _ReadBackError(
-                            f"{path} does not read back as it was written; check the disk, then "
-                            "run the same command again."
-                        )
-                    read_back.add(n_bytes)
-                digest.update(stream.read())
-                size = stream.tell()
-            if size != file.n_bytes:
-                raise OutputError(f"{path} has {size} bytes instead of {file.n_bytes}.")
-            digests.append(digest.hexdigest())
-        return digests
-
-
-class _ReadBackError(OutputError):
-    """A file holds something else than was written."""
+        sent = self._departures and self._departures.digests(artifact)
+        if sent:
+            return sent
+        written = written_to(artifact, number, self._units, self._journal.finished)
+        return [
+            read_back(path, file.header, file.n_bytes, parts, read_back_bytes.add)
+            for path, file, parts in zip(
+                artifact.paths, artifact.layout.files, written, strict=True
+            )
+        ]
 
 
 class _Counter:

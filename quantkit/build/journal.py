@@ -3,18 +3,22 @@
 One JSON document per line. The first line identifies the build: its source and kernel, and its
 artifacts by partial name with the hash of each one's plan. The others record units whose bytes
 were synced before the line was written, with CRC-32s of what each artifact got, which the final
-verification reads back. A line cut short by a crash is ignored.
+verification reads back, source files that were read as a whole with their sha256, and files that
+were sent elsewhere with theirs. A line cut short by a crash is ignored.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from quantkit.build.output import PARTIAL
 
 NAME = ".quantkit-journal"
+_HASHED, _SENT = "hashed", "sent"
 
 
 class Journal:
@@ -27,6 +31,9 @@ class Journal:
         self._identity = dict(identity)
         self._artifacts = dict(artifacts)
         self.finished: dict[int, list[list[int]]] = {}
+        self.hashed: dict[str, str] = {}
+        self.sent: dict[str, str] = {}
+        self._lock = Lock()
 
     def resume(self) -> None:
         """Take over what an earlier run of the same build finished, if there was one.
@@ -39,6 +46,8 @@ class Journal:
             return
         columns = [list(earlier).index(name) for name in self._artifacts]
         for line in lines:
+            self.hashed |= line.pop(_HASHED, {})
+            self.sent |= line.pop(_SENT, {})
             for unit, crcs in line.items():
                 self.finished[int(unit)] = [crcs[column] for column in columns]
 
@@ -47,17 +56,34 @@ class Journal:
         temporary = self.path.with_name(NAME + PARTIAL)
         with temporary.open("wb") as file:
             _append(file, {"artifacts": self._artifacts, **self._identity})
-            _append(file, self.finished)
+            _append(file, {_HASHED: self.hashed, _SENT: self.sent, **self.finished})
         temporary.replace(self.path)
 
-    def record(self, units: Iterable[tuple[int, list[list[int]]]]) -> None:
-        """Append finished units. Their bytes must have been synced."""
+    def record(
+        self,
+        units: Iterable[tuple[int, list[list[int]]]],
+        hashed: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Append finished units, whose bytes must have been synced, and files' sha256 by name."""
         batch = dict(units)
-        if not batch:
+        new = {name: digest for name, digest in hashed.items() if name not in self.hashed}
+        if not batch and not new:
             return
-        with self.path.open("ab") as file:
-            _append(file, batch)
+        with self._lock, self.path.open("ab") as file:
+            _append(file, {_HASHED: new, **batch} if new else batch)
         self.finished.update(batch)
+        self.hashed.update(new)
+
+    def record_sent(self, name: str, sha256: str) -> None:
+        """Append that a file lies elsewhere now."""
+        with self._lock, self.path.open("ab") as file:
+            _append(file, {_SENT: {name: sha256}})
+        self.sent[name] = sha256
+
+    def forget(self) -> None:
+        """Let go of everything that an earlier run finished."""
+        for known in (self.finished, self.hashed, self.sent):
+            known.clear()
 
     def remove(self) -> None:
         """Delete the record: the build is finished, or given up."""

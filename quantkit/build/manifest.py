@@ -12,6 +12,8 @@ import quantkit
 from quantkit.build.output import Layout, sync_folder
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import OutputError
 from quantkit.encodings.kernel import IMPROVED
@@ -56,7 +58,7 @@ def describe_artifact(
         work: what was built.
         layout: the artifact's.
         files: its files, each with name, bytes and sha256.
-        sources: sha256 of each weight file, as hashed while it was read.
+        sources: sha256 of each weight file that was read as a whole, as hashed meanwhile.
 
     """
     checkpoint = work.checkpoint
@@ -67,12 +69,10 @@ def describe_artifact(
         "plan_sha256": layout.digest,
         "files": list(files),
         "source": {
-            "name": checkpoint.path.resolve().name,
+            "name": checkpoint.name,
+            **_describe_repo(checkpoint.repo),
             "family": work.model.family,
-            "weights": [
-                {**_describe_file(file, sources[file]), "modified_ns": stamp(file)[1]}
-                for file in checkpoint.files
-            ],
+            "weights": [_describe_weights(checkpoint, file, sources) for file in checkpoint.files],
             "settings": [_describe_file(file) for file in _settings(checkpoint.path)],
         },
         "quantkit": quantkit.__version__,
@@ -104,6 +104,29 @@ def _settings(folder: Path) -> list[Path]:
     return [file for file in (*own, *tokenizer_files(folder)) if file.is_file()]
 
 
+def _describe_repo(repo: RemoteRepo | None) -> dict[str, str]:
+    """Where on the Hub a checkpoint came from."""
+    return {} if repo is None else {"repo_id": repo.repo_id, "commit": repo.commit}
+
+
+def _describe_weights(
+    checkpoint: Checkpoint, file: Path, sources: Mapping[Path, str]
+) -> dict[str, Any]:
+    """A weight file: a local one with its time, one of the Hub's with whether we hashed it all.
+
+    Where a resumed build did not read it as a whole, its sha256 is what the Hub says.
+    """
+    repo = checkpoint.repo
+    if repo is None:
+        return {**_describe_file(file, sources[file]), "modified_ns": stamp(file)[1]}
+    return {
+        "name": file.name,
+        "bytes": repo.sizes[file.name],
+        "sha256": sources.get(file, repo.hashes.get(file.name)),
+        "verified": file in sources,
+    }
+
+
 def _describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
     size, modified_ns = stamp(path)
     return {"name": path.name, "bytes": size, "sha256": sha256 or _sha256(path, modified_ns)}
@@ -124,21 +147,39 @@ def add_artifact(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     sync_folder(folder)
 
 
-def is_finished(folder: Path, work: Work, layout: Layout) -> bool:
-    """Whether an artifact of this work is there, whole, and made from these very weights."""
+def is_finished(folder: Path, work: Work, layout: Layout, *, elsewhere: bool = False) -> bool:
+    """Whether an artifact of this work is there, whole, and made from these very weights.
+
+    Of one that lies ``elsewhere`` no file need be here.
+    """
     entry = read_manifest(folder)["artifacts"].get(layout.name)
     if entry is None or entry["plan_sha256"] != layout.digest:
         return False
     files = [(folder / file["name"], file["bytes"]) for file in entry["files"]]
-    if not all(path.is_file() and path.stat().st_size == size for path, size in files):
+    if not elsewhere and not all(
+        path.is_file() and path.stat().st_size == size for path, size in files
+    ):
         return False
-    weights, now = entry["source"]["weights"], work.checkpoint.files
     return (
         entry["imatrix"] == _describe_imatrix(work)
         and entry["kernel"].get("search", "ggml") == _search(work, layout)
-        and len(weights) == len(now)
-        and all(map(_is_described, now, weights))
+        and _is_source(work.checkpoint, entry["source"])
     )
+
+
+def _is_source(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's weights are those that an entry describes."""
+    repo, weights = checkpoint.repo, entry["weights"]
+    if repo is not None and all(
+        entry.get(key) == value for key, value in _describe_repo(repo).items()
+    ):
+        return True
+    if len(weights) != len(checkpoint.files):
+        return False
+    if repo is None:
+        return all(map(_is_described, checkpoint.files, weights))
+    known = [(file.name, repo.hashes.get(file.name)) for file in checkpoint.files]
+    return known == [(weight["name"], weight["sha256"] or "unknown") for weight in weights]
 
 
 def _is_described(path: Path, entry: Mapping[str, Any]) -> bool:
@@ -146,7 +187,7 @@ def _is_described(path: Path, entry: Mapping[str, Any]) -> bool:
     size, modified_ns = stamp(path)
     if (path.name, size) != (entry["name"], entry["bytes"]):
         return False
-    if modified_ns == entry["modified_ns"]:
+    if modified_ns == entry.get("modified_ns"):
         return True
     return bool(_sha256(path, modified_ns) == entry["sha256"])
 

@@ -169,6 +169,11 @@ class PartialArtifact:
         for fd, file in zip(self._fds[:count], self.layout.files, strict=True):
             os.ftruncate(fd, file.n_bytes)
 
+    def write_header(self, index: int) -> None:
+        """Write the header of one file that has everything else."""
+        self._write_all(index, 0, memoryview(self.layout.files[index].header))
+        os.fdatasync(self._fds[index])
+
     def write_headers(self) -> None:
         """Write the headers, last of all: until now no program takes the files for an artifact."""
         for index, file in enumerate(self.layout.files):

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -34,18 +35,6 @@ def stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def identify_source(checkpoint: Checkpoint) -> list[list[Any]]:
-    """What changes when a checkpoint's weights do: files with their stamps, or a commit.
-
-    Raises:
-        CheckpointError: a file is not there any more.
-
-    """
-    if checkpoint.repo_id is not None:
-        return [[checkpoint.repo_id, checkpoint.commit]]
-    return [[str(file.resolve()), *stamp(file)] for file in checkpoint.files]
-
-
 def read_exactly(fd: int, n_bytes: int, offset: int, path: Path) -> NDArray[np.uint8]:
     """Bytes of an open file; the one place where weights are read.
 
@@ -66,8 +55,63 @@ def read_exactly(fd: int, n_bytes: int, offset: int, path: Path) -> NDArray[np.u
     return buffer
 
 
+def stamps_of(checkpoint: Checkpoint) -> dict[Path, Stamp]:
+    """The stamp of every weight file. The Hub's have no time: their commit stands for it.
+
+    Raises:
+        CheckpointError: a local file is not there any more.
+
+    """
+    if checkpoint.repo is not None:
+        return {file: (checkpoint.repo.sizes[file.name], 0) for file in checkpoint.files}
+    return {file: stamp(file) for file in checkpoint.files}
+
+
+def identify_source(
+    checkpoint: Checkpoint, stamps: Mapping[Path, Stamp] | None = None
+) -> list[list[Any]]:
+    """What tells a checkpoint's weights from any other's, for a journal.
+
+    Args:
+        checkpoint: local or on the Hub.
+        stamps: of its files, where they were taken before.
+
+    Raises:
+        CheckpointError: a local file is not there any more.
+
+    """
+    if stamps is None:
+        stamps = stamps_of(checkpoint)
+    repo = checkpoint.repo
+    if repo is None:
+        return [[str(file.resolve()), *known] for file, known in stamps.items()]
+    return [
+        [
+            f"{repo.repo_id}/{file.name}@{repo.commit}",
+            repo.sizes[file.name],
+            repo.hashes.get(file.name) or repo.etags.get(file.name),
+        ]
+        for file in stamps
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a build tells its reader.
+
+    ``files`` are the weight files with their stamps; ``done`` the units that an earlier run
+    finished, whose bytes nobody needs; ``hashed`` the sha256 of files, by name, that it read as a
+    whole; ``ahead`` how many bytes the reader may hold before they are asked for.
+    """
+
+    files: Mapping[Path, Stamp]
+    done: Container[Unit] = ()
+    hashed: Mapping[str, str] = field(default_factory=dict)
+    ahead: int = 0
+
+
 class WeightReader(Protocol):
-    """Yields units with their bytes, and knows each file's sha256 at the end."""
+    """Yields units with their bytes, and knows the sha256 of each file that it read as a whole."""
 
     sha256: dict[Path, str]
 
@@ -83,7 +127,10 @@ class WeightReader(Protocol):
         """Close."""
 
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
-        """Each unit with its bytes, in the order that ``cut_units`` gives."""
+        """Each unit with its bytes, in the order that ``cut_units`` gives.
+
+        Units that are done may come without.
+        """
 
 
 class SourceReader:
@@ -93,8 +140,8 @@ class SourceReader:
     A file that does not bear its stamp when it has been read raises ``CheckpointError``.
     """
 
-    def __init__(self, files: Mapping[Path, Stamp]) -> None:
-        self._files = files
+    def __init__(self, reading: Reading) -> None:
+        self._files = reading.files
         self._open: int | None = None
         self.sha256: dict[Path, str] = {}
 
@@ -159,10 +206,10 @@ class RowsReader:
 
     def __init__(
         self,
-        files: Mapping[Path, Stamp],
+        reading: Reading,
         read_rows: Callable[[str, int, int], NDArray[np.uint8]],
     ) -> None:
-        self._files = files
+        self._files = reading.files
         self._read_rows = read_rows
         self.sha256: dict[Path, str] = {}
 

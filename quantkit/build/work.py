@@ -1,11 +1,14 @@
 """From a checkpoint folder and a wish to the work that the engine does."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantkit.build.hub import HubReader
+from quantkit.build.kept import Kept
 from quantkit.build.output import Layout
-from quantkit.build.source import RowsReader, SourceReader, Stamp, WeightReader
+from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
+from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.folder import Checkpoint, RowReader, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.core.errors import PlanError
@@ -26,7 +29,11 @@ _NO_BNB = BnbOptions()
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What to build: one checkpoint, the layouts of its artifacts, and the way to encode."""
+    """What to build: one checkpoint, the layouts of its artifacts, and the way to encode.
+
+    ``read_ahead`` is the most bytes that its reader likes to hold before they are needed, ``kept``
+    the folder that a checkpoint from the Hub is stored in meanwhile.
+    """
 
     checkpoint: Checkpoint
     model: Model
@@ -34,7 +41,9 @@ class Work:
     layouts: tuple[Layout, ...]
     kernel: Kernel
     imatrix: Imatrix | None = None
-    open_weights: Callable[[Mapping[Path, Stamp]], WeightReader] = SourceReader
+    open_weights: Callable[[Reading], WeightReader] = SourceReader
+    read_ahead: int = 0
+    kept: Kept | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -43,7 +52,7 @@ class Work:
 
 
 def prepare(
-    folder: Path,
+    source: Path | Checkpoint,
     quants: Sequence[Quant],
     *,
     name: str | None = None,
@@ -53,11 +62,12 @@ def prepare(
     kernel: str = "fast",
     search: str = "ggml",
     bnb: BnbOptions = _NO_BNB,
+    kept: Kept | None = None,
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
 
     Args:
-        folder: the checkpoint.
+        source: the checkpoint, or its folder.
         quants: what to build.
         name: the model's name, instead of the one in its card or folder.
         imatrix_file: importance matrix, in either of llama.cpp's formats.
@@ -66,6 +76,7 @@ def prepare(
         kernel: a key of ``encodings.kernel.KERNELS``.
         search: how scales are chosen, ``ggml`` or ``best``.
         bnb: options of bitsandbytes quants.
+        kept: where to store a checkpoint from the Hub while it is read.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
@@ -75,7 +86,7 @@ def prepare(
         MissingPackageError: a quant needs a package that is not installed.
 
     """
-    checkpoint = open_checkpoint(folder)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     imatrix = load_imatrix(imatrix_file) if imatrix_file else None
@@ -91,7 +102,7 @@ def prepare(
         if quant.format == "bnb"
     ]
     encoder = load_kernel(kernel, search)
-    return Work(
+    work = Work(
         checkpoint,
         model,
         base_name,
@@ -100,17 +111,24 @@ def prepare(
         imatrix,
         weight_reader(checkpoint.read_rows),
     )
+    if checkpoint.repo is None or checkpoint.read_rows is not None:
+        return work
+    repo = checkpoint.repo
+    return replace(
+        work,
+        open_weights=lambda reading: HubReader(repo, reading, kept),
+        read_ahead=MOST_BYTES,
+        kept=kept,
+    )
 
 
-def weight_reader(
-    read_rows: RowReader | None,
-) -> Callable[[Mapping[Path, Stamp]], WeightReader]:
+def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightReader]:
     """What reads a source for the engine: its files front to back, or rows through a function."""
     if read_rows is None:
         return SourceReader
 
-    def open_weights(stamps: Mapping[Path, Stamp]) -> WeightReader:
-        return RowsReader(stamps, read_rows)
+    def open_weights(reading: Reading) -> WeightReader:
+        return RowsReader(reading, read_rows)
 
     return open_weights
 

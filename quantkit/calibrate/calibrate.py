@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def calibrate(
         for role, sums in visitor.take().items():
             arrays[f"{role}.squares"], arrays[f"{role}.counts"] = sums.squares, sums.counts
         with (run.folder / f"layer-{layer}.npz").open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)  # type: ignore[arg-type] # allow_pickle is no array
             file.flush()
             os.fsync(file.fileno())
         return {}
@@ -224,10 +225,11 @@ class Run:
             self.states.start(self.weights.embed(self.corpus.tokens))
         started = time.monotonic()
 
-        def tell(layers: float) -> None:
+        def tell(layers: int, part: float = 0.0) -> None:
             seconds = time.monotonic() - started
-            tokens = (layers - self.resumed) / n_layers * self.corpus.tokens.size
-            report(Step(layers, n_layers, tokens / seconds if seconds else 0.0))
+            done = layers + part
+            tokens = (done - self.resumed) / n_layers * self.corpus.tokens.size
+            report(Step(done, n_layers, tokens / seconds if seconds else 0.0))
 
         tell(self.resumed)
         try:
@@ -236,7 +238,7 @@ class Run:
                     layer,
                     self.states,
                     visitor,
-                    lambda part, at=layer: tell(at + part),  # type: ignore[misc]
+                    partial(tell, layer),
                 )
                 record = finish_layer(layer)
                 self.states.commit()

@@ -265,7 +265,7 @@ class _Layer:
         """``out`` = hidden + attention of it; ``middle`` = that, normed."""
         norm, after = self._vector("attn_norm"), self._vector("ffn_norm")
         assert norm is not None  # noqa: S101 - every decoder has them
-        assert after is not None  # noqa: S101
+        assert after is not None  # noqa: S101 - the same
         biases = [self._vector(f"{role}_bias") for role in QKV]
         out_bias = self._vector("attn_output_bias")
 

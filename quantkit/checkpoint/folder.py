@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_header
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
@@ -40,18 +41,22 @@ class Checkpoint:
     ``tensors`` holds every tensor of every file, by name; ``files`` the weight files in the
     order of their names, which is the order they are read in. A checkpoint on the Hub has its
     small files in ``path`` and only headers of its weights: ``files`` are then names that nothing
-    lies under yet, and ``repo_id`` and ``commit`` say where the weights are. Where tensors do not
-    lie in their files as they are described, ``read_rows`` gives their rows, and offsets only say
-    in which order to read; it is called from one thread at a time.
+    need lie under, and ``repo`` says where the weights are. Where tensors do not lie in their files
+    as they are described, ``read_rows`` gives their rows, and offsets only say in which order to
+    read; it is called from one thread at a time.
     """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, SourceTensor]
     files: tuple[Path, ...]
-    repo_id: str | None = None
-    commit: str | None = None
+    repo: RemoteRepo | None = None
     read_rows: RowReader | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it: the last part of the repository's name, or the folder's."""
+        return self.repo.repo_id.rpartition("/")[2] if self.repo else self.path.resolve().name
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -1,5 +1,6 @@
 """A checkpoint on the Hugging Face Hub, known without downloading its weights."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,17 +33,31 @@ _SMALL_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
 )
 _TEMPLATES = "additional_chat_templates/"
+
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 
 # The index of the largest models has a few MB, a tokenizer.json up to 20.
 _MOST_SMALL_BYTES = 100 * 10**6
 
 
+def parse_hub_id(text: str) -> tuple[str, str | None] | None:
+    """``NAMESPACE/NAME`` or ``NAMESPACE/NAME@REVISION`` in its parts; None if it is a path."""
+    match = _HUB_ID.fullmatch(text)
+    if match is None or text.startswith("."):
+        return None
+    return match["repo"], match["revision"]
+
+
 def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint:
     """Open a repository as `open_checkpoint` opens a folder, from a few hundred KB of it.
 
-    The revision is resolved to a commit once (``Checkpoint.commit``), and everything is read at
+    The revision is resolved to a commit once (``Checkpoint.repo``), and everything is read at
     that commit. The small files land in the Hub's cache, in the folder ``Checkpoint.path``; of the
     weights only the headers are read, by range requests, several at a time. With HF_HUB_OFFLINE
     the checkpoint must be in the cache with its weights.
@@ -81,7 +96,7 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
             return pool.map(partial(_read_header, repo), files)
 
         checkpoint = read_checkpoint(path, names, read_headers)
-    return replace(checkpoint, repo_id=repo.repo_id, commit=repo.commit)
+    return replace(checkpoint, repo=repo)
 
 
 @contextmanager
@@ -134,4 +149,5 @@ def _open_cached(repo_id: str, revision: str | None) -> Checkpoint:
         checkpoint = open_checkpoint(folder)
     except CheckpointError as error:
         raise type(error)(f"HF_HUB_OFFLINE is set, and {error} ({advice})") from error
-    return replace(checkpoint, repo_id=repo_id, commit=folder.name)
+    sizes = {file.name: file.stat().st_size for file in checkpoint.files}
+    return replace(checkpoint, repo=RemoteRepo(repo_id, folder.name, sizes))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.folder import Checkpoint
-from quantkit.checkpoint.remote import open_repo, read_range
+from quantkit.checkpoint.remote import read_range
 from quantkit.checkpoint.rows import read_stored
 
 
@@ -14,12 +14,12 @@ def with_rows(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint that `open_hub_checkpoint` opened, with a way to its rows.
 
     Raises:
-        CheckpointError: the Hub cannot be reached; also by the function, for a range.
+        CheckpointError: by the function, the Hub cannot be reached.
 
     """
-    if checkpoint.repo_id is None or all(file.is_file() for file in checkpoint.files):
+    repo = checkpoint.repo
+    if repo is None or all(file.is_file() for file in checkpoint.files):
         return checkpoint
-    repo = open_repo(checkpoint.repo_id, checkpoint.commit)
 
     def read_rows(name: str, first: int, count: int) -> NDArray[np.uint8]:
         tensor = checkpoint.tensors[name]

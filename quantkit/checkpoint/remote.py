@@ -8,27 +8,37 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quantkit.core.errors import CheckpointError
+from quantkit.core.errors import CheckpointError, SourceChangedError
 
 _ATTEMPTS = 5
 _FIRST_WAIT = 0.2
 _LONGEST_WAIT = 30.0
+_LONGEST_RETRY_AFTER = 300.0  # the Hub counts requests in windows of five minutes
 _TIMEOUT = 20.0
+# An answer that gave this much before it broke off was no failure.
+_PROGRESS = 64 * 1024
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteRepo:
-    """A model repository at one commit; ``sizes`` has the bytes of each of its files."""
+    """A model repository at one commit.
+
+    ``sizes`` has the bytes of each of its files, ``hashes`` the sha256 of those that the Hub keeps
+    in its large file storage, as all weights are. ``etags`` is what the server has called files
+    since this was made: a file that gets another ETag has changed.
+    """
 
     repo_id: str
     commit: str
     sizes: dict[str, int]
+    hashes: dict[str, str] = field(default_factory=dict)
+    etags: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return f"{self.repo_id} at {self.commit[:12]}"
@@ -56,7 +66,8 @@ def open_repo(repo_id: str, revision: str | None = None) -> RemoteRepo:
             f"The server's description of {repo_id} lacks its commit or the sizes of its files; "
             "check that HF_ENDPOINT points to a Hub."
         )
-    return RemoteRepo(repo_id, info.sha, {n: s for n, s in sizes.items() if s is not None})
+    hashes = {f.rfilename: f.lfs.sha256 for f in info.siblings or () if f.lfs is not None}
+    return RemoteRepo(repo_id, info.sha, {n: s for n, s in sizes.items() if s is not None}, hashes)
 
 
 def download(repo: RemoteRepo, name: str) -> Path:
@@ -92,35 +103,74 @@ def _persistently(request: Callable[[], Any]) -> Any:
 
 
 def read_range(repo: RemoteRepo, name: str, start: int, end: int) -> bytes:
+    """Bytes ``start`` to ``end`` (exclusive) of one file, as `fetch_range` gets them."""
+    return bytes(fetch_range(repo, name, start, end))
+
+
+def fetch_range(
+    repo: RemoteRepo,
+    name: str,
+    start: int,
+    end: int,
+    *,
+    attempts: int = _ATTEMPTS,
+    pause: Callable[[float], object] = time.sleep,
+) -> bytearray:
     """Bytes ``start`` to ``end`` (exclusive) of one file, cut at its end.
 
-    A dropped connection is resumed where it broke, a few times.
+    A dropped connection is resumed where it broke, and a server that is busy is asked again when
+    it says so, until ``attempts`` answers in a row brought next to nothing.
+
+    Args:
+        repo: the repository.
+        name: of the file in it.
+        start: the first byte.
+        end: the first byte that is not wanted any more.
+        attempts: after how many bad answers to give up.
+        pause: waits for so many seconds. It is called with 0 whenever some bytes came, so that it
+            can end a fetch by raising.
 
     Raises:
+        SourceChangedError: the file is another than it was in an earlier answer.
         CheckpointError: the server fails for good, or answers with anything but these bytes.
 
     """
     end = min(end, repo.sizes[name])
-    got = bytearray()
-    for attempt in range(1, _ATTEMPTS + 1):
-        if start + len(got) >= end:
-            break
+    got = bytearray(max(0, end - start))
+    at, failures = 0, 0
+    while start + at < end:
+        is_last = failures == attempts - 1
         with explained(repo.repo_id, repo.commit):
-            wait = _receive(repo, name, start + len(got), end, got, is_last=attempt == _ATTEMPTS)
-        if wait is not None:
-            time.sleep(min(max(wait, _FIRST_WAIT * 2 ** (attempt - 1)), _LONGEST_WAIT))
-    if start + len(got) < end:
-        raise CheckpointError(
-            f"{name} of {repo} stopped {_ATTEMPTS} times before its bytes {start:,} to {end:,} "
-            "were here; try again when the connection is better."
-        )
-    return bytes(got)
+            n_bytes, wait = _receive(repo, name, start + at, end, got, at, pause, is_last=is_last)
+        at += n_bytes
+        failures = 0 if n_bytes >= _PROGRESS else failures + 1
+        if start + at >= end:
+            break
+        if failures == attempts:
+            raise CheckpointError(
+                f"{name} of {repo} stopped {attempts} times before its bytes {start:,} to {end:,} "
+                "were here; try again when the connection is better."
+            )
+        backoff = min(_FIRST_WAIT * 2 ** max(0, failures - 1), _LONGEST_WAIT)
+        pause(max(backoff, min(wait, _LONGEST_RETRY_AFTER)))
+    return got
 
 
 def _receive(
-    repo: RemoteRepo, name: str, start: int, end: int, got: bytearray, *, is_last: bool
-) -> float | None:
-    """Append one answer to ``got``; the seconds to wait where another request must follow."""
+    repo: RemoteRepo,
+    name: str,
+    start: int,
+    end: int,
+    got: bytearray,
+    at: int,
+    pause: Callable[[float], object],
+    *,
+    is_last: bool,
+) -> tuple[int, float]:
+    """Put one answer into ``got`` at ``at``; its bytes, and the seconds that the server asks for.
+
+    Fewer bytes than asked for mean that another request must follow.
+    """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]  # httpx's
     from huggingface_hub.utils._headers import build_hf_headers
@@ -131,30 +181,34 @@ def _receive(
         "Range": f"bytes={start}-{end - 1}",
         "Accept-Encoding": "identity",  # a compressed answer has other offsets
     }
+    n_bytes = 0
     try:
         with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
             if response.status_code in _TRY_AGAIN and not is_last:
                 after = response.headers.get("Retry-After", "")
-                return float(after) if after.isdecimal() else 0.0
+                return 0, float(after) if after.isdecimal() else 0.0
             if response.status_code >= 400:
                 response.read()
+            if response.status_code == 416:
+                raise _changed(repo, name)
             hf_raise_for_status(response)
             _check_range(repo, name, start, end, response)
+            _check_unchanged(repo, name, response)
             for chunk in response.iter_raw():
-                got += chunk[: end - start]
-                start += len(chunk)
-                if start > end:
+                if start + n_bytes + len(chunk) > end:
                     raise CheckpointError(
                         f"The server sent more of {name} of {repo} than was asked for; check "
                         "HF_ENDPOINT and any proxy in between."
                     )
+                got[at + n_bytes : at + n_bytes + len(chunk)] = chunk
+                n_bytes += len(chunk)
+                pause(0)
     except OfflineModeIsEnabled:
         raise
     except HTTPError as error:
-        if is_last or getattr(error, "response", None) is not None:
+        if (is_last and n_bytes < _PROGRESS) or getattr(error, "response", None) is not None:
             raise
-        return 0.0
-    return None if start == end else 0.0
+    return n_bytes, 0.0
 
 
 def _check_range(repo: RemoteRepo, name: str, start: int, end: int, response: Any) -> None:
@@ -168,11 +222,35 @@ def _check_range(repo: RemoteRepo, name: str, start: int, end: int, response: An
     answer = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer)
     size = repo.sizes[name]
+    if match is not None and int(match[3]) != size:
+        raise _changed(repo, name)
     if match is None or tuple(map(int, match.groups())) != (start, end - 1, size):
         raise CheckpointError(
             f"The server was asked for bytes {start}-{end - 1}/{size} of {name} of {repo} but "
             f"answered {answer[:80]!r}; don't trust this server, or try again later."
         )
+
+
+def _check_unchanged(repo: RemoteRepo, name: str, response: Any) -> None:
+    """Check that an answer is of the commit, and of the file, that earlier ones were of.
+
+    The Hub itself says so; where it sends clients elsewhere for the bytes, in its redirect.
+    """
+    hub = response.history[0] if response.history else response
+    if hub.headers.get("X-Repo-Commit", repo.commit) != repo.commit:
+        raise _changed(repo, name)
+    etag = hub.headers.get("X-Linked-ETag") or hub.headers.get("ETag")
+    if etag is not None:
+        etag = etag.removeprefix("W/").strip('"')
+        if repo.etags.setdefault(name, etag) != etag:
+            raise _changed(repo, name)
+
+
+def _changed(repo: RemoteRepo, name: str) -> SourceChangedError:
+    return SourceChangedError(
+        f"{name} of {repo} changed on the server while it was read; run the same command again, "
+        "which starts anew."
+    )
 
 
 @contextmanager

@@ -20,7 +20,9 @@ from quantkit.cli.calibrate import (
     remarks_on,
     run,
 )
+from quantkit.cli.hub import fetch, get_ready, keep_in, open_source
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
     from quantkit.build.work import Work
     from quantkit.calibrate.calibrate import Step
+    from quantkit.checkpoint.folder import Checkpoint
     from quantkit.formats.folder import FolderLayout
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import Quant
@@ -55,7 +58,12 @@ class SearchName(StrEnum):
 
 
 def build(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A Hugging Face checkpoint folder, or HUB_ID[@REVISION]."
+        ),
+    ],
     quant: Annotated[
         list[str],
         typer.Option("--quant", "-q", help="What to build; again for more. `gguf-all` for all."),
@@ -121,11 +129,38 @@ def build(
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Run every artifact in llama.cpp.")
     ] = True,
+    keep_source: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Store a checkpoint from the Hub as it is read."),
+    ] = None,
+    publish: Annotated[
+        str | None,
+        typer.Option(metavar="NAMESPACE/NAME", help="Publish what was built on the Hub."),
+    ] = None,
+    delete_published: Annotated[
+        bool,
+        typer.Option(
+            "--delete-published",
+            help="With --publish: send each file once it is finished and delete it here.",
+        ),
+    ] = False,
+    max_disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="With --delete-published: the most disk for its files."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --publish: make the repository private.")
+    ] = False,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="With --publish: if the model says none."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build quants of a checkpoint, all of them in one pass over its weights.
 
-    Stopped or killed, the same command goes on where it was.
+    A checkpoint on the Hub is read over the network and needs no disk. Stopped or killed, the same
+    command goes on where it was.
     """
     from quantkit.build.work import prepare
     from quantkit.formats.bnb.codec import BnbOptions
@@ -136,30 +171,44 @@ def build(
 
     memory = parse_size(max_memory)
     quants = find_quants(quant)
+    publication = plan_publication(
+        publish,
+        checkpoint,
+        quants,
+        smoke=smoke,
+        license_=license_,
+        deletes=delete_published,
+        max_disk=parse_size(max_disk) if max_disk else None,
+        private=private,
+    )
     overrides = [parse_override(pattern) for pattern in tensor_type or ()]
     most_bytes = parse_size(shard_size) if shard_size else None
+    source = open_source(checkpoint)
+    kept = keep_in(keep_source, source)
     if imatrix == _AUTO:
         if dry_run:
             raise PlanError(
                 "--dry-run does not calibrate; make the importance matrix with quantkit calibrate "
                 "and give it with --imatrix."
             )
-        imatrix = _make_imatrix(checkpoint, name, out, text or (), chunks, context, device)
+        source = fetch(source, kept, "--imatrix auto")
+        imatrix = _make_imatrix(source, name, out, text or (), chunks, context, device)
     artifacts = []
     if gptq := [chosen for chosen in quants if chosen.format == "gptq"]:
         if dry_run:
             raise PlanError("--dry-run does not plan GPTQ quants; leave them out.")
         options = GptqOptions(group_size, desc_act, symmetric, damp)
         wish = _GptqWish(gptq, options, scale_search, text or (), chunks, context, device)
+        source = fetch(source, kept, "GPTQ")
         artifacts = _build_gptq(
-            checkpoint, wish, name, out, most_bytes, jobs or usable_cores(), memory, smoke
+            source, wish, name, out, most_bytes, jobs or usable_cores(), memory, smoke
         )
         quants = tuple(chosen for chosen in quants if chosen.format != "gptq")
         if not quants:
-            _finish(artifacts, artifacts[0].path.parent, as_json)
+            _finish(artifacts, artifacts[0].path.parent, as_json, publication)
             return
     work = prepare(
-        checkpoint,
+        source,
         quants,
         name=name,
         imatrix_file=imatrix,
@@ -168,6 +217,7 @@ def build(
         kernel=kernel.value,
         search=search.value,
         bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
+        kept=kept,
     )
     if dry_run:
         _show_plan(work, as_json)
@@ -177,7 +227,16 @@ def build(
     folder = out or Path(f"{work.base_name}-GGUF" if is_gguf else f"{work.base_name}-quants")
     if artifacts:
         folder = artifacts[0].path.parent
-    run_build(work, folder, threads, memory, smoke=smoke, as_json=as_json, others=artifacts)
+    run_build(
+        work,
+        folder,
+        threads,
+        memory,
+        smoke=smoke,
+        as_json=as_json,
+        others=artifacts,
+        publication=publication,
+    )
 
 
 def run_build(
@@ -189,6 +248,7 @@ def run_build(
     smoke: bool,
     as_json: bool,
     others: "Sequence[Artifact]" = (),
+    publication: Publication | None = None,
 ) -> None:
     """Build, smoke-test and show the artifacts, with others that were built already.
 
@@ -198,9 +258,11 @@ def run_build(
     """
     from quantkit.build import engine
 
+    origin = get_ready(work, folder, memory, smoke=smoke)
+    shipping = publication.begin(work) if publication else None
     note(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
-        f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}"
+        f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
     )
     meter = open_meter()
 
@@ -222,14 +284,20 @@ def run_build(
             max_memory=memory,
             check=check if smoke else None,
             report=report,
+            shipping=shipping,
         )
     finally:
         meter.close()
-    _finish([*others, *artifacts], folder, as_json)
+    _finish([*others, *artifacts], folder, as_json, publication)
 
 
-def _finish(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
-    """Show what was built; fail if some of it does not run."""
+def _finish(
+    artifacts: "list[Artifact]",
+    folder: Path,
+    as_json: bool,
+    publication: Publication | None = None,
+) -> None:
+    """Show what was built; fail if some of it does not run, and publish it if all of it does."""
     _show_artifacts(artifacts, folder, as_json)
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
@@ -238,10 +306,12 @@ def _finish(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
             f"{len(rejected)} of {len(artifacts)} artifacts failed the smoke test and are kept "
             f"under another name: {failures}"
         )
+    if publication is not None:
+        publication.end(folder)
 
 
 def _make_imatrix(
-    folder: Path,
+    source: "Path | Checkpoint",
     name: str | None,
     out: Path | None,
     text: Sequence[Path],
@@ -257,7 +327,7 @@ def _make_imatrix(
     from quantkit.calibrate.text import make_corpus
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    checkpoint, model = open_model(folder)
+    checkpoint, model = open_model(source)
     corpus = make_corpus(checkpoint, text, chunks, context)
     settings = Settings(device.value)
     out = out or Path(f"{describe_checkpoint(checkpoint, model, name).base_name}-GGUF")
@@ -279,7 +349,7 @@ class _GptqWish:
 
 
 def _build_gptq(
-    folder: Path,
+    source: "Path | Checkpoint",
     wish: _GptqWish,
     name: str | None,
     out: Path | None,
@@ -297,7 +367,7 @@ def _build_gptq(
     from quantkit.calibrate.text import make_corpus
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    checkpoint, model = open_model(folder)
+    checkpoint, model = open_model(source)
     corpus = make_corpus(checkpoint, wish.text, wish.chunks, wish.context)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     builds = [

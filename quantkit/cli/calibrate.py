@@ -91,13 +91,13 @@ def calibrate(
     _show(result, min_tokens, as_json)
 
 
-def open_model(folder: Path) -> "tuple[Checkpoint, Model]":
+def open_model(source: "Path | Checkpoint") -> "tuple[Checkpoint, Model]":
     """A checkpoint that holds what its config promises, and the model that it makes."""
-    from quantkit.checkpoint.folder import open_checkpoint
+    from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
     from quantkit.families import find_family
     from quantkit.plan.plan import check_sources
 
-    checkpoint = open_checkpoint(folder)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     return checkpoint, model

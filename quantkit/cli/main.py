@@ -20,8 +20,10 @@ from quantkit.cli import (
     import_,
     inspect,
     perplexity,
+    publish,
     quants,
     smoke,
+    verify,
 )
 from quantkit.cli.output import fail
 from quantkit.core.errors import Interrupted, QuantkitError
@@ -58,6 +60,8 @@ for command in (
     inspect.inspect,
     smoke.smoke,
     compare.compare,
+    publish.publish,
+    verify.verify,
     perplexity.perplexity,
     doctor.doctor,
 ):

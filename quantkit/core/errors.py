@@ -27,6 +27,10 @@ class TokenizerError(CheckpointError):
     """The tokenizer is missing or of a kind that llama.cpp cannot hold."""
 
 
+class SourceChangedError(CheckpointError):
+    """A file on the Hub is not what it was when the work began."""
+
+
 class WeightsError(CheckpointError):
     """A weight is NaN or infinite, so no quant of it can be right."""
 
@@ -89,3 +93,19 @@ class Interrupted(QuantkitError):  # noqa: N818 - it reports Ctrl-C, which is no
 
 class MissingPackageError(QuantkitError):
     """An optional package that the request needs is not installed."""
+
+
+class PublishError(QuantkitError):
+    """A build cannot be published as it is, or not there: the user has something to mend."""
+
+
+class UploadError(QuantkitError):
+    """The Hub did not take a file, or does not hold what was sent."""
+
+    exit_code = 1
+
+
+class VerificationError(QuantkitError):
+    """Files are not those that were built, or a signature is not theirs."""
+
+    exit_code = 1

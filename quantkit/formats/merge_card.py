@@ -25,11 +25,12 @@ def write_merge_card(
     """
     import yaml
 
-    source = checkpoint.repo_id or checkpoint.path.resolve().name
+    repo = checkpoint.repo
+    source = repo.repo_id if repo else checkpoint.path.resolve().name
     front: dict[str, Any] = {"base_model": [source], "base_model_relation": "merge"}
     front |= {key: value for key, value in _front_matter(checkpoint.path).items() if key in _KEPT}
     front |= {"library_name": "transformers", "tags": ["merge", "moe-to-dense"]}
-    at = f" at commit `{checkpoint.commit}`" if checkpoint.commit else ""
+    at = f" at commit `{repo.commit}`" if repo else ""
     experts = model.hparams.num_local_experts
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n\n"

@@ -62,6 +62,27 @@ def draw_all(
     return files
 
 
+def draw_frontier(comparison: Comparison, file: Path) -> None:
+    """Draw the picture of size against divergence alone, in the format that the name ends with.
+
+    Raises:
+        OutputError: matplotlib is not installed, or the file cannot be written.
+
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise OutputError(
+            "Pictures need matplotlib, which is not installed; pip install 'quantkit[plot]'."
+        ) from None
+    rows = [row for row in comparison.results if row.measures and not row.is_reference]
+    figure = _frontier(Figure(figsize=(8, 5), layout="constrained"), rows)
+    try:
+        figure.savefig(file, dpi=120)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be drawn: {error.strerror}.") from None
+
+
 def efficient(rows: Sequence[Result]) -> list[Result]:
     """The artifacts that no other one beats in both size and mean KLD, smallest first."""
     best = float("inf")

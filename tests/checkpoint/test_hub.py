@@ -103,8 +103,10 @@ def test_it_equals_the_folder(hub: Serve) -> None:
 
     remote = open_hub_checkpoint("someone/Model", "main")
 
-    assert remote.commit == COMMIT
-    assert remote.repo_id == "someone/Model"
+    assert remote.repo is not None
+    assert remote.repo.commit == COMMIT
+    assert remote.repo.repo_id == "someone/Model"
+    assert set(remote.repo.hashes) == {file.name for file in local.files}
     assert remote.config == local.config
     assert [file.name for file in remote.files] == [file.name for file in local.files]
 

@@ -6,10 +6,13 @@ card, ``config.json`` and the folder's name; the hyperparameters follow ``conver
 """
 
 import reprlib
+import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.folder import Checkpoint
@@ -59,7 +62,7 @@ def describe_checkpoint(
 
     writer = GGUFWriter(path=None, arch=model.arch)
     writer.add_type("model")
-    general = _add_general(writer, checkpoint.path, model, name)
+    general = _add_general(writer, checkpoint, model, name)
     add_hyperparameters(writer, model.hparams)
     add_tokenizer(writer, checkpoint.path, checkpoint.config)
     entries = tuple(
@@ -125,21 +128,24 @@ def _add_rope_scaling(writer: "GGUFWriter", scaling: Mapping[str, Any]) -> None:
             add(value)
 
 
-def _add_general(writer: "GGUFWriter", folder: Path, model: Model, name: str | None) -> "Metadata":
+def _add_general(
+    writer: "GGUFWriter", checkpoint: Checkpoint, model: Model, name: str | None
+) -> "Metadata":
     """Add the ``general`` keys, as gguf-py finds them, and return them."""
     import gguf
     import yaml
 
     total, shared, expert, n_experts = count_parameters(model)
-    folder = folder.resolve()
+    folder = checkpoint.path.resolve()
     try:
-        general = gguf.Metadata.load(None, folder, name, total)
+        with _named(checkpoint, folder) as named:
+            general = gguf.Metadata.load(None, named, name, total)
         # gguf-py 0.19.0 does not know the Hub's usual name for this sampling setting yet.
         if general.sampling_penalty_repeat is None:
             generation = gguf.Metadata.load_generation_config(folder)
             general.sampling_penalty_repeat = generation.get("repetition_penalty")
         if general.name is None:
-            general.name = folder.name
+            general.name = checkpoint.name
         if general.size_label is None:
             general.size_label = gguf.size_label(total, shared, expert, n_experts)
         general.set_gguf_meta_model(writer)
@@ -150,6 +156,24 @@ def _add_general(writer: "GGUFWriter", folder: Path, model: Model, name: str | N
             "mend or remove it."
         ) from None
     return general
+
+
+@contextmanager
+def _named(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
+    """A folder of the checkpoint's name with what gguf-py reads to describe it.
+
+    The name is half of what it goes by, and in the Hub's cache folders are named after commits.
+    """
+    if folder.name == checkpoint.name:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="quantkit-") as parent:
+        named = Path(parent, checkpoint.name)
+        named.mkdir()
+        for file in ("README.md", "config.json", "generation_config.json"):
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, named / file)
+        yield named
 
 
 def count_parameters(model: Model) -> tuple[int, int, int, int]:

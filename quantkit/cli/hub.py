@@ -1,0 +1,119 @@
+"""Checkpoints from the Hub on the command line: opening them, keeping them, whether it can work."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.cli.output import note, open_meter
+from quantkit.core.errors import PlanError
+from quantkit.core.units import format_size
+
+if TYPE_CHECKING:
+    from quantkit.build.kept import Kept
+    from quantkit.build.work import Work
+    from quantkit.checkpoint.folder import Checkpoint
+
+
+def open_source(name: str) -> "Path | Checkpoint":
+    """The folder of that name, or else the checkpoint on the Hub whose headers are read now.
+
+    Raises:
+        CheckpointError: the Hub has no such checkpoint, or cannot be reached.
+
+    """
+    from quantkit.checkpoint.hub import open_hub_checkpoint, parse_hub_id
+
+    hub_id = None if Path(name).exists() else parse_hub_id(name)
+    return Path(name) if hub_id is None else open_hub_checkpoint(*hub_id)
+
+
+def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "Kept | None":
+    """Where ``--keep-source`` stores a checkpoint.
+
+    Raises:
+        PlanError: it is stored already.
+
+    """
+    from quantkit.build.kept import Kept
+
+    if folder is None:
+        return None
+    if isinstance(source, Path):
+        raise PlanError(
+            f"--keep-source is for checkpoints from the Hub, and {source} is here; leave it out."
+        )
+    return Kept(folder, source)
+
+
+def fetch(source: "Path | Checkpoint", kept: "Kept | None", purpose: str) -> "Path | Checkpoint":
+    """A checkpoint with its weights on the disk, for what reads them more than once.
+
+    Raises:
+        PlanError: it is on the Hub, and there is no folder to store it in.
+        CheckpointError: it cannot be downloaded.
+        OutputError: the folder cannot take it.
+
+    """
+    from quantkit.build.hub import HubReader
+    from quantkit.build.output import check_space
+    from quantkit.build.source import Reading, stamps_of
+    from quantkit.checkpoint.ahead import MOST_BYTES
+    from quantkit.checkpoint.folder import open_checkpoint
+
+    if isinstance(source, Path) or source.repo is None:
+        return source
+    if kept is None:
+        raise PlanError(
+            f"{purpose} reads the weights layer by layer and more than once; give a folder to "
+            "store them in with --keep-source."
+        )
+    kept.prepare()
+    check_space(kept.folder, kept.missing)
+    reading = Reading(stamps_of(source), ahead=MOST_BYTES)
+    total = sum(source.repo.sizes[file.name] for file in source.files)
+    meter = open_meter()
+    try:
+        with HubReader(source.repo, reading, kept) as reader:
+            for done in reader.fetch():
+                meter.show("Fetching", done, total)
+    finally:
+        meter.close()
+    return replace(open_checkpoint(kept.folder), repo=source.repo)
+
+
+def get_ready(work: "Work", folder: Path, max_memory: int, *, smoke: bool) -> str:
+    """Check what a build from the Hub needs of this machine; where it reads from, for people.
+
+    The disk of the output folder is checked by the engine, which knows what is there already.
+
+    Raises:
+        PlanError: the memory is not there.
+        OutputError: the checkpoint cannot be kept where it shall be.
+
+    """
+    from quantkit.verify.machine import memory
+
+    repo = work.checkpoint.repo
+    if repo is None:
+        return ""
+    here = memory()
+    if here is not None and max_memory > here.available:
+        raise PlanError(
+            f"--max-memory {format_size(max_memory)} is more than the "
+            f"{format_size(here.available)} that are available here; give less."
+        )
+    largest = max(layout.n_bytes for layout in work.layouts)
+    if smoke and here is not None and largest > here.total:
+        note(
+            f"Of {format_size(largest)}, the largest artifact does not fit in this machine's "
+            f"{format_size(here.total)} of memory: its smoke test reads it from the disk, slowly. "
+            "--no-smoke leaves that out."
+        )
+    if work.kept is not None:
+        if work.kept.folder.resolve() == folder.resolve():
+            raise PlanError(
+                f"{folder} cannot be the output folder and that of --keep-source; choose two."
+            )
+        work.kept.prepare()
+    total = sum(repo.sizes[file.name] for file in work.checkpoint.files)
+    return f", {format_size(total)} from {repo}"

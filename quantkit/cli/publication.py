@@ -1,0 +1,127 @@
+"""``quantkit build --publish``: where what is built goes, and when."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.cli.output import note, open_meter
+from quantkit.core.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from quantkit.build.shipping import Shipping
+    from quantkit.build.work import Work
+    from quantkit.plan.quants import Quant
+    from quantkit.publish.release import Wishes
+
+
+@dataclass(slots=True)
+class Publication:
+    """A repository to publish a build in, at its end or file by file while it runs."""
+
+    repo_id: str
+    checkpoint: str | None
+    license: str | None
+    deletes: bool
+    max_disk: int | None
+    private: bool
+    shipping: "Shipping | None" = None
+
+    @property
+    def wishes(self) -> "Wishes":
+        """As the publisher takes them."""
+        from quantkit.publish.release import Wishes
+
+        return Wishes(checkpoint=self.checkpoint, license=self.license)
+
+    def begin(self, work: "Work") -> "Shipping | None":
+        """Check that it may be published, before the first weight is read.
+
+        Where finished files go meanwhile; None where they stay until all are.
+        """
+        from quantkit.publish.streamed import begin
+
+        if any(layout.plan.quant.format != "gguf" for layout in work.layouts):
+            return None  # their headers are not known to the byte yet
+        shipping = begin(work, self.repo_id, self.wishes, private=self.private)
+        if self.deletes:
+            self.shipping = replace(shipping, max_disk=self.max_disk)
+        return self.shipping
+
+    def end(self, folder: Path) -> None:
+        """Send what was not sent yet, the card last, and say where it is."""
+        from quantkit.publish import release, streamed
+
+        meter = open_meter()
+
+        def sending(path: str, done: int, total: int) -> None:
+            meter.show(f"Sending {path}", done, total)
+
+        def checking(_what: str, done: int, total: int) -> None:
+            meter.show("Checking", done, total)
+
+        try:
+            if self.shipping is not None:
+                streamed.end(folder, self.shipping, self.wishes, report=sending, note=note)
+            else:
+                ready = release.prepare(folder, self.repo_id, self.wishes, report=checking)
+                for remark in ready.notes:
+                    note(remark)
+                release.publish(ready, private=self.private, report=sending)
+        finally:
+            meter.close()
+        note(f"Published in {self.repo_id}.")
+
+
+def plan_publication(
+    repo_id: str | None,
+    checkpoint: str,
+    quants: "Sequence[Quant]",
+    *,
+    smoke: bool,
+    license_: str | None,
+    deletes: bool,
+    max_disk: int | None,
+    private: bool,
+) -> Publication | None:
+    """What ``--publish`` and its companions ask for.
+
+    Raises:
+        PlanError: a companion stands alone, or what is asked for cannot be published like that.
+        PublishError: the repository's name breaks the Hub's rules.
+
+    """
+    if max_disk is not None and not deletes:
+        raise PlanError("--max-disk belongs to --delete-published, which is missing.")
+    if repo_id is None:
+        for name, given in (
+            ("--delete-published", deletes),
+            ("--private", private),
+            ("--license", license_),
+        ):
+            if given:
+                raise PlanError(f"{name} belongs to --publish NAMESPACE/NAME, which is missing.")
+        return None
+    from quantkit.publish.layout import check_repo_id
+
+    check_repo_id(repo_id)
+    formats = {quant.format for quant in quants}
+    if deletes and formats != {"gguf"}:
+        raise PlanError(
+            "--delete-published is for GGUF quants; build the others without it, and publish them "
+            "with quantkit publish."
+        )
+    if len(formats) > 1:
+        raise PlanError(
+            f"A repository holds one format, and these are {', '.join(sorted(formats))}; build "
+            "and publish one after the other."
+        )
+    if not (smoke or deletes):
+        raise PlanError(
+            "--publish sends nothing that was not run; leave out --no-smoke, or use quantkit "
+            "publish --force afterwards."
+        )
+    # What came from the Hub, the manifest knows.
+    local = checkpoint if Path(checkpoint).exists() else None
+    return Publication(repo_id, local, license_, deletes, max_disk, private)

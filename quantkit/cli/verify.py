@@ -1,0 +1,79 @@
+"""``quantkit verify``: whether this is what was built."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.core.errors import VerificationError
+from quantkit.core.units import format_size
+
+if TYPE_CHECKING:
+    from quantkit.publish.verify import Verification
+
+
+def verify(
+    place: Annotated[
+        str,
+        typer.Argument(metavar="DIR_OR_REPO", help="A build, a download, or namespace/name[@REV]."),
+    ],
+    key: Annotated[
+        Path | None, typer.Option(metavar="PUBLIC.pem", help="The key it must be signed with.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check sizes, sha256, manifest and signature of a folder or a repository on the Hub.
+
+    Of a repository only small files are downloaded; the Hub's own sha256 of the others is compared.
+    """
+    from quantkit.publish.verify import verify as check
+
+    meter = open_meter()
+    try:
+        found = check(
+            place, key, lambda _path, done, total: meter.show("Reading", done, max(total, 1))
+        )
+    finally:
+        meter.close()
+    if as_json:
+        emit_json(asdict(found) | {"ok": not found.faults})
+    else:
+        _show(found)
+    if found.faults:
+        first = ", ".join(f"{file.path} ({file.fault})" for file in found.faults[:3])
+        more = f" and {len(found.faults) - 3} more" if len(found.faults) > 3 else ""
+        raise VerificationError(
+            f"{len(found.faults)} of {len(found.files)} files of {found.place} are not what was "
+            f"built: {first}{more}; download or build them again."
+        )
+
+
+def _show(found: "Verification") -> None:
+    table = Table(title=escape(found.place), title_justify="left")
+    table.add_column("file", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("sha256", no_wrap=True)
+    table.add_column("")
+    for file in found.files:
+        verdict = f"[red]{escape(file.fault)}[/]" if file.fault else "[green]as built[/]"
+        size = format_size(file.n_bytes) if file.n_bytes is not None else ""
+        table.add_row(escape(file.path), size, file.sha256[:12], verdict)
+    console.print(table)
+    how = "every byte read" if found.read else "sha256 as the Hub lists them"
+    signature = {
+        "none": "not signed",
+        "not checked": "signed, not checked: give --key",
+        "good": "signature good",
+    }
+    n = len(found.artifacts)
+    if not found.faults:
+        console.print(
+            f"[green]verified[/]: {n} artifact{'s' if n != 1 else ''}, {how}; "
+            f"{signature[found.signature]}"
+        )
+    for path in found.unlisted:
+        note(f"{path} is not in the manifest; nothing is known of it.")

@@ -1,0 +1,1 @@
+"""Finished builds as repositories on the Hugging Face Hub: layout, card, upload, verification."""

@@ -1,0 +1,279 @@
+"""The card of a repository: facts in, Markdown out.
+
+Nothing is read or asked here. What comes from the model's author is data to the template, escaped
+for the place where it stands. What is not known is left out.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.units import format_count, format_size
+from quantkit.publish.fits import Fits
+from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
+from quantkit.publish.measured import Measured
+from quantkit.publish.source import Source
+from quantkit.verify.compare import Result
+
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$])")
+_EXAMPLES = ("q4_k_m", "q5_k_m", "q4_k_s", "iq4_xs", "q6_k", "q3_k_m", "q8_0")
+_LIBRARIES = {"gguf": "gguf", "gptq": "transformers", "bnb": "transformers"}
+_TAGS = {
+    "gguf": ("gguf", "llama.cpp"),
+    "gptq": ("gptq",),
+    "bnb": ("bitsandbytes",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Imatrix:
+    """An importance matrix: its sha256, what it was made of as it says itself, whether it is here.
+
+    ``text`` and ``chunks`` are None where only the manifest's name of it is known.
+    """
+
+    name: str
+    sha256: str
+    text: str | None = None
+    chunks: int | None = None
+    published: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that a card says, of one repository."""
+
+    repo_id: str
+    artifacts: tuple[Artifact, ...]
+    source: Source
+    imatrices: tuple[Imatrix, ...] = ()
+    measured: Measured | None = None
+    fits: Fits | None = None
+    prompt: str | None = None
+    has_picture: bool = False
+    has_license: bool = False
+    is_signed: bool = False
+
+    @property
+    def family(self) -> str:
+        """The format family of all its artifacts."""
+        return self.artifacts[0].quant.format
+
+
+def render_card(facts: Facts) -> str:
+    """The README.md of a repository, front matter and all."""
+    return f"---\n{front_matter(facts)}\n---\n\n{_template().render(_context(facts))}"
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(  # noqa: S701 - no HTML: `md`, `code`, `fenced` escape for Markdown
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters |= {"md": _md, "code": _code, "fenced": _fenced}
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+
+
+def front_matter(facts: Facts) -> str:
+    """The card's YAML."""
+    from huggingface_hub import ModelCardData
+
+    source = facts.source
+    other = source.license is None or source.license == "other"
+    link = source.license_link or ("LICENSE" if facts.has_license else None)
+    fields: dict[str, Any] = {
+        "base_model": source.repo_id,
+        "base_model_relation": "quantized" if source.repo_id else None,
+        "quantized_by": facts.repo_id.partition("/")[0],
+        "library_name": _LIBRARIES[facts.family],
+        "pipeline_tag": source.pipeline_tag,
+        "license": source.license or "other",
+        "license_name": source.license_name if other else None,
+        "license_link": link if other or source.license_link else None,
+        "language": list(source.languages) or None,
+        "tags": _tags(facts),
+        "datasets": list(source.datasets) or None,
+    }
+    known = {key: value for key, value in fields.items() if value is not None}
+    return ModelCardData(**known).to_yaml().strip()
+
+
+def _tags(facts: Facts) -> list[str]:
+    tags = [*facts.source.tags, *_TAGS[facts.family], "quantized", "quantkit"]
+    if facts.imatrices:
+        tags.append("imatrix")
+    return list(dict.fromkeys(tag.lower() for tag in tags))
+
+
+def _context(facts: Facts) -> dict[str, Any]:
+    artifacts = facts.artifacts
+    example = _example(artifacts)
+    first = artifacts[0].entry
+    versions = {str(a.entry.get("quantkit")) for a in artifacts}
+    rows = [_row(artifact, facts) for artifact in artifacts]
+    tools = {tool for row in rows for tool in row["tools"].items()}
+    return {
+        "repo": facts.repo_id,
+        "owner": facts.repo_id.partition("/")[0],
+        "family": facts.family,
+        "format": FAMILIES[facts.family],
+        "title": title_of(artifacts),
+        "source": facts.source,
+        "source_name": facts.source.repo_id or first["source"].get("name", ""),
+        "parameters": format_count(first["parameters"]),
+        "is_moe": "ixtral" in str(first["source"].get("family")),
+        "rows": rows,
+        "kernels": list(dict.fromkeys(row["kernel"] for row in rows if row["kernel"])),
+        "tools": sorted(tools),
+        "llamas": list(dict.fromkeys(row["llama"] for row in rows if row["llama"])),
+        "forced": [a.name for a in artifacts if not a.passed],
+        "measured": facts.measured.comparison if facts.measured else None,
+        "unhealthy": [
+            (found.subject.name, found.verdict.reason)
+            for found in (facts.measured.comparison.results if facts.measured else ())
+            if not found.verdict.ok
+        ],
+        "fits": facts.fits,
+        "picture": PICTURE if facts.has_picture else None,
+        "example": example,
+        "example_file": example.files[0].path,
+        "example_is_split": len(example.files) > 1,
+        "tag": example.quant.name.upper(),
+        "local": facts.repo_id.partition("/")[2],
+        "prompt": facts.prompt,
+        "versions": sorted(versions),
+        "weights": first["source"].get("weights", ()),
+        "imatrices": facts.imatrices,
+        "calibrations": _calibrations(artifacts),
+        "rebuild": _rebuild(facts),
+        "sums": SUMS,
+        "checksums": [
+            (file.path, file.sha256)
+            for artifact in artifacts
+            for file in artifact.files
+            if file.path.endswith((".gguf", ".safetensors"))
+        ],
+        "has_license": facts.has_license,
+        "is_signed": facts.is_signed,
+    }
+
+
+def title_of(artifacts: Sequence[Artifact]) -> str:
+    """The model's name as its artifacts bear it."""
+    artifact = artifacts[0]
+    quant = re.escape(artifact.quant.name)
+    return re.sub(f"-{quant}$", "", artifact.name, flags=re.IGNORECASE)
+
+
+def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
+    entry = artifact.entry
+    found = facts.measured.rows.get(artifact.name) if facts.measured else None
+    fit = facts.fits.by_name.get(artifact.name) if facts.fits else None
+    smoke = entry.get("smoke") or {}
+    llama = (smoke.get("details") or {}).get("llama.cpp") or {}
+    files = len(artifact.files)
+    return {
+        "name": artifact.name,
+        "quant": artifact.quant.name,
+        "link": artifact.folder if files > 1 else artifact.files[0].path,
+        "shown": f"{artifact.folder or artifact.name}/" if files > 1 else artifact.files[0].path,
+        "n_files": files,
+        "size": format_size(artifact.n_bytes),
+        "bits": f"{entry['bits_per_weight']:.2f}",
+        **_figures(found),
+        "fits": _fit(fit) if fit else "",
+        "good_for": artifact.quant.good_for,
+        "smoke": smoke.get("verdict"),
+        "tokens": (smoke.get("details") or {}).get("generated_tokens"),
+        "llama": llama.get("version"),
+        "kernel": _kernel(entry.get("kernel") or {}),
+        "tools": entry.get("tools") or {},
+    }
+
+
+def _kernel(kernel: Mapping[str, Any]) -> str:
+    words = [str(kernel[key]) for key in ("name", "version") if key in kernel]
+    search = kernel.get("search")
+    return " ".join(words) + (f", search: {search}" if search else "")
+
+
+def _figures(found: Result | None) -> dict[str, str]:
+    if found is None or found.measures is None:
+        return {"kld": "", "ppl_ratio": ""}
+    if found.is_reference:
+        return {"kld": "reference", "ppl_ratio": ""}
+    m = found.measures
+    kld = f"{max(m.kld, 0):.5f} \u00b1 {m.kld_pm:.5f}"
+    return {"kld": kld, "ppl_ratio": f"{m.ppl_ratio:.4f}"}
+
+
+def _fit(fit: Any) -> str:
+    gpu = f"{fit.gpu} GB GPU" if fit.gpu else ""
+    ram = f"{fit.ram} GB RAM" if fit.ram else ""
+    return " or ".join(part for part in (gpu, ram) if part)
+
+
+def _example(artifacts: Sequence[Artifact]) -> Artifact:
+    by_quant = {artifact.quant.name: artifact for artifact in artifacts}
+    return next((by_quant[name] for name in _EXAMPLES if name in by_quant), artifacts[0])
+
+
+def _calibrations(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    found = []
+    for artifact in artifacts:
+        calibration = artifact.entry.get("calibration")
+        if isinstance(calibration, Mapping):
+            texts = [re.split(r"[\\/]", str(name))[-1] for name in calibration["text"]]
+            found.append({**calibration, "name": artifact.name, "texts": ", ".join(texts)})
+    return found
+
+
+def _rebuild(facts: Facts) -> str:
+    """The command with all that the manifest records of how this was built."""
+    source = facts.source
+    at = f"@{source.commit}" if source.commit else ""
+    words = [
+        f"quantkit build {source.repo_id}{at}" if source.repo_id else "quantkit build CHECKPOINT"
+    ]
+    words += [f"--quant {artifact.quant.name}" for artifact in facts.artifacts]
+    entry = facts.artifacts[0].entry
+    searches = {(a.entry.get("kernel") or {}).get("search") for a in facts.artifacts}
+    if "best" in searches:
+        words.append("--search best")
+    if facts.imatrices:
+        words.append(f"--imatrix {facts.imatrices[0].name}")
+    config = entry.get("quantization_config") or {}
+    if facts.family == "gptq":
+        words.append(f"--group-size {config['group_size']} --damp {config['damp_percent']}")
+        words.append("--desc-act" if config["desc_act"] else "--no-desc-act")
+        words.append("--sym" if config["sym"] else "--asym")
+    if facts.family == "bnb" and config.get("bnb_4bit_use_double_quant"):
+        words.append("--double-quant")
+    return " \\\n  ".join(words)
+
+
+def _md(text: object) -> str:
+    """Text inside a line of Markdown, whatever it holds."""
+    line = " ".join(str(text).split())
+    return _MARKDOWN.sub(r"\\\1", line)
+
+
+def _code(text: object) -> str:
+    """Text as code inside a line, in a table too."""
+    line = " ".join(str(text).split()).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def _fenced(text: object, language: str = "") -> str:
+    """Text as a block of code that nothing in it can end."""
+    block = str(text)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block)), default=0))
+    return f"{fence}{language}\n{block}\n{fence}"

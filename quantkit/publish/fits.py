@@ -1,0 +1,82 @@
+"""How much memory an artifact needs, as the sizes in which GPUs and RAM are sold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantkit.checkpoint.folder import read_json
+from quantkit.families import find_family
+from quantkit.fit.hardware import ram_to_buy
+from quantkit.fit.memory import GIB, total
+from quantkit.fit.placement import ram_alone, vram_for_whole
+from quantkit.fit.probe import Settings, probe
+from quantkit.fit.subject import Shape, open_subject, shape_of
+from quantkit.fit.transformers import parts
+from quantkit.fit.verdict import needs_at
+from quantkit.publish.layout import Artifact
+
+_USUAL_CONTEXT = 8192
+# GPUs as they are sold, in GiB.
+_GPUS = (4, 6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The smallest usual GPU that holds an artifact whole, and RAM for a run without one, in GB.
+
+    None where no single GPU does, or the format needs one.
+    """
+
+    gpu: int | None
+    ram: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """What every artifact fits in, by name, at a context of so many tokens."""
+
+    context: int
+    by_name: dict[str, Fit]
+
+
+def find_fits(artifacts: Sequence[Artifact]) -> Fits:
+    """What artifacts of one family fit in, as ``quantkit fit`` reckons it.
+
+    Raises:
+        NativeError, FitError: llama.cpp cannot be asked.
+        CheckpointError, GGUFError: an artifact's header or config.json is unsound.
+
+    """
+    if artifacts[0].quant.format != "gguf":
+        return _for_transformers(artifacts)
+    subjects = [open_subject(str(artifact.files[0].local)) for artifact in artifacts]
+    context = min(_USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
+    # Only weights differ between the quants of a model.
+    curve = probe(subjects[-1], Settings(context))
+    found = {}
+    for artifact, subject in zip(artifacts, subjects, strict=True):
+        needs = needs_at(subject.variants[0], curve, curve.settings.cells)
+        ram = ram_to_buy(ram_alone(needs)) // GIB
+        found[artifact.name] = Fit(_gpu(vram_for_whole(needs)), ram)
+    return Fits(context, found)
+
+
+def _for_transformers(artifacts: Sequence[Artifact]) -> Fits:
+    found, context = {}, _USUAL_CONTEXT
+    for artifact in artifacts:
+        shape = _shape(artifact)
+        context = min(context, shape.n_ctx_train)
+        weights = sum(f.n_bytes for f in artifact.files if f.path.endswith(".safetensors"))
+        needed = total(parts(weights, "exact", shape, Settings(context)))
+        found[artifact.name] = Fit(_gpu(needed), None)
+    return Fits(context, found)
+
+
+def _shape(artifact: Artifact) -> Shape:
+    (config,) = [f.local for f in artifact.files if f.path.split("/")[-1] == "config.json"]
+    read = read_json(config)
+    model = find_family(read).describe(read, ())
+    return shape_of(model.arch, model.hparams)
+
+
+def _gpu(needed: int) -> int | None:
+    return next((size for size in _GPUS if size * GIB >= needed), None)

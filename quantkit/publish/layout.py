@@ -1,0 +1,296 @@
+"""Which files of a build go into a repository, and under which names.
+
+One repository holds one format family. GGUF files keep their names, shards their folder. The one
+artifact of a family for transformers lies at the top, where ``from_pretrained`` looks; several lie
+in a folder each. The published manifest lists the published artifacts, under these names.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from quantkit.build.manifest import NAME as MANIFEST
+from quantkit.build.manifest import read_manifest
+from quantkit.core.errors import PublishError
+from quantkit.core.units import format_size
+from quantkit.plan.quants import Quant, all_quants, find_quants, folder_quants
+
+CARD = "README.md"
+SUMS = "SHA256SUMS"
+PICTURE = "size-against-kld.png"
+IMATRIX = "imatrix.gguf"
+SIGNATURE = "model.sig"
+LICENSE = "LICENSE"
+OURS = (CARD, SUMS, MANIFEST, PICTURE, IMATRIX, SIGNATURE, LICENSE)
+
+MOST_FILE_BYTES = 50 * 10**9
+"""What the Hub long took at most, and what its mirrors and many clients still do."""
+
+FAMILIES = {"gguf": "GGUF", "gptq": "GPTQ", "bnb": "bitsandbytes"}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+_LONGEST = 255
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A file of an artifact: where it lies, its path in the repository, and what it must be."""
+
+    local: Path
+    path: str
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One artifact to publish; ``entry`` is what the build's manifest says of it.
+
+    ``folder`` is its folder in the repository, empty at the top.
+    """
+
+    name: str
+    quant: Quant
+    folder: str
+    files: tuple[Placed, ...]
+    entry: Mapping[str, Any]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.n_bytes for file in self.files)
+
+    @property
+    def passed(self) -> bool:
+        """Whether its smoke test passed."""
+        return bool((self.entry.get("smoke") or {}).get("ok"))
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Check a repository's name against the Hub's rules.
+
+    Raises:
+        PublishError: it is not ``namespace/name``, or one of them breaks the rules.
+
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        fine = repo_id.count("/") == 1
+    except HFValidationError:
+        fine = False
+    if not fine:
+        raise PublishError(
+            f"{repo_id!r} is no name for a repository; write namespace/name, of letters, digits, "
+            "'-', '_' and '.', at most 96 characters, such as someone/Model-GGUF."
+        )
+
+
+def find_artifacts(
+    folder: Path, repo_id: str, family: str | None = None, quants: Sequence[str] = ()
+) -> tuple[Artifact, ...]:
+    """The artifacts of a build that go into one repository, best first.
+
+    Args:
+        folder: what ``quantkit build`` wrote.
+        repo_id: where they go; its name tells the family where the build holds several.
+        family: a key of ``FAMILIES``; None for the only one there is.
+        quants: names to publish; none for all of the family.
+
+    Raises:
+        PublishError: there are none, or of several families, or a name or size breaks the rules.
+        OutputError: the manifest is damaged.
+        UnknownQuantError: a name stands for no quant.
+
+    """
+    if not (folder / MANIFEST).is_file():
+        raise PublishError(
+            f"{folder} has no {MANIFEST}, so nothing tells what was built there; give the output "
+            "folder of quantkit build."
+        )
+    entries = read_manifest(folder)["artifacts"]
+    known = all_quants() | folder_quants()
+    by_family: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        quant = known.get(str(_get(entry, "quant")))
+        if quant is None or not _is_sound(entry):
+            raise PublishError(
+                f"{folder / MANIFEST} describes {name[:80]!r} in a way that this version of "
+                "quantkit did not write; build it again."
+            )
+        by_family.setdefault(quant.format, {})[name] = entry
+    chosen = by_family.get(_choose_family(folder, repo_id, by_family, family), {})
+    if quants:
+        wanted = {quant.name for quant in find_quants(quants)}
+        missing = wanted - {entry["quant"] for entry in chosen.values()}
+        if missing:
+            raise PublishError(f"{folder} holds no {', '.join(sorted(missing))}; build it first.")
+        chosen = {name: entry for name, entry in chosen.items() if entry["quant"] in wanted}
+    _check_one_model(folder, chosen)
+    rank = {name: place for place, name in enumerate(known)}
+    ordered = sorted(chosen.items(), key=lambda item: (rank[item[1]["quant"]], item[0]))
+    return tuple(
+        _place(folder, name, known[entry["quant"]], entry, alone=len(ordered) == 1)
+        for name, entry in ordered
+    )
+
+
+def _choose_family(
+    folder: Path, repo_id: str, by_family: Mapping[str, Any], wish: str | None
+) -> str:
+    if not by_family:
+        raise PublishError(f"{folder} holds no finished artifact; build one with quantkit build.")
+    if wish is not None:
+        if wish not in by_family:
+            raise PublishError(f"{folder} holds no {FAMILIES[wish]}; build it first.")
+        return wish
+    if len(by_family) == 1:
+        return next(iter(by_family))
+    hinted = [f for f in by_family if f in repo_id.rpartition("/")[2].lower()]
+    if len(hinted) == 1:
+        return hinted[0]
+    held = [family for family in FAMILIES if family in by_family]
+    names = ", ".join(FAMILIES[family] for family in held)
+    types = " or ".join(f"--format {family}" for family in held)
+    raise PublishError(
+        f"{folder} holds {names}, and each goes into a repository of its own; say which this one "
+        f"is for with {types}."
+    )
+
+
+def _check_one_model(folder: Path, entries: Mapping[str, Any]) -> None:
+    """One repository is about one model: all its artifacts were made of the same weights."""
+    by_weights: dict[str, str] = {}
+    for name, entry in entries.items():
+        weights = _get(entry["source"], "weights") or ()
+        by_weights.setdefault(json.dumps([_get(file, "sha256") for file in weights]), name)
+    if len(by_weights) > 1:
+        raise PublishError(
+            f"{folder} holds artifacts of different weights ({', '.join(by_weights.values())}); "
+            "choose those of one model with --quant, or build them into a folder each."
+        )
+
+
+def _place(folder: Path, name: str, quant: Quant, entry: Any, *, alone: bool) -> Artifact:
+    at_top = quant.format != "gguf" and alone
+    placed = []
+    for file in entry["files"]:
+        path = file["name"]
+        check_path(path)
+        if quant.format != "gguf":
+            inside, _, rest = path.partition("/")
+            if inside != name or not rest:
+                raise PublishError(
+                    f"{folder / MANIFEST} puts {path} outside of {name}; build it again."
+                )
+            if rest == CARD:
+                continue  # how to load it is part of the card
+            path = rest if at_top else path
+        if path in OURS and path != LICENSE:
+            raise PublishError(f"{path} is the name of a file that quantkit adds; rename yours.")
+        if file["bytes"] > MOST_FILE_BYTES:
+            raise PublishError(
+                f"{file['name']} has {format_size(file['bytes'])}, more than the "
+                f"{format_size(MOST_FILE_BYTES)} that go through everywhere; build it again with "
+                "--shard-size 45GB."
+            )
+        placed.append(Placed(folder / file["name"], path, file["bytes"], file["sha256"]))
+    if quant.format == "gguf":
+        for file in placed:
+            _check_gguf_name(file.path, quant)
+    in_folder = "" if at_top else str(PurePosixPath(placed[0].path).parent).strip(".")
+    return Artifact(name, quant, in_folder, tuple(placed), entry)
+
+
+def check_path(path: str) -> None:
+    """Check that a path in a manifest or repository leads nowhere else, on any system.
+
+    Raises:
+        PublishError: it does not.
+
+    """
+    parts = path.split("/")
+    fine = all(_NAME.fullmatch(part) and not part.endswith(".") for part in parts)
+    if not fine or len(path) > _LONGEST:
+        raise PublishError(
+            f"{path[:80]!r} is no name for a file in a repository: it may hold letters, digits, "
+            "'.', '_', '+' and '-'; build again with another --name."
+        )
+
+
+def _check_gguf_name(path: str, quant: Quant) -> None:
+    """The GGUF naming rules as publishers keep them: the encoding ends the name, shards follow."""
+    stem = _SHARD.sub("", PurePosixPath(path).name.removesuffix(".gguf"))
+    fine = path.endswith(".gguf") and stem.upper().endswith("-" + quant.name.upper())
+    if not fine:
+        raise PublishError(
+            f"{path} breaks the rules for names of GGUF files: it must end with "
+            f"-{quant.name.upper()}.gguf; build it again."
+        )
+
+
+def _is_sound(entry: Any) -> bool:
+    files = _get(entry, "files")
+    return (
+        isinstance(files, list)
+        and bool(files)
+        and all(
+            isinstance(_get(file, "name"), str)
+            and isinstance(_get(file, "bytes"), int)
+            and re.fullmatch("[0-9a-f]{64}", str(_get(file, "sha256")))
+            for file in files
+        )
+        and isinstance(_get(entry, "source"), dict)
+    )
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def published_manifest(artifacts: Iterable[Artifact]) -> bytes:
+    """The manifest of a repository: the build's, of these artifacts, under their new names.
+
+    Folders of the machine that built are left out.
+    """
+    described = {}
+    for artifact in artifacts:
+        entry = copy.deepcopy(dict(artifact.entry))
+        entry["files"] = [
+            {"name": file.path, "bytes": file.n_bytes, "sha256": file.sha256}
+            for file in artifact.files
+        ]
+        calibration = entry.get("calibration")
+        if isinstance(calibration, dict) and isinstance(calibration.get("text"), list):
+            calibration["text"] = [re.split(r"[\\/]", str(n))[-1] for n in calibration["text"]]
+        described[artifact.name] = entry
+    text = json.dumps({"version": 1, "artifacts": described}, indent=2, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def write_sums(sums: Mapping[str, str]) -> bytes:
+    """``SHA256SUMS`` as sha256sum reads it, from sha256 by path."""
+    return "".join(f"{sums[path]}  {path}\n" for path in sorted(sums)).encode()
+
+
+def read_sums(data: bytes) -> dict[str, str]:
+    """sha256 by path of a ``SHA256SUMS``.
+
+    Raises:
+        PublishError: a line is no sum, or names a path that leads elsewhere.
+
+    """
+    sums = {}
+    for line in data.decode(errors="replace").splitlines():
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if match is None:
+            raise PublishError(f"{SUMS} has a line that is no sum: {line[:80]!r}.")
+        check_path(match[2])
+        sums[match[2]] = match[1]
+    return sums

@@ -1,0 +1,263 @@
+"""What is known of the model that was quantized: from its checkpoint, else from the artifact.
+
+Everything here was written by the model's author. It is data: it is never a template, a command or
+a path, and what does not have the expected form is left out.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
+from quantkit.formats.gguf.reader import read_header
+from quantkit.publish.layout import Artifact
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.remote import RemoteRepo
+
+_LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+_MOST_BYTES = 2**20
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WORD = re.compile(r"[\w./:@+ -]{1,100}")
+_URL = re.compile(r"https?://[\w./%?=&#~:+-]{1,300}", re.ASCII)
+_TEMPLATES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The model that was quantized; what is not known is None or empty.
+
+    ``verified`` says that the Hub lists weights at this commit with the sha256 that the build read.
+    """
+
+    repo_id: str | None = None
+    commit: str | None = None
+    verified: bool = False
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    license_text: bytes | None = None
+    languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    pipeline_tag: str | None = None
+    chat_template: str | None = None
+    special_tokens: tuple[tuple[str, str], ...] = ()
+
+
+def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
+    """What is known of the model behind some artifacts.
+
+    Args:
+        artifacts: of one build.
+        wish: the checkpoint: a folder, or a Hub id with or without ``@revision``; by default the
+            one that the manifest names, else what the artifacts themselves hold.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be reached or read.
+        PublishError: it is not the one that the artifacts were built from.
+
+    """
+    described = artifacts[0].entry["source"]
+    if wish is None and isinstance(described.get("repo_id"), str):
+        commit = described.get("commit")
+        wish = described["repo_id"] + (f"@{commit}" if commit else "")
+    found = _of_artifact(artifacts[0])
+    if wish is None:
+        return found
+    folder = Path(wish)
+    if folder.is_dir():
+        return _merge(found, _of_folder(folder, described))
+    repo_id, _, revision = wish.partition("@")
+    if not _HUB_ID.fullmatch(repo_id):
+        raise PublishError(
+            f"There is no checkpoint {wish!r}; give its folder, or its name on the Hub."
+        )
+    return _merge(found, _of_hub(repo_id, revision or None, described))
+
+
+def _merge(first: Source, better: Source) -> Source:
+    """The second source, with what only the first one knows."""
+    empty = Source()
+    missing = {
+        name: getattr(first, name)
+        for name in Source.__slots__
+        if getattr(better, name) == getattr(empty, name)
+    }
+    return replace(better, **missing)
+
+
+def _of_folder(folder: Path, described: Mapping[str, Any]) -> Source:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{folder} has no config.json; give the folder of the checkpoint.")
+    expected = {file["name"]: file["sha256"] for file in described.get("settings", ())}
+    _check_same(str(folder), expected.get("config.json"), config.read_bytes())
+    source = _of_files(folder)
+    snapshot = re.fullmatch(r"models--([\w.-]+)--([\w.-]+)", folder.resolve().parent.parent.name)
+    if snapshot and re.fullmatch("[0-9a-f]{40}", folder.resolve().name):
+        repo_id = f"{snapshot[1]}/{snapshot[2]}"
+        source = replace(source, repo_id=repo_id, commit=folder.resolve().name)
+    return source
+
+
+def _check_same(name: str, sha256: str | None, config: bytes) -> None:
+    if sha256 is not None and hashlib.sha256(config).hexdigest() != sha256:
+        raise PublishError(
+            f"{name} is not the checkpoint that was built from: its config.json differs; give the "
+            "right one, or the right revision."
+        )
+
+
+def _of_hub(repo_id: str, revision: str | None, described: Mapping[str, Any]) -> Source:
+    from quantkit.checkpoint.remote import download, explained, open_repo
+    from quantkit.publish.upload import list_files
+
+    repo = open_repo(repo_id, revision)
+    wanted = ("config.json", "README.md", *_TEMPLATES, *_LICENSES)
+    small = [name for name in wanted if 0 < repo.sizes.get(name, 0) <= _MOST_BYTES]
+    if "config.json" not in small:
+        raise CheckpointError(f"{repo} has no config.json; name the model that was quantized.")
+    paths = [download(repo, name) for name in small]
+    folder = paths[0].parent
+    expected = {file["name"]: file["sha256"] for file in described.get("settings", ())}
+    _check_same(str(repo), expected.get("config.json"), (folder / "config.json").read_bytes())
+    with explained(repo_id, revision):
+        listed = list_files(repo_id, revision=repo.commit)
+    verified = _check_weights(repo, {path: file.sha256 for path, file in listed.items()}, described)
+    return replace(_of_files(folder), repo_id=repo_id, commit=repo.commit, verified=verified)
+
+
+def _check_weights(
+    repo: "RemoteRepo", listed: Mapping[str, str | None], described: Mapping[str, Any]
+) -> bool:
+    """Whether the Hub lists the weights that were read; None of them may differ."""
+    weights = described.get("weights", ())
+    for file in weights:
+        if file["sha256"] and listed.get(file["name"]) not in (None, file["sha256"]):
+            raise PublishError(
+                f"{repo} is not the checkpoint that was built from: its {file['name']} differs; "
+                "give the right repository or revision."
+            )
+    return bool(weights) and all(file["sha256"] and listed.get(file["name"]) for file in weights)
+
+
+def _of_files(folder: Path) -> Source:
+    """What the small files of a checkpoint say."""
+    source = _of_card(_front_matter(folder / "README.md"))
+    template, tokens = _template(folder)
+    return replace(
+        source,
+        license_text=_license_text(folder),
+        chat_template=template,
+        special_tokens=tokens,
+    )
+
+
+def _of_card(card: Mapping[str, Any]) -> Source:
+    return Source(
+        license=_word(card.get("license")),
+        license_name=_word(card.get("license_name")),
+        license_link=_link(card.get("license_link")),
+        languages=_words(card.get("language")),
+        tags=_words(card.get("tags")),
+        datasets=_words(card.get("datasets")),
+        pipeline_tag=_word(card.get("pipeline_tag")),
+    )
+
+
+def _of_artifact(artifact: Artifact) -> Source:
+    """What an artifact holds of its source."""
+    first = artifact.files[0].local
+    if artifact.quant.format != "gguf":
+        return replace(_of_files(first.parent), tags=(), datasets=())
+    metadata = read_header(first).metadata
+    template = metadata.get("tokenizer.chat_template")
+    tokens = metadata.get("tokenizer.ggml.tokens") or []
+    special = {}
+    for kind in ("bos", "eos"):
+        index = metadata.get(f"tokenizer.ggml.{kind}_token_id")
+        if isinstance(index, int) and 0 <= index < len(tokens):
+            special[f"{kind}_token"] = str(tokens[index])
+    tags = _words(metadata.get("general.tags"))
+    # gguf-py puts the pipeline's tag among the others.
+    pipeline = next((tag for tag in tags if tag == "text-generation"), None)
+    return Source(
+        license=_word(metadata.get("general.license")),
+        license_name=_word(metadata.get("general.license.name")),
+        license_link=_link(metadata.get("general.license.link")),
+        languages=_words(metadata.get("general.languages")),
+        tags=tuple(tag for tag in tags if tag != pipeline),
+        pipeline_tag=pipeline,
+        chat_template=template if isinstance(template, str) and template else None,
+        special_tokens=tuple(special.items()),
+    )
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    import yaml
+    from huggingface_hub import metadata_load
+
+    if not card.is_file() or card.stat().st_size > _MOST_BYTES:
+        return {}
+    try:
+        found = metadata_load(card)
+    except (yaml.YAMLError, ValueError, RecursionError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _template(folder: Path) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    from quantkit.checkpoint.tokenizer.chat_template import template_metadata
+    from quantkit.checkpoint.tokenizer.source import TokenizerSource
+
+    path = folder / "tokenizer_config.json"
+    try:
+        from quantkit.checkpoint.folder import read_json
+
+        settings = read_json(path) if path.is_file() else {}
+        bare = TokenizerSource(folder, {}, 0, settings, {}, {}, None, {}, None)
+        template = template_metadata(bare).get("tokenizer.chat_template")
+    except QuantkitError:
+        return None, ()
+    special = {}
+    for kind in ("bos_token", "eos_token"):
+        token = settings.get(kind)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            special[kind] = token
+    usable = isinstance(template, str) and template
+    return (str(template) if usable else None), tuple(special.items())
+
+
+def _license_text(folder: Path) -> bytes | None:
+    """The licence's own file. A link that leads out of the checkpoint is not followed."""
+    home = folder.resolve()
+    places = (home, home.parent.parent / "blobs")  # the Hub's cache holds its contents there
+    for name in _LICENSES:
+        path = folder / name
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            continue
+        if not any(path.resolve().is_relative_to(place) for place in places):
+            raise PublishError(
+                f"{path} is a link that leads out of its folder; put the licence itself there."
+            )
+        return path.read_bytes()
+    return None
+
+
+def _word(value: Any) -> str | None:
+    """A short plain text, else None."""
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else None
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(word for v in values if (word := _word(v))))
+
+
+def _link(value: Any) -> str | None:
+    return value if isinstance(value, str) and _URL.fullmatch(value) else None

@@ -1,0 +1,135 @@
+"""Publishing while a build goes on: what it may be is asked first, the card is sent last.
+
+A plan knows every header and every size, so the repository can be laid out before a weight is read:
+files of their true sizes with nothing behind their headers stand for the artifacts, in a temporary
+folder. The same stand-ins stay where sent artifacts were, until the card is made of them.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from quantkit.build import manifest
+from quantkit.build.shipping import STAGED, Shipping, is_sent
+from quantkit.build.work import Work
+from quantkit.publish import release as releases
+from quantkit.publish.checks import refuse_others
+from quantkit.publish.release import Published, Wishes
+from quantkit.publish.upload import Report, Upload, Uploader
+
+_UNKNOWN = "0" * 64
+
+
+def begin(
+    work: Work,
+    repo_id: str,
+    wishes: Wishes,
+    *,
+    private: bool = False,
+    report: Report = lambda _path, _done, _total: None,
+) -> Shipping:
+    """Check that artifacts may be published, make the repository, and tell where files go.
+
+    Args:
+        work: what will be built: GGUF files.
+        repo_id: where it goes.
+        wishes: as `release.prepare` takes them.
+        private: make the repository private, if it must be made.
+        report: told how far each upload is.
+
+    Raises:
+        PublishError: it must not be published, or not there.
+        UploadError: the Hub does not answer.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        stand_ins = _stand_ins(work, Path(folder))
+        ready = releases.prepare(stand_ins, repo_id, replace(wishes, force=True), hashed=False)
+        uploader = Uploader(repo_id, private=private, report=report)
+        there = uploader.open()
+        # What an earlier run of this build sent is ours, whatever its hash.
+        ours = [
+            Upload(upload.content, upload.path, there[upload.path].sha256 or _UNKNOWN)
+            for upload in ready.uploads
+            if upload.path in there
+        ]
+        refuse_others(repo_id, [layout.name for layout in work.layouts], ours, there)
+
+    def send(file: Path, path: str, sha256: str) -> None:
+        uploader.send([Upload(file, path, sha256)], f"Add {path} with quantkit")
+
+    return Shipping(repo_id, send)
+
+
+def _stand_ins(work: Work, folder: Path) -> Path:
+    """Every artifact without its weights, and a manifest of them."""
+    entries = {}
+    for layout in work.layouts:
+        files = []
+        for file in layout.files:
+            name = f"{layout.folder}/{file.name}" if layout.folder else file.name
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            with path.open("wb") as stream:
+                stream.write(file.header)
+                stream.truncate(file.n_bytes)
+            files.append({"name": name, "bytes": file.n_bytes, "sha256": _UNKNOWN})
+        unread = dict.fromkeys(work.checkpoint.files, _UNKNOWN)
+        entry = manifest.describe_artifact(work, layout, files, unread)
+        entry["source"]["weights"] = []
+        entries[layout.name] = entry
+    _write_manifest(folder, entries)
+    return folder
+
+
+def _write_manifest(folder: Path, entries: Mapping[str, object]) -> None:
+    text = json.dumps({"version": 1, "artifacts": entries})
+    (folder / manifest.NAME).write_text(text, encoding="utf-8")
+
+
+def end(
+    out: Path,
+    shipping: Shipping,
+    wishes: Wishes,
+    *,
+    report: Report = lambda _path, _done, _total: None,
+    note: Callable[[str], None] = lambda _remark: None,
+) -> Published | None:
+    """Send what describes the artifacts that a build has sent, the card last.
+
+    Args:
+        out: the output folder.
+        shipping: what `begin` gave.
+        wishes: as `begin` took them.
+        report: told how far each upload is.
+        note: told what the card lacks.
+
+    Returns:
+        what was sent; None where all of it was before.
+
+    Raises:
+        PublishError, UploadError: as `release.publish` does.
+
+    """
+    staged = out / STAGED
+    if not staged.is_dir():
+        return None
+    known = manifest.read_manifest(out)["artifacts"]
+    entries = {
+        name: entry
+        for name, entry in known.items()
+        if is_sent(entry, shipping) and all((staged / f["name"]).exists() for f in entry["files"])
+    }
+    _write_manifest(staged, entries)
+    for entry in entries.values():
+        if entry.get("imatrix") and (out / entry["imatrix"]["file"]).is_file():
+            shutil.copyfile(out / entry["imatrix"]["file"], staged / entry["imatrix"]["file"])
+    ready = releases.prepare(staged, shipping.to, replace(wishes, force=True), hashed=False)
+    for remark in ready.notes:
+        note(remark)
+    published = releases.publish(ready, report=report)
+    shutil.rmtree(staged)
+    return published

@@ -1,0 +1,185 @@
+"""Cards: the same as ever, valid, nothing invented, and hostile text stays text."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from quantkit.core.units import format_count, format_size
+from quantkit.publish.card import Facts, render_card
+from quantkit.publish.prompt import render_prompt
+from quantkit.publish.source import Source
+from tests.publish.cards import CARDS, GOLDEN, gguf
+
+HOSTILE = "{{ ''.__class__.__mro__ }}{% for x in ().__class__.__bases__ %}</td><script>`|x`\n# Hi"
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_golden(name: str) -> None:
+    """``python -m tests.publish.cards`` writes them anew."""
+    assert render_card(CARDS[name]()) == (GOLDEN / f"{name}.card").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_front_matter_is_valid(name: str) -> None:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    facts = CARDS[name]()
+    card = ModelCard(render_card(facts))
+    data = card.data
+    assert isinstance(data, ModelCardData)
+    fields = data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub's
+    assert str(ModelCardData(**fields)) == str(data)
+    assert data.base_model == facts.source.repo_id
+    assert data.license == facts.source.license
+    assert data.language == ["en", "fr"]
+    assert data.datasets == ["some/corpus"]
+    assert data.pipeline_tag == "text-generation"
+    assert fields.get("base_model_relation") == ("quantized" if facts.source.repo_id else None)
+    assert fields["quantized_by"] == "someone"
+    assert fields["library_name"] == ("gguf" if name == "gguf" else "transformers")
+    assert {"moe", "mixtral", "quantized", "quantkit"} <= set(fields["tags"])
+
+
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)*(?![\w])|\b[0-9a-f]{16,64}\b")
+
+
+def _static_numbers() -> set[str]:
+    """Numbers that the template itself says, such as the 5 of transformers 5."""
+    from quantkit.publish.card import _TEMPLATE
+
+    text = re.sub(r"\{[{%].*?[%}]\}", " ", _TEMPLATE.read_text(encoding="utf-8"), flags=re.S)
+    return set(NUMBER.findall(text))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _traced(facts: Facts) -> set[str]:
+    """Every number that the manifest, a comparison, fit or the source give, as cards write it."""
+    texts: list[str] = [facts.repo_id, str(facts.source)]
+    for artifact in facts.artifacts:
+        texts += [str(leaf) for leaf in _leaves(artifact.entry)]
+        texts += [artifact.quant.good_for, f"{artifact.entry['bits_per_weight']:.2f}"]
+        texts.append(format_size(sum(f["bytes"] for f in artifact.entry["files"])))
+        texts += [format_count(artifact.entry["parameters"]), f"({len(artifact.files)} files)"]
+    if facts.measured:
+        found = facts.measured.comparison
+        texts += [str(found.windows), str(found.context), found.text_sha256[:16], found.text]
+        texts += [found.reference.name, *(row.verdict.reason for row in found.results)]
+        for row in found.results:
+            assert row.measures is not None
+            m = row.measures
+            texts += [f"{m.kld:.5f}", f"{m.kld_pm:.5f}", f"{m.ppl_ratio:.4f}"]
+    if facts.fits:
+        texts += [f"{facts.fits.context:,}", f"{facts.fits.context}"]
+        texts += [str(n) for fit in facts.fits.by_name.values() for n in (fit.gpu, fit.ram) if n]
+    for imatrix in facts.imatrices:
+        texts += [imatrix.sha256, f"{imatrix.chunks}"]
+    return {number for text in texts for number in NUMBER.findall(text)}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_number_is_traced(name: str) -> None:
+    facts = CARDS[name]()
+    said = set(NUMBER.findall(render_card(facts)))
+    assert len(said) > 10
+    assert said - _traced(facts) - _static_numbers() == set()
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "bits": lambda entry: entry.update(bits_per_weight=9.87),
+    "parameters": lambda entry: entry.update(parameters=123_456_789),
+    "version": lambda entry: entry.update(quantkit="8.8.8"),
+    "kernel": lambda entry: entry["kernel"].update(version="8.8.8"),
+    "llama.cpp": lambda entry: entry["smoke"]["details"]["llama.cpp"].update(version="8.8.8"),
+    "tokens": lambda entry: entry["smoke"]["details"].update(generated_tokens=8888),
+    "source": lambda entry: entry["source"]["weights"][0].update(sha256="8" * 64),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_manifest_says_is_what_the_card_says(change: str) -> None:
+    facts = gguf()
+    entry = copy.deepcopy(dict(facts.artifacts[0].entry))
+    CHANGES[change](entry)
+    other = (replace(facts.artifacts[0], entry=entry), *facts.artifacts[1:])
+    before, after = render_card(facts), render_card(replace(facts, artifacts=other))
+    assert before != after
+    new = set(NUMBER.findall(after)) - set(NUMBER.findall(before))
+    assert new <= _traced(replace(facts, artifacts=other))
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    facts = replace(gguf(), measured=None, fits=None, imatrices=(), prompt=None, has_picture=False)
+    facts = replace(facts, source=Source(license="mit"), is_signed=False, has_license=False)
+    card = render_card(facts)
+    for word in ("KLD", "fits in", "imatrix", "Prompt", ".png", "None", "model.sig", "commit |",
+                 "language", "datasets", "base_model", "pipeline_tag"):  # fmt: skip
+        assert word not in card, word
+
+
+def test_hostile_facts_stay_text() -> None:
+    """Whatever a source's author writes is shown as text in its place, or not at all."""
+    facts = gguf()
+    entry = copy.deepcopy(dict(facts.artifacts[0].entry))
+    entry["source"]["name"] = entry["quantkit"] = HOSTILE
+    entry["source"]["weights"][0]["name"] = HOSTILE
+    entry["smoke"]["verdict"] = HOSTILE
+    artifacts = (replace(facts.artifacts[0], entry=entry), *facts.artifacts[1:])
+    source = replace(facts.source, repo_id=None, commit=None, license_name=HOSTILE)
+    facts = replace(facts, artifacts=artifacts, source=source, prompt="```\n# Not a heading\n```")
+    card = render_card(facts)
+    import markdown_it
+
+    assert "class 'object'" not in card
+    tokens = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").parse(card)
+    flat = [t for token in tokens for t in (token, *(token.children or []))]
+    assert not [t for t in flat if t.type.startswith("html")]
+    headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
+    assert "Hi" not in headings
+    assert "Not a heading" not in headings
+    assert "Checksums" in headings
+
+
+def test_a_prompt_is_rendered() -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] "
+        "{{ m['content'] }} [/INST]{% elif m['role'] == 'assistant' %}"
+        "{{ m['content'] + eos_token }}{% else %}"
+        "{{ raise_exception('No system prompts') }}{% endif %}{% endfor %}"
+    )
+    shown = render_prompt(template, {"bos_token": "<s>", "eos_token": "</s>"})
+    assert shown == "<s>[INST] {prompt} [/INST]{answer}</s>[INST] {next prompt} [/INST]"
+    with_system = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    assert "{system prompt}" in str(render_prompt(with_system, {}))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__['os'].system('touch pwned') }}",
+        "{{ messages.append(1) }}",
+        "{{ 'a' * 10**11 }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% include '/etc/passwd' %}",
+        "{% unclosed",
+        "",
+        "{{ 'x' * 100000 }}",
+    ],
+)
+def test_hostile_templates_do_nothing(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantkit.publish.prompt._SECONDS", 2)
+    assert render_prompt(template, {}) is None
