@@ -18,7 +18,7 @@ from quantkit.cli.calibrate import (
 )
 from quantkit.cli.import_ import JobsOption, MemoryOption, OutOption, ShardOption, write
 from quantkit.cli.output import JsonOption, note, open_meter
-from quantkit.core.errors import CheckpointError, PlanError
+from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Step
@@ -155,25 +155,12 @@ def _on_text(
 
 def open_source(name: str) -> "tuple[Checkpoint, Model]":
     """A checkpoint in a folder or on the Hub, and the model that it makes."""
-    from quantkit.checkpoint.hub import open_hub_checkpoint
     from quantkit.checkpoint.hub_rows import with_rows
     from quantkit.cli.calibrate import open_model
-    from quantkit.families import find_family
-    from quantkit.plan.plan import check_sources
+    from quantkit.cli.hub import open_source as find_source
 
-    path = Path(name)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/")):
-        return open_model(path)
-    repo, _, revision = name.partition("@")
-    try:
-        checkpoint = with_rows(open_hub_checkpoint(repo, revision or None))
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"There is no folder {name}, and as a name on the Hub: {error}"
-        ) from None
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
-    check_sources(model, checkpoint.tensors)
-    return checkpoint, model
+    source = find_source(name)
+    return open_model(source if isinstance(source, Path) else with_rows(source))
 
 
 def _parse_weights(text: str) -> list[float]:
