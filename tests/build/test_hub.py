@@ -549,6 +549,13 @@ def test_names_that_lead_elsewhere_do_nothing(
     assert not list(tmp_path.rglob("*evil*"))
 
 
+def test_a_commit_that_is_a_path_does_nothing(hub: Start, model: Path, tmp_path: Path) -> None:
+    hub(model, commit="../../../../escaped")
+    text = refused_build(tmp_path / "out", "--keep-source", tmp_path / "kept")
+    assert "lacks its commit" in text
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
+
+
 def test_what_is_a_folder_stays_local(
     hub: Start, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
