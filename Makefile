@@ -11,13 +11,16 @@ demo: $(VENV)/.ready
 	$(BIN)/quantkit build tests/checkpoints/tiny-mixtral --quant gguf-all -o $(DEMO)/tiny-mixtral
 	$(BIN)/quantkit build tests/checkpoints/tiny-mistral --quant gguf-all -o $(DEMO)/tiny-mistral
 
-test: lint
-	$(BIN)/python -m pytest
+# Two processes, whose idle OpenMP threads must not spin for each other's cores. A file's tests share
+# what they build, so they stay in one process.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Against llama.cpp's own tools, which this builds first (about 8 minutes, once). A file's tests
-# share what they convert, so they stay in one process.
+test: lint
+	$(PYTEST)
+
+# Against llama.cpp's own tools, which this builds first (about 8 minutes, once).
 test-native: vendor
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m native -n 2 --dist loadfile
+	$(PYTEST) -m native
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

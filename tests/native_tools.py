@@ -111,8 +111,13 @@ def tool(name: str) -> Path:
     return BIN / name
 
 
-def run(command: Sequence[str | Path], *, makes: Path | None = None) -> str:
-    """Run a tool and return all that it printed; raise ToolError if it fails or leaves no file."""
+def run(
+    command: Sequence[str | Path], *, makes: Path | None = None, libraries: Path | None = None
+) -> str:
+    """Run a tool and return all that it printed; raise ToolError if it fails or leaves no file.
+
+    ``libraries`` is a folder with other builds of libllama and ggml, which the tool is to use.
+    """
     program = Path(command[1] if command[0] == PYTHON else command[0])
     # The stamp is the last thing that a build leaves.
     for needed in (BUILD / "stamp", Path(command[0]), program):
@@ -125,6 +130,8 @@ def run(command: Sequence[str | Path], *, makes: Path | None = None) -> str:
         for name, value in os.environ.items()
         if not name.startswith(("LLAMA_", "GGML_", "PYTHON", "NO_LOCAL_GGUF"))
     } | {"HF_HUB_OFFLINE": "1"}
+    if libraries is not None:
+        environment["LD_LIBRARY_PATH"] = str(libraries)
     if makes is not None:
         makes.unlink(missing_ok=True)  # a result left from before must not pass for a new one
     try:

@@ -169,7 +169,7 @@ def unpack(archive: Path, tree: str, destination: Path) -> None:
 
 
 def build_tools(tools: dict[str, Any], fallback: dict[str, str]) -> None:
-    """Compile the tools with the manifest's CMake settings and keep nothing but the programs."""
+    """Compile the tools with the manifest's CMake settings; keep programs and libraries."""
     cmake = shutil.which("cmake")
     ninja = shutil.which("ninja")
     if cmake is None:
@@ -186,9 +186,7 @@ def build_tools(tools: dict[str, Any], fallback: dict[str, str]) -> None:
     run("configure", [cmake, "-S", SOURCE, "-B", objects, *generator, *settings])
     parallel = ["--parallel", str(os.cpu_count() or 1)]
     run("build", [cmake, "--build", objects, *parallel, "--target", *tools["names"]])
-    BIN.mkdir()
-    for name in tools["names"]:
-        shutil.move(objects / "bin" / name, BIN / name)
+    shutil.move(objects / "bin", BIN)
     shutil.rmtree(objects)
 
 

@@ -41,7 +41,7 @@ from quantkit.build.shipping import (
     put_away,
     send_whole,
 )
-from quantkit.build.source import Reading, WeightReader, identify, stamps_of
+from quantkit.build.source import Reading, WeightReader, identify_source, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
 from quantkit.build.work import Work
 from quantkit.core.errors import (
@@ -235,7 +235,7 @@ class _Run:
         imatrix, kernel = self._work.imatrix, self._work.kernel
         return {
             "quantkit": quantkit.__version__,
-            "source": identify(self._work.checkpoint, self._stamps),
+            "source": identify_source(self._work.checkpoint, self._stamps),
             "kernel": [kernel.name, kernel.version, kernel.search],
             "tools": [
                 layout.record.get("tools")

@@ -67,8 +67,21 @@ def stamps_of(checkpoint: Checkpoint) -> dict[Path, Stamp]:
     return {file: stamp(file) for file in checkpoint.files}
 
 
-def identify(checkpoint: Checkpoint, stamps: Mapping[Path, Stamp]) -> list[list[Any]]:
-    """What tells a checkpoint's weights from any other's, for a journal."""
+def identify_source(
+    checkpoint: Checkpoint, stamps: Mapping[Path, Stamp] | None = None
+) -> list[list[Any]]:
+    """What tells a checkpoint's weights from any other's, for a journal.
+
+    Args:
+        checkpoint: local or on the Hub.
+        stamps: of its files, where they were taken before.
+
+    Raises:
+        CheckpointError: a local file is not there any more.
+
+    """
+    if stamps is None:
+        stamps = stamps_of(checkpoint)
     repo = checkpoint.repo
     if repo is None:
         return [[str(file.resolve()), *known] for file, known in stamps.items()]
@@ -184,10 +197,11 @@ class SourceReader:
             digest.update(read_exactly(self._open, min(_GAP_CHUNK, stop - at), at, path).data)
 
 
-class DequantizedReader:
-    """Yields units of a quantized artifact, dequantized; its files are hashed by themselves.
+class RowsReader:
+    """Yields units of weights that do not lie in their files as they are: dequantized, joined.
 
-    ``read_rows(name, first, count)`` gives the bytes of rows of a matrix.
+    ``read_rows(name, first, count)`` gives the bytes of rows of a matrix. The files are hashed by
+    themselves, afterwards.
     """
 
     def __init__(

@@ -7,9 +7,9 @@ from pathlib import Path
 from quantkit.build.hub import HubReader
 from quantkit.build.kept import Kept
 from quantkit.build.output import Layout
-from quantkit.build.source import DequantizedReader, Reading, SourceReader, WeightReader
+from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
-from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.checkpoint.folder import Checkpoint, RowReader, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.core.errors import PlanError
 from quantkit.encodings.kernel import Kernel, load_kernel
@@ -102,8 +102,16 @@ def prepare(
         if quant.format == "bnb"
     ]
     encoder = load_kernel(kernel, search)
-    work = Work(checkpoint, model, base_name, tuple(layouts), encoder, imatrix)
-    if checkpoint.repo is None:
+    work = Work(
+        checkpoint,
+        model,
+        base_name,
+        tuple(layouts),
+        encoder,
+        imatrix,
+        weight_reader(checkpoint.read_rows),
+    )
+    if checkpoint.repo is None or checkpoint.read_rows is not None:
         return work
     repo = checkpoint.repo
     return replace(
@@ -112,6 +120,17 @@ def prepare(
         read_ahead=MOST_BYTES,
         kept=kept,
     )
+
+
+def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightReader]:
+    """What reads a source for the engine: its files front to back, or rows through a function."""
+    if read_rows is None:
+        return SourceReader
+
+    def open_weights(reading: Reading) -> WeightReader:
+        return RowsReader(reading, read_rows)
+
+    return open_weights
 
 
 def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast") -> Work:
@@ -134,15 +153,11 @@ def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fa
     # The folder's name, and no heuristics: they would take "int8" for a version.
     metadata = describe_checkpoint(checkpoint, model, artifact.resolve().name)
     layouts = tuple(lay_out(make_plan(model, quant), metadata) for quant in quants)
-
-    def open_weights(reading: Reading) -> WeightReader:
-        return DequantizedReader(reading, source.read_rows)
-
     return Work(
         checkpoint,
         model,
         metadata.base_name,
         layouts,
         load_kernel(kernel),
-        open_weights=open_weights,
+        open_weights=weight_reader(source.read_rows),
     )

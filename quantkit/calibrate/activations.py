@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,20 @@ class Activations:
             self.hidden[:] = np.fromfile(path, _DTYPE).reshape(self._shape)
         self._turn = layers % 2
 
+    def keep(self) -> NDArray[np.float32]:
+        """A copy of what ``out`` holds now, where the other arrays are."""
+        if not self._spill:
+            return self.out.copy()
+        copy: NDArray[np.float32] = np.memmap(
+            self._folder / "kept.f32", _DTYPE, "w+", shape=self._shape
+        )
+        copy[:] = self.out
+        return copy
+
     def commit(self) -> None:
         """What ``out`` holds is a layer's result: make it durable."""
         if self._spill:
-            assert isinstance(self.out, np.memmap)  # noqa: S101
-            self.out.flush()
+            cast("np.memmap[Any, Any]", self.out).flush()
             return
         with self._file(self._turn).open("wb") as file:
             self.out.tofile(file)
@@ -76,11 +86,11 @@ class Activations:
             self._open(self._turn, "r+")
         self._turn = 1 - self._turn
 
-    def _open(self, turn: int, mode: str) -> None:
+    def _open(self, turn: int, mode: Literal["r+", "w+"]) -> None:
         """Map the files: ``hidden`` is the one of ``turn``, ``out`` the other."""
 
-        def mapped(name: Path, how: str) -> NDArray[np.float32]:
-            return np.memmap(name, _DTYPE, how, shape=self._shape)  # type: ignore[call-overload,no-any-return]
+        def mapped(name: Path, how: Literal["r+", "w+"]) -> NDArray[np.float32]:
+            return np.memmap(name, _DTYPE, how, shape=self._shape)
 
         self.hidden = mapped(self._file(turn), mode)
         self.out = mapped(self._file(1 - turn), "w+")

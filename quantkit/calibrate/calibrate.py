@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 import quantkit
 from quantkit.build.output import PARTIAL, check_space
-from quantkit.build.source import stamp
+from quantkit.build.source import identify_source
 from quantkit.calibrate.activations import Activations
 from quantkit.calibrate.forward import Forward, Routing, Visitor
 from quantkit.calibrate.progress import Journal, working_folder
@@ -107,7 +108,7 @@ def calibrate(
         for role, sums in visitor.take().items():
             arrays[f"{role}.squares"], arrays[f"{role}.counts"] = sums.squares, sums.counts
         with (run.folder / f"layer-{layer}.npz").open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)  # type: ignore[arg-type] # allow_pickle is no array
             file.flush()
             os.fsync(file.fileno())
         return {}
@@ -142,7 +143,7 @@ def identify(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> dict
     """Everything that the statistics depend on."""
     return {
         "quantkit": quantkit.__version__,
-        "source": [[str(file.resolve()), *stamp(file)] for file in checkpoint.files],
+        "source": identify_source(checkpoint),
         "tokens": hashlib.sha256(corpus.tokens.tobytes()).hexdigest(),
         "shape": corpus.tokens.shape,
         "fewest_tokens": settings.fewest_tokens,
@@ -224,10 +225,11 @@ class Run:
             self.states.start(self.weights.embed(self.corpus.tokens))
         started = time.monotonic()
 
-        def tell(layers: float) -> None:
+        def tell(layers: int, part: float = 0.0) -> None:
             seconds = time.monotonic() - started
-            tokens = (layers - self.resumed) / n_layers * self.corpus.tokens.size
-            report(Step(layers, n_layers, tokens / seconds if seconds else 0.0))
+            done = layers + part
+            tokens = (done - self.resumed) / n_layers * self.corpus.tokens.size
+            report(Step(done, n_layers, tokens / seconds if seconds else 0.0))
 
         tell(self.resumed)
         try:
@@ -236,7 +238,7 @@ class Run:
                     layer,
                     self.states,
                     visitor,
-                    lambda part, at=layer: tell(at + part),  # type: ignore[misc]
+                    partial(tell, layer),
                 )
                 record = finish_layer(layer)
                 self.states.commit()
@@ -249,7 +251,7 @@ class Run:
             ) from None
         self.records = tuple(journal.layers)
         self.routing = tuple(
-            Routing(tuple(routing["tokens"]), tuple(routing["borrowed"]))
+            Routing(*map(tuple, (routing[key] for key in ("tokens", "borrowed", "squares"))))
             for routing in (record["routing"] for record in journal.layers)
             if routing
         )

@@ -63,10 +63,31 @@ class Visitor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Where the router of one layer sent the tokens: per expert, its own and the borrowed ones."""
+    """Where the router of one layer sent the tokens: per expert, its own and the borrowed ones.
+
+    ``squares`` are the sums of its squared gates: how often and how strongly it was picked.
+    """
 
     tokens: tuple[int, ...]
     borrowed: tuple[int, ...]
+    squares: tuple[float, ...] = ()
+
+
+class Merger(Protocol):
+    """Makes one dense part of a layer's experts, with which the pass then goes on."""
+
+    def __call__(
+        self, layer: int, inputs: Tensor, outputs: Tensor, routing: Routing
+    ) -> Callable[[Tensor], Tensor]:
+        """The dense part as a function of rows of inputs, on the device.
+
+        Args:
+            layer: its number.
+            inputs: what the experts get, shape (tokens, hidden), in main memory or on disk.
+            outputs: what they make of it together; the same shape.
+            routing: where the tokens went.
+
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +130,7 @@ class Forward:
         self.weights = weights
         self.hparams = weights.model.hparams
         self.device = weights.device
+        self.merger: Merger | None = None
         self._fewest = fewest_tokens
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
             raise CalibrationError(
@@ -151,23 +173,26 @@ class Forward:
         with exact_math():
             run = _Layer(self, layer, states, visitor, report)
             run.attend()
-            return run.feed_forward()
+            return run.feed_forward() if self.merger is None else run.merge(self.merger)
 
     def perplexity(self, states: Activations, tokens: NDArray[np.int64]) -> float:
         """Perplexity over the second half of each chunk, as llama-perplexity has it.
 
         ``states.hidden`` must be what the last layer left.
         """
+        return math.exp(self.losses(states, tokens).mean())
+
+    def losses(self, states: Activations, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Minus the log-probability of each token in the second half of each chunk, 1-D."""
         first = tokens.shape[1] // 2
-        total, count = 0.0, 0
+        found = []
         with exact_math():
             for logits, chunk in zip(self.logits(states), tokens, strict=True):
                 scores = torch.log_softmax(logits[first:-1], -1)
                 wanted = torch.from_numpy(chunk[first + 1 :]).to(self.device)
                 picked = scores.gather(-1, wanted[:, None])
-                total -= float(picked.double().sum())
-                count += picked.numel()
-        return math.exp(total / count)
+                found.append(-picked.double().view(-1).cpu().numpy())
+        return np.concatenate(found)
 
     def logits(self, states: Activations) -> Iterator[Tensor]:
         """Per chunk, the scores of all tokens at every position: shape (context, vocabulary)."""
@@ -240,7 +265,7 @@ class _Layer:
         """``out`` = hidden + attention of it; ``middle`` = that, normed."""
         norm, after = self._vector("attn_norm"), self._vector("ffn_norm")
         assert norm is not None  # noqa: S101 - every decoder has them
-        assert after is not None  # noqa: S101
+        assert after is not None  # noqa: S101 - the same
         biases = [self._vector(f"{role}_bias") for role in QKV]
         out_bias = self._vector("attn_output_bias")
 
@@ -279,12 +304,13 @@ class _Layer:
             self._require_finite()
             return None
         assigned, gates, probabilities = self._route()
-        tokens, borrowed = [], []
+        tokens, borrowed, squares = [], [], []
         done = 0.25
         for expert in range(n_experts):
             own, place = torch.where(assigned == expert)
             extra = self._borrow(expert, own, probabilities)
             tokens.append(len(own))
+            squares.append(float(gates[own, place].double().square().sum()))
             borrowed.append(len(extra))
             batches = _cut(own, gates[own, place])
             if len(extra):
@@ -295,7 +321,20 @@ class _Layer:
             self._expert(expert, batches, done, done + step)
             done += step
         self._require_finite()
-        return Routing(tuple(tokens), tuple(borrowed))
+        return Routing(tuple(tokens), tuple(borrowed), tuple(squares))
+
+    def merge(self, merger: Merger) -> Routing | None:
+        """``out`` += what a dense part in the experts' place makes of ``middle``."""
+        before = torch.from_numpy(self._states.keep()).view_as(self._out)
+        routing = self.feed_forward()
+        assert routing is not None  # noqa: S101 - only mixtures are merged
+        self._out -= before
+        dense = merger(self._layer, self._normed, self._out, routing)
+        for batch in self._all():
+            made = dense(self._normed[batch.tokens].to(self._forward.device))
+            self._out[batch.tokens] = before[batch.tokens] + made.cpu()
+        self._require_finite()
+        return routing
 
     def _route(self) -> tuple[Tensor, Tensor, Tensor]:
         """Per token the experts chosen and their weights, (tokens, k), and all probabilities."""

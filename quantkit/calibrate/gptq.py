@@ -33,7 +33,7 @@ from quantkit.encodings.kernel import load_kernel
 from quantkit.families.model import Model
 from quantkit.formats.folder import FolderLayout, StoredMatrix
 from quantkit.formats.gptq.packing import PARTS, pack
-from quantkit.formats.gptq.plan import GptqOptions, bits_of, is_quantized, lay_out_gptq
+from quantkit.formats.gptq.plan import GptqOptions, bits_of, lay_out_gptq
 from quantkit.plan.quants import Quant
 
 _STATE = ".calibration"
@@ -75,7 +75,7 @@ def plan_gptq(
     """
     find_device(settings.device)
     layout = lay_out_gptq(checkpoint, model, quant, options, base_name, shard_size)
-    grid = Grid(bits_of(quant), options.group_size, options.symmetric)  # type: ignore[arg-type]
+    grid = Grid(bits_of(quant), options.group_size, options.symmetric)
     recipe = Recipe(grid, options.act_order, options.damp, search)
     identity = {
         **identify(checkpoint, corpus, settings),
@@ -197,7 +197,7 @@ class _Build:
         """Write what stays as it is; a CRC-32 of each tensor."""
         crcs = {}
         for stored in self._build.layout.plan.tensors:
-            if is_quantized(stored.target):
+            if stored.target.is_linear:
                 continue
             for matrix, block in zip(stored.matrices, stored.target.blocks, strict=True):
                 raw = self._run.weights.raw(block)

@@ -1,16 +1,12 @@
 """Weights of a checkpoint as float32 tensors, read when they are needed and never before."""
 
-import os
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.build.source import read_exactly
 from quantkit.checkpoint.folder import Checkpoint
-from quantkit.core.errors import CheckpointError
-from quantkit.core.tensors import SourceTensor
+from quantkit.checkpoint.rows import open_rows
 from quantkit.families.model import Block, Model, Target
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -24,6 +20,7 @@ class Weights:
         self.model = model
         self.device = device
         self._sources = checkpoint.tensors
+        self._read_rows = open_rows(checkpoint)
         self._targets = {(target.layer, target.role): target for target in model.targets}
 
     def target(self, layer: int | None, role: str) -> Target:
@@ -39,8 +36,15 @@ class Weights:
         """
         block = self.target(layer, role).blocks[expert or 0]
         source = self._sources[block.source]
-        values = torch.from_numpy(_read(source, block)).view(_DTYPES[source.dtype])
-        return values.view(block.rows, source.shape[-1]).to(self.device).float()
+        return self.widen(self.raw(block), source.dtype).view(block.rows, source.shape[-1])
+
+    def dtype(self, layer: int | None, role: str) -> str:
+        """What a role is stored in, by safetensors' name."""
+        return self._sources[self.target(layer, role).blocks[0].source].dtype
+
+    def widen(self, raw: NDArray[np.uint8], dtype: str) -> Tensor:
+        """Stored floats as float32 on the device, 1-D."""
+        return torch.from_numpy(raw).view(_DTYPES[dtype]).to(self.device).float()
 
     def vector(self, layer: int | None, role: str) -> Tensor | None:
         """A norm or a bias, 1-D; None where the model has none."""
@@ -54,7 +58,10 @@ class Weights:
 
     def raw(self, block: Block) -> NDArray[np.uint8]:
         """The bytes of some rows of a source, 1-D."""
-        return _read(self._sources[block.source], block)
+        first = block.row
+        if block.matrix is not None:
+            first += block.matrix * self._sources[block.source].shape[1]
+        return self._read_rows(block.source, first, block.rows)
 
     def embed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings of token ids, float32, shape ``(*tokens.shape, hidden)``."""
@@ -66,24 +73,7 @@ class Weights:
             rows = min(step, source.shape[0] - first)
             here = np.flatnonzero((flat >= first) & (flat < first + rows))
             if here.size:
-                raw = torch.from_numpy(_read(source, Block(source.name, first, rows)))
+                raw = torch.from_numpy(self._read_rows(source.name, first, rows))
                 table = raw.view(_DTYPES[source.dtype]).view(rows, -1)
                 out[here] = table[torch.from_numpy(flat[here] - first)].float().numpy()
         return out.reshape(*tokens.shape, -1)
-
-
-def _read(source: SourceTensor, block: Block) -> NDArray[np.uint8]:
-    first = block.row
-    if block.matrix is not None:
-        first += block.matrix * source.shape[1]
-    try:
-        fd = os.open(source.file, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(
-            f"{source.file} cannot be read: {error.strerror}; download it again."
-        ) from None
-    try:
-        offset = source.offset + first * source.row_bytes
-        return read_exactly(fd, block.rows * source.row_bytes, offset, source.file)
-    finally:
-        os.close(fd)

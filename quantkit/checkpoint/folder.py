@@ -4,7 +4,10 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_header
@@ -27,6 +30,8 @@ _LISTED = 3
 
 # The tensors of weight files, file by file, in the order asked for.
 HeaderReader = Callable[[tuple[Path, ...]], Iterable[dict[str, SourceTensor]]]
+# (name, first row, count) -> little-endian bytes, 1-D
+RowReader: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,9 @@ class Checkpoint:
     ``tensors`` holds every tensor of every file, by name; ``files`` the weight files in the
     order of their names, which is the order they are read in. A checkpoint on the Hub has its
     small files in ``path`` and only headers of its weights: ``files`` are then names that nothing
-    need lie under, and ``repo`` says where the weights are.
+    need lie under, and ``repo`` says where the weights are. Where tensors do not lie in their files
+    as they are described, ``read_rows`` gives their rows, and offsets only say in which order to
+    read; it is called from one thread at a time.
     """
 
     path: Path
@@ -44,6 +51,7 @@ class Checkpoint:
     tensors: dict[str, SourceTensor]
     files: tuple[Path, ...]
     repo: RemoteRepo | None = None
+    read_rows: RowReader | None = None
 
     @property
     def name(self) -> str:
@@ -55,7 +63,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read the headers of a checkpoint folder and check that they agree with each other.
 
     The weights are the files that ``model.safetensors.index.json`` names or, without an index,
-    every ``model*.safetensors``: the choice of llama.cpp's converter.
+    every ``model*.safetensors``: the choice of llama.cpp's converter. Raw Mistral weights are
+    shown as what they would be converted to (see ``raw_mistral``).
 
     Raises:
         CheckpointError: the folder is missing or incomplete, its index and its files disagree,
@@ -63,7 +72,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         SafetensorsError: a weight file breaks the format's rules.
 
     """
+    from quantkit.checkpoint import raw_mistral
+
     names = _list_folder(path)
+    if raw_mistral.is_raw_mistral(names):
+        return raw_mistral.open_raw_mistral(path)
     if "config.json" not in names:
         raise CheckpointError(
             f"{path} has no config.json; give the folder of a Hugging Face checkpoint, downloaded "

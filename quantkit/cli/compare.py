@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from quantkit.cli.output import JsonOption, console, emit_json, note
-from quantkit.core.errors import CompareError, GGUFError, OutputError
+from quantkit.core.errors import CompareError, GGUFError, OutputError, QuantkitError
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def compare(
     artifacts: Annotated[
-        list[Path], typer.Argument(help="Folders that quantkit built, or GGUF files.")
-    ],
+        list[Path] | None, typer.Argument(help="Folders that quantkit built, or GGUF files.")
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +62,7 @@ def compare(
         bool,
         typer.Option(
             "--against-transformers",
-            help="Check the conversion: f32 in llama.cpp against --checkpoint in transformers.",
+            help="Check a checkpoint's conversion: f32 in llama.cpp against transformers.",
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -75,8 +75,11 @@ def compare(
     from quantkit.verify.compare import compare as run_compare
     from quantkit.verify.subjects import find_subjects, is_quantized
 
+    if not artifacts and not (against_transformers and checkpoint):
+        raise QuantkitError("Give what to compare: folders that quantkit built, or GGUF files.")
+    artifacts = artifacts or []
     if against_transformers:
-        _check_conversion(checkpoint, text, chunks, context, as_json)
+        _check_conversion(checkpoint or artifacts[0], text, chunks, context, as_json)
         return
     for out in (html, plots):
         if out is not None and not out.absolute().parent.is_dir():
@@ -182,12 +185,10 @@ def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: P
 
 
 def _check_conversion(
-    checkpoint: Path | None, text: Path | None, chunks: int | None, context: int, as_json: bool
+    checkpoint: Path, text: Path | None, chunks: int | None, context: int, as_json: bool
 ) -> None:
     from quantkit.verify.conversion import LIMIT, against_transformers
 
-    if checkpoint is None:
-        raise CompareError("--against-transformers needs the checkpoint; give --checkpoint.")
     found = against_transformers(checkpoint, text=text, windows=chunks or 2, context=context)
     if as_json:
         emit_json({**found.as_numbers(), "limit": LIMIT})

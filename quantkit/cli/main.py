@@ -13,10 +13,13 @@ from quantkit.cli import (
     build,
     calibrate,
     compare,
+    densify,
     doctor,
     export,
     fit,
+    import_,
     inspect,
+    perplexity,
     publish,
     quants,
     smoke,
@@ -51,15 +54,18 @@ for command in (
     build.build,
     calibrate.calibrate,
     export.export,
+    import_.import_,
+    densify.densify,
     quants.quants,
     inspect.inspect,
     smoke.smoke,
     compare.compare,
     publish.publish,
     verify.verify,
+    perplexity.perplexity,
     doctor.doctor,
 ):
-    app.command()(_stoppable(command))
+    app.command(command.__name__.rstrip("_"))(_stoppable(command))
 
 
 def _show_version(wanted: bool) -> None:

@@ -159,7 +159,9 @@ def _show(release: "Release", published: "Published | None", private: bool) -> N
     console.print(table)
     commits = f"{len(release.uploads)} files, {format_size(total)}"
     if published:
-        console.print(f"{commits}, all there: https://huggingface.co/{release.repo_id}")
+        from huggingface_hub.constants import ENDPOINT
+
+        console.print(f"{commits}, all there: {ENDPOINT}/{release.repo_id}")
     else:
         console.print(
             f"{commits}, in this order, in {len(release.groups)} commits. Nothing was sent."

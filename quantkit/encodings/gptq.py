@@ -9,12 +9,9 @@ Only tensors here, no files. Rows of a matrix are outputs, its columns inputs.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-Bits = Literal[2, 3, 4, 8]
 
 _BLOCK = 128  # columns whose errors are carried to the rest of the matrix in one product
 _MOST_DAMPING = 1.0
@@ -33,14 +30,14 @@ class Grid:
     -1 makes the whole row one group. ``symmetric`` grids have their zero in the middle.
     """
 
-    bits: Bits
+    bits: int  # 2, 3, 4 or 8
     group_size: int = 128
     symmetric: bool = True
 
     @property
     def top(self) -> int:
         """The largest level; the smallest is 0."""
-        return int(2**self.bits - 1)
+        return (1 << self.bits) - 1
 
     def width(self, columns: int) -> int:
         """Columns per group."""

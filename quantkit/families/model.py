@@ -53,6 +53,15 @@ class Target:
         """Number of elements."""
         return prod(self.shape)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is the matrices of linear layers within a decoder layer, the router aside.
+
+        That is what GPTQ and bitsandbytes quantize.
+        """
+        is_matrix = self.role.startswith(("attn_", "ffn_")) and len(self.shape) > 1
+        return is_matrix and self.role != "ffn_gate_inp"
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:

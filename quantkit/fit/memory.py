@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 from quantkit.fit.probe import Curve
@@ -32,7 +34,7 @@ class Part:
     label: Label
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which cached properties cannot use
 class Weights:
     """Tensor bytes by where llama.cpp can put them.
 
@@ -53,6 +55,17 @@ class Weights:
     def total(self) -> int:
         """All weights once."""
         return self.embedding + self.output + sum(self.layers) + sum(self.experts)
+
+    @cached_property
+    def layers_before(self) -> tuple[int, ...]:
+        """What all layers before the n-th take without their experts, the output being the last."""
+        output = self.output + self.tied_output
+        return tuple(accumulate((*self.layers, output), initial=0))
+
+    @cached_property
+    def experts_before(self) -> tuple[int, ...]:
+        """What the experts of all layers before the n-th take; the output has none."""
+        return tuple(accumulate((*self.experts, 0), initial=0))
 
 
 @dataclass(frozen=True, slots=True)

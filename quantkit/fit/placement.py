@@ -1,7 +1,9 @@
 """Where a variant's parts go on a machine, and whether they fit. Pure: numbers in, numbers out."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Literal
 
 from quantkit.fit.hardware import Machine
@@ -43,18 +45,55 @@ class Placement:
         return MODES.index(self.mode)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which cached properties cannot use
 class _Trial:
-    """One way to divide the layers. ``over`` is what GPUs lack, ``host`` what RAM must hold."""
+    """One way to divide the layers; most are tried only to learn whether they fit the GPUs.
 
+    ``gpu_weights`` are bytes per GPU, ``gpu_layers`` layers with a KV cache there, ``per_gpu``
+    what llama.cpp counts as layers, the output included.
+    """
+
+    needs: Needs
     n_gpu_layers: int
     n_cpu_moe: int
     per_gpu: tuple[int, ...]
-    parts: tuple[Part, ...]
+    gpu_layers: tuple[int, ...]
+    gpu_weights: tuple[int, ...]
+    host_layers: int
+    host_weights: int
+    borrows: bool
     fits_gpus: bool
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """What lies where; nothing of it is empty."""
+        needs = self.needs
+        parts = []
+        for i, count in enumerate(self.per_gpu):
+            if not count:
+                continue
+            device = f"GPU {i}"
+            kv = self.gpu_layers[i] * needs.kv_per_layer
+            parts += [
+                Part("weights", device, self.gpu_weights[i], "exact"),
+                Part("KV cache", device, kv, needs.kv_label),
+                Part("compute", device, needs.gpu_compute, needs.gpu_compute_label),
+                Part("overhead", device, GPU_OVERHEAD, "modelled"),
+            ]
+            if self.borrows:
+                parts.append(Part("borrowed weights", device, needs.weights.largest, "modelled"))
+        parts.append(Part("weights", "RAM", self.host_weights, "exact"))
+        parts.append(Part("KV cache", "RAM", self.host_layers * needs.kv_per_layer, needs.kv_label))
+        # Whatever computes on the CPU needs a whole compute buffer there.
+        busy = needs.compute if self.borrows else needs.host_inputs
+        parts.append(Part("compute", "RAM", busy, "probed" if self.borrows else "modelled"))
+        parts.append(Part("output", "RAM", needs.output, "probed"))
+        parts.append(Part("overhead", "RAM", HOST_OVERHEAD, "modelled"))
+        return tuple(part for part in parts if part.n_bytes)
 
     @property
     def host(self) -> int:
+        """Bytes that RAM must hold."""
         return total(self.parts, "RAM")
 
 
@@ -110,58 +149,46 @@ def _divide(needs: Needs, machine: Machine, n_gpu_layers: int, n_cpu_moe: int) -
     """Give the last ``n_gpu_layers`` layers to the GPUs, one GPU after the other, as they fit."""
     weights = needs.weights
     n_layers = len(weights.layers)
+    before, experts_before = weights.layers_before, weights.experts_before
     first = n_layers + 1 - n_gpu_layers
-    gpu_weights, counts = [0] * len(machine.gpus), [0] * len(machine.gpus)
-    gpu_layers = [0] * len(machine.gpus)
-    host_weights = weights.embedding + sum(weights.layers[:first]) + sum(weights.experts[:first])
+    on_host = min(first, n_layers)
+    host_weights = weights.embedding + before[on_host] + experts_before[max(on_host, n_cpu_moe)]
     if not n_gpu_layers:
         host_weights += weights.output
-    on_host = min(first, n_layers)
     borrows = on_host > 0 or n_cpu_moe > 0
     base = GPU_OVERHEAD + needs.gpu_compute + (weights.largest if borrows else 0)
-    gpu, fits = 0, True
-    for layer in range(first, n_layers + 1):
-        if layer == n_layers:
-            held, kv = weights.output + weights.tied_output, 0
-        else:
-            held, kv = weights.layers[layer], needs.kv_per_layer
-            if layer < n_cpu_moe:
-                host_weights += weights.experts[layer]
-            else:
-                held += weights.experts[layer]
-        while gpu < len(machine.gpus):
-            used = base + gpu_weights[gpu] + gpu_layers[gpu] * needs.kv_per_layer
-            if used + held + kv <= machine.gpus[gpu].usable:
-                break
-            gpu += 1
-        if gpu == len(machine.gpus):
-            fits = False
-            break
-        gpu_weights[gpu] += held
-        gpu_layers[gpu] += layer < n_layers
-        counts[gpu] += 1
-    parts = []
-    for i, count in enumerate(counts):
-        if not count:
-            continue
-        device = f"GPU {i}"
-        parts += [
-            Part("weights", device, gpu_weights[i], "exact"),
-            Part("KV cache", device, gpu_layers[i] * needs.kv_per_layer, needs.kv_label),
-            Part("compute", device, needs.gpu_compute, needs.gpu_compute_label),
-            Part("overhead", device, GPU_OVERHEAD, "modelled"),
-        ]
-        if borrows:
-            parts.append(Part("borrowed weights", device, weights.largest, "modelled"))
-    parts.append(Part("weights", "RAM", host_weights, "exact"))
-    parts.append(Part("KV cache", "RAM", on_host * needs.kv_per_layer, needs.kv_label))
-    # Whatever computes on the CPU needs a whole compute buffer there.
-    busy = needs.compute if borrows else needs.host_inputs
-    parts.append(Part("compute", "RAM", busy, "probed" if borrows else "modelled"))
-    parts.append(Part("output", "RAM", needs.output, "probed"))
-    parts.append(Part("overhead", "RAM", HOST_OVERHEAD, "modelled"))
-    kept = tuple(part for part in parts if part.n_bytes)
-    return _Trial(n_gpu_layers, n_cpu_moe, tuple(counts), kept, fits)
+
+    def held(start: int, end: int) -> int:
+        experts = experts_before[max(end, n_cpu_moe)] - experts_before[max(start, n_cpu_moe)]
+        return before[end] - before[start] + experts
+
+    def n_kv(start: int, end: int) -> int:
+        return min(end, n_layers) - min(start, n_layers)
+
+    def taken(start: int, end: int) -> int:
+        return held(start, end) + n_kv(start, end) * needs.kv_per_layer
+
+    counts, gpu_weights, gpu_layers = [], [], []
+    start = first
+    for gpu in machine.gpus:
+        ends = range(start + 1, n_layers + 2)
+        end = start + bisect_right(ends, gpu.usable - base, key=partial(taken, start))
+        counts.append(end - start)
+        gpu_weights.append(held(start, end))
+        gpu_layers.append(n_kv(start, end))
+        start = end
+    return _Trial(
+        needs=needs,
+        n_gpu_layers=n_gpu_layers,
+        n_cpu_moe=n_cpu_moe,
+        per_gpu=tuple(counts),
+        gpu_layers=tuple(gpu_layers),
+        gpu_weights=tuple(gpu_weights),
+        host_layers=on_host,
+        host_weights=host_weights,
+        borrows=borrows,
+        fits_gpus=start == n_layers + 1,
+    )
 
 
 def _fewest(most: int, attempt: Callable[[int], _Trial]) -> _Trial | None:

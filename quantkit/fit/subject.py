@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
@@ -66,7 +67,7 @@ class Piece:
     n_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which cached properties cannot use
 class Variant:
     """One quant of a model.
 
@@ -87,12 +88,12 @@ class Variant:
     good_for: str = ""
     format: str = "gguf"
 
-    @property
+    @cached_property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors, without padding and header."""
         return sum(piece.n_bytes for piece in self.pieces)
 
-    @property
+    @cached_property
     def bits_per_weight(self) -> float:
         """Mean bits per weight over all tensors."""
         return 8 * self.tensor_bytes / sum(piece.n_elements for piece in self.pieces)

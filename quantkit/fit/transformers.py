@@ -1,15 +1,12 @@
 """Formats that transformers loads: their sizes and modelled memory, beside the GGUFs.
 
-Weights of bitsandbytes quants are what a build with its defaults stores, to the byte. GPTQ is
-modelled: 4-bit weights, per group of 128 a float16 scale and a 4-bit zero point, per input row an
-int32 group index (GPTQModel's file format, which keeps ``desc_act``). Embeddings, norms, the router
-and the output stay in 16 bits.
+Weights are what a build with the defaults stores, to the byte.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quantkit.families.model import Model, Target
+from quantkit.families.model import Model
 from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
 from quantkit.fit.probe import Settings
 from quantkit.fit.subject import Shape
@@ -52,15 +49,12 @@ def _bnb(name: str) -> TransformersFormat:
     return TransformersFormat(name, weight_bytes, "exact", "bitsandbytes", _EXPERTS)
 
 
-def _modelled(name: str, matrix_bytes: Callable[[int, int], int], note: str) -> TransformersFormat:
-    def weight_bytes(model: Model) -> int:
-        return sum(_bytes(target, matrix_bytes) for target in model.targets)
-
-    return TransformersFormat(name, weight_bytes, "modelled", note)
+def _fp16_bytes(model: Model) -> int:
+    return 2 * sum(target.n_elements for target in model.targets)
 
 
 FORMATS = (
-    _modelled("fp16", lambda r, c: 2 * r * c, "unquantized"),
+    TransformersFormat("fp16", _fp16_bytes, "modelled", "unquantized"),
     _bnb("bnb-int8"),
     _bnb("bnb-nf4"),
     _gptq("gptq-int4"),
@@ -83,12 +77,3 @@ def parts(n_bytes: int, label: Label, shape: Shape, settings: Settings) -> tuple
         Part("compute", "GPU", 2 * tokens * (wide + 4 * shape.hidden_size), "modelled"),
         Part("overhead", "GPU", GPU_OVERHEAD, "modelled"),
     )
-
-
-def _bytes(target: Target, matrix_bytes: Callable[[int, int], int]) -> int:
-    is_expert = target.role.endswith("_exps")
-    is_matrix = target.role.startswith(("attn_", "ffn_")) and len(target.shape) > 1
-    if target.role == "ffn_gate_inp" or not is_matrix:
-        return 2 * target.n_elements
-    n_matrices = target.shape[0] if is_expert else 1
-    return n_matrices * matrix_bytes(target.n_rows // n_matrices, target.columns)

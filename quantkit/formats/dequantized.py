@@ -5,15 +5,10 @@ A format takes part with one function, ``open_artifact(stored) -> Dequantized``,
 """
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quantkit.checkpoint.folder import Checkpoint, open_quantized
+from quantkit.checkpoint.folder import Checkpoint, RowReader, open_quantized
 from quantkit.core.errors import CheckpointError
 
 # quant_method of config.json -> the module that reads such a folder
@@ -21,8 +16,6 @@ _READERS = {
     "bitsandbytes": "quantkit.formats.bnb.reader",
     "gptq": "quantkit.formats.gptq.reader",
 }
-
-RowReader: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ for the place where it stands. What is not known is left out.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,18 @@ class Facts:
 
 def render_card(facts: Facts) -> str:
     """The README.md of a repository, front matter and all."""
+    return f"---\n{front_matter(facts)}\n---\n\n{_template().render(_context(facts))}"
+
+
+@cache
+def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(  # noqa: S701 - no HTML: `md`, `code`, `fenced` escape for Markdown
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters |= {"md": _md, "code": _code, "fenced": _fenced}
-    body = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(_context(facts))
-    return f"---\n{front_matter(facts)}\n---\n\n{body}"
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def front_matter(facts: Facts) -> str:

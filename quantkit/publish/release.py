@@ -10,12 +10,13 @@ from typing import Any
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.core.errors import (
     GGUFError,
-    NativeError,
+    MissingPackageError,
     OutputError,
     PublishError,
     QuantkitError,
     UploadError,
 )
+from quantkit.core.packages import require
 from quantkit.formats.gguf.reader import read_header
 from quantkit.publish import layout, measured
 from quantkit.publish.card import Facts, Imatrix, render_card, title_of
@@ -268,19 +269,19 @@ def _draw(comparison: measured.Measured | None, notes: list[str]) -> bytes | Non
     if comparison is None:
         return None
     try:
+        require("matplotlib", "matplotlib", "plot", "The picture")
+    except MissingPackageError as error:
+        notes.append(str(error))
+        return None
+    try:
         return measured.draw_frontier(comparison)
-    except OutputError as error:
-        notes.append(f"No picture: {error}")
     except OSError as error:
         raise OutputError(f"The picture cannot be drawn: {error.strerror}.") from None
-    return None
 
 
 def _find_fits(artifacts: Sequence[Artifact], notes: list[str]) -> Any:
     try:
         return find_fits(artifacts)
-    except NativeError as error:
-        notes.append(f"No column of what it fits in: {error}")
     except OSError as error:
         raise OutputError(f"llama.cpp cannot be asked for sizes: {error.strerror}.") from None
     except QuantkitError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from quantkit.core.errors import UploadError
+from quantkit.core.errors import PublishError, UploadError
 from quantkit.publish.refusals import LOST, TRY_AGAIN, explained, response_of, wait_asked_for
 
 _ATTEMPTS = 6
@@ -76,7 +76,8 @@ class Uploader:
         """Make the repository unless it is there; the files in it, by path.
 
         Raises:
-            PublishError: the token is missing, wrong or may not write there.
+            PublishError: the token is missing, wrong or may not write there; or the repository
+                should be private and is public.
             UploadError: the Hub does not answer, or not as a Hub does.
 
         """
@@ -87,6 +88,15 @@ class Uploader:
             self._persistently(
                 lambda: api.create_repo(self.repo_id, private=self._private or None, exist_ok=True)
             )
+            # One that was there keeps its visibility.
+            if (
+                self._private
+                and not self._persistently(lambda: api.model_info(self.repo_id)).private
+            ):
+                raise PublishError(
+                    f"{self.repo_id} exists and is public; make it private on its page first, or "
+                    "leave out --private."
+                )
         return self.refresh()
 
     def refresh(self) -> dict[str, RemoteFile]:

@@ -13,13 +13,14 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from quantkit.core.errors import NativeError, SmokeError
 from quantkit.verify.llama import REINSTALL
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _LOG_INFO, _LOG_ERROR = 2, 4  # ggml_log_level
 _N_CTX = 256
@@ -323,7 +324,7 @@ class Model:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         self._n_past = 0
 
-    def evaluate(self, tokens: list[int], first: int = 0) -> NDArray[np.float32]:
+    def evaluate(self, tokens: list[int], first: int = 0) -> "NDArray[np.float32]":
         """The logits after each of ``tokens``, which continue what was evaluated before.
 
         Args:
@@ -334,6 +335,8 @@ class Model:
             Shape (tokens from ``first`` on, vocabulary).
 
         """
+        import numpy as np
+
         llama = self._llama
         batch = llama.llama_batch_init(len(tokens), 0, 1)
         try:

@@ -168,6 +168,45 @@ def compare(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """A model's perplexity over a text and its standard error, or why there is none."""
+
+    ppl: float | None
+    ppl_pm: float | None
+    failure: str | None = None
+
+
+def perplexities(
+    subjects: Sequence[Subject],
+    *,
+    text: Path | None = None,
+    context: int = 512,
+    windows: int | None = None,
+    threads: int | None = None,
+    timeout: float | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Perplexity]:
+    """The perplexity of GGUF files in llama.cpp, with no reference. Arguments as `compare` has.
+
+    Raises:
+        CompareError: the text cannot be read.
+        NativeError: llama.cpp is not installed, or its libraries do not load.
+
+    """
+    found = []
+    with _text_file(text) as (file, _):
+        run = _Runner(file, context, windows, threads or usable_cores(), timeout, WORKER)
+        for subject in subjects:
+            report(subject.name)
+            answer, failure = run(subject, "perplexity", Path())
+            if answer is None:
+                found.append(Perplexity(None, None, failure or "llama.cpp gave no result."))
+            else:
+                found.append(Perplexity(answer["ppl"], answer["ppl_pm"]))
+    return found
+
+
 def _result(
     subject: Subject,
     reference: Subject,

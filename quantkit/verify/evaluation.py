@@ -8,6 +8,7 @@ its own and starting with the model's BOS; the second half of each is scored (ll
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from math import exp
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import SmokeError
 from quantkit.verify.bindings import Model
-from quantkit.verify.divergence import Tally, pack_log_probs
+from quantkit.verify.divergence import Tally, mean_and_error, pack_log_probs
 from quantkit.verify.reference import Text, read_text, read_window, write_header, write_window
 
 _N_PROMPT = 16
@@ -24,10 +25,11 @@ _N_GENERATED = 32
 
 
 def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, Any]:
-    """Do what a ``record``, ``measure`` or ``logits`` request asks.
+    """Do what a ``record``, ``measure``, ``perplexity`` or ``logits`` request asks.
 
     Returns:
-        ``measures`` and ``speed`` as JSON values; of ``logits`` nothing but the shape.
+        ``measures`` and ``speed`` as JSON values; of ``perplexity`` that alone, of ``logits``
+        nothing but the shape.
 
     Raises:
         SmokeError: llama.cpp refuses the file, or its results are of no use.
@@ -49,6 +51,8 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
     text = _split(model, Path(request["text"]), context, request["windows"])
     if request["task"] == "logits":
         return _dump(model, text, Path(request["out"]), begin)
+    if request["task"] == "perplexity":
+        return _perplexity(model, text, begin)
     reference = Path(request["reference"])
     if request["task"] == "record":
         with reference.open("wb") as file:
@@ -114,12 +118,7 @@ def _run(
         start = time.perf_counter()
         logits = _logits(model, text, index)[:-1]
         seconds += time.perf_counter() - start
-        if not np.isfinite(logits).all():
-            bad = int((~np.isfinite(logits)).sum())
-            raise SmokeError(
-                f"llama.cpp computes NaN or infinite logits with it: {bad} of {logits.size} in "
-                f"window {index + 1}."
-            )
+        _require_finite(logits, index)
         targets = text.tokens[index, text.first + 1 :]
         if read_from is not None:
             tally.add(logits, read_window(read_from, text, index), targets)
@@ -129,6 +128,31 @@ def _run(
             # Against its own rounded self: the floor below which no divergence means anything.
             _add_self(tally, logits, targets)
     return tally, seconds
+
+
+def _perplexity(model: Model, text: Text, begin: Callable[[str], None]) -> dict[str, Any]:
+    """The perplexity of all windows and its standard error."""
+    losses = []
+    for index in range(text.n_windows):
+        begin(f"evaluating window {index + 1} of {text.n_windows}")
+        logits = _logits(model, text, index)[:-1]
+        _require_finite(logits, index)
+        targets = text.tokens[index, text.first + 1 :]
+        for row, target in zip(logits, targets, strict=True):
+            wide = row.astype(np.float64)
+            peak = wide.max()
+            losses.append(peak + np.log(np.exp(wide - peak).sum()) - wide[target])
+    mean, error = mean_and_error(np.array(losses))
+    return {"ppl": exp(mean), "ppl_pm": exp(mean) * error, "windows": text.n_windows}
+
+
+def _require_finite(logits: NDArray[np.float32], index: int) -> None:
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).sum())
+        raise SmokeError(
+            f"llama.cpp computes NaN or infinite logits with it: {bad} of {logits.size} in "
+            f"window {index + 1}."
+        )
 
 
 def _add_self(tally: Tally, logits: NDArray[np.float32], targets: NDArray[np.int32]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from quantkit.core.profiles import load_profile
 from quantkit.formats.gguf.reader import read_header
 from quantkit.verify.divergence import Measures
-from quantkit.verify.layers import weight_errors
+from quantkit.verify.layers import WeightError, weight_errors
 from quantkit.verify.subjects import Subject, is_quantized
 
 _ROWS = 32  # of each tensor or expert: an error of all of it shows in any few rows
@@ -39,13 +39,15 @@ class Verdict:
 
 def find_limits(quant: str | None, n_parameters: int) -> Limits | None:
     """The limits of a quant for a model of this size; None where none are known."""
-    row: dict[str, Any] = load_profile("quality.toml").get(quant or "", {})
+    profile = load_profile("quality.toml")
+    row: dict[str, Any] = profile.get(quant or "", {})
     kind = "small" if n_parameters < _SMALL else "large"
+    basis = profile["basis"][kind]
+    if kind not in row and "like" in row:
+        basis = f"as for {row['like']}: {basis}"
+        row = profile[row["like"]]
     limits = row.get(kind)
-    if limits is None:
-        return None
-    basis = load_profile("quality.toml")["basis"][kind]
-    return Limits(limits["kld"], limits["same_top"], basis)
+    return Limits(limits["kld"], limits["same_top"], basis) if limits else None
 
 
 def judge(
@@ -65,7 +67,7 @@ def judge(
     limits = find_limits(subject.quant, reference.n_parameters)
     faults = _settings_faults(subject, reference)
     exact = not is_quantized(reference)
-    if exact and subject.how == _AS_IT_IS:
+    if exact:
         faults += _weight_faults(subject, reference)
     if limits is not None and measures is not None:
         own = None if exact else find_limits(reference.quant, reference.n_parameters)
@@ -103,10 +105,16 @@ def _settings_faults(subject: Subject, reference: Subject) -> list[str]:
 def _weight_faults(subject: Subject, reference: Subject) -> list[str]:
     """The worst of the tensors that differ more than their encoding explains."""
     limits: dict[str, float] = load_profile("quality.toml")["weights"]
+
+    def encoded_as(error: WeightError) -> str:
+        # An export holds in F16 what a folder's quant had rounded, and norms and routers in F32.
+        is_rounded = subject.how != _AS_IT_IS and error.encoding == "F16"
+        return subject.quant or "" if is_rounded else error.encoding
+
     broken = [
         error
         for error in weight_errors(subject.gguf, reference.gguf, rows=_ROWS)
-        if not error.error <= limits.get(error.encoding, float("inf"))
+        if not error.error <= limits.get(encoded_as(error), float("inf"))
     ]
     if not broken:
         return []
@@ -115,5 +123,5 @@ def _weight_faults(subject: Subject, reference: Subject) -> list[str]:
     others = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
     return [
         f"the weights of {worst.tensor}{expert} are {worst.error:.0%} off, more than "
-        f"{worst.encoding} explains{others}"
+        f"{encoded_as(worst)} explains{others}"
     ]

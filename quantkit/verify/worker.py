@@ -33,10 +33,9 @@ def main() -> None:
 
 
 def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
-    try:
-        from quantkit.verify import bindings, checks, evaluation
-    except ImportError as error:
-        raise NativeError(f"{error.name} is not installed; pip install {error.name}.") from None
+    from quantkit.verify import bindings
+
+    # What asks for no logits does without numpy, which takes as long to import as a dry run.
     if request["task"] == "facts":
         return bindings.facts()
     if request["task"] == "buffers":
@@ -45,7 +44,11 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
             return bindings.buffers(file, settings, dry=request["dry"], gpu=request["gpu"])
         except SmokeError as error:
             return {"refused": str(error)}
-    if request["task"] in ("record", "measure", "logits"):
+    try:
+        from quantkit.verify import checks, evaluation
+    except ImportError as error:
+        raise NativeError(f"{error.name} is not installed; pip install {error.name}.") from None
+    if request["task"] in ("record", "measure", "logits", "perplexity"):
         try:
             return evaluation.answer(request, begin=lambda stage: send(stage=stage))
         except SmokeError as error:

@@ -27,7 +27,7 @@ def error_of(layer: Layer, *, search: bool) -> float:
     rounded = solve(
         weight,
         prepare(moment.clone(), act_order=layer.act_order),
-        Grid(layer.bits, layer.group_size, layer.symmetric),  # type: ignore[arg-type]
+        Grid(layer.bits, layer.group_size, layer.symmetric),
         search=search,
     )
     return output_error(weight, rounded.dequantize(), moment)
@@ -81,7 +81,7 @@ def test_every_setting_beats_rounding(
     x = rng.standard_normal((1000, 60)) @ rng.standard_normal((60, columns))
     x += rng.standard_normal(x.shape)
     moment = torch.from_numpy((x.T @ x / 1000).astype(np.float32))
-    grid = Grid(bits, group_size, symmetric)  # type: ignore[arg-type]
+    grid = Grid(bits, group_size, symmetric)
     solved = solve(weight, prepare(moment.clone(), act_order=act_order), grid)
     assert solved.levels.dtype == torch.uint8
     assert int(solved.levels.max()) <= grid.top

@@ -34,6 +34,28 @@ def copy(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to))
 
 
+def comparison(folder: Path) -> dict[str, object]:
+    """What quantkit compare --json prints, with figures made by hand."""
+    measures = {
+        "n_tokens": 1020, "ppl": 28.5, "ppl_pm": 0.5, "ppl_reference": 28.0,
+        "ppl_reference_pm": 0.5, "ppl_ratio": 1.0179, "ppl_ratio_pm": 0.001, "kld": 0.01234,
+        "kld_pm": 0.00012, "kld_percentiles": [0.001] * 5, "kld_max": 0.1, "same_top": 0.9,
+        "same_top_pm": 0.01, "rms_dp": 0.01, "rms_dp_pm": 0.001, "mean_dp": 0.0,
+    }  # fmt: skip
+    rows = [
+        {
+            "name": f"{name}.gguf", "file": "", "quant": quant, "run": "as it is", "speed": None,
+            "bytes": (folder / f"{name}.gguf").stat().st_size, "is_reference": False,
+            "measures": measures, "verdict": {"ok": True, "reason": "healthy", "limits": None},
+        }
+        for name, quant in ((Q4, "q4_k_m"), (Q2, "q2_k"))
+    ]  # fmt: skip
+    return {
+        "reference": "/somewhere/f16.gguf", "text": "a text", "text_sha256": "ab" * 32,
+        "context": 512, "windows": 4, "threads": 1, "reference_quant": "f16", "artifacts": rows,
+    }  # fmt: skip
+
+
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path = folder / "quantkit.json"
     manifest = json.loads(path.read_text())

@@ -1,20 +1,22 @@
 """Builds become repositories: whole, in order, once, and not at all where they should not."""
 
+import errno
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from quantkit.publish import fits, release
 from quantkit.verify.smoke import smoke
+from tests.build.disks import SmallDisk
 from tests.cli.command import Outcome, quantkit, refusal
 from tests.hub_writes import READER, WRITER, HubStore
-from tests.publish.builds import Q2, Q4, REPO, SOURCE, damage, edit_manifest
+from tests.publish.builds import Q2, Q4, REPO, SOURCE, comparison, damage, edit_manifest
 
 OPTIONS = ("--checkpoint", SOURCE)
 FILES = {f"{Q4}.gguf", f"{Q2}.gguf", "README.md", "SHA256SUMS", "quantkit.json", ".gitattributes"}
@@ -261,17 +263,26 @@ def test_names_of_ggufs(hub: HubStore, folder: Path) -> None:
     assert "--shard-size" in refused(publish(folder), hub)
 
 
-def test_no_disk_here(hub: HubStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one place that needs room is where llama.cpp is asked and pictures are drawn."""
+def test_no_disk_here(
+    hub: HubStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is needed where llama.cpp is asked and the picture is drawn, for temporary files."""
+    disk = SmallDisk(tmp_path / "disk", monkeypatch)
+    (folder / "compare.json").write_text(json.dumps(comparison(folder)))
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    try:
+        if disk.is_mounted:
+            disk.fill()
+        else:  # this process may not mount one
+            monkeypatch.setattr("tempfile.mkdtemp", _full)
+        assert "No space left on device" in refused(publish(folder), hub)
+    finally:
+        disk.unmount()
+    assert not hub.repos
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(release, "find_fits", fits.find_fits)
-    monkeypatch.setattr("tempfile.mkdtemp", full)
-    text = refused(publish(folder), hub)
-    assert "No space left on device" in text
-    monkeypatch.undo()
+def _full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.usefixtures("waits")

@@ -12,7 +12,7 @@ from quantkit.publish.layout import Artifact, find_artifacts
 from quantkit.publish.source import Source, find_source
 from tests.cli.command import quantkit, refusal
 from tests.hub_writes import Commit, HubStore
-from tests.publish.builds import Q2, Q4, REPO, SOURCE, edit_manifest
+from tests.publish.builds import Q2, Q4, REPO, SOURCE, comparison, edit_manifest
 from tests.publish.test_card import HOSTILE
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -143,7 +143,7 @@ def test_an_importance_matrix_and_figures(hub: HubStore, folder: Path) -> None:
     sha256 = hashlib.sha256(data).hexdigest()
     imatrix = {"file": "imatrix.gguf", "sha256": sha256}
     edit_manifest(folder, lambda a: [a[name].update(imatrix=imatrix) for name in (Q2, Q4)])
-    (folder / "compare.json").write_text(json.dumps(_comparison(folder)))
+    (folder / "compare.json").write_text(json.dumps(comparison(folder)))
     options = ("publish", folder, "--repo", REPO, "--checkpoint", SOURCE)
     assert quantkit(*options).code == 0
     files = hub.repos[REPO]
@@ -163,24 +163,3 @@ def test_an_importance_matrix_and_figures(hub: HubStore, folder: Path) -> None:
     assert "is not what this version" in refusal(quantkit(*options, "--dry-run"))
     (folder / "compare.json").write_text("[")
     assert "cannot be read" in refusal(quantkit(*options, "--dry-run"))
-
-
-def _comparison(folder: Path) -> dict[str, object]:
-    measures = {
-        "n_tokens": 1020, "ppl": 28.5, "ppl_pm": 0.5, "ppl_reference": 28.0,
-        "ppl_reference_pm": 0.5, "ppl_ratio": 1.0179, "ppl_ratio_pm": 0.001, "kld": 0.01234,
-        "kld_pm": 0.00012, "kld_percentiles": [0.001] * 5, "kld_max": 0.1, "same_top": 0.9,
-        "same_top_pm": 0.01, "rms_dp": 0.01, "rms_dp_pm": 0.001, "mean_dp": 0.0,
-    }  # fmt: skip
-    rows = [
-        {
-            "name": f"{name}.gguf", "file": "", "quant": quant, "run": "as it is", "speed": None,
-            "bytes": (folder / f"{name}.gguf").stat().st_size, "is_reference": False,
-            "measures": measures, "verdict": {"ok": True, "reason": "healthy", "limits": None},
-        }
-        for name, quant in ((Q4, "q4_k_m"), (Q2, "q2_k"))
-    ]  # fmt: skip
-    return {
-        "reference": "/somewhere/f16.gguf", "text": "a text", "text_sha256": "ab" * 32,
-        "context": 512, "windows": 4, "threads": 1, "reference_quant": "f16", "artifacts": rows,
-    }  # fmt: skip

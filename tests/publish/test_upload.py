@@ -59,6 +59,14 @@ def test_a_file_goes_up_once(hub: HubStore, weights: Upload, part_bytes: int | N
     assert hub.received == {weights.sha256: 256_000}
 
 
+@pytest.mark.usefixtures("hub")
+def test_nothing_private_goes_into_a_public_repository() -> None:
+    Uploader(REPO).open()
+    with pytest.raises(PublishError) as caught:
+        Uploader(REPO, private=True).open()
+    assert "exists and is public" in sentence(caught.value, 2)
+
+
 def test_what_was_sent_but_not_committed_is_not_sent_again(hub: HubStore, weights: Upload) -> None:
     uploader = Uploader(REPO)
     uploader.open()

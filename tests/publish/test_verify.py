@@ -94,6 +94,7 @@ def test_a_signed_download(download: Path, tmp_path: Path) -> None:
     assert "is not signed" in refusal(verify(download, "--key", public), 1)
 
 
+@pytest.mark.native  # two starts of another tool
 def test_model_signing_itself_accepts_the_signature(download: Path, tmp_path: Path) -> None:
     def check() -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "model_signing", "verify", "key", str(download)]

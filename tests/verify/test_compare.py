@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from quantkit.core.errors import CompareError, GGUFError, QuantkitError, TextError
+from quantkit.plan.quants import folder_quants
 from quantkit.verify.compare import Comparison, compare, default_text, mean_divergence
 from quantkit.verify.layers import weight_errors
+from quantkit.verify.quality import find_limits, judge
 from quantkit.verify.subjects import build_reference, find_subjects, open_subject, pick_reference
 from tests.build.builds import build
 from tests.checkpoints.text import heldout_text
@@ -38,6 +40,15 @@ def ladder(folder: Path, cache: Path) -> Comparison:
     reference = pick_reference(subjects, None)
     assert reference is not None
     return compare(subjects, reference, cache=cache, threads=1)
+
+
+def swap_experts(folder: Path) -> None:
+    """Exchange two experts' gates, all parts of them, by their names in the shards' headers."""
+    [file] = folder.glob("*.safetensors")
+    name = b"layers.2.block_sparse_moe.experts.%c.w1."
+    one, other, neither = (name % letter for letter in b"36x")
+    data = file.read_bytes().replace(one, neither).replace(other, one).replace(neither, other)
+    file.write_bytes(data)
 
 
 def of(folder: Path, quant: str) -> Path:
@@ -276,5 +287,27 @@ def test_artifacts_for_transformers_are_compared_by_way_of_an_export(
     assert nf4.subject.n_bytes == sum(f.stat().st_size for f in (out / told[0]).iterdir())
     assert nf4.measures is not None
     assert 0.001 < nf4.measures.kld < 0.03
-    # The folder itself can be named, too.
-    assert [s.name for s in find_subjects([out / told[0]], tmp_path / "again")] == told
+    assert nf4.verdict.limits is not None
+    assert "weights" not in nf4.verdict.reason
+    # The folder itself can be named, too. What is wrong in it shows in its weights.
+    swap_experts(out / told[0])
+    [swapped] = find_subjects([out / told[0]], tmp_path / "again")
+    assert swapped.name == told[0]
+    verdict = judge(swapped, open_subject(of(folder, "f32")), None)
+    assert "blk.2.ffn_gate_exps.weight, expert" in verdict.reason
+    assert verdict.reason.endswith("more than bnb-nf4 explains (and 1 more).")
+
+
+def test_limits_for_every_quant_of_folders() -> None:
+    """Where nothing is published for large models, those of a GGUF quant that loses more."""
+    small, large = find_limits("gptq-int4", 10**6), find_limits("gptq-int4", 10**9)
+    gguf = find_limits("q4_k_m", 10**9)
+    assert small is not None
+    assert large is not None
+    assert gguf is not None
+    assert (large.kld, large.same_top) == (gguf.kld, gguf.same_top)
+    assert large.basis == f"as for q4_k_m: {gguf.basis}"
+    assert small.kld < large.kld
+    for quant in folder_quants():
+        assert find_limits(quant, 10**6)
+        assert find_limits(quant, 10**9)

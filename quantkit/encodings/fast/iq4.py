@@ -76,30 +76,31 @@ def _nearest_index(x):
 
 
 @inlined
-def _search(x, start, weight):
-    """Scale of one block, and its greatest magnitude."""
-    zero = f32(0)
-    far, size = farthest(x, start, BLOCK)
-    blank = size < f32(SMALLEST)
-    inverse = f32(1) / (negative(far) / f32(VALUES[0]))
-    sum_qx, sum_q2 = zero, zero
+def _products(x, start, weight, inverse):
+    """Weighted sums of level times value and of level squared, with levels from this scale."""
+    sum_qx, sum_q2 = f32(0), f32(0)
     for i in range(BLOCK):
         value = load(x, (start + i) * LANES)
         q = _nearest_value(inverse * value)
         wq = load(weight, i * LANES) * q
         sum_qx = sum_qx + wq * value
         sum_q2 = sum_q2 + wq * q
+    return sum_qx, sum_q2
+
+
+@inlined
+def _search(x, start, weight):
+    """Scale of one block, and its greatest magnitude."""
+    zero = f32(0)
+    far, size = farthest(x, start, BLOCK)
+    blank = size < f32(SMALLEST)
+    inverse = f32(1) / (negative(far) / f32(VALUES[0]))
+    sum_qx, sum_q2 = _products(x, start, weight, inverse)
     scale = select(sum_q2 > zero, sum_qx / sum_q2, zero)
     best = scale * sum_qx
     for attempt in range(-_TRIES, _TRIES + 1):
         inverse = f32(np.float32(attempt) + VALUES[0]) / far
-        sum_qx, sum_q2 = zero, zero
-        for i in range(BLOCK):
-            value = load(x, (start + i) * LANES)
-            q = _nearest_value(inverse * value)
-            wq = load(weight, i * LANES) * q
-            sum_qx = sum_qx + wq * value
-            sum_q2 = sum_q2 + wq * q
+        sum_qx, sum_q2 = _products(x, start, weight, inverse)
         better = (sum_q2 > zero) & (sum_qx * sum_qx > best * sum_q2)
         scale = select(better, sum_qx / sum_q2, scale)
         best = select(better, scale * sum_qx, best)

@@ -63,9 +63,9 @@ def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "B
         matrices = []
         for name in _names(model, target):
             module = name.removesuffix(".weight")
-            keeps = [k for k in options.keep if _is_named(module, k)] if _is_linear(target) else []
+            keeps = [k for k in options.keep if _is_named(module, k)] if target.is_linear else []
             used.update(keeps)
-            chosen: Codec = codec if _is_linear(target) and not keeps else Plain(dtype)
+            chosen: Codec = codec if target.is_linear and not keeps else Plain(dtype)
             if isinstance(chosen, FourBit) and target.columns % options.block_size:
                 raise PlanError(
                     f"--block-size {options.block_size} does not divide the {target.columns} "
@@ -166,12 +166,6 @@ def _names(model: Model, target: Target) -> Sequence[str]:
     if target.role == "output" and model.hparams.tie_word_embeddings:
         return ()
     return published_names(target)
-
-
-def _is_linear(target: Target) -> bool:
-    """Whether a target is made of linear layers other than the router and lm_head."""
-    is_matrix = target.role.startswith(("attn_", "ffn_")) and len(target.shape) > 1
-    return is_matrix and target.role != "ffn_gate_inp"
 
 
 def _is_named(module: str, name: str) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.core.errors import PlanError
 from quantkit.encodings.encoding import Encoding
-from quantkit.families.model import Model, Target
+from quantkit.families.model import Model
 from quantkit.families.published import published_names
 from quantkit.formats.bnb.codec import TORCH_NAMES, Plain
 from quantkit.formats.bnb.plan import model_dtype
@@ -108,7 +108,7 @@ def outline_gptq(
         for block, name in zip(target.blocks, published_names(target), strict=True):
             shape = target.shape[-2:]
             codec: Codec = Plain(dtypes.get(block.source, "BF16"))
-            if is_quantized(target):
+            if target.is_linear:
                 if not fits(shape, size):
                     raise PlanError(_why_not(name, shape, size))
                 codec = Packing(bits_of(quant), size)
@@ -155,12 +155,6 @@ def lay_out_gptq(
     }
     record = {"quantization_config": settings, "unquantized": kept}
     return lay_out_folder(plan, f"{base_name}-{quant.name}", files, record, shard_size)
-
-
-def is_quantized(target: Target) -> bool:
-    """Whether a target is made of linear layers other than the router and lm_head."""
-    is_matrix = target.role.startswith(("attn_", "ffn_")) and len(target.shape) > 1
-    return is_matrix and target.role != "ffn_gate_inp"
 
 
 def _why_not(name: str, shape: tuple[int, ...], size: int) -> str:

@@ -1,0 +1,170 @@
+"""Dense models made of a mixture by what its experts do on a text.
+
+``routed`` is a mean by weights: how often and how strongly the router picked each expert, a layer
+at a time, while the mixture itself ran. ``fit`` makes new matrices: of all experts' neurons in a
+layer those that gave most to its output are taken, and fitted by least squares to what the layer's
+experts together made of their inputs. Those come from the layers before, which are dense already,
+so each layer is fitted where it will stand.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantkit.calibrate.calibrate import Run, Settings, Step, digest, identify
+from quantkit.calibrate.forward import Routing
+from quantkit.calibrate.least_squares import Part, Samples, fit
+from quantkit.calibrate.perplexity import Bystander
+from quantkit.calibrate.progress import working_folder
+from quantkit.calibrate.statistics import SquareSums
+from quantkit.calibrate.text import Corpus
+from quantkit.calibrate.weights import Weights
+from quantkit.checkpoint.densified import densified, require_experts
+from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.safetensors import read_header
+from quantkit.encodings.merge import narrow
+from quantkit.families.model import Model
+from quantkit.formats.safetensors import StoredTensor, place
+
+_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A dense model that reads what it is made of, and what that was made from."""
+
+    checkpoint: Checkpoint
+    model: Model
+    identity: str
+    routing: tuple[Routing, ...]
+
+
+@contextmanager
+def merged(
+    checkpoint: Checkpoint,
+    model: Model,
+    corpus: Corpus,
+    settings: Settings,
+    folder: Path,
+    *,
+    rounds: int | None,
+    report: Callable[[Step], None] = lambda _: None,
+) -> Iterator[Merged]:
+    """Merge experts by what they do on a text; the result can be read inside the ``with`` block.
+
+    In ``folder`` grows what a killed run resumes from; it is gone after the block.
+
+    Args:
+        checkpoint: of a Mixtral.
+        model: the checkpoint's.
+        corpus: the text.
+        settings: how to run; no expert borrows tokens.
+        folder: for unfinished work.
+        rounds: of alternating least squares, 0 for the down matrices alone; None for ``routed``.
+        report: called with the progress.
+
+    Raises:
+        CheckpointError: the model has no experts, or a weight cannot be read.
+        CalibrationError: the model cannot be run over this text.
+        OutputError: the folder cannot be written.
+        Interrupted: Ctrl-C; what was done is kept.
+
+    """
+    require_experts(checkpoint, model)
+    settings = replace(settings, fewest_tokens=0)
+    identity = {**identify(checkpoint, corpus, settings), "merge": rounds}
+    run = Run(checkpoint, model, corpus, settings, folder, identity)
+    experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
+    with working_folder(folder, run.n_bytes):
+        if rounds is None:
+            run.execute(Bystander(), lambda _: {}, report)
+            parts = densified(checkpoint, model, [layer.squares for layer in run.routing])
+        else:
+            sums = SquareSums(experts)
+            run.forward.merger = _Fit(run.weights, sums, rounds, folder)
+            run.execute(sums, lambda _: {}, report)
+            replaced = {
+                name: tensor
+                for layer in range(layers)
+                for name, tensor in read_header(_file(folder, layer)).items()
+            }
+            parts = densified(checkpoint, model, [[1.0] * experts] * layers, replaced)
+        yield Merged(*parts, digest(identity), run.routing)
+
+
+class _Fit:
+    """A `Merger`: neurons are chosen, fitted, rounded as they will be stored, and written."""
+
+    def __init__(self, weights: Weights, sums: SquareSums, rounds: int, folder: Path) -> None:
+        self._weights = weights
+        self._sums = sums
+        self._rounds = rounds
+        self._folder = folder
+
+    def __call__(
+        self, layer: int, inputs: Tensor, outputs: Tensor, routing: Routing
+    ) -> Callable[[Tensor], Tensor]:
+        samples = Samples(inputs, outputs, self._weights.device)
+        part = fit(samples, self._choose(layer, routing), self._rounds)
+        return self._store(layer, part)
+
+    def _choose(self, layer: int, routing: Routing) -> Part:
+        """As many neurons of all experts as one has, those with the most energy in the output.
+
+        A neuron's is the sum of its squared activations where the router sent tokens, by the
+        expert's mean squared gate and the squared length of its column in ``down``.
+        """
+        squares = torch.from_numpy(self._sums.take()["ffn_down_exps"].squares)
+        experts, neurons = squares.shape
+        energies = []
+        for expert in range(experts):
+            lengths = self._matrix(layer, "down", expert).square().sum(0).cpu()
+            strength = routing.squares[expert] / max(routing.tokens[expert], 1)
+            energies.append(squares[expert] * lengths * strength)
+        chosen = torch.stack(energies).view(-1).topk(neurons).indices.sort().values
+        owner, number = chosen // neurons, (chosen % neurons).to(self._weights.device)
+
+        def gather(part: str, axis: int) -> Tensor:
+            return torch.cat(
+                [
+                    self._matrix(layer, part, e).index_select(axis, number[owner == e])
+                    for e in range(experts)
+                ],
+                axis,
+            )
+
+        return Part(gather("gate", 0), gather("up", 0), gather("down", 1))
+
+    def _matrix(self, layer: int, part: str, expert: int) -> Tensor:
+        return self._weights.matrix(layer, f"ffn_{part}_exps", expert)
+
+    def _store(self, layer: int, part: Part) -> Part:
+        """Write a layer's matrices in the experts' dtype; the part as it was rounded."""
+        dtype = self._weights.dtype(layer, "ffn_gate_exps")
+        raws: dict[str, bytes] = {}
+        rounded: dict[str, Tensor] = {}
+        tensors = []
+        for short, name in _NAMES.items():
+            values: Tensor = getattr(part, short)
+            full = f"model.layers.{layer}.mlp.{name}.weight"
+            raw = narrow(values.cpu().contiguous().view(-1).numpy(), dtype)
+            raws[full] = raw.tobytes()
+            tensors.append(StoredTensor(full, dtype, tuple(values.shape)))
+            rounded[short] = self._weights.widen(raw, dtype).view(values.shape)
+        shard = place(_file(self._folder, layer).name, tensors)
+        with _file(self._folder, layer).open("wb") as file:
+            file.write(shard.header)
+            for tensor in shard.tensors:
+                file.write(raws[tensor.name])
+            file.flush()
+            os.fsync(file.fileno())
+        return Part(**rounded)
+
+
+def _file(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer}.safetensors"

@@ -1,0 +1,181 @@
+"""The tokenizer of a raw Mistral release as transformers would have it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model
+from quantkit.checkpoint.tokenizer.source import tokenizer_files
+from quantkit.core.errors import TokenizerError
+
+_MODEL = "tokenizer.model"
+_NUMBERED = re.compile(r"tokenizer\.model\.v(\d+)")
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_SIDE_FILES = (
+    "generation_config.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
+
+
+def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
+    """Put a release's tokenizer and side files into a folder; the ids of its special tokens.
+
+    Where the release has no tokenizer_config.json or tokenizer.json, they are written to say what
+    Mistral's tokenizers do: a text begins with BOS, and control tokens are special.
+
+    Raises:
+        TokenizerError: there is no SentencePiece model.
+
+    """
+    for file in (*tokenizer_files(raw), *(raw / name for name in _SIDE_FILES)):
+        if file.is_file():
+            target = folder / file.relative_to(raw)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+    shutil.copyfile(_find_model(raw), folder / _MODEL)
+    pieces = open_model(folder / _MODEL)
+    ids = {
+        f"{kind}_token_id": token
+        for kind, token in (
+            ("bos", pieces.bos_id()),
+            ("eos", pieces.eos_id()),
+            ("unk", pieces.unk_id()),
+        )
+        if token >= 0
+    }
+    documents = {"tokenizer_config.json": _settings(pieces, ids)}
+    if "bos_token_id" in ids and any(map(pieces.IsByte, range(pieces.vocab_size()))):
+        documents["tokenizer.json"] = _fast(pieces)
+    for name, content in documents.items():
+        if not (folder / name).is_file():
+            document = json.dumps(content, indent=2, ensure_ascii=False)
+            (folder / name).write_text(document + "\n", encoding="utf-8")
+    return ids
+
+
+def _find_model(raw: Path) -> Path:
+    """tokenizer.model, or the latest of its numbered versions."""
+    if (raw / _MODEL).is_file():
+        return raw / _MODEL
+    numbered = {
+        int(match[1]): file for file in raw.iterdir() if (match := _NUMBERED.fullmatch(file.name))
+    }
+    if numbered:
+        return numbered[max(numbered)]
+    if (raw / "tekken.json").is_file():
+        raise TokenizerError(
+            f"{raw} has Mistral's tekken.json, which quantkit does not convert; use the Hugging "
+            "Face checkpoint of the same model."
+        )
+    raise TokenizerError(
+        f"{raw} has no tokenizer.model; copy it from the release, whatever number it ends in."
+    )
+
+
+def _special(pieces: Any) -> list[dict[str, Any]]:
+    """The tokens that stand for no text, as transformers describes added tokens."""
+    return [
+        {
+            "id": token,
+            "content": pieces.IdToPiece(token),
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for token in range(pieces.vocab_size())
+        if pieces.IsControl(token) or pieces.IsUnknown(token)
+    ]
+
+
+def _settings(pieces: Any, ids: dict[str, int]) -> dict[str, Any]:
+    """tokenizer_config.json."""
+    return {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(token.pop("id")): token for token in _special(pieces)},
+        **{key.removesuffix("_id"): pieces.IdToPiece(token) for key, token in ids.items()},
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,
+        "model_max_length": 10**30,
+        "pad_token": None,
+        "sp_model_kwargs": {},
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "LlamaTokenizer",
+        "use_default_system_prompt": False,
+    }
+
+
+def _fast(pieces: Any) -> dict[str, Any]:
+    """tokenizer.json: the same BPE for the tokenizers library."""
+    bos = pieces.IdToPiece(pieces.bos_id())
+    first, second = ({"SpecialToken": {"id": bos, "type_id": kind}} for kind in (0, 1))
+    a, b = ({"Sequence": {"id": text, "type_id": kind}} for kind, text in enumerate("AB"))
+    space = {"String": " "}, {"String": _SPACE}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _special(pieces),
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": _SPACE},
+                {"type": "Replace", "pattern": space[0], "content": _SPACE},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, a],
+            "pair": [first, a, second, b],
+            "special_tokens": {bos: {"id": bos, "ids": [pieces.bos_id()], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": space[1], "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": pieces.IdToPiece(pieces.unk_id()),
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {pieces.IdToPiece(token): token for token in range(pieces.vocab_size())},
+            "merges": _merges(pieces),
+        },
+    }
+
+
+def _merges(pieces: Any) -> list[list[str]]:
+    """The merges of a BPE, best first: SentencePiece keeps only what they make, with a score.
+
+    A piece can be made of several pairs. Among equal scores longer left parts come first, then
+    longer right ones, as transformers orders them.
+    """
+    ids = {pieces.IdToPiece(token): token for token in range(pieces.vocab_size())}
+    found = []
+    for text, token in ids.items():
+        if pieces.IsByte(token) or pieces.IsControl(token) or pieces.IsUnknown(token):
+            continue
+        pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
+        pairs = [(left, right) for left, right in pairs if left in ids and right in ids]
+        pairs.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        found += [(pieces.GetScore(token), left, right) for left, right in pairs]
+    found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
+    return [[left, right] for _, left, right in found]

@@ -1,0 +1,185 @@
+"""``quantkit densify``: a mixture of experts into a dense model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantkit.cli.calibrate import (
+    ChunksOption,
+    ContextOption,
+    Device,
+    DeviceOption,
+    TextOption,
+    remarks_on,
+)
+from quantkit.cli.import_ import JobsOption, MemoryOption, OutOption, ShardOption, write
+from quantkit.cli.output import JsonOption, note, open_meter
+from quantkit.core.errors import CheckpointError, PlanError
+
+if TYPE_CHECKING:
+    from quantkit.calibrate.calibrate import Step
+    from quantkit.calibrate.densify import Merged
+    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.families.model import Model
+
+
+class Merge(StrEnum):
+    """What becomes of the experts of a layer."""
+
+    LINEAR = "linear"
+    ROUTED = "routed"
+    FIT = "fit"
+
+
+def densify(
+    checkpoint: Annotated[str, typer.Argument(help="A Mixtral: a folder, or a name on the Hub.")],
+    out: OutOption,
+    expert: Annotated[int | None, typer.Option(min=0, help="Keep this one alone.")] = None,
+    merge: Annotated[Merge | None, typer.Option(help="Make one of all.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W,W,...", help="linear: a weight per expert  [default: all alike]"),
+    ] = None,
+    text: TextOption = None,
+    chunks: ChunksOption = 128,
+    context: ContextOption = 512,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="fit: rounds of least squares, 0 for the quickest.")
+    ] = 2,
+    device: DeviceOption = Device.CPU,
+    shard_size: ShardOption = None,
+    jobs: JobsOption = None,
+    max_memory: MemoryOption = "256MiB",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a dense Mistral of a Mixtral: one expert alone, or all of them merged.
+
+    `linear` is their mean, `routed` a mean by how much the router uses each on a text, `fit` the
+    dense part that does on a text what the experts do. Everything but the experts and their router
+    is taken over byte for byte.
+    """
+    from quantkit.build.rewrite import require_free
+    from quantkit.checkpoint.densified import densified, require_experts
+    from quantkit.formats.merge_card import write_merge_card
+
+    if (expert is None) == (merge is None):
+        raise PlanError("Say what to make of the experts: --expert N, or --merge linear.")
+    if weights is not None and merge is not Merge.LINEAR:
+        raise PlanError("--weights goes with --merge linear alone.")
+    runs = merge in (Merge.ROUTED, Merge.FIT)
+    if text and not runs:
+        raise PlanError("--text goes with --merge routed and --merge fit.")
+    require_free(out)
+    source, model = open_source(checkpoint)
+    require_experts(source, model)
+    experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
+
+    def finish(dense: "Checkpoint", dense_model: "Model", how: str, recipe: dict[str, Any]) -> None:
+        card = write_merge_card(out.absolute().name, source, model, dense_model, how)
+        write(dense, dense_model, out, recipe, card, shard_size, jobs, max_memory, as_json)
+
+    if runs:
+        with _on_text(source, model, out, merge, text, chunks, context, rounds, device) as (
+            made,
+            how,
+        ):
+            finish(made.checkpoint, made.model, how, {"merge": made.identity})
+        return
+    if expert is not None:
+        if expert >= experts:
+            raise PlanError(f"--expert {expert} is not there: they count from 0 to {experts - 1}.")
+        shares = [float(number == expert) for number in range(experts)]
+        how = f"Every layer keeps expert {expert} alone."
+    else:
+        shares = _parse_weights(weights) if weights else [1.0] * experts
+        how = f"Every layer has the mean of its {experts} experts"
+        how += f", by the weights {', '.join(f'{w:g}' for w in shares)}." if weights else "."
+    finish(*densified(source, model, [shares] * layers), how, {"weights": shares})
+
+
+@contextmanager
+def _on_text(
+    source: "Checkpoint",
+    model: "Model",
+    out: Path,
+    merge: Merge | None,
+    text: list[Path] | None,
+    chunks: int,
+    context: int,
+    rounds: int,
+    device: Device,
+) -> "Iterator[tuple[Merged, str]]":
+    """The dense model that a text makes, and a sentence on it."""
+    from quantkit.core.packages import require
+
+    require("torch", "PyTorch", "calibrate", f"--merge {merge}")
+    from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.densify import merged
+    from quantkit.calibrate.text import make_corpus
+
+    corpus = make_corpus(source, text or (), chunks, context)
+    for remark in remarks_on(corpus, chunks):
+        note(remark)
+    meter = open_meter(layers=True)
+
+    def report(step: "Step") -> None:
+        rate = f"{step.tokens_per_second:,.0f} tokens/s"
+        meter.show("Merging", step.layers, step.n_layers, rate)
+
+    fits = merge is Merge.FIT
+    how = (
+        "Every layer is fitted by least squares to what its experts do, each on what the layers "
+        "before make of the text"
+        if fits
+        else "Every layer has the mean of its experts, by how often and how strongly the router "
+        "picks them"
+    )
+    how += f": {corpus.tokens.size:,} tokens of {', '.join(Path(n).name for n in corpus.names)}."
+    folder = out.absolute().with_name(f"{out.absolute().name}.merge.partial")
+    with merged(
+        source,
+        model,
+        corpus,
+        Settings(device.value),
+        folder,
+        rounds=rounds if fits else None,
+        report=report,
+    ) as made:
+        meter.close()
+        yield made, how
+
+
+def open_source(name: str) -> "tuple[Checkpoint, Model]":
+    """A checkpoint in a folder or on the Hub, and the model that it makes."""
+    from quantkit.checkpoint.hub import open_hub_checkpoint
+    from quantkit.checkpoint.hub_rows import with_rows
+    from quantkit.cli.calibrate import open_model
+    from quantkit.families import find_family
+    from quantkit.plan.plan import check_sources
+
+    path = Path(name)
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return open_model(path)
+    repo, _, revision = name.partition("@")
+    try:
+        checkpoint = with_rows(open_hub_checkpoint(repo, revision or None))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"There is no folder {name}, and as a name on the Hub: {error}"
+        ) from None
+    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    check_sources(model, checkpoint.tensors)
+    return checkpoint, model
+
+
+def _parse_weights(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise PlanError(
+            f"--weights {text!r} must be numbers with commas between them, such as 1,1,2,1."
+        ) from None

@@ -1,0 +1,110 @@
+"""``quantkit import``: raw Mistral weights into a Hugging Face checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.core.errors import CheckpointError
+from quantkit.core.units import format_count, format_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from quantkit.build.engine import Progress
+    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.families.model import Model
+
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write; a new one.")]
+JobsOption = Annotated[int | None, typer.Option(min=1, help="Threads  [default: all usable cores]")]
+MemoryOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="The most memory for weights in flight.")
+]
+ShardOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="The most bytes per file  [default: 5GB]")
+]
+
+
+def import_(
+    raw: Annotated[
+        Path, typer.Argument(help="A folder with params.json and consolidated weights.")
+    ],
+    out: OutOption,
+    shard_size: ShardOption = None,
+    jobs: JobsOption = None,
+    max_memory: MemoryOption = "256MiB",
+    as_json: JsonOption = False,
+) -> None:
+    """Turn raw Mistral weights into a Hugging Face checkpoint, every number as it is.
+
+    For quants alone there is no need to: quantkit build takes the raw folder.
+    """
+    from quantkit.build.rewrite import require_free
+    from quantkit.checkpoint.raw_mistral import PARAMS
+    from quantkit.cli.calibrate import open_model
+
+    if not (raw / PARAMS).is_file():
+        raise CheckpointError(
+            f"{raw} has no {PARAMS}; give the folder of raw Mistral weights, which holds it beside "
+            "consolidated.safetensors or consolidated.00.pth."
+        )
+    require_free(out)
+    checkpoint, model = open_model(raw)
+    if checkpoint.read_rows is None:
+        raise CheckpointError(f"{raw} is a Hugging Face checkpoint already; use it as it is.")
+    write(checkpoint, model, out, {"import": 1}, None, shard_size, jobs, max_memory, as_json)
+
+
+def write(
+    checkpoint: "Checkpoint",
+    model: "Model",
+    out: Path,
+    recipe: "Mapping[str, Any]",
+    card: str | None,
+    shard_size: str | None,
+    jobs: int | None,
+    max_memory: str,
+    as_json: bool,
+) -> None:
+    """Write a checkpoint folder with a progress bar, and say what it is."""
+    from quantkit.build.rewrite import rewrite
+    from quantkit.verify.machine import usable_cores
+
+    meter = open_meter()
+
+    def report(progress: "Progress") -> None:
+        verb = "Verifying" if progress.stage == "verify" else "Writing"
+        meter.show(f"{verb} {out.name}", progress.done, progress.total)
+
+    note(f"{out.name}: {format_count(model.n_parameters)} parameters")
+    try:
+        n_bytes = rewrite(
+            checkpoint,
+            model,
+            out,
+            recipe=recipe,
+            card=card,
+            jobs=jobs or usable_cores(),
+            max_memory=parse_size(max_memory),
+            shard_size=parse_size(shard_size) if shard_size else None,
+            report=report,
+        )
+    finally:
+        meter.close()
+    if as_json:
+        emit_json(
+            {
+                "folder": str(out),
+                "architecture": checkpoint.config["architectures"][0],
+                "parameters": model.n_parameters,
+                "bytes": n_bytes,
+            }
+        )
+        return
+    console.print(
+        f"{escape(str(out))}: {checkpoint.config['architectures'][0]}, "
+        f"{format_count(model.n_parameters)} parameters, {format_size(n_bytes)}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,225 @@
+"""``quantkit perplexity``: how well models predict a text."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.cli.calibrate import Device, DeviceOption
+from quantkit.cli.densify import open_source
+from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.core.errors import CheckpointError, CompareError
+from quantkit.core.units import format_count, parse_size
+
+if TYPE_CHECKING:
+    from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.text import Corpus
+    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.families.model import Model
+
+_ALL = 2**31  # chunks: as many as the text has
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One model: its perplexity with one standard error, or why it has none."""
+
+    name: str
+    parameters: int
+    how: str
+    ppl: float | None
+    ppl_pm: float | None
+    failure: str | None = None
+
+
+def perplexity(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Checkpoints (folders, raw weights, names on the Hub), GGUF files."),
+    ],
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text", "-t", metavar="FILE", help="UTF-8  [default: Python's documentation]"
+        ),
+    ] = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Also each expert kept alone, and their mean.")
+    ] = False,
+    chunks: Annotated[
+        int | None, typer.Option(min=2, help="Windows of the text at most  [default: all]")
+    ] = None,
+    context: Annotated[int, typer.Option(min=32, help="Tokens per window.")] = 512,
+    device: DeviceOption = Device.CPU,
+    max_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most memory for activations; more go to disk.")
+    ] = "4GiB",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of llama.cpp  [default: all]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure perplexity: of checkpoints layer by layer, of GGUF files in llama.cpp.
+
+    Both score the second half of every window, as llama-perplexity does, so that the figures can
+    be set beside each other.
+    """
+    from quantkit.core.packages import require
+    from quantkit.verify.compare import DEFAULT_TEXT
+
+    memory = parse_size(max_memory)
+    if not all(map(_is_artifact, models)):
+        require("torch", "PyTorch", "calibrate", "The perplexity of a checkpoint")
+    rows: list[_Row] = []
+    with _text(text) as file:
+        for name in models:
+            if _is_artifact(name):
+                if experts:
+                    raise CheckpointError(
+                        f"--experts takes a Mixtral's checkpoint, and {name} is an artifact."
+                    )
+                rows += _run_artifacts(Path(name), file, context, chunks, threads)
+                continue
+            rows += _stream(name, file, context, chunks, device, memory, experts)
+    title = text.name if text else DEFAULT_TEXT
+    if as_json:
+        emit_json({"text": title, "context": context, "models": [_numbers(row) for row in rows]})
+    else:
+        _show(rows, title)
+    failed = [row for row in rows if row.ppl is None]
+    if failed:
+        reasons = "; ".join(f"{row.name}: {row.failure}" for row in failed)
+        raise CompareError(f"{len(failed)} of {len(rows)} models could not be measured: {reasons}")
+
+
+def _is_artifact(name: str) -> bool:
+    """Whether something is run in llama.cpp: a GGUF, a folder of them, a quantized folder."""
+    from quantkit.checkpoint.folder import is_quantized
+
+    path = Path(name)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return is_quantized(path)
+        return not (path / "params.json").is_file()
+    return path.suffix == ".gguf"
+
+
+def _run_artifacts(
+    path: Path, text: Path, context: int, chunks: int | None, threads: int | None
+) -> list[_Row]:
+    from quantkit.verify.compare import perplexities
+    from quantkit.verify.subjects import find_subjects
+
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as exports:
+        subjects = find_subjects([path], Path(exports), lambda name: note(f"Exporting {name}"))
+        found = perplexities(
+            subjects,
+            text=text,
+            context=context,
+            windows=chunks,
+            threads=threads,
+            report=lambda name: note(f"Measuring {name}"),
+        )
+    return [
+        _Row(s.name, s.n_parameters, "llama.cpp", p.ppl, p.ppl_pm, p.failure)
+        for s, p in zip(subjects, found, strict=True)
+    ]
+
+
+def _stream(
+    name: str,
+    text: Path,
+    context: int,
+    chunks: int | None,
+    device: Device,
+    memory: int,
+    experts: bool,
+) -> list[_Row]:
+    """A checkpoint, and where it is asked for what becomes of its experts."""
+    from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.text import make_corpus
+    from quantkit.checkpoint.densified import densified, require_experts
+
+    checkpoint, model = open_source(name)
+    corpus = make_corpus(checkpoint, (text,), chunks or _ALL, context)
+    settings = Settings(device.value, 0, memory)
+    title = Path(name).name
+    variants = [(title, checkpoint, model)]
+    if experts:
+        require_experts(checkpoint, model)
+        count, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
+        for expert in range(count):
+            alone = [float(number == expert) for number in range(count)]
+            variants.append((f"expert {expert}", *densified(checkpoint, model, [alone] * layers)))
+        merge = densified(checkpoint, model, [[1.0] * count] * layers)
+        variants.append((f"{count}x linear merge", *merge))
+    return [_score(label, part, whole, corpus, settings) for label, part, whole in variants]
+
+
+def _score(
+    name: str, checkpoint: "Checkpoint", model: "Model", corpus: "Corpus", settings: "Settings"
+) -> _Row:
+    from quantkit.calibrate.perplexity import token_losses
+    from quantkit.verify.divergence import mean_and_error
+
+    meter = open_meter(layers=True)
+    try:
+        losses = token_losses(
+            checkpoint,
+            model,
+            corpus,
+            settings,
+            lambda done, layers: meter.show(f"Measuring {name}", done, layers),
+        )
+    finally:
+        meter.close()
+    mean, error = mean_and_error(losses)
+    return _Row(name, model.n_parameters, "streamed", exp(mean), exp(mean) * error)
+
+
+@contextmanager
+def _text(text: Path | None) -> Iterator[Path]:
+    """The text as a file."""
+    from quantkit.verify.compare import default_text
+
+    if text is not None:
+        yield text
+        return
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        file = Path(folder) / "text"
+        file.write_text(default_text(), encoding="utf-8")
+        yield file
+
+
+def _numbers(row: _Row) -> dict[str, object]:
+    return {
+        "name": row.name,
+        "parameters": row.parameters,
+        "run": row.how,
+        "perplexity": row.ppl,
+        "perplexity_pm": row.ppl_pm,
+        "failure": row.failure,
+    }
+
+
+def _show(rows: list[_Row], title: str) -> None:
+    table = Table()
+    table.add_column("model")
+    for heading in ("parameters", "perplexity", "\u00b1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("run")
+    for row in rows:
+        if row.ppl is None or row.ppl_pm is None:
+            figures = ("failed", "")
+        else:
+            figures = (f"{row.ppl:,.2f}", f"{row.ppl_pm:,.2f}")
+        table.add_row(escape(row.name), format_count(row.parameters), *figures, row.how)
+    console.print(table)
+    console.print(f"[dim]Text: {escape(title)}[/]", soft_wrap=True)

@@ -1,0 +1,102 @@
+"""``quantkit densify`` and ``quantkit import`` as commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.command import quantkit, refusal
+from tests.hub_server import HubServer, serve
+from tests.raw_releases import raw_release
+
+MIXTRAL = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
+MISTRAL = MIXTRAL.with_name("tiny-mistral")
+
+
+def test_card_and_report(tmp_path: Path) -> None:
+    out = tmp_path / "dense"
+    outcome = quantkit("densify", MIXTRAL, "-o", out, "--expert", 6, "--json")
+    assert outcome.code in (None, 0), outcome
+    assert json.loads(outcome.out)["architecture"] == "MistralForCausalLM"
+    _, front, body = (out / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["base_model"] == ["tiny-mixtral"]
+    assert card["base_model_relation"] == "merge"
+    assert card["license"] == "apache-2.0"
+    assert "keeps expert 6 alone" in body
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+@pytest.mark.native  # it needs no tools, but time
+def test_every_gguf_quant_of_one_expert_runs(tmp_path: Path) -> None:
+    assert quantkit("densify", MIXTRAL, "-o", tmp_path / "dense", "--expert", 7).code in (None, 0)
+    outcome = quantkit(
+        "build", tmp_path / "dense", "-q", "gguf-all", "-o", tmp_path / "q", "--json"
+    )
+    assert outcome.code in (None, 0), outcome
+    artifacts = json.loads(outcome.out)["artifacts"]
+    assert len(artifacts) >= 6
+    assert all(entry["smoke"]["ok"] for entry in artifacts.values())
+
+
+def test_import_needs_no_torch(tmp_path: Path) -> None:
+    raw = raw_release(MISTRAL, tmp_path / "raw", "pth-split")
+    program = (
+        "import sys; from tests.cli.command import quantkit; "
+        f"o = quantkit('import', {str(raw)!r}, '-o', {str(tmp_path / 'hf')!r}); "
+        "assert o.code in (None, 0), o; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
+
+
+def test_experts_come_from_the_hub_by_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import close_session, constants
+
+    with serve(HubServer(MIXTRAL)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        name = "someone/Model"
+        outcome = quantkit("densify", name, "-o", tmp_path / "hub", "--expert", 1)
+        close_session()
+    assert outcome.code in (None, 0), outcome
+    assert quantkit("densify", MIXTRAL, "-o", tmp_path / "local", "--expert", 1).code in (None, 0)
+    found, expected = (tmp_path / n / "model.safetensors" for n in ("hub", "local"))
+    assert found.read_bytes() == expected.read_bytes()
+    assert name in (tmp_path / "hub" / "README.md").read_text()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--expert N"),
+        (["--expert", 1, "--merge", "linear"], "--expert N"),
+        (["--expert", 8], "from 0 to 7"),
+        (["--expert", 1, "--weights", "1,1"], "--weights goes with"),
+        (["--merge", "linear", "--weights", "1,x"], "numbers with commas"),
+        (["--merge", "linear", "--weights", "1,1"], "2 weights for 8 experts"),
+    ],
+)
+def test_bad_requests(arguments: list[object], reason: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert reason in refusal(quantkit("densify", MIXTRAL, "-o", out, *arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    linear = ["-o", out, "--merge", "linear"]
+    assert "dense already" in refusal(quantkit("densify", MISTRAL, *linear))
+    assert "does not exist" in refusal(quantkit("densify", "./nowhere", *linear))
+    assert "has no params.json" in refusal(quantkit("import", MIXTRAL, "-o", out))
+    assert not list(tmp_path.iterdir())
