@@ -61,13 +61,19 @@ def open_repo(repo_id: str, revision: str | None = None) -> RemoteRepo:
         )
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
     unknown = [name for name, size in sizes.items() if size is None]
-    if info.sha is None or unknown:
+    # A commit becomes part of file names.
+    if unknown or not re.fullmatch("[0-9a-f]{40}", info.sha or ""):
         raise CheckpointError(
             f"The server's description of {repo_id} lacks its commit or the sizes of its files; "
             "check that HF_ENDPOINT points to a Hub."
         )
-    hashes = {f.rfilename: f.lfs.sha256 for f in info.siblings or () if f.lfs is not None}
-    return RemoteRepo(repo_id, info.sha, {n: s for n, s in sizes.items() if s is not None}, hashes)
+    hashes = {
+        file.rfilename: file.lfs.sha256
+        for file in info.siblings or ()
+        if file.lfs is not None and re.fullmatch("[0-9a-f]{64}", file.lfs.sha256)
+    }
+    known = {name: size for name, size in sizes.items() if size is not None}
+    return RemoteRepo(repo_id, str(info.sha), known, hashes)
 
 
 def download(repo: RemoteRepo, name: str) -> Path:

@@ -150,6 +150,7 @@ def test_folders_for_transformers_are_the_same_too(hub: Start, model: Path, tmp_
     assert any(name.endswith("LICENSE") for name in files["hub"])
 
 
+@pytest.mark.native  # for its time
 def test_memory_for_reading_ahead_is_part_of_the_limit(
     hub: Start, model: Path, local: dict[str, str], tmp_path: Path
 ) -> None:
@@ -465,7 +466,7 @@ def test_a_refusal_is_one_sentence(
     assert ("Retry-After" in str(settings)) <= (7.0 in no_waiting)
 
 
-@pytest.mark.parametrize(("status", "headers"), [(500, {}), (503, {}), (429, {"Retry-After": "9"})])
+@pytest.mark.parametrize(("status", "headers"), [(503, {}), (429, {"Retry-After": "9"})])
 def test_trouble_that_passes_is_waited_for(
     hub: Start,
     model: Path,
@@ -549,6 +550,13 @@ def test_names_that_lead_elsewhere_do_nothing(
     assert not list(tmp_path.rglob("*evil*"))
 
 
+def test_a_commit_that_is_a_path_does_nothing(hub: Start, model: Path, tmp_path: Path) -> None:
+    hub(model, commit="../../../../escaped")
+    text = refused_build(tmp_path / "out", "--keep-source", tmp_path / "kept")
+    assert "lacks its commit" in text
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
+
+
 def test_what_is_a_folder_stays_local(
     hub: Start, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,6 +573,7 @@ def test_what_is_a_folder_stays_local(
     assert "out" in [p.name for p in tmp_path.iterdir()]
 
 
+@pytest.mark.native  # for its time
 def test_the_cache_of_the_hub_is_used(
     hub: Start, model: Path, local: dict[str, str], tmp_path: Path
 ) -> None:

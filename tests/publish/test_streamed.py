@@ -167,6 +167,7 @@ def _folders(out: Path) -> list[str]:
     return [path.name for path in out.iterdir() if path.is_dir()]
 
 
+@pytest.mark.native  # for its time: the others go the same way
 def test_a_hub_that_fails_loses_nothing(
     hub: Hub, local: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_hub_that_fails_loses_nothing(
     assert hub.weights() == local
 
 
+@pytest.mark.native  # for its time: the others go the same way
 def test_a_run_that_dies_just_before_the_end(
     hub: Hub, local: dict[str, str], tmp_path: Path
 ) -> None:
