@@ -8,12 +8,10 @@ check, and renamed.
 
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Any
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 import quantkit
 from quantkit.build import manifest
+from quantkit.build.encode import Encoder
 from quantkit.build.journal import Journal, partial_paths, remove_stale
 from quantkit.build.output import (
     Layout,
@@ -42,7 +41,7 @@ from quantkit.build.shipping import (
     send_whole,
 )
 from quantkit.build.source import Reading, WeightReader, identify_source, stamps_of
-from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units, interleave_heads
+from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units
 from quantkit.build.work import Work
 from quantkit.core.errors import (
     Interrupted,
@@ -51,20 +50,13 @@ from quantkit.core.errors import (
     SourceChangedError,
     WeightsError,
 )
-from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.core.units import format_size
-from quantkit.encodings.encoding import Encoding
-from quantkit.encodings.slab import Slab
-from quantkit.encodings.widen import first_nonfinite, largest_magnitude
 from quantkit.formats.folder import FolderLayout
 
 # Per unit in flight: the source bytes, two float32 copies of them (rows, and tiles for our own
 # kernels), and the largest encoding (F32).
 UNIT_MEMORY = UNIT_ELEMENTS * 4 * 4
 _COMMIT_SECONDS = 5.0
-# Scales have 16 bits, so no block format holds more than 3e8. Near 1e15 some of ggml's kernels sum
-# squares beyond float32, and then write zeros or abort the process.
-_LARGEST_WEIGHT = 1e9
 _SIDE_FILES = 2**20  # bytes of disk that the journal and the manifest may need
 _REPORT_SECONDS = 0.1
 
@@ -201,6 +193,7 @@ class _Run:
         self._threads = max(1, min(jobs, slots))
         self._slots = BoundedSemaphore(max(1, min(slots, self._threads + 1)))
         self._artifacts = [PartialArtifact(out, layout) for layout in layouts]
+        self._encoder = Encoder(work, self._artifacts)
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
         self._units = cut_units(targets, work.checkpoint.tensors)
         self._stamps = stamps_of(work.checkpoint)
@@ -381,82 +374,9 @@ class _Run:
 
     def _encode_and_free(self, index: int, unit: Unit, raw: NDArray[np.uint8]) -> None:
         try:
-            self._unrecorded.append((index, self._encode(unit, raw)))
+            self._unrecorded.append((index, self._encoder.encode(unit, raw)))
         finally:
             self._slots.release()
-
-    def _encode(self, unit: Unit, raw: NDArray[np.uint8]) -> list[list[int]]:
-        """Encode one unit for every artifact and write it; per artifact, a CRC-32 per piece."""
-        target = self._artifacts[0].layout.plan.tensors[unit.target].target
-        slab, peak = self._slab(unit, raw)
-        wanted: dict[Encoding, list[int]] = defaultdict(list)
-        crcs: list[list[int]] = [[] for _ in self._artifacts]
-        for number, artifact in enumerate(self._artifacts):
-            if isinstance(artifact.layout, FolderLayout):
-                crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
-            else:
-                wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
-        columns = None
-        if self._work.imatrix is not None and any(kind.is_block for kind in wanted):
-            columns = self._work.imatrix.columns_of(target)
-        importance = None if columns is None else columns[unit.matrix]
-        for kind, numbers in wanted.items():
-            if kind.is_block and peak > _LARGEST_WEIGHT:
-                raise self._too_large(unit, kind)
-            try:
-                data = self._work.kernel.encode(slab, kind, importance).reshape(-1).data
-            except OverflowError:
-                raise self._too_large(unit, kind) from None
-            for number in numbers:
-                artifact = self._artifacts[number]
-                places = artifact.layout.places(unit.target, unit.row, unit.rows)
-                crcs[number] = artifact.write(places, [data])
-        return crcs
-
-    def _encode_matrix(
-        self, artifact: PartialArtifact, layout: FolderLayout, unit: Unit, raw: NDArray[np.uint8]
-    ) -> list[int]:
-        """Encode one unit for an artifact in a folder, rows in the checkpoint's order."""
-        if unit.source is None:
-            return []
-        try:
-            pieces = layout.encode(unit.target, unit.matrix, raw, unit.source.dtype)
-        except OverflowError:
-            raise self._too_large(unit, layout.plan.tensors[unit.target].encoding) from None
-        places = layout.places(unit.target, unit.row, unit.rows)
-        return artifact.write(places, [piece.data for piece in pieces])
-
-    def _slab(self, unit: Unit, raw: NDArray[np.uint8]) -> tuple[Slab, float]:
-        """The unit's weights, finite and in the target's row order; their largest magnitude."""
-        target = self._artifacts[0].layout.plan.tensors[unit.target].target
-        if unit.source is None:
-            values = np.array(target.values, np.float32)
-            return Slab(values.view(np.uint8), "F32", target.columns), float(abs(values).max())
-        dtype = unit.source.dtype
-        peak = largest_magnitude(raw, dtype)
-        if not isfinite(peak):
-            row, column = divmod(first_nonfinite(raw, dtype), target.columns)
-            raise WeightsError(
-                f"{self._name(unit)} has a NaN or infinite weight (row {unit.row + row} of "
-                f"{target.name}, column {column}); no quant of it can be right. Download the "
-                "file again or ask the model's author."
-            )
-        if target.rope_heads:
-            head_dim = target.shape[0] // target.rope_heads
-            is_bias = len(target.shape) == 1
-            row_bytes = FLOAT_BYTES[dtype] if is_bias else unit.source.row_bytes
-            raw = interleave_heads(raw, head_dim, row_bytes)
-        return Slab(raw, dtype, target.columns), peak
-
-    def _too_large(self, unit: Unit, kind: Encoding) -> WeightsError:
-        return WeightsError(
-            f"{self._name(unit)} has weights that are too large for {kind.name}; choose f32 or "
-            "bf16."
-        )
-
-    def _name(self, unit: Unit) -> str:
-        assert unit.source is not None  # noqa: S101 - computed values are finite and small
-        return f"{unit.source.name} in {unit.source.file}"
 
     def _commit(self, reader: WeightReader) -> None:
         """Sync what was written, then journal it."""

@@ -8,14 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from quantkit.build.output import PARTIAL, sync_folder
-from quantkit.checkpoint.folder import INDEX, Checkpoint
+from quantkit.checkpoint.folder import INDEX, LICENSES, Checkpoint
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import NoSpaceError, OutputError
 from quantkit.core.units import format_size
 
 _BESIDE = ("config.json", "generation_config.json", INDEX, "README.md")
-_LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 
 class Kept:
@@ -39,7 +38,7 @@ class Kept:
 
         """
         source = self._checkpoint.path
-        names = [source / name for name in (*_BESIDE, *_LICENCES)]
+        names = [source / name for name in (*_BESIDE, *LICENSES)]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for file in (*names, *tokenizer_files(source)):

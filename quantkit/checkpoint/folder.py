@@ -14,6 +14,7 @@ from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_hea
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
 
+LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INDEX = "model.safetensors.index.json"
 
 # What the common quantizers leave beside or instead of a weight.

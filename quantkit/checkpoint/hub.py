@@ -8,9 +8,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from quantkit.checkpoint.folder import INDEX, Checkpoint, open_checkpoint, read_checkpoint
+from quantkit.checkpoint.folder import (
+    INDEX,
+    LICENSES,
+    Checkpoint,
+    open_checkpoint,
+    read_checkpoint,
+)
 from quantkit.checkpoint.remote import RemoteRepo, download, explained, open_repo, read_range
 from quantkit.checkpoint.safetensors import LENGTH_BYTES, header_length, parse_header, read_header
+from quantkit.checkpoint.tokenizer.source import TOKENIZER_FILES
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
 
@@ -19,24 +26,14 @@ _CONNECTIONS = 8
 # Mixtral-8x22B's shards have headers of 3.9 KB; a longer one takes a second request.
 _FIRST_RANGE = 4 * 1024
 
-# Everything but the weights that a build reads or carries over. tokenizer.json too: the special
-# tokens are read from it even where tokenizer.model has the vocabulary.
+# Everything but the weights that a build reads or carries over.
 _SMALL_FILES = (
     "config.json",
     "generation_config.json",
     INDEX,
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
+    *TOKENIZER_FILES,
     "README.md",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
+    *LICENSES,
 )
 _TEMPLATES = "additional_chat_templates/"
 

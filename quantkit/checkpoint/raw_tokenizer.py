@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.folder import LICENSES
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 from quantkit.checkpoint.tokenizer.source import tokenizer_files
 from quantkit.core.errors import TokenizerError
@@ -13,14 +14,7 @@ from quantkit.core.errors import TokenizerError
 _MODEL = "tokenizer.model"
 _NUMBERED = re.compile(r"tokenizer\.model\.v(\d+)")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-_SIDE_FILES = (
-    "generation_config.json",
-    "README.md",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-)
+_SIDE_FILES = ("generation_config.json", "README.md", *LICENSES)
 
 
 def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:

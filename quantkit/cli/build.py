@@ -1,27 +1,26 @@
 """``quantkit build``: a checkpoint into quants."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.calibrate import (
-    ChunksOption,
-    ContextOption,
-    Device,
-    DeviceOption,
-    TextOption,
-    open_model,
-    remarks_on,
-    run,
+from quantkit.cli.calibrate import ChunksOption, ContextOption, Device, DeviceOption, TextOption
+from quantkit.cli.calibrated import (
+    GptqWish,
+    Text,
+    build_gptq_quants,
+    make_imatrix,
+    plan_gptq_quants,
 )
+from quantkit.cli.checks import check_artifact
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.cli.plans import show_plan
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
@@ -29,16 +28,7 @@ from quantkit.core.units import format_count, format_size, parse_size
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
     from quantkit.build.work import Work
-    from quantkit.calibrate.calibrate import Step
-    from quantkit.checkpoint.folder import Checkpoint
     from quantkit.formats.folder import FolderLayout
-    from quantkit.formats.gptq.plan import GptqOptions
-    from quantkit.plan.quants import Quant
-
-
-# What an artifact that is no GGUF is exported to for its smoke test.
-SMOKE_QUANT = "q8_0"
-
 
 _AUTO = Path("auto")
 
@@ -185,6 +175,7 @@ def build(
     most_bytes = parse_size(shard_size) if shard_size else None
     source = open_source(checkpoint)
     kept = keep_in(keep_source, source)
+    over = Text(text or (), chunks, context, device)
     if imatrix == _AUTO:
         if dry_run:
             raise PlanError(
@@ -192,21 +183,27 @@ def build(
                 "and give it with --imatrix."
             )
         source = fetch(source, kept, "--imatrix auto")
-        imatrix = _make_imatrix(source, name, out, text or (), chunks, context, device)
-    artifacts = []
+        imatrix = make_imatrix(source, name, out, over)
+    threads = jobs or usable_cores()
+    artifacts: list[Artifact] = []
+    gptq_layouts: list[FolderLayout] = []
     if gptq := [chosen for chosen in quants if chosen.format == "gptq"]:
-        if dry_run:
-            raise PlanError("--dry-run does not plan GPTQ quants; leave them out.")
-        options = GptqOptions(group_size, desc_act, symmetric, damp)
-        wish = _GptqWish(gptq, options, scale_search, text or (), chunks, context, device)
-        source = fetch(source, kept, "GPTQ")
-        artifacts = _build_gptq(
-            source, wish, name, out, most_bytes, jobs or usable_cores(), memory, smoke
-        )
         quants = tuple(chosen for chosen in quants if chosen.format != "gptq")
-        if not quants:
-            _finish(artifacts, artifacts[0].path.parent, as_json, publication)
-            return
+        options = GptqOptions(group_size, desc_act, symmetric, damp)
+        wish = GptqWish(gptq, options, scale_search, most_bytes)
+        if dry_run:
+            title, gptq_layouts = plan_gptq_quants(source, wish, name)
+            if not quants:
+                show_plan(title, gptq_layouts, as_json)
+                return
+        else:
+            source = fetch(source, kept, "GPTQ")
+            artifacts = build_gptq_quants(
+                source, wish, over, name, out, threads=threads, memory=memory, smoke=smoke
+            )
+            if not quants:
+                _finish(artifacts, artifacts[0].path.parent, as_json, publication)
+                return
     work = prepare(
         source,
         quants,
@@ -220,9 +217,8 @@ def build(
         kept=kept,
     )
     if dry_run:
-        _show_plan(work, as_json)
+        show_plan(work.base_name, (*work.layouts, *gptq_layouts), as_json)
         return
-    threads = jobs or usable_cores()
     is_gguf = all(layout.plan.quant.format == "gguf" for layout in work.layouts)
     folder = out or Path(f"{work.base_name}-GGUF" if is_gguf else f"{work.base_name}-quants")
     if artifacts:
@@ -274,7 +270,7 @@ def run_build(
         meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)
 
     def check(path: Path) -> "Check":
-        return _smoke_export(path, threads, memory) if path.is_dir() else _smoke(path, threads)
+        return check_artifact(path, threads, memory)
 
     try:
         artifacts = engine.build(
@@ -308,214 +304,6 @@ def _finish(
         )
     if publication is not None:
         publication.end(folder)
-
-
-def _make_imatrix(
-    source: "Path | Checkpoint",
-    name: str | None,
-    out: Path | None,
-    text: Sequence[Path],
-    chunks: int,
-    context: int,
-    device: Device,
-) -> Path:
-    """The importance matrix in the output folder, made now unless the same is there already."""
-    from quantkit.core.packages import require
-
-    require("torch", "PyTorch", "calibrate", "--imatrix auto")
-    from quantkit.calibrate.calibrate import Settings, is_made_from
-    from quantkit.calibrate.text import make_corpus
-    from quantkit.formats.gguf.metadata import describe_checkpoint
-
-    checkpoint, model = open_model(source)
-    corpus = make_corpus(checkpoint, text, chunks, context)
-    settings = Settings(device.value)
-    out = out or Path(f"{describe_checkpoint(checkpoint, model, name).base_name}-GGUF")
-    path = out / "imatrix.gguf"
-    if not is_made_from(path, checkpoint, corpus, settings):
-        run(checkpoint, model, corpus, path, settings, remarks_on(corpus, chunks))
-    return path
-
-
-@dataclass(frozen=True, slots=True)
-class _GptqWish:
-    quants: "Sequence[Quant]"
-    options: "GptqOptions"
-    search: bool
-    text: Sequence[Path]
-    chunks: int
-    context: int
-    device: Device
-
-
-def _build_gptq(
-    source: "Path | Checkpoint",
-    wish: _GptqWish,
-    name: str | None,
-    out: Path | None,
-    shard_size: int | None,
-    threads: int,
-    memory: int,
-    smoke: bool,
-) -> "list[Artifact]":
-    """Build GPTQ quants, one after the other: each is calibrated on what it made of itself."""
-    from quantkit.core.packages import require
-
-    require("torch", "PyTorch", "gptq", "GPTQ")
-    from quantkit.calibrate.calibrate import Settings
-    from quantkit.calibrate.gptq import build_gptq, plan_gptq
-    from quantkit.calibrate.text import make_corpus
-    from quantkit.formats.gguf.metadata import describe_checkpoint
-
-    checkpoint, model = open_model(source)
-    corpus = make_corpus(checkpoint, wish.text, wish.chunks, wish.context)
-    base_name = describe_checkpoint(checkpoint, model, name).base_name
-    builds = [
-        plan_gptq(
-            checkpoint,
-            model,
-            corpus,
-            quant,
-            wish.options,
-            Settings(wish.device.value),
-            base_name=base_name,
-            search=wish.search,
-            shard_size=shard_size,
-        )
-        for quant in wish.quants
-    ]
-    out = out or Path(f"{base_name}-quants")
-    remarks = remarks_on(corpus, wish.chunks)
-    meter = open_meter(layers=True)
-
-    def check(path: Path) -> "Check":
-        return _smoke_export(path, threads, memory)
-
-    artifacts = []
-    try:
-        for build in builds:
-
-            def report(step: "Step", title: str = build.layout.name) -> None:
-                while remarks:
-                    note(remarks.pop(0))
-                meter.show(
-                    title, step.layers, step.n_layers, f"{step.tokens_per_second:,.0f} tokens/s"
-                )
-
-            artifacts.append(build_gptq(build, out, check=check if smoke else None, report=report))
-    finally:
-        meter.close()
-    return artifacts
-
-
-def _smoke(path: Path, threads: int) -> "Check":
-    from quantkit.build.engine import Check
-    from quantkit.verify.smoke import smoke
-
-    result = smoke(path, threads=threads)
-    return Check(result.ok, result.verdict, asdict(result))
-
-
-def _smoke_export(folder: Path, threads: int, memory: int) -> "Check":
-    """Smoke-test an artifact in a folder through a temporary GGUF of its dequantized weights."""
-    from quantkit.build import engine
-    from quantkit.build.output import remove
-    from quantkit.build.work import prepare_export
-    from quantkit.plan.quants import find_quants
-
-    temporary = folder.with_name(f"{folder.name}-smoke")
-    remove(temporary)
-    try:
-        work = prepare_export(folder, find_quants([SMOKE_QUANT]))
-        (exported,) = engine.build(work, temporary, jobs=threads, max_memory=memory)
-        return _smoke(exported.path, threads)
-    finally:
-        remove(temporary)
-
-
-def _show_plan(work: "Work", as_json: bool) -> None:
-    from quantkit.formats.folder import FolderLayout
-
-    if as_json:
-        plans = [
-            _folder_json(x) if isinstance(x, FolderLayout) else _plan_json(x) for x in work.layouts
-        ]
-        emit_json({"name": work.base_name, "artifacts": plans})
-        return
-    table = Table(title=f"Plan of {escape(work.base_name)}", title_justify="left")
-    table.add_column("tensor", no_wrap=True)
-    table.add_column("shape", justify="right", no_wrap=True)
-    for layout in work.layouts:
-        table.add_column(layout.plan.quant.name, justify="right", no_wrap=True)
-    for row in zip(*(layout.plan.tensors for layout in work.layouts), strict=True):
-        target = row[0].target
-        cells = (f"{tensor.encoding.name} {tensor.n_bytes:,}" for tensor in row)
-        table.add_row(target.name, " x ".join(map(str, target.shape)), *cells)
-    console.print(table)
-    files = Table(title="Files", title_justify="left")
-    for heading in ("file", "bytes", "size", "bits per weight"):
-        files.add_column(heading, justify="left" if heading == "file" else "right")
-    for layout in work.layouts:
-        for file in layout.files:
-            bits = f"{layout.plan.bits_per_weight:.2f}"
-            files.add_row(escape(file.name), f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
-    console.print(files)
-
-
-def _plan_json(layout: Any) -> dict[str, Any]:
-    return {
-        "name": layout.name,
-        "quant": layout.plan.quant.name,
-        "plan_sha256": layout.digest,
-        "bytes": layout.n_bytes,
-        "bits_per_weight": layout.plan.bits_per_weight,
-        "files": [
-            {
-                "name": file.name,
-                "bytes": file.n_bytes,
-                "tensors": [
-                    {
-                        "name": tensor.target.name,
-                        "shape": tensor.target.shape,
-                        "encoding": tensor.encoding.name,
-                        "bytes": tensor.n_bytes,
-                        "offset": offset,
-                    }
-                    for tensor, offset in zip(file.tensors, file.offsets, strict=True)
-                ],
-            }
-            for file in layout.files
-        ],
-    }
-
-
-def _folder_json(layout: "FolderLayout") -> dict[str, Any]:
-    return {
-        "name": layout.name,
-        "quant": layout.plan.quant.name,
-        "plan_sha256": layout.digest,
-        "bytes": layout.n_bytes,
-        "bits_per_weight": layout.plan.bits_per_weight,
-        **layout.record,
-        "files": [
-            {
-                "name": f"{layout.folder}/{file.name}",
-                "bytes": file.n_bytes,
-                "tensors": [
-                    {
-                        "name": tensor.name,
-                        "shape": tensor.shape,
-                        "encoding": tensor.dtype,
-                        "bytes": tensor.n_bytes,
-                        "offset": offset,
-                    }
-                    for tensor, offset in zip(file.tensors, file.offsets, strict=True)
-                ],
-            }
-            for file in layout.files
-            if file is not layout.scratch
-        ],
-    }
 
 
 def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:

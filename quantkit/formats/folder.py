@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.checkpoint.folder import LICENSES
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import CheckpointError
 from quantkit.encodings.encoding import Encoding
@@ -32,7 +33,7 @@ from quantkit.plan.quants import Quant
 
 SHARD_SIZE = 5 * 10**9
 _SCRATCH = ".scratch"
-_SIDE_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+_SIDE_FILES = ("generation_config.json", *LICENSES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,21 @@ def test_build_smoke_and_export(tmp_path: Path) -> None:
     assert json.loads(again.out)["artifacts"] == artifacts
 
 
+def test_a_dry_run_predicts_every_byte(tmp_path: Path) -> None:
+    wish = ("build", TINY / "tiny-mistral", "-q", "gptq-int3", "-o", tmp_path / "out")
+    alone = quantkit(*wish, "--dry-run", "--json")
+    assert not (tmp_path / "out").exists()
+    [plan] = json.loads(alone.out)["artifacts"]
+    both = json.loads(quantkit(*wish, "-q", "q8_0", "--dry-run", "--json").out)["artifacts"]
+    assert {p["quant"] for p in both} == {"gptq-int3", "q8_0"}
+    assert plan in both
+    built = json.loads(quantkit(*wish, *SMALL, "--no-smoke", "--json").out)["artifacts"]
+    [entry] = built.values()
+    assert entry["plan_sha256"] == plan["plan_sha256"]
+    for file in plan["files"]:
+        assert (tmp_path / "out" / file["name"]).stat().st_size == file["bytes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
@@ -41,7 +56,6 @@ def test_build_smoke_and_export(tmp_path: Path) -> None:
         (["--damp", 7], "--damp 7 is no share"),
         (["--text", "absent.txt"], r"absent\.txt cannot be read"),
         (["--text", "short.txt"], r"short\.txt has \d+ tokens.* at least 128"),
-        (["--dry-run"], "--dry-run does not plan GPTQ"),
         (["--shard-size", "1kB"], "--shard-size is smaller than .*at least"),
         (["--context", 1024], "--context 1024 is more than the 512"),
     ],

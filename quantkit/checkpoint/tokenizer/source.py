@@ -9,7 +9,7 @@ from quantkit.checkpoint.folder import read_json
 from quantkit.core.errors import TokenizerError
 
 # Every file that may take part, in the order of the manifest.
-_NAMES = (
+TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -51,7 +51,7 @@ class TokenizerSource:
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """The files of a checkpoint that make its tokenizer and its chat template."""
-    found = [folder / name for name in _NAMES if (folder / name).is_file()]
+    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return (*found, *extra_templates(folder))
 
 

@@ -1,0 +1,112 @@
+"""One unit of a checkpoint encoded for every artifact of a build, and written to its places."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.build.output import PartialArtifact
+from quantkit.build.units import Unit, interleave_heads
+from quantkit.build.work import Work
+from quantkit.core.errors import WeightsError
+from quantkit.core.tensors import FLOAT_BYTES
+from quantkit.encodings.encoding import Encoding
+from quantkit.encodings.slab import Slab
+from quantkit.encodings.widen import first_nonfinite, largest_magnitude
+from quantkit.formats.folder import FolderLayout
+
+# Scales have 16 bits, so no block format holds more than 3e8. Near 1e15 some of ggml's kernels sum
+# squares beyond float32, and then write zeros or abort the process.
+_LARGEST_WEIGHT = 1e9
+
+
+class Encoder:
+    """What threads encode with; it keeps nothing between units."""
+
+    def __init__(self, work: Work, artifacts: Sequence[PartialArtifact]) -> None:
+        self._work = work
+        self._artifacts = artifacts
+
+    def encode(self, unit: Unit, raw: NDArray[np.uint8]) -> list[list[int]]:
+        """Encode one unit for every artifact and write it; per artifact, a CRC-32 per piece.
+
+        Args:
+            unit: what to encode.
+            raw: its bytes as the checkpoint stores them; nothing for computed values.
+
+        Raises:
+            WeightsError: a weight is not finite, or too large for an encoding.
+
+        """
+        target = self._artifacts[0].layout.plan.tensors[unit.target].target
+        slab, peak = self._slab(unit, raw)
+        wanted: dict[Encoding, list[int]] = defaultdict(list)
+        crcs: list[list[int]] = [[] for _ in self._artifacts]
+        for number, artifact in enumerate(self._artifacts):
+            if isinstance(artifact.layout, FolderLayout):
+                crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
+            else:
+                wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
+        columns = None
+        if self._work.imatrix is not None and any(kind.is_block for kind in wanted):
+            columns = self._work.imatrix.columns_of(target)
+        importance = None if columns is None else columns[unit.matrix]
+        for kind, numbers in wanted.items():
+            if kind.is_block and peak > _LARGEST_WEIGHT:
+                raise self._too_large(unit, kind)
+            try:
+                data = self._work.kernel.encode(slab, kind, importance).reshape(-1).data
+            except OverflowError:
+                raise self._too_large(unit, kind) from None
+            for number in numbers:
+                artifact = self._artifacts[number]
+                places = artifact.layout.places(unit.target, unit.row, unit.rows)
+                crcs[number] = artifact.write(places, [data])
+        return crcs
+
+    def _encode_matrix(
+        self, artifact: PartialArtifact, layout: FolderLayout, unit: Unit, raw: NDArray[np.uint8]
+    ) -> list[int]:
+        """Encode one unit for an artifact in a folder, rows in the checkpoint's order."""
+        if unit.source is None:
+            return []
+        try:
+            pieces = layout.encode(unit.target, unit.matrix, raw, unit.source.dtype)
+        except OverflowError:
+            raise self._too_large(unit, layout.plan.tensors[unit.target].encoding) from None
+        places = layout.places(unit.target, unit.row, unit.rows)
+        return artifact.write(places, [piece.data for piece in pieces])
+
+    def _slab(self, unit: Unit, raw: NDArray[np.uint8]) -> tuple[Slab, float]:
+        """The unit's weights, finite and in the target's row order; their largest magnitude."""
+        target = self._artifacts[0].layout.plan.tensors[unit.target].target
+        if unit.source is None:
+            values = np.array(target.values, np.float32)
+            return Slab(values.view(np.uint8), "F32", target.columns), float(abs(values).max())
+        dtype = unit.source.dtype
+        peak = largest_magnitude(raw, dtype)
+        if not isfinite(peak):
+            row, column = divmod(first_nonfinite(raw, dtype), target.columns)
+            raise WeightsError(
+                f"{self._name(unit)} has a NaN or infinite weight (row {unit.row + row} of "
+                f"{target.name}, column {column}); no quant of it can be right. Download the "
+                "file again or ask the model's author."
+            )
+        if target.rope_heads:
+            head_dim = target.shape[0] // target.rope_heads
+            is_bias = len(target.shape) == 1
+            row_bytes = FLOAT_BYTES[dtype] if is_bias else unit.source.row_bytes
+            raw = interleave_heads(raw, head_dim, row_bytes)
+        return Slab(raw, dtype, target.columns), peak
+
+    def _too_large(self, unit: Unit, kind: Encoding) -> WeightsError:
+        return WeightsError(
+            f"{self._name(unit)} has weights that are too large for {kind.name}; choose f32 or "
+            "bf16."
+        )
+
+    def _name(self, unit: Unit) -> str:
+        assert unit.source is not None  # noqa: S101 - computed values are finite and small
+        return f"{unit.source.name} in {unit.source.file}"

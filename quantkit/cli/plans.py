@@ -1,0 +1,87 @@
+"""What ``--dry-run`` shows: every tensor and file of a build, to the byte."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.cli.output import console, emit_json
+from quantkit.core.units import format_size
+
+if TYPE_CHECKING:
+    from quantkit.build.output import Layout
+
+
+def show_plan(name: str, layouts: "Sequence[Layout]", as_json: bool) -> None:
+    """Print the plans of artifacts of one model."""
+    if as_json:
+        emit_json({"name": name, "artifacts": [_numbers(layout) for layout in layouts]})
+        return
+    table = Table(title=f"Plan of {escape(name)}", title_justify="left")
+    table.add_column("tensor", no_wrap=True)
+    table.add_column("shape", justify="right", no_wrap=True)
+    for layout in layouts:
+        table.add_column(layout.plan.quant.name, justify="right", no_wrap=True)
+    for row in zip(*(layout.plan.tensors for layout in layouts), strict=True):
+        target = row[0].target
+        cells = (f"{tensor.encoding.name} {tensor.n_bytes:,}" for tensor in row)
+        table.add_row(target.name, " x ".join(map(str, target.shape)), *cells)
+    console.print(table)
+    files = Table(title="Files", title_justify="left")
+    for heading in ("file", "bytes", "size", "bits per weight"):
+        files.add_column(heading, justify="left" if heading == "file" else "right")
+    for layout in layouts:
+        bits = f"{layout.plan.bits_per_weight:.2f}"
+        for file, path in _files(layout):
+            files.add_row(escape(path), f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
+            bits = ""  # of the artifact, not of each file
+    console.print(files)
+
+
+def _files(layout: Any) -> Iterator[tuple[Any, str]]:
+    """The files of an artifact that stay, and their paths in the output folder."""
+    for file in layout.files:
+        if not (_is_folder(layout) and file is layout.scratch):
+            yield file, f"{layout.folder}/{file.name}" if layout.folder else file.name
+
+
+def _is_folder(layout: Any) -> bool:
+    from quantkit.formats.folder import FolderLayout
+
+    return isinstance(layout, FolderLayout)
+
+
+def _numbers(layout: Any) -> dict[str, Any]:
+    is_folder = _is_folder(layout)
+    tensor_numbers = _stored if is_folder else _planned
+    return {
+        "name": layout.name,
+        "quant": layout.plan.quant.name,
+        "plan_sha256": layout.digest,
+        "bytes": layout.n_bytes,
+        "bits_per_weight": layout.plan.bits_per_weight,
+        **(layout.record if is_folder else {}),
+        "files": [
+            {
+                "name": path,
+                "bytes": file.n_bytes,
+                "tensors": [
+                    {**tensor_numbers(tensor), "bytes": tensor.n_bytes, "offset": offset}
+                    for tensor, offset in zip(file.tensors, file.offsets, strict=True)
+                ],
+            }
+            for file, path in _files(layout)
+        ],
+    }
+
+
+def _planned(tensor: Any) -> dict[str, Any]:
+    """A tensor of a GGUF."""
+    target = tensor.target
+    return {"name": target.name, "shape": target.shape, "encoding": tensor.encoding.name}
+
+
+def _stored(tensor: Any) -> dict[str, Any]:
+    """A tensor of a safetensors file."""
+    return {"name": tensor.name, "shape": tensor.shape, "encoding": tensor.dtype}
