@@ -1,7 +1,8 @@
 """Run a model in llama.cpp on the CPU and tell what it took: ``python -m tests.fit.resident``.
 
 It loads, reads a batch and generates a token, and prints its peak resident memory: that of this
-process image alone, which the kernel keeps as VmHWM.
+process image alone, which the kernel keeps as VmHWM. It imports all of llama-cpp-python, as those
+do who run models with it.
 """
 
 import ctypes
@@ -10,11 +11,11 @@ import re
 import sys
 from pathlib import Path
 
-from quantkit.verify.bindings import library
+import llama_cpp.llama_cpp as llama
 
 
 def main(file: str, n_ctx: int, kv_type: int, n_tokens: int) -> None:
-    llama = library()
+    llama.llama_backend_init()
     lines: list[str] = []
     keep = llama.llama_log_callback(lambda _level, text, _data: lines.append(text.decode()))
     llama.llama_log_set(keep, None)
