@@ -1,7 +1,7 @@
 """What ``quantkit build`` makes by running a text through the checkpoint first."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,14 +62,20 @@ def make_imatrix(
 def plan_gptq_quants(
     source: "Path | Checkpoint", wish: GptqWish, name: str | None
 ) -> "tuple[str, list[FolderLayout]]":
-    """The model's name, and the layouts of GPTQ quants, for a dry run: nothing is calibrated."""
+    """The model's name, and the layouts of GPTQ quants, for a dry run: nothing is calibrated.
+
+    They have no hash: it takes in the text, which is not read here.
+    """
     from quantkit.formats.gguf.metadata import describe_checkpoint
     from quantkit.formats.gptq.plan import lay_out_gptq
 
     checkpoint, model = open_model(source)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     layouts = [
-        lay_out_gptq(checkpoint, model, quant, wish.options, base_name, wish.shard_size)
+        replace(
+            lay_out_gptq(checkpoint, model, quant, wish.options, base_name, wish.shard_size),
+            digest="",
+        )
         for quant in wish.quants
     ]
     return base_name, layouts

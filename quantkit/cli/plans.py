@@ -58,7 +58,7 @@ def _numbers(layout: Any) -> dict[str, Any]:
     return {
         "name": layout.name,
         "quant": layout.plan.quant.name,
-        "plan_sha256": layout.digest,
+        **({"plan_sha256": layout.digest} if layout.digest else {}),
         "bytes": layout.n_bytes,
         "bits_per_weight": layout.plan.bits_per_weight,
         **(layout.record if is_folder else {}),
