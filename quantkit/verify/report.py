@@ -311,7 +311,8 @@ def _quality_table(comparison: Comparison) -> str:
         if m is None:
             cells += [("", "")] * (len(headings) - 5)
         else:
-            small = [m.kld, m.kld_pm, *m.kld_percentiles, m.kld_max]
+            # What rounding leaves of 0 may be below it.
+            small = [max(x, 0.0) for x in (m.kld, m.kld_pm, *m.kld_percentiles, m.kld_max)]
             cells += [(f"{v:.3f}", v) for v in (m.ppl, m.ppl_pm)]
             cells.append((f"{m.ppl_ratio:.5f}", m.ppl_ratio))
             cells += [(f"{v:.6f}", v) for v in small]
