@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -113,19 +112,15 @@ def compare(checkpoint: Path, folder: Path, store: HubStore, options: argparse.N
     """Whether every published shard is what a local build makes."""
     measure(quantkit(options, checkpoint, "-o", folder / "local"))
     made = {
-        path.relative_to(folder / "local").as_posix(): _sha256(path.read_bytes)
+        path.relative_to(folder / "local").as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in (folder / "local").rglob("*.gguf")
     }
     there = store.repos[REPO]
     return made == {
-        name: _sha256(lambda data=data: data)  # type: ignore[misc]  # bound at once, not later
+        name: hashlib.sha256(data).hexdigest()
         for name, data in there.items()
         if name.endswith(".gguf")
     }
-
-
-def _sha256(read: Callable[[], bytes]) -> str:
-    return hashlib.sha256(read()).hexdigest()
 
 
 if __name__ == "__main__":

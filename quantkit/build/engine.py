@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
@@ -327,8 +327,8 @@ class _Run:
         with (
             ThreadPoolExecutor(self._threads, "encode") as pool,
             ThreadPoolExecutor(1, "commit") as commit_pool,
-            self._work.open_weights(reading) as reader,
-            self._departures or nullcontext(),
+            closing(self._work.open_weights(reading)) as reader,
+            closing(self._departures) if self._departures else nullcontext(),
         ):
             committer = commit_pool.submit(self._commit, reader)
             try:

@@ -3,12 +3,10 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,15 +54,8 @@ class HubReader:
         self._ahead: ReadAhead | None = None
         self.sha256: dict[Path, str] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop asking, and close the files."""
         self._stack.close()
 
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
@@ -77,7 +68,8 @@ class HubReader:
             yield unit, np.empty(0, np.uint8)
         files = [self._plan(path, by_file.get(path, ())) for path in self._reading.files]
         ranges = [part for file in files for part in self._ranges(file)]
-        self._ahead = self._stack.enter_context(ReadAhead(self._repo, ranges, self._reading.ahead))
+        ahead = ReadAhead(self._repo, ranges, self._reading.ahead)
+        self._ahead = self._stack.enter_context(closing(ahead))
         for file in files:
             yield from self._read_whole(file) if file.whole else self._read_rest(file)
 
@@ -136,7 +128,7 @@ class HubReader:
         with ExitStack() as stack:
             keep = None
             if self._kept is not None and not self._kept.path(file.path.name).is_file():
-                keep = stack.enter_context(self._kept.open(file.path.name))
+                keep = stack.enter_context(closing(self._kept.open(file.path.name)))
             stream = _Stream(file, self._ahead, keep)
             stack.callback(stream.close)
             for unit in file.units:

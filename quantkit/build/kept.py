@@ -4,8 +4,6 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from quantkit.build.output import PARTIAL, sync_folder
 from quantkit.checkpoint.folder import INDEX, LICENSES, Checkpoint
@@ -112,15 +110,8 @@ class KeptFile:
         self._known = repo.hashes.get(name)
         self._file = self._partial.open("ab", buffering=0)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close it as it is."""
         self._file.close()
 
     def write(self, data: memoryview) -> None:

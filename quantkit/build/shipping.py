@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from quantkit.build import manifest
 from quantkit.build.journal import Journal
@@ -92,15 +91,8 @@ class Departures:
         available = self.on_disk + free
         self._limit = available if self._limit is None else min(self._limit, available)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Wait for the shard that is being sent, and send no more."""
         self._pool.shutdown(cancel_futures=True)
 
     def due(self, index: int) -> list[tuple[int, int]]:

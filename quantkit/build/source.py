@@ -6,8 +6,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,16 +114,8 @@ class WeightReader(Protocol):
 
     sha256: dict[Path, str]
 
-    def __enter__(self) -> Self:
-        """Open."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
+    def close(self) -> None:
+        """Let go of what is open."""
 
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         """Each unit with its bytes, in the order that ``cut_units`` gives.
@@ -145,15 +136,8 @@ class SourceReader:
         self._open: int | None = None
         self.sha256: dict[Path, str] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of what is open."""
         if self._open is not None:
             os.close(self._open)
             self._open = None
@@ -213,16 +197,8 @@ class RowsReader:
         self._read_rows = read_rows
         self.sha256: dict[Path, str] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
+    def close(self) -> None:
+        """Nothing stays open."""
 
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         """Each unit with its bytes."""

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,10 @@ def token_losses(
     n_bytes = int(np.prod(shape)) * 4
     spills = _KEPT_ARRAYS * n_bytes > settings.max_memory
     n_layers = model.hparams.num_hidden_layers
+
+    def tell(layer: int, part: float) -> None:
+        report(layer + part, n_layers)
+
     with tempfile.TemporaryDirectory(prefix="quantkit-") as temporary:
         folder = Path(temporary)
         if spills:
@@ -74,7 +79,7 @@ def token_losses(
                 layer,
                 states,
                 Bystander(),
-                lambda part, at=layer: report(at + part, n_layers),  # type: ignore[misc]
+                partial(tell, layer),
             )
             if spills:
                 states.turn_over()

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,18 +46,11 @@ class ReadAhead:
         self._waiting: deque[Future[bytearray]] = deque()
         self._current = memoryview(b"")
         self._stopped = Event()
-
-    def __enter__(self) -> Self:
         for _ in range(CONNECTIONS):
             self._ask()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop asking."""
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
 

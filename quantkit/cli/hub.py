@@ -1,5 +1,6 @@
 """Checkpoints from the Hub on the command line: opening them, keeping them, whether it can work."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def fetch(source: "Path | Checkpoint", kept: "Kept | None", purpose: str) -> "Pa
     total = sum(source.repo.sizes[file.name] for file in source.files)
     meter = open_meter()
     try:
-        with HubReader(source.repo, reading, kept) as reader:
+        with closing(HubReader(source.repo, reading, kept)) as reader:
             for done in reader.fetch():
                 meter.show("Fetching", done, total)
     finally:

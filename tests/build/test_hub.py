@@ -529,7 +529,7 @@ def test_memory_that_is_not_there_stops_it_too(hub: Start, model: Path, tmp_path
     assert all(last <= 4096 for r in bytes_asked_for(server).values() for _, last in r)
 
 
-@pytest.mark.parametrize("name", ["../escaped.safetensors", "/root/escaped.safetensors", "a/b"])
+@pytest.mark.parametrize("name", ["../escaped.safetensors", "/escaped.safetensors", "a/b"])
 def test_names_that_lead_elsewhere_do_nothing(
     hub: Start, model: Path, tmp_path: Path, name: str
 ) -> None:
