@@ -5,14 +5,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build.kept import Kept, KeptFile
-from quantkit.build.source import Reading, read_exactly
+from quantkit.build.source import Reading, group_by_file, read_exactly
 from quantkit.build.units import Unit
 from quantkit.checkpoint.ahead import Range, ReadAhead
 from quantkit.checkpoint.remote import RemoteRepo
@@ -60,10 +59,7 @@ class HubReader:
 
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         """Each unit with its bytes. ``units`` must be in the order ``cut_units`` gives."""
-        by_file = {
-            file: tuple(group)
-            for file, group in groupby(units, lambda unit: unit.source and unit.source.file)
-        }
+        by_file = group_by_file(units)
         for unit in by_file.pop(None, ()):
             yield unit, np.empty(0, np.uint8)
         files = [self._plan(path, by_file.get(path, ())) for path in self._reading.files]

@@ -94,6 +94,14 @@ def identify_source(
     ]
 
 
+def group_by_file(units: Iterable[Unit]) -> dict[Path | None, tuple[Unit, ...]]:
+    """Units in the order of ``cut_units`` by the file that they lie in; None: computed values."""
+    return {
+        file: tuple(group)
+        for file, group in groupby(units, lambda unit: unit.source and unit.source.file)
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What a build tells its reader.
@@ -144,14 +152,11 @@ class SourceReader:
 
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         """Each unit with its bytes. ``units`` must be in the order ``cut_units`` gives."""
-        by_file = {
-            file: list(group)
-            for file, group in groupby(units, lambda unit: unit.source and unit.source.file)
-        }
-        for unit in by_file.pop(None, []):
+        by_file = group_by_file(units)
+        for unit in by_file.pop(None, ()):
             yield unit, np.empty(0, np.uint8)
         for file in self._files:
-            yield from self._read_file(file, by_file.get(file, []))
+            yield from self._read_file(file, by_file.get(file, ()))
 
     def _read_file(
         self, path: Path, units: Iterable[Unit]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.checkpoint.card import read_front_matter
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
 from quantkit.formats.gguf.reader import read_header
 from quantkit.publish.layout import Artifact
@@ -147,7 +148,7 @@ def _check_weights(
 
 def _of_files(folder: Path) -> Source:
     """What the small files of a checkpoint say."""
-    source = _of_card(_front_matter(folder / "README.md"))
+    source = _of_card(read_front_matter(folder / "README.md"))
     template, tokens = _template(folder)
     return replace(
         source,
@@ -195,19 +196,6 @@ def _of_artifact(artifact: Artifact) -> Source:
         chat_template=template if isinstance(template, str) and template else None,
         special_tokens=tuple(special.items()),
     )
-
-
-def _front_matter(card: Path) -> dict[str, Any]:
-    import yaml
-    from huggingface_hub import metadata_load
-
-    if not card.is_file() or card.stat().st_size > _MOST_BYTES:
-        return {}
-    try:
-        found = metadata_load(card)
-    except (yaml.YAMLError, ValueError, RecursionError, OSError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _template(folder: Path) -> tuple[str | None, tuple[tuple[str, str], ...]]:

@@ -1,7 +1,6 @@
 """Whether a folder or a repository holds what was built: sizes, sha256, manifest, signature."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any, Literal
 
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import read_manifest
+from quantkit.checkpoint.hub import parse_hub_id
 from quantkit.core.errors import PublishError, VerificationError
 from quantkit.publish.hashes import Expected, Report, find_faults
 from quantkit.publish.layout import SIGNATURE, SUMS, check_path, read_sums
 
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@(.+))?")
 _WEIGHTS = (".gguf", ".safetensors")
 
 SignatureState = Literal["none", "not checked", "good"]
@@ -70,13 +69,13 @@ def verify(
     folder = Path(place)
     if folder.is_dir():
         return _verify_folder(folder, key, report)
-    match = _HUB_ID.fullmatch(place)
-    if match is None or folder.exists():
+    hub_id = parse_hub_id(place)
+    if hub_id is None or folder.exists():
         raise PublishError(
             f"{place} is neither a folder nor a repository; give the folder of a build or of a "
             "download, or namespace/name."
         )
-    return _verify_repo(place, match[1], match[2], key)
+    return _verify_repo(place, *hub_id, key)
 
 
 def _verify_folder(folder: Path, key: Path | None, report: Report) -> Verification:
