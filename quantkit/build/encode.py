@@ -1,7 +1,8 @@
 """One unit of a checkpoint encoded for every artifact of a build, and written to its places."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from math import isfinite
 
 import numpy as np
@@ -22,12 +23,37 @@ from quantkit.formats.folder import FolderLayout
 _LARGEST_WEIGHT = 1e9
 
 
+@contextmanager
+def sessions(artifacts: Iterable[PartialArtifact]) -> Iterator[None]:
+    """What formats want to be set up while their matrices are encoded and completed."""
+    with ExitStack() as stack:
+        for artifact in artifacts:
+            if isinstance(artifact.layout, FolderLayout):
+                stack.enter_context(artifact.layout.session())
+        yield
+
+
 class Encoder:
     """What threads encode with; it keeps nothing between units."""
 
     def __init__(self, work: Work, artifacts: Sequence[PartialArtifact]) -> None:
         self._work = work
         self._artifacts = artifacts
+
+    def prepare(self, units: Iterable[Unit], compiling: Callable[[str], None]) -> None:
+        """Compile what the kernel needs; ``compiling`` is told what takes a while."""
+        imatrix = self._work.imatrix
+        wanted = {
+            (tensor.encoding, imatrix is not None and imatrix.columns_of(tensor.target) is not None)
+            for artifact in self._artifacts
+            if not isinstance(artifact.layout, FolderLayout)
+            for tensor in artifact.layout.plan.tensors
+        }
+        self._work.kernel.prepare(
+            sorted(wanted, key=lambda pair: (pair[0].name, pair[1])),
+            {unit.source.dtype for unit in units if unit.source is not None},
+            compiling,
+        )
 
     def encode(self, unit: Unit, raw: NDArray[np.uint8]) -> list[list[int]]:
         """Encode one unit for every artifact and write it; per artifact, a CRC-32 per piece.

@@ -1,6 +1,6 @@
 """One pass over a checkpoint that writes every requested artifact.
 
-The main thread reads units in file order and hashes the source; a pool encodes each unit once per
+The main thread gives units to an executor in file order, which reads them, encodes each once per
 block format and writes it into every artifact that wants it; finished units are synced, then
 journaled. At the end each artifact is read back against what was written, handed to the caller's
 check, and renamed.
@@ -10,18 +10,16 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
+from threading import Lock
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 import quantkit
 from quantkit.build import manifest
-from quantkit.build.encode import Encoder
+from quantkit.build.encode import sessions
+from quantkit.build.executor import Assignment, Crcs, Executor, Threads
 from quantkit.build.journal import Journal, partial_paths, remove_stale
 from quantkit.build.output import (
     Layout,
@@ -31,7 +29,7 @@ from quantkit.build.output import (
     naming_failures,
     remove,
 )
-from quantkit.build.readback import ReadBackError, read_back, written_to
+from quantkit.build.readback import ReadBackError, written_to
 from quantkit.build.shipping import (
     Departures,
     Shipping,
@@ -40,8 +38,8 @@ from quantkit.build.shipping import (
     put_away,
     send_whole,
 )
-from quantkit.build.source import Reading, WeightReader, identify_source, stamps_of
-from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units
+from quantkit.build.source import Reading, identify_source, stamps_of
+from quantkit.build.units import UNIT_ELEMENTS, cut_units
 from quantkit.build.work import Work
 from quantkit.core.errors import (
     Interrupted,
@@ -108,6 +106,7 @@ def build(
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
     shipping: Shipping | None = None,
+    start: Callable[[Assignment], Executor] = Threads,
 ) -> list[Artifact]:
     """Build artifacts into a folder; finished ones are left alone, an interrupted build resumes.
 
@@ -123,6 +122,7 @@ def build(
         report: called from this thread with the progress, in source bytes while encoding.
         shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
             as they are written, which no check sees then; single files after their check.
+        start: makes what encodes the units.
 
     Raises:
         OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small).
@@ -153,7 +153,7 @@ def build(
         else:
             slots = (max_memory - ahead) // UNIT_MEMORY
             run = _Run(work, tuple(to_build), out, jobs, slots, ahead, report, shipping)
-            built = {a.layout.name: a for a in run.execute(check)}
+            built = {a.layout.name: a for a in run.execute(start, check)}
         known = manifest.read_manifest(out)["artifacts"]
         if shipping is not None:
             with naming_failures(out, lambda: 0):
@@ -191,27 +191,33 @@ class _Run:
         self._ahead = ahead
         self._report = report
         self._threads = max(1, min(jobs, slots))
-        self._slots = BoundedSemaphore(max(1, min(slots, self._threads + 1)))
+        self._slots = slots
         self._artifacts = [PartialArtifact(out, layout) for layout in layouts]
-        self._encoder = Encoder(work, self._artifacts)
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
         self._units = cut_units(targets, work.checkpoint.tensors)
+        self._done, self._total = 0, sum(unit.n_bytes for unit in self._units)
         self._stamps = stamps_of(work.checkpoint)
         digests = {a.partial.name: a.layout.digest for a in self._artifacts}
         self._journal = Journal(out, self._identity(), digests)
         self._shipping = shipping
         self._departures: Departures | None = None
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
-        self._unrecorded: list[tuple[int, list[list[int]]]] = []
+        self._unrecorded: list[tuple[int, Crcs]] = []
 
-    def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
+    def execute(
+        self,
+        start: Callable[[Assignment], Executor],
+        check: Callable[[Path], Check] | None,
+    ) -> list[Artifact]:
         try:
             with naming_failures(self._out, self._missing):
                 self._prepare()
-                sources = self._write()
+                with closing(start(self._assignment())) as executor:
+                    sources = self._write(executor)
+                    verified = self._verify_all(executor)
                 results = [
-                    self._finish(artifact, verified.result(), sources, check)
-                    for artifact, verified in zip(self._artifacts, self._verify_all(), strict=True)
+                    self._finish(artifact, digests.result(), sources, check)
+                    for artifact, digests in zip(self._artifacts, verified, strict=True)
                 ]
                 self._journal.remove()
         except (WeightsError, SourceChangedError, ReadBackError):
@@ -238,6 +244,24 @@ class _Run:
             "imatrix": imatrix and imatrix.sha256,
             "unit": UNIT_ELEMENTS,
         }
+
+    def _assignment(self) -> Assignment:
+        done = {self._units[index] for index in self._journal.finished}
+        return Assignment(
+            self._work,
+            self._artifacts,
+            self._units,
+            Reading(self._stamps, done, dict(self._journal.hashed), self._ahead),
+            self._threads,
+            self._slots,
+            keep=lambda index, crcs: self._unrecorded.append((index, crcs)),
+            passed=self._passed,
+            compiling=lambda name: self._report(Progress("compile", 0, 1, name)),
+        )
+
+    def _passed(self, n_bytes: int) -> None:
+        self._done += n_bytes
+        self._report(Progress("encode", self._done, self._total))
 
     def _missing(self) -> int:
         kept = self._work.kept
@@ -276,17 +300,14 @@ class _Run:
             check_space(self._work.kept.folder, self._work.kept.missing)
         self._journal.start()
 
-    def _write(self) -> dict[Path, str]:
+    def _write(self, executor: Executor) -> dict[Path, str]:
         """Fill the partial files; the sha256 of each source file."""
         try:
             for artifact in self._artifacts:
                 artifact.open()
-            self._prepare_kernel()
-            with ExitStack() as stack:
-                for artifact in self._artifacts:
-                    if isinstance(artifact.layout, FolderLayout):
-                        stack.enter_context(artifact.layout.session())
-                sources = self._encode_all()
+            executor.prepare()
+            with sessions(self._artifacts):
+                sources = self._encode_all(executor)
                 for artifact in self._artifacts:
                     artifact.complete()
             for artifact in self._artifacts:
@@ -296,91 +317,51 @@ class _Run:
                 artifact.close()
         return sources
 
-    def _prepare_kernel(self) -> None:
-        imatrix = self._work.imatrix
-        wanted = {
-            (tensor.encoding, imatrix is not None and imatrix.columns_of(tensor.target) is not None)
-            for artifact in self._artifacts
-            if not isinstance(artifact.layout, FolderLayout)
-            for tensor in artifact.layout.plan.tensors
-        }
-        dtypes = {unit.source.dtype for unit in self._units if unit.source is not None}
-        self._work.kernel.prepare(
-            sorted(wanted, key=lambda pair: (pair[0].name, pair[1])),
-            dtypes,
-            lambda name: self._report(Progress("compile", 0, 1, name)),
-        )
-
     def _discard(self) -> None:
         for artifact in self._artifacts:
             remove(artifact.partial)
         self._journal.remove()
 
-    def _encode_all(self) -> dict[Path, str]:
+    def _encode_all(self, executor: Executor) -> dict[Path, str]:
         """Encode every unit that no earlier run finished; the sha256 of each source file."""
-        index_of = {unit: index for index, unit in enumerate(self._units)}
-        total = sum(unit.n_bytes for unit in self._units)
-        done, committed = 0, time.monotonic()
-        futures: set[Future[None]] = set()
-        finished_units = {self._units[index] for index in self._journal.finished}
-        reading = Reading(self._stamps, finished_units, dict(self._journal.hashed), self._ahead)
+        committed = time.monotonic()
         with (
-            ThreadPoolExecutor(self._threads, "encode") as pool,
             ThreadPoolExecutor(1, "commit") as commit_pool,
-            closing(self._work.open_weights(reading)) as reader,
             closing(self._departures) if self._departures else nullcontext(),
         ):
-            committer = commit_pool.submit(self._commit, reader)
+            committer = commit_pool.submit(self._commit, executor)
             try:
-                for unit, raw in reader.read(self._units):
-                    index = index_of[unit]
-                    if index not in self._journal.finished:
-                        if self._departures:
-                            self._departures.make_room(index)
-                        self._slots.acquire()
-                        futures.add(pool.submit(self._encode_and_free, index, unit, raw))
-                    finished = {future for future in futures if future.done()}
-                    futures -= finished
-                    for future in finished:
-                        future.result()
+                for index in range(len(self._units)):
+                    if self._departures and index not in self._journal.finished:
+                        self._departures.make_room(index)
+                    executor.submit(index)
                     if self._departures and (due := self._departures.due(index)):
-                        for future in futures:
-                            future.result()
-                        futures.clear()
+                        executor.drain()
                         committer.result()
-                        self._commit(reader)
+                        self._commit(executor)
                         self._departures.start(due)
                     if time.monotonic() - committed > _COMMIT_SECONDS and committer.done():
                         committer.result()
-                        committer = commit_pool.submit(self._commit, reader)
+                        committer = commit_pool.submit(self._commit, executor)
                         committed = time.monotonic()
-                    done += unit.n_bytes
-                    self._report(Progress("encode", done, total))
-                for future in futures:
-                    future.result()
+                executor.finish()
                 committer.result()
-                self._commit(reader)
+                self._commit(executor)
                 if self._departures:
                     self._departures.finish()
             except KeyboardInterrupt:
-                pool.shutdown(cancel_futures=True)
+                executor.cancel()
                 commit_pool.shutdown()
-                self._commit(reader)
+                self._commit(executor)
                 raise
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                executor.cancel()
                 raise
-            return dict(reader.sha256)
+            return dict(executor.sha256)
 
-    def _encode_and_free(self, index: int, unit: Unit, raw: NDArray[np.uint8]) -> None:
-        try:
-            self._unrecorded.append((index, self._encoder.encode(unit, raw)))
-        finally:
-            self._slots.release()
-
-    def _commit(self, reader: WeightReader) -> None:
+    def _commit(self, executor: Executor) -> None:
         """Sync what was written, then journal it."""
-        hashed = {file.name: digest for file, digest in dict(reader.sha256).items()}
+        hashed = {file.name: digest for file, digest in dict(executor.sha256).items()}
         batch = [self._unrecorded.pop() for _ in range(len(self._unrecorded))]
         if batch:
             for artifact in self._artifacts:
@@ -424,14 +405,14 @@ class _Run:
             path /= layout.files[0].name
         return Artifact(layout, path, entry, verdict, True)
 
-    def _verify_all(self) -> list[Future[list[str]]]:
+    def _verify_all(self, executor: Executor) -> list[Future[list[str]]]:
         """Verify every artifact, several at once; the sha256 of its files, or what is wrong."""
         total = sum(artifact.layout.n_bytes for artifact in self._artifacts)
         counter = _Counter()
         with ThreadPoolExecutor(self._threads, "verify") as pool:
             futures = [
-                pool.submit(self._verify, artifact, number, counter)
-                for number, artifact in enumerate(self._artifacts)
+                pool.submit(self._verify, executor, number, counter)
+                for number in range(len(self._artifacts))
             ]
             waiting = set(futures)
             try:
@@ -443,19 +424,15 @@ class _Run:
                 raise
         return futures
 
-    def _verify(
-        self, artifact: PartialArtifact, number: int, read_back_bytes: "_Counter"
-    ) -> list[str]:
+    def _verify(self, executor: Executor, number: int, read: "_Counter") -> list[str]:
         """Read the files back, compare with what was written, and return their sha256."""
+        artifact = self._artifacts[number]
         sent = self._departures and self._departures.digests(artifact)
         if sent:
             return sent
         written = written_to(artifact, number, self._units, self._journal.finished)
         return [
-            read_back(path, file.header, file.n_bytes, parts, read_back_bytes.add)
-            for path, file, parts in zip(
-                artifact.paths, artifact.layout.files, written, strict=True
-            )
+            executor.read_back(number, file, parts, read.add) for file, parts in enumerate(written)
         ]
 
 

@@ -1,0 +1,165 @@
+"""Where the units of a build are encoded: by threads of this process, unless a cluster is given."""
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.build.encode import Encoder
+from quantkit.build.output import PartialArtifact
+from quantkit.build.readback import Written, read_back
+from quantkit.build.source import Reading
+from quantkit.build.units import Unit
+from quantkit.build.work import Work
+
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+# What a unit gave: per artifact, a CRC-32 of each piece.
+Crcs = list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What an executor has to do, and whom to tell.
+
+    ``keep`` is told what each unit gave, once its bytes are written; ``passed`` the source bytes
+    that are done with, from the thread that submits; ``compiling`` what takes a while before the
+    first unit. At most ``slots`` units are held in memory here, and ``threads`` encode.
+    """
+
+    work: Work
+    artifacts: Sequence[PartialArtifact]
+    units: Sequence[Unit]
+    reading: Reading
+    threads: int
+    slots: int
+    keep: Callable[[int, Crcs], None]
+    passed: Callable[[int], None]
+    compiling: Callable[[str], None]
+
+
+class Executor(Protocol):
+    """Encodes units, and reads files back. A failure with a unit is raised by any later call."""
+
+    @property
+    def sha256(self) -> Mapping[Path, str]:
+        """Of the source files that were read as a whole so far."""
+
+    def prepare(self) -> None:
+        """Get ready; the artifacts' files are there."""
+
+    def submit(self, index: int) -> None:
+        """Begin with a unit as soon as there is room. All are submitted, in order, once.
+
+        Those that an earlier run finished are only passed by.
+        """
+
+    def drain(self) -> None:
+        """Wait until all that was submitted is written."""
+
+    def finish(self) -> None:
+        """After the last unit: wait until all is written, and every source file hashed."""
+
+    def cancel(self) -> None:
+        """Begin with no more; what has begun is written when this returns, if it can be."""
+
+    def read_back(
+        self, artifact: int, file: int, written: Sequence[Written], count: Callable[[int], None]
+    ) -> str:
+        """The sha256 of a finished file that holds what was written; from any thread.
+
+        Raises:
+            ReadBackError, OutputError: as `readback.read_back` does.
+
+        """
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class Threads:
+    """Encodes in threads what one reader brings, file by file, from front to back."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        _share_heap()
+        self._assignment = assignment
+        self._encoder = Encoder(assignment.work, assignment.artifacts)
+        self._reader = assignment.work.open_weights(assignment.reading)
+        self._stream = self._reader.read(assignment.units)
+        slots = max(1, min(assignment.slots, assignment.threads + 1))
+        self._slots = BoundedSemaphore(slots)
+        self._pool = ThreadPoolExecutor(assignment.threads, "encode")
+        self._futures: set[Future[None]] = set()
+
+    @property
+    def sha256(self) -> Mapping[Path, str]:
+        """Of the source files that were read as a whole so far."""
+        return self._reader.sha256
+
+    def prepare(self) -> None:
+        """Compile kernels."""
+        self._encoder.prepare(self._assignment.units, self._assignment.compiling)
+
+    def submit(self, index: int) -> None:
+        """Read a unit, and hand it to a thread as soon as one of the slots is free."""
+        unit, raw = next(self._stream)
+        if unit != self._assignment.units[index]:
+            raise AssertionError("The reader leaves the order of the units.")
+        if unit not in self._assignment.reading.done:
+            self._slots.acquire()
+            self._futures.add(self._pool.submit(self._encode, index, unit, raw))
+        finished = {future for future in self._futures if future.done()}
+        self._futures -= finished
+        for future in finished:
+            future.result()
+        self._assignment.passed(unit.n_bytes)
+
+    def drain(self) -> None:
+        """Wait for the threads."""
+        for future in self._futures:
+            future.result()
+        self._futures.clear()
+
+    def finish(self) -> None:
+        """Read to the end of the last file, and wait for the threads."""
+        for _ in self._stream:
+            raise AssertionError("There are units that were not submitted.")
+        self.drain()
+
+    def cancel(self) -> None:
+        """Wait for the units that are being encoded."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def read_back(
+        self, artifact: int, file: int, written: Sequence[Written], count: Callable[[int], None]
+    ) -> str:
+        """Read one file, in the thread that asks."""
+        whole = self._assignment.artifacts[artifact]
+        planned = whole.layout.files[file]
+        return read_back(whole.paths[file], planned.header, planned.n_bytes, written, count)
+
+    def close(self) -> None:
+        """Close the source and end the threads."""
+        self._pool.shutdown(cancel_futures=True)
+        self._reader.close()
+
+    def _encode(self, index: int, unit: Unit, raw: NDArray[np.uint8]) -> None:
+        try:
+            self._assignment.keep(index, self._encoder.encode(unit, raw))
+        finally:
+            self._slots.release()
+
+
+def _share_heap() -> None:
+    """Let threads allocate from one heap: of heaps of their own glibc keeps what others freed.
+
+    Slabs go from thread to thread, so that would be some of them for every thread.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
