@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from quantkit.build.output import PartialArtifact
 from quantkit.build.units import Unit, interleave_heads
-from quantkit.build.work import Work
+from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import WeightsError
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings.encoding import Encoding
+from quantkit.encodings.kernel import Kernel
 from quantkit.encodings.slab import Slab
 from quantkit.encodings.widen import first_nonfinite, largest_magnitude
 from quantkit.formats.folder import FolderLayout
@@ -36,20 +37,23 @@ def sessions(artifacts: Iterable[PartialArtifact]) -> Iterator[None]:
 class Encoder:
     """What threads encode with; it keeps nothing between units."""
 
-    def __init__(self, work: Work, artifacts: Sequence[PartialArtifact]) -> None:
-        self._work = work
+    def __init__(
+        self, kernel: Kernel, imatrix: Imatrix | None, artifacts: Sequence[PartialArtifact]
+    ) -> None:
+        self._kernel = kernel
+        self._imatrix = imatrix
         self._artifacts = artifacts
 
     def prepare(self, units: Iterable[Unit], compiling: Callable[[str], None]) -> None:
         """Compile what the kernel needs; ``compiling`` is told what takes a while."""
-        imatrix = self._work.imatrix
+        imatrix = self._imatrix
         wanted = {
             (tensor.encoding, imatrix is not None and imatrix.columns_of(tensor.target) is not None)
             for artifact in self._artifacts
             if not isinstance(artifact.layout, FolderLayout)
             for tensor in artifact.layout.plan.tensors
         }
-        self._work.kernel.prepare(
+        self._kernel.prepare(
             sorted(wanted, key=lambda pair: (pair[0].name, pair[1])),
             {unit.source.dtype for unit in units if unit.source is not None},
             compiling,
@@ -76,14 +80,14 @@ class Encoder:
             else:
                 wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
         columns = None
-        if self._work.imatrix is not None and any(kind.is_block for kind in wanted):
-            columns = self._work.imatrix.columns_of(target)
+        if self._imatrix is not None and any(kind.is_block for kind in wanted):
+            columns = self._imatrix.columns_of(target)
         importance = None if columns is None else columns[unit.matrix]
         for kind, numbers in wanted.items():
             if kind.is_block and peak > _LARGEST_WEIGHT:
                 raise self._too_large(unit, kind)
             try:
-                data = self._work.kernel.encode(slab, kind, importance).reshape(-1).data
+                data = self._kernel.encode(slab, kind, importance).reshape(-1).data
             except OverflowError:
                 raise self._too_large(unit, kind) from None
             for number in numbers:

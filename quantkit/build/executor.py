@@ -88,8 +88,9 @@ class Threads:
     def __init__(self, assignment: Assignment) -> None:
         _share_heap()
         self._assignment = assignment
-        self._encoder = Encoder(assignment.work, assignment.artifacts)
-        self._reader = assignment.work.open_weights(assignment.reading)
+        work = assignment.work
+        self._encoder = Encoder(work.kernel, work.imatrix, assignment.artifacts)
+        self._reader = work.open_weights(assignment.reading)
         self._stream = self._reader.read(assignment.units)
         slots = max(1, min(assignment.slots, assignment.threads + 1))
         self._slots = BoundedSemaphore(slots)

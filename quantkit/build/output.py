@@ -137,6 +137,11 @@ class PartialArtifact:
             self._fds.append(fd)
             os.ftruncate(fd, file.n_bytes)
 
+    def reopen(self) -> None:
+        """Open the files that another process has opened at their full size."""
+        for path in self.paths:
+            self._fds.append(os.open(path, os.O_RDWR))
+
     def write(self, places: Sequence[Place], pieces: Sequence[memoryview]) -> list[int]:
         """Write bytes at their places; a CRC-32 of each."""
         for place, piece in zip(places, pieces, strict=True):

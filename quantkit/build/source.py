@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build.units import Unit
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.folder import Checkpoint, RowReader
 from quantkit.core.errors import CheckpointError
 
 _GAP_CHUNK = 8 * 2**20
@@ -196,7 +196,7 @@ class RowsReader:
     def __init__(
         self,
         reading: Reading,
-        read_rows: Callable[[str, int, int], NDArray[np.uint8]],
+        read_rows: RowReader,
     ) -> None:
         self._files = reading.files
         self._read_rows = read_rows
@@ -208,16 +208,20 @@ class RowsReader:
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         """Each unit with its bytes."""
         for unit in units:
-            if unit.source is None:
-                yield unit, np.empty(0, np.uint8)
-                continue
-            row = (unit.offset - unit.source.offset) // unit.source.row_bytes
-            yield unit, self._read_rows(unit.source.name, row, unit.rows)
+            yield unit, read_unit(unit, self._read_rows)
         for path, known in self._files.items():
             with path.open("rb") as file:
                 self.sha256[path] = hashlib.file_digest(file, "sha256").hexdigest()
             if stamp(path) != known:
                 raise CheckpointError(f"{path} changed while it was read; run the command again.")
+
+
+def read_unit(unit: Unit, read_rows: RowReader) -> NDArray[np.uint8]:
+    """The bytes of one unit by a function that gives rows; none for computed values."""
+    if unit.source is None:
+        return np.empty(0, np.uint8)
+    row = (unit.offset - unit.source.offset) // unit.source.row_bytes
+    return read_rows(unit.source.name, row, unit.rows)
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

@@ -1,6 +1,6 @@
 """``quantkit build``: a checkpoint into quants."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ from quantkit.cli.calibrated import (
     plan_gptq_quants,
 )
 from quantkit.cli.checks import check_artifact
+from quantkit.cli.cluster import join_cluster
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
 from quantkit.cli.plans import show_plan
@@ -27,6 +28,7 @@ from quantkit.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
+    from quantkit.build.executor import Assignment, Executor
     from quantkit.build.work import Work
     from quantkit.formats.folder import FolderLayout
 
@@ -48,6 +50,7 @@ class SearchName(StrEnum):
 
 
 def build(
+    command: typer.Context,
     checkpoint: Annotated[
         str,
         typer.Argument(
@@ -145,6 +148,16 @@ def build(
         str | None,
         typer.Option("--license", metavar="ID", help="With --publish: if the model says none."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|auto|ray://HOST:PORT", help="Build GGUF and bnb on a Ray cluster."
+        ),
+    ] = None,
+    cluster_jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --cluster: slabs at a time  [default: all processors]"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build quants of a checkpoint, all of them in one pass over its weights.
@@ -176,6 +189,9 @@ def build(
     source = open_source(checkpoint)
     kept = keep_in(keep_source, source)
     over = Text(text or (), chunks, context, device)
+    threads = jobs or usable_cores()
+    address = None if dry_run else cluster
+    start = join_cluster(command, address, cluster_jobs, threads=threads, keep_source=keep_source)
     if imatrix == _AUTO:
         if dry_run:
             raise PlanError(
@@ -184,7 +200,6 @@ def build(
             )
         source = fetch(source, kept, "--imatrix auto")
         imatrix = make_imatrix(source, name, out, over)
-    threads = jobs or usable_cores()
     artifacts: list[Artifact] = []
     gptq_layouts: list[FolderLayout] = []
     if gptq := [chosen for chosen in quants if chosen.format == "gptq"]:
@@ -232,6 +247,7 @@ def build(
         as_json=as_json,
         others=artifacts,
         publication=publication,
+        start=start,
     )
 
 
@@ -245,6 +261,7 @@ def run_build(
     as_json: bool,
     others: "Sequence[Artifact]" = (),
     publication: Publication | None = None,
+    start: "Callable[[Assignment], Executor] | None" = None,
 ) -> None:
     """Build, smoke-test and show the artifacts, with others that were built already.
 
@@ -253,6 +270,7 @@ def run_build(
 
     """
     from quantkit.build import engine
+    from quantkit.build.executor import Threads
 
     origin = get_ready(work, folder, memory, smoke=smoke)
     shipping = publication.begin(work) if publication else None
@@ -281,6 +299,7 @@ def run_build(
             check=check if smoke else None,
             report=report,
             shipping=shipping,
+            start=start or Threads,
         )
     finally:
         meter.close()

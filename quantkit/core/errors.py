@@ -95,6 +95,10 @@ class MissingPackageError(QuantkitError):
     """An optional package that the request needs is not installed."""
 
 
+class ClusterError(QuantkitError):
+    """A cluster cannot be reached or used, or lost the same work again and again."""
+
+
 class PublishError(QuantkitError):
     """A build cannot be published as it is, or not there: the user has something to mend."""
 

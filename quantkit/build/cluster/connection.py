@@ -1,0 +1,133 @@
+"""A Ray cluster: one of this machine's own, one that runs here already, or one at an address."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.core.errors import ClusterError, MissingPackageError
+from quantkit.core.units import format_size
+
+_LOCAL, _RUNNING = "local", "auto"
+_ADDRESS = re.compile(r"ray://[^\s/]+:\d+")
+_OBJECT_STORE = 256 * 2**20  # plans go through it, weights never do
+# Ray itself tries for two minutes to reach what is not there, then ends the process.
+_CONNECT_SECONDS = 20
+_QUIET = {"log_to_driver": False, "logging_level": "CRITICAL"}
+_TRY = f"import ray, sys; ray.init(sys.argv[1], **{_QUIET!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that this process is connected to.
+
+    ``jobs`` is the most slabs at a time, None for as many as it has processors. ``log`` is told
+    what goes wrong on its nodes and is mended.
+    """
+
+    jobs: int | None
+    log: Callable[[str], None]
+
+
+@contextmanager
+def connect(
+    address: str,
+    *,
+    local_jobs: int,
+    jobs: int | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> Iterator[Cluster]:
+    """Connect to a cluster for as long as the context lasts.
+
+    Args:
+        address: ``local`` starts a cluster on this machine, which ends with the context; ``auto``
+            is the one that runs here, or that RAY_ADDRESS names; ``ray://HOST:PORT`` any other.
+        local_jobs: the processors of a local one.
+        jobs: the most slabs at a time.
+        log: told what goes wrong and is mended.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+        ClusterError: there is no such cluster.
+
+    """
+    if address not in (_LOCAL, _RUNNING) and not _ADDRESS.fullmatch(address):
+        raise ClusterError(
+            f"--cluster {address} is none of local, auto and ray://HOST:PORT (10001 is Ray's usual "
+            "port for that)."
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask the network
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise MissingPackageError(
+            "--cluster needs Ray; install it with: pip install 'quantkit[ray]'"
+        ) from None
+    options: dict[str, Any] = dict(_QUIET)
+    if address == _LOCAL:
+        options |= {
+            "num_cpus": jobs or local_jobs,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE,
+        }
+    else:
+        _try(address)
+    try:
+        ray.init(address, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise _unreachable(address, str(error)) from error
+    try:
+        yield Cluster(jobs, log)
+    finally:
+        ray.shutdown()
+
+
+def _try(address: str) -> None:
+    """Connect in another process, which can be stopped."""
+    command = [sys.executable, "-W", "ignore", "-c", _TRY, address]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_CONNECT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _unreachable(address, f"no answer in {_CONNECT_SECONDS} s") from None
+    if done.returncode != 0:
+        raise _unreachable(address, done.stderr)
+
+
+def _unreachable(address: str, said: str) -> ClusterError:
+    reason = (said.strip().splitlines() or [""])[-1].strip().rstrip(".")[:200]
+    where = "runs here" if address == _RUNNING else f"can be used at {address}"
+    return ClusterError(
+        f"No Ray cluster {where} ({reason}); check it with `ray status`, start one with `ray start "
+        "--head`, or use --cluster local."
+    )
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster as Ray describes them."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def require_room(memory: int) -> int:
+    """The processors of the cluster's nodes that have so many bytes for a task.
+
+    Raises:
+        ClusterError: there are none.
+
+    """
+    nodes = [node["Resources"] for node in live_nodes()]
+    fit = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("memory", 0) >= memory]
+    if not fit:
+        raise ClusterError(
+            f"No node of the cluster has a processor and {format_size(memory)} of memory for a "
+            "slab; start one with more (`ray start --num-cpus --memory`)."
+        )
+    return int(sum(node["CPU"] for node in fit))
