@@ -42,6 +42,7 @@ from quantkit.build.source import Reading, identify_source, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, cut_units
 from quantkit.build.work import Work
 from quantkit.core.errors import (
+    ClusterError,
     Interrupted,
     OutputError,
     PlaceLostError,
@@ -230,6 +231,10 @@ class _Run:
                 self._journal.remove()
         except (WeightsError, SourceChangedError, ReadBackError):
             self._discard()  # a later run cannot go on from here
+            raise
+        except ClusterError:
+            if not self._journal.finished:
+                self._discard()  # it was refused before it began
             raise
         except KeyboardInterrupt:
             raise Interrupted(
