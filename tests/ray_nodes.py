@@ -55,6 +55,7 @@ class RayNodes:
                 node = subprocess.Popen(
                     [*wrap, sys.executable, ray, "start", *where, *common],
                     env=self.environment | {"RAY_ADDRESS": ""},
+                    cwd=self._folder,  # nobody starts nodes where a build runs
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -435,17 +436,17 @@ class _Run:
 
     def _verify_all(self, executor: Executor) -> list[Callable[[], list[str]]]:
         """Verify every artifact; for each, what gives the sha256 of its files, or what is wrong."""
-        written: list[list[list[Written]]] = []
         sent = [self._departures and self._departures.digests(a) for a in self._artifacts]
-        for number, artifact in enumerate(self._artifacts):
-            finished = self._journal.finished
-            parts = [] if sent[number] else written_to(artifact, number, self._units, finished)
-            written.append(parts)
+        written: list[list[list[Written]]] = [
+            written_to(artifact, number, self._units, self._journal.finished) if not known else []
+            for number, (artifact, known) in enumerate(zip(self._artifacts, sent, strict=True))
+        ]
         total = sum(artifact.layout.n_bytes for artifact in self._artifacts)
-        found = verify(
+        files = verify(
             executor, written, lambda done: self._report(Progress("verify", done, total))
         )
-        return [
-            lambda known=known, files=files: known or [file.result() for file in files]
-            for known, files in zip(sent, found, strict=True)
-        ]
+
+        def digests(number: int) -> list[str]:
+            return sent[number] or [file.result() for file in files[number]]
+
+        return [partial(digests, number) for number in range(len(files))]

@@ -187,6 +187,8 @@ def build(
     overrides = [parse_override(pattern) for pattern in tensor_type or ()]
     most_bytes = parse_size(shard_size) if shard_size else None
     source = open_source(checkpoint)
+    if cluster and isinstance(source, Path):
+        source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)
     over = Text(text or (), chunks, context, device)
     threads = jobs or usable_cores()

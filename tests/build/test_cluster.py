@@ -130,7 +130,8 @@ def test_a_cluster_builds_the_same_bytes(nodes: RayNodes, by_threads: Path, tmp_
 
 
 def test_a_cluster_at_an_address(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
-    built = run(nodes, command(TINY, tmp_path, "q4_k_m"), "--cluster", nodes.client_address)
+    relative = Path(os.path.relpath(TINY, ROOT))
+    built = run(nodes, command(relative, tmp_path, "q4_k_m"), "--cluster", nodes.client_address)
     assert built.returncode == 0, built.stderr
     assert artifacts_in(tmp_path).items() <= artifacts_in(by_threads).items()
 

@@ -127,7 +127,8 @@ def _anywhere(function: Callable[..., Any], processors: int) -> Any:
     import ray
 
     memory = TASK_MEMORY if processors else 0
-    return ray.remote(max_retries=0, num_cpus=processors, memory=memory)(function)
+    wants = {"num_cpus": processors, "memory": memory, "scheduling_strategy": "SPREAD"}
+    return ray.remote(max_retries=0, **wants)(function)
 
 
 def _failed(error: BaseException) -> ClusterError:

@@ -81,7 +81,8 @@ def connect(
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _unreachable(address, str(error)) from error
     try:
-        yield Cluster(jobs, log)
+        # A cluster of our own has just as many processors as may work.
+        yield Cluster(None if address == _LOCAL else jobs, log)
     finally:
         ray.shutdown()
 
@@ -103,6 +104,6 @@ def _unreachable(address: str, said: str) -> ClusterError:
     reason = (said.strip().splitlines() or [""])[-1].strip().rstrip(".")[:200]
     where = "runs here" if address == _RUNNING else f"can be used at {address}"
     return ClusterError(
-        f"No Ray cluster {where} ({reason}); check it with `ray status`, start one with `ray start "
-        "--head`, or use --cluster local."
+        f"No Ray cluster {where} ({reason}); check it with `ray status`, set RAY_AUTH_MODE=token if "
+        "it asks for one, start one with `ray start --head`, or use --cluster local."
     )
