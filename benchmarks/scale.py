@@ -174,11 +174,12 @@ def measure_costs(
     checkpoint: Path, quants: Sequence[str], folder: Path, jobs: int, options: argparse.Namespace
 ) -> Costs:
     console.print(f"Measuring what units and tasks cost with {jobs} cores at work")
+    with_f32 = tuple(dict.fromkeys([*quants, "f32"]))  # which norms and routers are in any quant
     return Costs(
-        measure_unit_costs(checkpoint, quants, folder, options.units, jobs),
+        measure_unit_costs(checkpoint, with_f32, folder, options.units, jobs),
         measure_task_costs(checkpoint, folder),
         *(
-            measure_start(build_command(name, jobs, QUANTS), folder)
+            measure_start(build_command(name, jobs, quants), folder)
             for name in ("threads", "cluster")
         ),
     )
@@ -233,7 +234,7 @@ def project(folder: Path, options: argparse.Namespace) -> int:
         costs = read_costs(json.loads(options.costs.read_text())["costs"])
     else:
         checkpoint = make_checkpoint(folder / "checkpoint", options)
-        costs = measure_costs(checkpoint, [*quants, "f32"], folder, usable_cores(), options)
+        costs = measure_costs(checkpoint, quants, folder, usable_cores(), options)
     start = costs.start_cluster + planning
     link = options.link * 1e9 / 8
     cluster = Cluster(
