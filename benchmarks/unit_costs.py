@@ -175,7 +175,7 @@ def _keep_busy(ready: Barrier) -> None:
     kernel.encode(Slab(raw, "BF16", _SUPERBLOCK), kind, None)
     ready.wait(_READY_SECONDS)
     while True:
-        hashlib.sha256(raw).digest()
+        hashlib.sha256(raw.data).digest()
         kernel.encode(Slab(raw, "BF16", _SUPERBLOCK), kind, None)
 
 
@@ -208,7 +208,7 @@ def _take_units(work: Work, folder: Path, count: int) -> list[dict[str, float]]:
             with clocks.time("read"):
                 raw = read_unit(unit, read_rows)
             with clocks.time("sha256"):
-                hashlib.sha256(raw).digest()
+                hashlib.sha256(raw.data).digest()
             inside = sum(clocks.seconds.values())
             start = time.perf_counter()
             encoder.encode(unit, raw)
