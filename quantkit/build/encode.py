@@ -1,7 +1,7 @@
 """One unit of a checkpoint encoded for every artifact of a build, and written to its places."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import isfinite
 
@@ -59,12 +59,15 @@ class Encoder:
             compiling,
         )
 
-    def encode(self, unit: Unit, raw: NDArray[np.uint8]) -> list[list[int]]:
+    def encode(
+        self, unit: Unit, raw: NDArray[np.uint8], numbers: Container[int] | None = None
+    ) -> list[list[int]]:
         """Encode one unit for every artifact and write it; per artifact, a CRC-32 per piece.
 
         Args:
             unit: what to encode.
             raw: its bytes as the checkpoint stores them; nothing for computed values.
+            numbers: of the artifacts to encode it for, None for all.
 
         Raises:
             WeightsError: a weight is not finite, or too large for an encoding.
@@ -75,6 +78,8 @@ class Encoder:
         wanted: dict[Encoding, list[int]] = defaultdict(list)
         crcs: list[list[int]] = [[] for _ in self._artifacts]
         for number, artifact in enumerate(self._artifacts):
+            if numbers is not None and number not in numbers:
+                continue
             if isinstance(artifact.layout, FolderLayout):
                 crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
             else:

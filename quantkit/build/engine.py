@@ -19,7 +19,7 @@ from typing import Any
 import quantkit
 from quantkit.build import manifest
 from quantkit.build.encode import sessions
-from quantkit.build.executor import Assignment, Crcs, Executor, Threads
+from quantkit.build.executor import Assignment, Crcs, Executor, ThisProcess, Workers
 from quantkit.build.journal import Journal, partial_paths, remove_stale
 from quantkit.build.output import (
     Layout,
@@ -44,6 +44,7 @@ from quantkit.build.work import Work
 from quantkit.core.errors import (
     Interrupted,
     OutputError,
+    PlaceLostError,
     PlanError,
     SourceChangedError,
     WeightsError,
@@ -57,6 +58,7 @@ UNIT_MEMORY = UNIT_ELEMENTS * 4 * 4
 _COMMIT_SECONDS = 5.0
 _SIDE_FILES = 2**20  # bytes of disk that the journal and the manifest may need
 _REPORT_SECONDS = 0.1
+_THIS_PROCESS = ThisProcess()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def build(
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
     shipping: Shipping | None = None,
-    start: Callable[[Assignment], Executor] = Threads,
+    workers: Workers = _THIS_PROCESS,
 ) -> list[Artifact]:
     """Build artifacts into a folder; finished ones are left alone, an interrupted build resumes.
 
@@ -122,7 +124,7 @@ def build(
         report: called from this thread with the progress, in source bytes while encoding.
         shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
             as they are written, which no check sees then; single files after their check.
-        start: makes what encodes the units.
+        workers: who encodes.
 
     Raises:
         OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small).
@@ -140,20 +142,28 @@ def build(
         )
     with locked(out):
         entries = manifest.read_manifest(out)["artifacts"]
-        to_build = [
-            x
-            for x in work.layouts
-            if not manifest.is_finished(
-                out, work, x, elsewhere=is_sent(entries.get(x.name, {}), shipping)
-            )
-        ]
+        to_build = []
+        for x in work.layouts:
+            entry = entries.get(x.name, {})
+            elsewhere = is_sent(entry, shipping) or workers.hold(out, entry)
+            if not manifest.is_finished(out, work, x, elsewhere=elsewhere):
+                to_build.append(x)
         built = {}
         if not to_build:
             remove_stale(out)
         else:
             slots = (max_memory - ahead) // UNIT_MEMORY
-            run = _Run(work, tuple(to_build), out, jobs, slots, ahead, report, shipping)
-            built = {a.layout.name: a for a in run.execute(start, check)}
+
+            def run() -> list[Artifact]:
+                layouts = tuple(to_build)
+                parts = _Run(work, layouts, out, jobs, slots, ahead, report, shipping, workers)
+                return parts.execute(check)
+
+            try:
+                artifacts = run()
+            except PlaceLostError:
+                artifacts = run()  # only what was there is built again
+            built = {a.layout.name: a for a in artifacts}
         known = manifest.read_manifest(out)["artifacts"]
         if shipping is not None:
             with naming_failures(out, lambda: 0):
@@ -185,6 +195,7 @@ class _Run:
         ahead: int,
         report: Callable[[Progress], None],
         shipping: Shipping | None,
+        workers: Workers,
     ) -> None:
         self._work = work
         self._out = out
@@ -192,7 +203,8 @@ class _Run:
         self._report = report
         self._threads = max(1, min(jobs, slots))
         self._slots = slots
-        self._artifacts = [PartialArtifact(out, layout) for layout in layouts]
+        self._workers = workers
+        self._artifacts = workers.place(out, layouts)
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
         self._units = cut_units(targets, work.checkpoint.tensors)
         self._done, self._total = 0, sum(unit.n_bytes for unit in self._units)
@@ -204,15 +216,11 @@ class _Run:
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
         self._unrecorded: list[tuple[int, Crcs]] = []
 
-    def execute(
-        self,
-        start: Callable[[Assignment], Executor],
-        check: Callable[[Path], Check] | None,
-    ) -> list[Artifact]:
+    def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
         try:
             with naming_failures(self._out, self._missing):
                 self._prepare()
-                with closing(start(self._assignment())) as executor:
+                with closing(self._workers.start(self._assignment())) as executor:
                     sources = self._write(executor)
                     verified = self._verify_all(executor)
                 results = [
@@ -284,8 +292,7 @@ class _Run:
                     "with these settings; move it away or choose another folder with -o."
                 )
         self._journal.resume()
-        if not all(path.exists() for artifact in self._artifacts for path in artifact.paths):
-            self._journal.forget()
+        self._forget_absent()
         ours = {artifact.partial for artifact in self._artifacts}
         for path in ours.union(partial_paths(self._out)):
             if path not in ours or not self._journal.finished:
@@ -299,6 +306,22 @@ class _Run:
         if self._work.kept is not None:
             check_space(self._work.kept.folder, self._work.kept.missing)
         self._journal.start()
+
+    def _forget_absent(self) -> None:
+        """Let go of units of which something was in a file that is not there."""
+        absent = [artifact.absent() for artifact in self._artifacts]
+        if all(
+            len(a.paths) == len(files) for a, files in zip(self._artifacts, absent, strict=True)
+        ):
+            self._journal.forget()
+        if not any(absent):
+            return
+        for index in list(self._journal.finished):
+            unit = self._units[index]
+            for artifact, files in zip(self._artifacts, absent, strict=True):
+                places = artifact.layout.places(unit.target, unit.row, unit.rows)
+                if any(place.file in files for place in places):
+                    self._journal.finished.pop(index, None)
 
     def _write(self, executor: Executor) -> dict[Path, str]:
         """Fill the partial files; the sha256 of each source file."""
@@ -319,7 +342,7 @@ class _Run:
 
     def _discard(self) -> None:
         for artifact in self._artifacts:
-            remove(artifact.partial)
+            artifact.discard()
         self._journal.remove()
 
     def _encode_all(self, executor: Executor) -> dict[Path, str]:
@@ -382,8 +405,9 @@ class _Run:
                 "name": f"{layout.folder}/{file.name}" if layout.folder else file.name,
                 "bytes": file.n_bytes,
                 "sha256": digest,
+                **artifact.where(number),
             }
-            for file, digest in zip(layout.files, digests, strict=True)
+            for number, (file, digest) in enumerate(zip(layout.files, digests, strict=True))
         ]
         entry = manifest.describe_artifact(self._work, layout, files, sources)
         verdict = None
@@ -391,7 +415,7 @@ class _Run:
             entry["published"] = self._shipping.to
             manifest.add_artifact(self._out, layout.name, entry)
             return Artifact(layout, artifact.final, entry, None, fresh=True)
-        if check is not None:
+        if check is not None and artifact.runnable is not None:
             self._report(Progress("check", 0, 1, layout.name))
             verdict = check(artifact.runnable)
             entry["smoke"] = verdict.record

@@ -6,13 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build.encode import Encoder
-from quantkit.build.output import PartialArtifact
+from quantkit.build.output import Layout, PartialArtifact
 from quantkit.build.readback import Written, read_back
 from quantkit.build.source import Reading
 from quantkit.build.units import Unit
@@ -80,6 +80,24 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Let go of everything."""
+
+
+class Workers(Protocol):
+    """Who encodes: this process, or the nodes of a cluster, which may have disks of their own."""
+
+    def place(self, out: Path, layouts: Sequence[Layout]) -> list[PartialArtifact]:
+        """The artifacts of a build, to be written wherever the workers can.
+
+        Raises:
+            OutputError: they cannot.
+
+        """
+
+    def start(self, assignment: Assignment) -> Executor:
+        """What encodes."""
+
+    def hold(self, out: Path, entry: Mapping[str, Any]) -> bool:
+        """Whether a finished artifact, by its entry in the manifest, lies with the workers."""
 
 
 class Threads:
@@ -154,6 +172,22 @@ class Threads:
             self._assignment.keep(index, self._encoder.encode(unit, raw))
         finally:
             self._slots.release()
+
+
+class ThisProcess:
+    """Encodes here, in threads, into the folder that everybody means."""
+
+    def place(self, out: Path, layouts: Sequence[Layout]) -> list[PartialArtifact]:
+        """The artifacts in that folder."""
+        return [PartialArtifact(out, layout) for layout in layouts]
+
+    def start(self, assignment: Assignment) -> Executor:
+        """Threads."""
+        return Threads(assignment)
+
+    def hold(self, _out: Path, _entry: Mapping[str, Any]) -> bool:
+        """What is not in the folder is nowhere."""
+        return False
 
 
 def _share_heap() -> None:

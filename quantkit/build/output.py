@@ -23,6 +23,7 @@ Layout: TypeAlias = GGUFLayout | FolderLayout
 
 PARTIAL = ".partial"
 REJECTED = ".rejected"
+_NOT_HERE = -1  # instead of a file descriptor
 
 
 @contextmanager
@@ -123,9 +124,21 @@ class PartialArtifact:
         there = sum(path.stat().st_blocks * 512 for path in self.paths if path.is_file())
         return max(0, sum(file.n_bytes for file in self.layout.files) - there)
 
+    def where(self, _file: int) -> dict[str, str]:
+        """What the manifest says of where a file is, if it is not here."""
+        return {}
+
+    def absent(self) -> set[int]:
+        """The files that are not there, by number: nothing that was written to them is left."""
+        return {number for number, path in enumerate(self.paths) if not path.exists()}
+
+    def discard(self) -> None:
+        """Delete what there is of it."""
+        remove(self.partial)
+
     @property
-    def runnable(self) -> Path:
-        """What a check is given: a GGUF's first file, or the whole folder."""
+    def runnable(self) -> Path | None:
+        """What a check is given: a GGUF's first file, or a whole folder; None if not here."""
         return self.partial if isinstance(self.layout, FolderLayout) else self.paths[0]
 
     def open(self) -> None:
@@ -137,10 +150,16 @@ class PartialArtifact:
             self._fds.append(fd)
             os.ftruncate(fd, file.n_bytes)
 
-    def reopen(self) -> None:
-        """Open the files that another process has opened at their full size."""
+    def reopen(self, *, all_here: bool = True) -> None:
+        """Open the files that another process has made at their full size.
+
+        Args:
+            all_here: if not, some of them lie on other machines, and nobody writes to them here.
+
+        """
         for path in self.paths:
-            self._fds.append(os.open(path, os.O_RDWR))
+            is_here = all_here or path.exists()
+            self._fds.append(os.open(path, os.O_RDWR) if is_here else _NOT_HERE)
 
     def write(self, places: Sequence[Place], pieces: Sequence[memoryview]) -> list[int]:
         """Write bytes at their places; a CRC-32 of each."""
@@ -151,7 +170,8 @@ class PartialArtifact:
     def sync(self) -> None:
         """Force what was written to the disk."""
         for fd in self._fds:
-            os.fdatasync(fd)
+            if fd != _NOT_HERE:
+                os.fdatasync(fd)
 
     def complete(self) -> None:
         """Write what a folder's format makes of whole matrices, and settle the last sizes.
@@ -188,7 +208,9 @@ class PartialArtifact:
     def close(self) -> None:
         """Close the files."""
         while self._fds:
-            os.close(self._fds.pop())
+            fd = self._fds.pop()
+            if fd != _NOT_HERE:
+                os.close(fd)
 
     def publish(self) -> Path:
         """Rename to the final name, durably; the path of what was renamed."""

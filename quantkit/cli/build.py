@@ -1,6 +1,6 @@
 """``quantkit build``: a checkpoint into quants."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +28,7 @@ from quantkit.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
-    from quantkit.build.executor import Assignment, Executor
+    from quantkit.build.executor import Workers
     from quantkit.build.work import Work
     from quantkit.formats.folder import FolderLayout
 
@@ -190,8 +190,14 @@ def build(
     kept = keep_in(keep_source, source)
     over = Text(text or (), chunks, context, device)
     threads = jobs or usable_cores()
-    address = None if dry_run else cluster
-    start = join_cluster(command, address, cluster_jobs, threads=threads, keep_source=keep_source)
+    workers = join_cluster(
+        command,
+        None if dry_run else cluster,
+        None if dry_run else cluster_jobs,
+        threads=threads,
+        keep_source=keep_source,
+        publishes=publication is not None,
+    )
     if imatrix == _AUTO:
         if dry_run:
             raise PlanError(
@@ -247,7 +253,7 @@ def build(
         as_json=as_json,
         others=artifacts,
         publication=publication,
-        start=start,
+        workers=workers,
     )
 
 
@@ -261,7 +267,7 @@ def run_build(
     as_json: bool,
     others: "Sequence[Artifact]" = (),
     publication: Publication | None = None,
-    start: "Callable[[Assignment], Executor] | None" = None,
+    workers: "Workers | None" = None,
 ) -> None:
     """Build, smoke-test and show the artifacts, with others that were built already.
 
@@ -270,7 +276,7 @@ def run_build(
 
     """
     from quantkit.build import engine
-    from quantkit.build.executor import Threads
+    from quantkit.build.executor import ThisProcess
 
     origin = get_ready(work, folder, memory, smoke=smoke)
     shipping = publication.begin(work) if publication else None
@@ -299,7 +305,7 @@ def run_build(
             check=check if smoke else None,
             report=report,
             shipping=shipping,
-            start=start or Threads,
+            workers=workers or ThisProcess(),
         )
     finally:
         meter.close()

@@ -1,7 +1,5 @@
 """Builds on a cluster from the command line."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,7 @@ from quantkit.cli.output import note
 from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
-    from quantkit.build.executor import Assignment, Executor
+    from quantkit.build.executor import Workers
 
 
 def join_cluster(
@@ -21,8 +19,9 @@ def join_cluster(
     *,
     threads: int,
     keep_source: Path | None,
-) -> "Callable[[Assignment], Executor]":
-    """What encodes: the nodes of a cluster, until the command ends, or threads where none is named.
+    publishes: bool,
+) -> "Workers":
+    """Who encodes: the nodes of a cluster, until the command ends, or this process.
 
     Raises:
         PlanError: options that do not go together.
@@ -30,19 +29,19 @@ def join_cluster(
         ClusterError: there is no such cluster.
 
     """
-    from quantkit.build.executor import Threads
+    from quantkit.build.executor import ThisProcess
 
     if address is None:
         if jobs is not None:
             raise PlanError("--cluster-jobs needs --cluster; threads of this machine are --jobs.")
-        return Threads
+        return ThisProcess()
     if keep_source is not None:
         raise PlanError(
             "--keep-source stores what this machine reads, and with --cluster the nodes read; "
             "leave one of them out."
         )
     from quantkit.build.cluster.connection import connect
-    from quantkit.build.cluster.executor import ClusterExecutor
+    from quantkit.build.cluster.executor import ClusterWorkers
 
     cluster = context.with_resource(connect(address, local_jobs=threads, jobs=jobs, log=note))
-    return partial(ClusterExecutor, cluster)
+    return ClusterWorkers(cluster, needed_here=publishes)

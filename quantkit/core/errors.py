@@ -99,6 +99,10 @@ class ClusterError(QuantkitError):
     """A cluster cannot be reached or used, or lost the same work again and again."""
 
 
+class PlaceLostError(ClusterError):
+    """A disk that files of a build were on is gone with its node; a new run puts them elsewhere."""
+
+
 class PublishError(QuantkitError):
     """A build cannot be published as it is, or not there: the user has something to mend."""
 

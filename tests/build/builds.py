@@ -59,6 +59,7 @@ def small_slabs(elements: int, commit_seconds: float = 0.0) -> ExitStack:
     stack.enter_context(patch("quantkit.build.units.UNIT_ELEMENTS", elements))
     stack.enter_context(patch("quantkit.build.engine.UNIT_ELEMENTS", elements))
     stack.enter_context(patch("quantkit.build.engine._COMMIT_SECONDS", commit_seconds))
+    stack.enter_context(patch("quantkit.build.cluster.executor._SYNC_SECONDS", commit_seconds))
     return stack
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.core.errors import ClusterError, MissingPackageError
-from quantkit.core.units import format_size
 
 _LOCAL, _RUNNING = "local", "auto"
 _ADDRESS = re.compile(r"ray://[^\s/]+:\d+")
@@ -107,27 +106,3 @@ def _unreachable(address: str, said: str) -> ClusterError:
         f"No Ray cluster {where} ({reason}); check it with `ray status`, start one with `ray start "
         "--head`, or use --cluster local."
     )
-
-
-def live_nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster as Ray describes them."""
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
-def require_room(memory: int) -> int:
-    """The processors of the cluster's nodes that have so many bytes for a task.
-
-    Raises:
-        ClusterError: there are none.
-
-    """
-    nodes = [node["Resources"] for node in live_nodes()]
-    fit = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("memory", 0) >= memory]
-    if not fit:
-        raise ClusterError(
-            f"No node of the cluster has a processor and {format_size(memory)} of memory for a "
-            "slab; start one with more (`ray start --num-cpus --memory`)."
-        )
-    return int(sum(node["CPU"] for node in fit))

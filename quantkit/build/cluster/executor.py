@@ -1,36 +1,100 @@
 """The units of a build as tasks of a Ray cluster.
 
-Tasks that a killed process or a lost node takes along are given out again, a few times. Ray's own
-retries are off: they would not say what was done twice.
+Tasks that a killed process or a lost node takes along are given out again, a few times.
 """
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import quantkit
-from quantkit.build.cluster import tasks
-from quantkit.build.cluster.connection import Cluster, live_nodes, require_room
+from quantkit.build.cluster import calls, tasks
+from quantkit.build.cluster.calls import Lost
+from quantkit.build.cluster.connection import Cluster
+from quantkit.build.cluster.scattered import (
+    ScatteredArtifact,
+    find_storages,
+    is_held,
+    is_shared,
+    require_shards,
+)
 from quantkit.build.executor import Assignment, Crcs
-from quantkit.build.output import Layout
+from quantkit.build.output import Layout, PartialArtifact
 from quantkit.build.readback import Written
 from quantkit.build.source import Stamp, stamps_of
-from quantkit.build.units import UNIT_ELEMENTS
 from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.rows import open_rows
-from quantkit.core.errors import ClusterError, OutputError
+from quantkit.core.errors import CheckpointError, ClusterError, OutputError
 from quantkit.formats.folder import FolderLayout
 
-# A process with numba's kernels, and one slab as bytes, twice as float32, and encoded.
-TASK_MEMORY = 300 * 2**20 + UNIT_ELEMENTS * 4 * 4
 _ATTEMPTS = 4
 _AHEAD = 2  # tasks given out per processor, so that none waits for this process
 _RECOUNT_SECONDS = 5.0
+_SYNC_SECONDS = 5.0
 _POLL_SECONDS = 0.5
-_CHECK_SECONDS = 300.0  # for all nodes to say that they are ready; kernels may have to be compiled
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterWorkers:
+    """The nodes of a cluster as those who encode.
+
+    Where they share the output folder, they write into the files there. Where they do not, split
+    artifacts are divided among their disks, unless ``needed_here``.
+    """
+
+    cluster: Cluster
+    needed_here: bool = False
+
+    def place(self, out: Path, layouts: Sequence[Layout]) -> list[PartialArtifact]:
+        """The artifacts, in the folder or on the nodes' disks.
+
+        Raises:
+            OutputError: the nodes do not share the folder, and must.
+
+        """
+        if is_shared(out.absolute()):
+            return [PartialArtifact(out, layout) for layout in layouts]
+        if self.needed_here:
+            raise OutputError(
+                f"Not all nodes of the cluster share {out}, from which --publish sends the files; "
+                "choose a shared folder with -o."
+            )
+        require_shards(layouts, out)
+        storages = find_storages(out.absolute())
+        self.cluster.log(
+            f"The nodes do not share {out}: shards stay on the disks of {len(storages)} of them."
+        )
+        return [ScatteredArtifact(out, layout, storages) for layout in layouts]
+
+    def start(self, assignment: Assignment) -> "ClusterExecutor":
+        """What gives out tasks."""
+        return ClusterExecutor(self.cluster, assignment)
+
+    def hold(self, out: Path, entry: Mapping[str, Any]) -> bool:
+        """Whether the nodes' disks hold the shards of a finished artifact."""
+        return is_held(out, entry)
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A unit that is out: for how many tasks of it we wait, and what came back, by artifact."""
+
+    tasks: int
+    crcs: Crcs
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """One task: a unit for some artifacts, where the disk of the file ``beside`` is, if any."""
+
+    index: int
+    numbers: tuple[int, ...]
+    beside: tuple[ScatteredArtifact, int] | None
+    attempt: int = 1
 
 
 class ClusterExecutor:
@@ -42,37 +106,42 @@ class ClusterExecutor:
         self._ray = ray
         self._cluster = cluster
         self._assignment = assignment
-        work = assignment.work
+        work, artifacts = assignment.work, assignment.artifacts
         checkpoint = with_rows(work.checkpoint)
         # A checkpoint on the Hub is read by range, so nobody has a whole file to hash.
         self._files = {} if checkpoint.repo is not None else dict(assignment.reading.files)
         self._name = uuid.uuid4().hex
-        self._out = assignment.artifacts[0].final.parent.absolute()
+        scattered = any(isinstance(artifact, ScatteredArtifact) for artifact in artifacts)
         job = tasks.Job(
             self._name,
-            self._out,
-            tuple(_without_headers(artifact.layout) for artifact in assignment.artifacts),
+            artifacts[0].final.parent.absolute(),
+            tuple(_without_headers(artifact.layout) for artifact in artifacts),
             tuple(assignment.units),
             open_rows(checkpoint),
             (work.kernel.name, work.kernel.search),
             work.imatrix,
+            scattered,
         )
         self._job = [ray.put(job)]
-        self._processors = require_room(TASK_MEMORY)
+        self._processors = calls.count_processors()
         self._counted = time.monotonic()
-        cluster.log(f"Encoding on a Ray cluster of {self._processors} processors.")
-        self._running: dict[Any, tuple[int, int]] = {}  # task -> unit, attempt
-        self._hashing: dict[Any, tuple[Path, int]] = {}  # task -> file, attempt
+        self._begun: dict[int, _Begun] = {}
+        self._encoding: dict[Any, _Slab] = {}
+        self._hashing: dict[Any, tuple[Path, int]] = {}  # file, attempt
+        # What was written, by node: first not yet, then being forced to its disk.
+        self._written: dict[str, list[tuple[_Slab, Crcs]]] = defaultdict(list)
+        self._syncing: dict[Any, tuple[str, list[tuple[_Slab, Crcs]]]] = {}
+        self._synced = time.monotonic()
         self.sha256: dict[Path, str] = {}
 
     def prepare(self) -> None:
         """See that every node has what tasks need, and let it compile its kernels."""
-        marker = self._out / tasks.MARKER
-        marker.write_text(self._name)
-        try:
-            self._check_nodes()
-        finally:
-            marker.unlink()
+        self._cluster.log(f"Encoding on a Ray cluster of {self._processors} processors.")
+        files = [(path.absolute(), stamp[0]) for path, stamp in self._files.items()]
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in calls.live_nodes()}
+        reports = calls.ask(list(addresses), tasks.report_node, self._name, self._job, files)
+        for node, report in reports:
+            self._check_node(f"Node {addresses[node]} ({report.host})", report)
         hashed = self._assignment.reading.hashed
         for file, stamp in self._files.items():
             if file.name in hashed:
@@ -86,58 +155,58 @@ class ClusterExecutor:
         if unit in self._assignment.reading.done:
             self._assignment.passed(unit.n_bytes)
             return
-        while len(self._running) >= self._most:
+        while len(self._encoding) + len(self._hashing) >= self._most:
             self._collect()
-        self._start(index)
+        self._divide(index)
 
     def drain(self) -> None:
-        """Wait for all tasks that encode."""
-        while self._running:
+        """Wait until all units that are out are written and synced."""
+        while self._begun:
+            if not self._encoding:
+                self._sync()
             self._collect()
 
     def finish(self) -> None:
         """Wait for all tasks, and see that the source is what it was."""
-        while self._running or self._hashing:
+        self.drain()
+        while self._hashing:
             self._collect()
-        if self._files and stamps_of(self._assignment.work.checkpoint) != self._files:
-            path = self._assignment.work.checkpoint.path
-            raise OutputError(f"Weights in {path} changed while they were read; start again.")
+        checkpoint = self._assignment.work.checkpoint
+        if self._files and stamps_of(checkpoint) != self._files:
+            raise CheckpointError(
+                f"The weights of {checkpoint.path} changed while they were read; run the same "
+                "command again."
+            )
 
     def cancel(self) -> None:
-        """Keep what is there, and give up the rest."""
-        ready, _ = (
-            self._ray.wait(list(self._running), num_returns=max(1, len(self._running)), timeout=0)
-            if self._running
-            else ([], [])
-        )
-        for task in [*self._running, *self._hashing]:
-            if task not in ready:
-                self._ray.cancel(task)
-        for task in ready:
-            index, _ = self._running.pop(task)
-            self._assignment.keep(index, self._ray.get(task))
-        self._running.clear()
+        """Take what is there, and give up the rest."""
+        for task in [*self._encoding, *self._hashing]:
+            self._ray.cancel(task)
+        self._encoding.clear()
         self._hashing.clear()
+        self._sync()
+        deadline = time.monotonic() + _SYNC_SECONDS
+        while self._syncing and time.monotonic() < deadline:
+            self._collect()
 
     def read_back(
         self, artifact: int, file: int, written: Sequence[Written], count: Callable[[int], None]
     ) -> str:
-        """Let some node read a file."""
+        """Let a node read a file."""
         whole = self._assignment.artifacts[artifact]
         planned = whole.layout.files[file]
         path = whole.paths[file].absolute()
         for attempt in range(1, _ATTEMPTS + 1):
-            task = self._remote(tasks.read_file_back).remote(
-                path, planned.header, planned.n_bytes, list(written)
-            )
+            node = whole.node_of(file) if isinstance(whole, ScatteredArtifact) else None
+            arguments = (path, planned.header, planned.n_bytes, list(written))
             try:
-                sha256: str = self._result(task)
-            except _Lost as lost:
-                self._lost(f"reading {path.name} back", str(lost), attempt)
-                continue
-            count(planned.n_bytes)
-            return sha256
-        raise AssertionError("The last attempt raises.")
+                sha256: str = calls.result(calls.call(tasks.read_file_back, *arguments, node=node))
+            except Lost as lost:
+                self._say_lost(f"reading {path.name} back", lost, attempt)
+            else:
+                count(planned.n_bytes)
+                return sha256
+        raise AssertionError("The last attempt has raised.")
 
     def close(self) -> None:
         """Let Ray forget the job."""
@@ -145,49 +214,16 @@ class ClusterExecutor:
 
     @property
     def _most(self) -> int:
-        """How many tasks may be given out now; nodes come and go."""
+        """How many tasks may be out now; nodes come and go."""
         if self._cluster.jobs is not None:
             return self._cluster.jobs
         if time.monotonic() - self._counted > _RECOUNT_SECONDS:
-            self._processors = require_room(TASK_MEMORY)
+            self._processors = calls.count_processors()
             self._counted = time.monotonic()
         return _AHEAD * self._processors
 
-    def _remote(self, function: Callable[..., Any], **options: Any) -> Any:
-        wants = {"num_cpus": 1, "memory": TASK_MEMORY, "max_retries": 0, **options}
-        return self._ray.remote(**wants)(function)
-
-    def _check_nodes(self) -> None:
-        """Refuse nodes that would fail, or would encode otherwise."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        files = [(path.absolute(), stamp[0]) for path, stamp in self._files.items()]
-        asked = {}
-        for node in live_nodes():
-            if node["Resources"].get("CPU", 0) >= 1:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                report = self._remote(tasks.report_node, num_cpus=0, scheduling_strategy=there)
-                asked[report.remote(self._name, self._job, files)] = node["NodeManagerAddress"]
-        _, silent = self._ray.wait(list(asked), num_returns=len(asked), timeout=_CHECK_SECONDS)
-        if silent:
-            raise ClusterError(
-                f"Node {asked[silent[0]]} does not answer within {_CHECK_SECONDS:.0f} s; see "
-                "`ray status`, remove the node or mend it."
-            )
-        for task, address in asked.items():
-            try:
-                report = self._result(task)
-            except _Lost as lost:
-                self._cluster.log(f"Node {address} was lost before it began: {lost}.")
-            except ModuleNotFoundError as error:
-                raise ClusterError(
-                    f"Node {address} cannot run quantkit ({error}); install quantkit[ray] "
-                    f"{quantkit.__version__} in the Python that its Ray runs in."
-                ) from error
-            else:
-                self._check_node(f"Node {address} ({report.host})", report)
-
     def _check_node(self, node: str, report: tasks.NodeReport) -> None:
+        """Refuse a node that would fail, or would encode otherwise."""
         versions = (quantkit.__version__, self._assignment.work.kernel.version)
         if report.versions != versions:
             raise ClusterError(
@@ -199,93 +235,109 @@ class ClusterExecutor:
                 f"{node} does not see {report.lacking[0]} as it is here; put the checkpoint in a "
                 "folder that all nodes share, or name it by its Hub id."
             )
-        if not report.sees_output:
-            raise ClusterError(
-                f"{node} does not see {self._out}; choose a folder that all nodes share with -o."
-            )
 
-    def _start(self, index: int, attempt: int = 1) -> None:
-        task = self._remote(tasks.encode).remote(self._name, self._job, index)
-        self._running[task] = index, attempt
+    def _divide(self, index: int) -> None:
+        """Give a unit out: as one task, or as one for each disk that something of it goes to."""
+        unit = self._assignment.units[index]
+        numbers: dict[str, list[int]] = defaultdict(list)
+        beside: dict[str, tuple[ScatteredArtifact, int]] = {}
+        for number, artifact in enumerate(self._assignment.artifacts):
+            storage = ""
+            if isinstance(artifact, ScatteredArtifact):
+                (place,) = artifact.layout.places(unit.target, unit.row, unit.rows)
+                storage = artifact.storage_of[place.file]
+                beside[storage] = artifact, place.file
+            numbers[storage].append(number)
+        self._begun[index] = _Begun(len(numbers), [[] for _ in self._assignment.artifacts])
+        for storage, some in numbers.items():
+            self._encode(_Slab(index, tuple(some), beside.get(storage)))
+
+    def _encode(self, slab: _Slab) -> None:
+        node = None
+        if slab.beside is not None:
+            artifact, file = slab.beside
+            node = artifact.node_of(file)
+        arguments = (self._name, self._job, slab.index, slab.numbers)
+        self._encoding[calls.call(tasks.encode, *arguments, node=node)] = slab
 
     def _hash(self, file: Path, stamp: Stamp, attempt: int = 1) -> None:
-        self._hashing[self._remote(tasks.hash_file).remote(file.absolute(), stamp)] = file, attempt
+        self._hashing[calls.call(tasks.hash_file, file.absolute(), stamp)] = file, attempt
+
+    def _sync(self) -> None:
+        """Let nodes force what they wrote to their disks."""
+        for node in [node for node, written in self._written.items() if written]:
+            task = calls.call(tasks.sync, self._name, self._job, node=node)
+            self._syncing[task] = node, self._written.pop(node)
+        self._synced = time.monotonic()
 
     def _collect(self) -> None:
         """Wait for some task to end, not for long, and take what is there."""
-        waited = [*self._running, *self._hashing]
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
+            self._sync()
+        waited = [*self._encoding, *self._hashing, *self._syncing]
         ready, _ = self._ray.wait(waited, num_returns=1, timeout=_POLL_SECONDS)
-        if ready and len(waited) > 1:
+        if ready:
             ready, _ = self._ray.wait(waited, num_returns=len(waited), timeout=0)
         for task in ready:
-            if task in self._hashing:
+            if task in self._encoding:
+                self._take_slab(task)
+            elif task in self._hashing:
                 self._take_hash(task)
             else:
-                self._take_unit(task)
+                self._take_sync(task)
 
-    def _take_unit(self, task: Any) -> None:
-        index, attempt = self._running.pop(task)
-        unit = self._assignment.units[index]
+    def _take_slab(self, task: Any) -> None:
+        slab = self._encoding.pop(task)
         try:
-            crcs: Crcs = self._result(task)
-        except _Lost as lost:
-            target = self._assignment.artifacts[0].layout.plan.tensors[unit.target].target
-            what = f"slab {index + 1} of {len(self._assignment.units)} ({target.name})"
-            self._lost(what, str(lost), attempt)
-            self._start(index, attempt + 1)
-            return
-        self._assignment.keep(index, crcs)
-        self._assignment.passed(unit.n_bytes)
+            node, crcs = calls.result(task)
+        except Lost as lost:
+            self._encode_again(slab, lost)
+        else:
+            self._written[node].append((slab, crcs))
 
     def _take_hash(self, task: Any) -> None:
         file, attempt = self._hashing.pop(task)
         try:
-            self.sha256[file] = self._result(task)
-        except _Lost as lost:
-            self._lost(f"the sha256 of {file.name}", str(lost), attempt)
+            self.sha256[file] = calls.result(task)
+        except Lost as lost:
+            self._say_lost(f"the sha256 of {file.name}", lost, attempt)
             self._hash(file, self._files[file], attempt + 1)
 
-    def _lost(self, what: str, why: str, attempt: int) -> None:
+    def _take_sync(self, task: Any) -> None:
+        """Keep what is on a node's disk now; encode again what was lost with the node."""
+        node, written = self._syncing.pop(task)
+        try:
+            calls.result(task)
+        except Lost as lost:
+            if any(alive["NodeID"] == node for alive in calls.live_nodes()):
+                self._written[node] += written  # only the process that synced is gone
+                return
+            for slab, _ in written:
+                self._encode_again(slab, lost)
+            return
+        for slab, crcs in written:
+            begun = self._begun[slab.index]
+            begun.tasks -= 1
+            begun.crcs = [new or old for new, old in zip(crcs, begun.crcs, strict=True)]
+            if not begun.tasks:
+                del self._begun[slab.index]
+                self._assignment.keep(slab.index, begun.crcs)
+                self._assignment.passed(self._assignment.units[slab.index].n_bytes)
+
+    def _encode_again(self, slab: _Slab, lost: Lost) -> None:
+        units, layout = self._assignment.units, self._assignment.artifacts[0].layout
+        target = layout.plan.tensors[units[slab.index].target].target
+        self._say_lost(f"slab {slab.index + 1} of {len(units)} ({target.name})", lost, slab.attempt)
+        self._encode(replace(slab, attempt=slab.attempt + 1))
+
+    def _say_lost(self, what: str, lost: Lost, attempt: int) -> None:
         """Say what will be done again, or give up."""
         if attempt == _ATTEMPTS:
             raise ClusterError(
-                f"{what[0].upper()}{what[1:]} was lost {_ATTEMPTS} times, at last because {why}; "
+                f"{what[0].upper()}{what[1:]} was lost {_ATTEMPTS} times, at last because {lost}; "
                 "see to the cluster's nodes and run the same command to resume."
             )
-        self._cluster.log(f"Trying again ({attempt} of {_ATTEMPTS - 1}): {what}; {why}.")
-
-    def _result(self, task: Any) -> Any:
-        """What a task returned; what it raised is raised here.
-
-        Raises:
-            _Lost: its process or node is gone.
-            ClusterError: Ray failed otherwise.
-
-        """
-        from ray import exceptions
-
-        try:
-            return self._ray.get(task)
-        except exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, exceptions.RayError):
-                raise ClusterError(f"Ray failed: {_first_line(cause)}.") from error
-            raise cause from error
-        except exceptions.NodeDiedError as error:
-            raise _Lost(f"its node was lost ({_address(error)})") from error
-        except exceptions.OutOfMemoryError as error:
-            raise _Lost("its process was killed for want of memory") from error
-        except (exceptions.WorkerCrashedError, exceptions.ObjectLostError) as error:
-            raise _Lost("its process was killed") from error
-        except exceptions.RayError as error:
-            raise ClusterError(
-                f"Ray failed: {_first_line(error)}; see `ray status`, then run the same command to "
-                "resume."
-            ) from error
-
-
-class _Lost(Exception):  # noqa: N818 - says what happened, and never leaves this file
-    """A task came to nothing through no fault of its own."""
+        self._cluster.log(f"Trying again ({attempt} of {_ATTEMPTS - 1}): {what}; {lost}.")
 
 
 def _without_headers(layout: Layout) -> Layout:
@@ -293,13 +345,3 @@ def _without_headers(layout: Layout) -> Layout:
     if isinstance(layout, FolderLayout):
         return layout
     return replace(layout, files=tuple(replace(file, header=b"") for file in layout.files))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _address(error: BaseException) -> str:
-    """The node's address, which Ray has only in its sentence."""
-    _, _, rest = str(error).partition("Node IP: ")
-    return rest.partition(",")[0] or "unknown"

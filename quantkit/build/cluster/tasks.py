@@ -1,11 +1,14 @@
 """What runs on the nodes of a cluster.
 
-A task reads the rows of its unit, encodes and writes them, and syncs what it wrote; only sums come
-back. Processes of a node are used again, so each keeps the job that it worked on last.
+A task reads the rows of its unit, encodes and writes them; only sums come back. Now and then one
+syncs what all those of its node wrote. Processes of a node are used again, so each keeps the job
+that it worked on last.
 """
 
 import hashlib
+import os
 import socket
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +17,25 @@ from typing import Any
 import quantkit
 from quantkit.build.encode import Encoder, sessions
 from quantkit.build.executor import Crcs
-from quantkit.build.output import Layout, PartialArtifact
+from quantkit.build.output import Layout, PartialArtifact, check_space, remove, sync_folder
 from quantkit.build.readback import Written, read_back
 from quantkit.build.source import Stamp, read_unit, stamp
 from quantkit.build.units import Unit
 from quantkit.checkpoint.folder import RowReader
 from quantkit.checkpoint.imatrix import Imatrix
-from quantkit.core.errors import CheckpointError
+from quantkit.core.errors import CheckpointError, OutputError
 from quantkit.encodings.kernel import load_kernel
 
-MARKER = ".quantkit-cluster"
+STORAGE = ".quantkit-storage"
+"""A file in an output folder that tells it from those of the same name on other nodes' disks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What every task of a build needs to know; it goes to each process once.
 
-    ``kernel`` is a kernel's name and search. Layouts of GGUFs come without their headers.
+    ``kernel`` is a kernel's name and search. Layouts of GGUFs come without their headers. If it is
+    ``scattered``, nodes have only some of the files.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Job:
     read_rows: RowReader
     kernel: tuple[str, str]
     imatrix: Imatrix | None
+    scattered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,6 @@ class NodeReport:
 
     host: str
     versions: tuple[str, str]
-    sees_output: bool
     lacking: tuple[str, ...]
 
 
@@ -62,7 +67,7 @@ class _Worker:
         self.job = job
         self.artifacts = [PartialArtifact(job.out, layout) for layout in job.layouts]
         for artifact in self.artifacts:
-            artifact.reopen()
+            artifact.reopen(all_here=not job.scattered)
         self.encoder = Encoder(load_kernel(*job.kernel), job.imatrix, self.artifacts)
 
     def close(self) -> None:
@@ -87,24 +92,32 @@ def _work_on(name: str, reference: Sequence[Any]) -> _Worker:
     return _worker
 
 
-def encode(name: str, reference: Sequence[Any], index: int) -> Crcs:
-    """Encode one unit for every artifact; a CRC-32 of each piece. Its bytes are on the disk then.
+def encode(
+    name: str, reference: Sequence[Any], index: int, numbers: Sequence[int]
+) -> tuple[str, Crcs]:
+    """Encode one unit and write it; the node that this was on, and a CRC-32 of each piece.
 
     Args:
         name: of the job.
         reference: the job itself, where Ray keeps it; in a list, so that it is not fetched again.
         index: of the unit.
+        numbers: of the artifacts to encode it for.
 
     """
+    import ray
+
     worker = _work_on(name, reference)
     unit = worker.job.units[index]
     raw = read_unit(unit, worker.job.read_rows)
     with sessions(worker.artifacts):
-        crcs = worker.encoder.encode(unit, raw)
-    for artifact, pieces in zip(worker.artifacts, crcs, strict=True):
-        if pieces:
-            artifact.sync()
-    return crcs
+        crcs = worker.encoder.encode(unit, raw, numbers)
+    return ray.get_runtime_context().get_node_id(), crcs
+
+
+def sync(name: str, reference: Sequence[Any]) -> None:
+    """Force what any process of this node wrote to the disk."""
+    for artifact in _work_on(name, reference).artifacts:
+        artifact.sync()
 
 
 def report_node(
@@ -113,7 +126,7 @@ def report_node(
     """What a node says of itself, once it has compiled the kernels that the job needs.
 
     Args:
-        name: of the job, which the marker in the output folder bears.
+        name: of the job.
         reference: the job.
         files: the source files that the node must have, with their sizes.
 
@@ -121,16 +134,93 @@ def report_node(
     import ray
 
     job: Job = ray.get(reference[0])
-    kernel = load_kernel(*job.kernel)
-    sees_output = (job.out / MARKER).is_file() and (job.out / MARKER).read_text() == name
+    versions = (quantkit.__version__, load_kernel(*job.kernel).version)
     lacking = [
         str(path) for path, size in files if not path.is_file() or path.stat().st_size != size
     ]
-    if sees_output and not lacking:
-        worker = _work_on(name, reference)
-        worker.encoder.prepare(job.units, lambda _name: None)
-    versions = (quantkit.__version__, kernel.version)
-    return NodeReport(socket.gethostname(), versions, sees_output, tuple(lacking))
+    if not lacking:
+        _work_on(name, reference).encoder.prepare(job.units, lambda _name: None)
+    return NodeReport(socket.gethostname(), versions, tuple(lacking))
+
+
+def storage_name(out: Path) -> str | None:
+    """What an output folder is called wherever it can be seen; None if it is nowhere here."""
+    try:
+        return (out / STORAGE).read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def name_storage(out: Path) -> str:
+    """Make an output folder, if it is not there, and give it such a name, if it has none."""
+    out.mkdir(parents=True, exist_ok=True)
+    new = out / f"{STORAGE}.{uuid.uuid4().hex}"
+    new.write_text(new.suffix)
+    try:
+        os.link(new, out / STORAGE)  # as a whole, and only if nobody else was faster
+    except FileExistsError:
+        pass
+    finally:
+        new.unlink()
+    return (out / STORAGE).read_text()
+
+
+def make_files(partial: Path, final: Path, sizes: Sequence[tuple[str, int, bool]]) -> str:
+    """Make the files of an artifact that are to lie here, at full size; the host's name.
+
+    Args:
+        partial: the artifact's folder under its partial name.
+        final: the same under its own.
+        sizes: of the files by name, and whether what they hold is kept.
+
+    Raises:
+        OutputError: the artifact is there already.
+        NoSpaceError: the disk has no room for them.
+
+    """
+    if final.exists():
+        raise OutputError(
+            f"{final} is on {socket.gethostname()} already and was not built from this checkpoint "
+            "with these settings; move it away or choose another folder with -o."
+        )
+    partial.mkdir(parents=True, exist_ok=True)
+    needed = 0
+    for name, n_bytes, keep in sizes:
+        if not keep:
+            remove(partial / name)
+        with (partial / name).open("ab") as file:
+            needed += n_bytes - os.fstat(file.fileno()).st_blocks * 512
+            file.truncate(n_bytes)
+    check_space(partial, needed)
+    return socket.gethostname()
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    """The sizes of the files in a folder by name; nothing where there is no folder."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+
+
+def write_headers(partial: Path, headers: Sequence[tuple[str, bytes]]) -> None:
+    """Write the headers of files, by name."""
+    for name, header in headers:
+        with (partial / name).open("r+b") as file:
+            file.write(header)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def rename(partial: Path, final: Path) -> None:
+    """Give an artifact's folder its name, durably."""
+    if partial.exists():
+        partial.rename(final)
+        sync_folder(final.parent)
+
+
+def discard(path: Path) -> None:
+    """Delete what was written here."""
+    remove(path)
 
 
 def hash_file(path: Path, known: Stamp) -> str:

@@ -1,0 +1,143 @@
+"""Calling functions on the nodes of a cluster, and telling their failures from the cluster's."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import quantkit
+from quantkit.build.units import UNIT_ELEMENTS
+from quantkit.core.errors import ClusterError
+from quantkit.core.units import format_size
+
+# A process with numba's kernels, and one slab as bytes, twice as float32, and encoded.
+TASK_MEMORY = 300 * 2**20 + UNIT_ELEMENTS * 4 * 4
+# How long all nodes may take to answer; some have kernels to compile first.
+_ANSWER_SECONDS = 300.0
+
+
+class Lost(Exception):  # noqa: N818 - what happened; it never leaves this package
+    """A call came to nothing through no fault of its own: its process or its node is gone."""
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """The nodes that have processors, as Ray describes them."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
+def count_processors() -> int:
+    """The processors of the nodes that have memory for a task.
+
+    Raises:
+        ClusterError: there are none.
+
+    """
+    resources = [node["Resources"] for node in live_nodes()]
+    found = int(sum(node["CPU"] for node in resources if node.get("memory", 0) >= TASK_MEMORY))
+    if not found:
+        raise ClusterError(
+            f"No node of the cluster has a processor and {format_size(TASK_MEMORY)} of memory for "
+            "a slab; start one with more (`ray start --num-cpus --memory`)."
+        )
+    return found
+
+
+def call(function: Callable[..., Any], *arguments: Any, node: str | None = None) -> Any:
+    """Begin a call that takes a processor, on any node or on that with an id; the task.
+
+    Ray's own retries are off: they would not say what was done twice.
+    """
+    return _remote(function, 1, node).remote(*arguments)
+
+
+def ask(
+    nodes: Sequence[str], function: Callable[..., Any], *arguments: Any
+) -> Iterator[tuple[str, Any]]:
+    """Call a function that takes next to nothing on several nodes at once; what each returned.
+
+    Nodes that are lost meanwhile are left out.
+
+    Raises:
+        ClusterError: one does not answer.
+
+    """
+    import ray
+
+    asked = {_remote(function, 0, node).remote(*arguments): node for node in nodes}
+    _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    if silent:
+        raise ClusterError(
+            f"Node {asked[silent[0]]} of the cluster does not answer within "
+            f"{_ANSWER_SECONDS:.0f} s; see `ray status`, and mend or remove it."
+        )
+    for task, node in asked.items():
+        with suppress(Lost):
+            yield node, result(task)
+
+
+def result(task: Any) -> Any:
+    """What a call returned; what it raised is raised here.
+
+    Raises:
+        Lost: its process or node is gone.
+        ClusterError: Ray failed otherwise.
+
+    """
+    import ray
+    from ray import exceptions
+
+    try:
+        return ray.get(task)
+    except exceptions.RayTaskError as error:
+        if isinstance(error.cause, ModuleNotFoundError):
+            raise ClusterError(
+                f"A node of the cluster cannot run quantkit ({error.cause}); install quantkit[ray] "
+                f"{quantkit.__version__} in the Python that Ray runs in there."
+            ) from error
+        if isinstance(error.cause, exceptions.RayError):
+            raise _failed(error.cause) from error
+        raise error.cause from error
+    except exceptions.NodeDiedError as error:
+        raise Lost(f"its node was lost ({_address(error)})") from error
+    except exceptions.OutOfMemoryError as error:
+        raise Lost("its process was killed for want of memory") from error
+    except exceptions.TaskUnschedulableError as error:
+        raise Lost("its node was lost") from error
+    except (exceptions.WorkerCrashedError, exceptions.ObjectLostError) as error:
+        raise Lost("its process was killed") from error
+    except exceptions.RayError as error:
+        raise _failed(error) from error
+
+
+def _remote(function: Callable[..., Any], processors: int, node: str | None) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    anywhere = _anywhere(function, processors)
+    if node is None:
+        return anywhere
+    return anywhere.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+
+
+@cache
+def _anywhere(function: Callable[..., Any], processors: int) -> Any:
+    """A function as Ray knows it; it is sent to the cluster once."""
+    import ray
+
+    memory = TASK_MEMORY if processors else 0
+    return ray.remote(max_retries=0, num_cpus=processors, memory=memory)(function)
+
+
+def _failed(error: BaseException) -> ClusterError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return ClusterError(
+        f"Ray failed: {line}; see `ray status`, then run the same command to resume."
+    )
+
+
+def _address(error: BaseException) -> str:
+    """The node's address, which Ray has only in its sentence."""
+    _, _, rest = str(error).partition("Node IP: ")
+    return rest.partition(",")[0] or "unknown"

@@ -1,0 +1,267 @@
+"""The same build on a Ray cluster: two nodes of this machine, with real processes to kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import quantkit as package
+from tests.build.builds import artifacts_in, build, manifest_of, names_in
+from tests.cli.command import quantkit, refusal
+from tests.large_checkpoints import large_checkpoint
+from tests.ray_nodes import RayNodes
+
+ROOT = Path(package.__file__).parents[1]
+TINY = ROOT / "tests/checkpoints/tiny-mixtral"
+LADDER = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
+SMALL = ("-m", "tests.build.cluster_build", str(2**15), "0.5")  # the command, in small slabs
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    """Two nodes that nobody kills."""
+    cluster = RayNodes()
+    try:
+        cluster.start((), ())
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def mortal() -> Iterator[RayNodes]:
+    """Two nodes that a test may kill."""
+    cluster = RayNodes()
+    try:
+        cluster.start((), ())
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def by_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ladder of tiny-mixtral, and a folder of it, as threads build them."""
+    out = tmp_path_factory.mktemp("threads") / "out"
+    build(TINY, out, *LADDER, "bnb-nf4")
+    return out
+
+
+def command(
+    checkpoint: Path, out: Path, *quants: str, start: tuple[str, ...] = ("-m", "quantkit")
+) -> list[str]:
+    wishes = [word for quant in quants for word in ("-q", quant)]
+    return [sys.executable, *start, "build", str(checkpoint), *wishes, "-o", str(out), "--no-smoke"]
+
+
+def run(nodes: RayNodes, arguments: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*arguments, *options],
+        env=nodes.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@contextmanager
+def begun(nodes: RayNodes, arguments: list[str], out: Path) -> "Iterator[subprocess.Popen[str]]":
+    """A build that runs, and has journaled some slabs."""
+    with subprocess.Popen(
+        [*arguments, "--cluster", "auto"],
+        env=nodes.environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            journal = out / ".quantkit-journal"
+            deadline = time.monotonic() + 120
+            while not journal.is_file() or len(finished(journal)) < 3:
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
+
+
+def finished(journal: Path) -> set[str]:
+    """The slabs that a journal lists."""
+    units: set[str] = set()
+    for line in journal.read_text().splitlines():
+        try:
+            units.update(key for key in json.loads(line) if key.isdecimal())
+        except ValueError:
+            continue  # the last line, half written
+    return units
+
+
+def same(out: Path, other: Path) -> bool:
+    """Whether two output folders hold the same artifacts, and nothing else."""
+    same_files = all(
+        (out / name).read_bytes() == (other / name).read_bytes() for name in names_in(other)
+    )
+    return names_in(out) == names_in(other) and same_files
+
+
+def test_a_cluster_builds_the_same_bytes(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
+    built = run(nodes, command(TINY, tmp_path / "out", *LADDER, "bnb-nf4"), "--cluster", "auto")
+    assert built.returncode == 0, built.stderr
+    assert "Encoding on a Ray cluster of 2 processors." in built.stderr
+    assert same(tmp_path / "out", by_threads)  # the manifest too
+    again = run(nodes, command(TINY, tmp_path / "out", *LADDER), "--cluster", "auto")
+    assert again.returncode == 0
+    assert "already)" in again.stdout
+    assert "Encoding" not in again.stderr
+
+
+def test_a_cluster_at_an_address(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
+    built = run(nodes, command(TINY, tmp_path, "q4_k_m"), "--cluster", nodes.client_address)
+    assert built.returncode == 0, built.stderr
+    assert artifacts_in(tmp_path).items() <= artifacts_in(by_threads).items()
+
+
+def test_a_cluster_builds_a_large_model(nodes: RayNodes, tmp_path: Path) -> None:
+    """0.7 G parameters: hundreds of slabs of full size."""
+    large = large_checkpoint(
+        tmp_path / "large",
+        shard_size=500 * 10**6,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=2,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32000,
+    )
+    build(large, tmp_path / "threads", *LADDER)
+    built = run(nodes, command(large, tmp_path / "out", *LADDER), "--cluster", "auto")
+    assert built.returncode == 0, built.stderr
+    assert artifacts_in(tmp_path / "out") == artifacts_in(tmp_path / "threads")
+    assert manifest_of(tmp_path / "out") == manifest_of(tmp_path / "threads")
+
+
+def test_a_killed_process_and_a_killed_node(
+    mortal: RayNodes, by_threads: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with begun(mortal, command(TINY, out, *LADDER, start=SMALL), out) as process:
+        mortal.kill_worker("encode")
+        mortal.kill(1)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    retries = [line for line in said.splitlines() if line.startswith("Trying again (1 of 3): ")]
+    assert any("its process was killed" in line for line in retries)
+    assert any("its node was lost (" in line for line in retries)
+    assert all("slab " in line or "sha256 of " in line for line in retries)
+    assert artifacts_in(out) == artifacts_in(by_threads)
+
+
+def test_a_killed_driver(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = command(TINY, out, *LADDER, "bnb-nf4", start=SMALL)
+    with begun(nodes, arguments, out) as process:
+        process.send_signal(signal.SIGKILL)
+    journal = out / ".quantkit-journal"
+    before = finished(journal)
+    assert before
+    assert not (out / "quantkit.json").exists()
+    with begun(nodes, arguments, out) as process:
+        assert before <= finished(journal)  # taken over, not begun anew
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert same(out, by_threads)
+
+
+def test_ctrl_c(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = command(TINY, out, *LADDER, "bnb-nf4", start=SMALL)
+    with begun(nodes, arguments, out) as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "slabs encoded; run the same command to go on from there." in said.splitlines()[-1]
+    resumed = run(nodes, arguments, "--cluster", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert same(out, by_threads)
+
+
+def test_a_weight_that_is_not_finite(nodes: RayNodes, tmp_path: Path) -> None:
+    """What fails on a node is the sentence that threads would say, and nothing stays."""
+    checkpoint = tmp_path / "model"
+    large_checkpoint(checkpoint, num_hidden_layers=1, hidden_size=256, intermediate_size=256)
+    (file,) = checkpoint.glob("*.safetensors")
+    with file.open("r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(b"\xff\x7f")
+    failed = run(nodes, command(checkpoint, tmp_path / "out", "q8_0"), "--cluster", "auto")
+    assert failed.returncode == 2
+    assert "has a NaN or infinite weight" in failed.stderr.splitlines()[-1]
+    assert names_in(tmp_path / "out") == set()
+
+
+def test_without_ray(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    refused = subprocess.run(
+        [*command(TINY, tmp_path / "out", "q8_0"), "--cluster", "local"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "Error: --cluster needs Ray; install it with: pip install 'quantkit[ray]'\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
+    """By its address and by RAY_ADDRESS; nothing listens at port 1."""
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "disabled"}
+    arguments = command(TINY, tmp_path / "out", "q8_0")
+    start = time.monotonic()
+    tries = [
+        subprocess.Popen(
+            [*arguments, "--cluster", address],
+            env=environment,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for address in ("ray://127.0.0.1:1", "auto")
+    ]
+    for attempt, where in zip(
+        tries, ("can be used at ray://127.0.0.1:1", "runs here"), strict=True
+    ):
+        _, said = attempt.communicate(timeout=60)
+        assert attempt.returncode == 2
+        assert len(said.splitlines()) == 1
+        assert said.startswith(f"Error: No Ray cluster {where} (")
+    assert time.monotonic() - start < 30
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--cluster", "10.0.0.1:6379"), "is none of local, auto and ray://HOST:PORT"),
+        (("--cluster-jobs", "3"), "--cluster-jobs needs --cluster"),
+    ],
+)
+def test_options_that_make_no_sense(
+    options: tuple[str, ...], sentence: str, tmp_path: Path
+) -> None:
+    refused = quantkit("build", TINY, "-q", "q8_0", "-o", tmp_path / "out", *options)
+    assert sentence in refusal(refused)
+    assert not (tmp_path / "out").exists()

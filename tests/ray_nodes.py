@@ -1,0 +1,131 @@
+"""A Ray cluster of this machine: nodes that are started, and killed, one by one."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_OBJECT_STORE = 80 * 10**6  # the least that Ray takes
+_START_SECONDS = 90.0
+_COUNT = (
+    "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL'); "
+    "print(sum(node['Alive'] for node in ray.nodes()))"
+)
+
+
+class RayNodes:
+    """A cluster; every node has one processor, and is a session of processes of its own."""
+
+    def __init__(self, **environment: str) -> None:
+        # Ray's sockets lie in it, and their paths must be short.
+        self._folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+        port, client_port = _free_ports(2)
+        self.address = f"127.0.0.1:{port}"
+        self.client_address = f"ray://127.0.0.1:{client_port}"
+        self.environment = os.environ | {
+            "RAY_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **environment,
+        }
+        self._head = [
+            "--head",
+            f"--port={port}",
+            f"--ray-client-server-port={client_port}",
+            "--include-dashboard=false",
+            f"--temp-dir={self._folder}",
+        ]
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *wrapped: Sequence[str]) -> None:
+        """Start a node for each argument, which is put before its command, and wait for them."""
+        for wrap in wrapped:
+            where = ["--address", self.address] if self._nodes else self._head
+            ray = Path(sys.executable).with_name("ray")
+            common = ("--num-cpus=1", f"--object-store-memory={_OBJECT_STORE}", "--block")
+            log = (self._folder / f"{len(self._nodes)}.log").open("wb")
+            with log:
+                node = subprocess.Popen(
+                    [*wrap, sys.executable, ray, "start", *where, *common],
+                    env=self.environment | {"RAY_ADDRESS": ""},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self._nodes.append(node)
+            self._wait_for(len(self._nodes))
+
+    def kill(self, number: int) -> None:
+        """Kill every process of a node at once, as a power cut would."""
+        for process, _ in self._processes(number):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self._nodes[number].wait()
+
+    def kill_worker(self, task: str) -> None:
+        """Kill one process that runs a task of this name."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for number in range(len(self._nodes)):
+                for process, name in self._processes(number):
+                    if name == f"ray::{task}":
+                        os.kill(process, signal.SIGKILL)
+                        return
+        raise AssertionError(f"no process runs {task}")
+
+    def _processes(self, number: int) -> Iterator[tuple[int, str]]:
+        """The processes of a node, which are a session, by id, with their command lines."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if os.getsid(int(process.name)) == self._nodes[number].pid:
+                    line = (process / "cmdline").read_bytes().decode(errors="replace")
+                    yield int(process.name), line.replace("\0", " ").rstrip()
+
+    def stop(self) -> None:
+        """End all of it."""
+        for number, node in enumerate(self._nodes):
+            if node.poll() is None:
+                self.kill(number)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _wait_for(self, count: int) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            if not _listens(self.address):
+                time.sleep(0.2)
+                continue
+            asked = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", _COUNT, self.address],
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if asked.returncode == 0 and int(asked.stdout.split()[-1]) >= count:
+                return
+        logs = "\n".join(log.read_text() for log in self._folder.glob("*.log"))
+        raise AssertionError(f"Ray does not start:\n{logs}")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+def _listens(address: str) -> bool:
+    host, port = address.split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
