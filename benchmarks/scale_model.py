@@ -66,10 +66,9 @@ class Cluster:
     ``cores`` is tasks at a time on each of the ``nodes``. ``read`` and ``write`` are what a node
     can move, ``storage`` what the shared folder takes and gives in all, ``hub`` what a Hub gives
     in all where the checkpoint lies there, None where it lies in the shared folder. ``readers`` is
-    how many files are read back side by side. Seconds: ``sync_call`` is a file's fdatasync apart
-    from its bytes, ``task`` what a task takes of its core besides the work, ``driver`` what it
-    takes of the process that drives, ``start`` everything before the first unit and after the last
-    file.
+    how many files are read back side by side. Seconds: ``task`` is what a task takes of its core
+    besides the work, ``driver`` what it takes of the process that drives, ``start`` everything
+    before the first unit and after the last file.
     """
 
     nodes: int
@@ -79,7 +78,6 @@ class Cluster:
     write: float = inf
     storage: float = inf
     hub: float | None = None
-    sync_call: float = 0.0
     task: float = 0.0
     driver: float = 0.0
     start: float = 0.0
@@ -139,10 +137,11 @@ def predict_threads(
 
 
 def predict_cluster(sizes: Sizes, costs: UnitCosts, cluster: Cluster) -> Prediction:
-    """A build by tasks: each reads, encodes, writes and syncs a unit on a core of its own.
+    """A build by tasks: each reads, encodes and writes a unit on a core of its own.
 
-    Source files in a shared folder are read a second time, by tasks that hash them. A core waits
-    while its task moves bytes, for which it has at best all that a node can move.
+    Source files in a shared folder are read a second time, by tasks that hash them, and every few
+    seconds a task syncs what its node wrote. A core waits while its task moves bytes, for which it
+    has at best all that a node can move.
     """
     slots = cluster.nodes * cluster.cores
     local = cluster.hub is None
@@ -150,7 +149,6 @@ def predict_cluster(sizes: Sizes, costs: UnitCosts, cluster: Cluster) -> Predict
     busy = encoding_seconds(sizes, costs) + sizes.n_units * cluster.task
     busy += sizes.source_units * (costs.read + local * (costs.read + costs.sha256))
     waits = reads / cluster.read + sizes.output_bytes / cluster.write
-    waits += sizes.n_units * len(sizes.files) * cluster.sync_call
     per_byte = max(costs.read_back, 1 / min(cluster.read, cluster.storage))
     limits = {
         "processors": (busy + waits) / slots,

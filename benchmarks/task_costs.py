@@ -31,7 +31,7 @@ class TaskCosts:
 def measure_task_costs(checkpoint: Path, folder: Path, count: int = 300) -> TaskCosts:
     """Encode one norm again and again, in tasks of a cluster of one processor.
 
-    What is left of the work in such a task are 2,000 weights and one fdatasync, which counts.
+    What is left of the work in such a task are 2,000 weights.
     """
     work = prepare(checkpoint, find_quants(["f32"]))
     stamps = stamps_of(work.checkpoint)
