@@ -130,6 +130,7 @@ def check(folder: Path, options: argparse.Namespace) -> int:
         for number, contestant in enumerate(contestants):
             command = build_command(contestant.name, contestant.jobs, options.quants)
             seconds = build(command, checkpoint, folder / "out")
+            console.print(f"{contestant.name}, {contestant.jobs} jobs: {seconds:.1f} s")
             contestants[number] = replace(contestant, seconds=(*contestant.seconds, seconds))
     ratios = {
         jobs: median_of(contestants, "cluster", jobs) / median_of(contestants, "threads", jobs)
