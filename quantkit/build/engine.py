@@ -9,11 +9,10 @@ check, and renamed.
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import quantkit
@@ -29,7 +28,7 @@ from quantkit.build.output import (
     naming_failures,
     remove,
 )
-from quantkit.build.readback import ReadBackError, written_to
+from quantkit.build.readback import ReadBackError, Written, written_to
 from quantkit.build.shipping import (
     Departures,
     Shipping,
@@ -40,8 +39,10 @@ from quantkit.build.shipping import (
 )
 from quantkit.build.source import Reading, identify_source, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, cut_units
+from quantkit.build.verification import verify
 from quantkit.build.work import Work
 from quantkit.core.errors import (
+    ClusterError,
     Interrupted,
     OutputError,
     PlaceLostError,
@@ -57,7 +58,6 @@ from quantkit.formats.folder import FolderLayout
 UNIT_MEMORY = UNIT_ELEMENTS * 4 * 4
 _COMMIT_SECONDS = 5.0
 _SIDE_FILES = 2**20  # bytes of disk that the journal and the manifest may need
-_REPORT_SECONDS = 0.1
 _THIS_PROCESS = ThisProcess()
 
 
@@ -224,12 +224,16 @@ class _Run:
                     sources = self._write(executor)
                     verified = self._verify_all(executor)
                 results = [
-                    self._finish(artifact, digests.result(), sources, check)
+                    self._finish(artifact, digests(), sources, check)
                     for artifact, digests in zip(self._artifacts, verified, strict=True)
                 ]
                 self._journal.remove()
         except (WeightsError, SourceChangedError, ReadBackError):
             self._discard()  # a later run cannot go on from here
+            raise
+        except ClusterError:
+            if not self._journal.finished:
+                self._discard()  # it was refused before it began
             raise
         except KeyboardInterrupt:
             raise Interrupted(
@@ -429,47 +433,19 @@ class _Run:
             path /= layout.files[0].name
         return Artifact(layout, path, entry, verdict, True)
 
-    def _verify_all(self, executor: Executor) -> list[Future[list[str]]]:
-        """Verify every artifact, several at once; the sha256 of its files, or what is wrong."""
+    def _verify_all(self, executor: Executor) -> list[Callable[[], list[str]]]:
+        """Verify every artifact; for each, what gives the sha256 of its files, or what is wrong."""
+        written: list[list[list[Written]]] = []
+        sent = [self._departures and self._departures.digests(a) for a in self._artifacts]
+        for number, artifact in enumerate(self._artifacts):
+            finished = self._journal.finished
+            parts = [] if sent[number] else written_to(artifact, number, self._units, finished)
+            written.append(parts)
         total = sum(artifact.layout.n_bytes for artifact in self._artifacts)
-        counter = _Counter()
-        with ThreadPoolExecutor(self._threads, "verify") as pool:
-            futures = [
-                pool.submit(self._verify, executor, number, counter)
-                for number in range(len(self._artifacts))
-            ]
-            waiting = set(futures)
-            try:
-                while waiting:
-                    _, waiting = wait(waiting, timeout=_REPORT_SECONDS)
-                    self._report(Progress("verify", counter.n_bytes, total))
-            except BaseException:
-                counter.stopped = True
-                raise
-        return futures
-
-    def _verify(self, executor: Executor, number: int, read: "_Counter") -> list[str]:
-        """Read the files back, compare with what was written, and return their sha256."""
-        artifact = self._artifacts[number]
-        sent = self._departures and self._departures.digests(artifact)
-        if sent:
-            return sent
-        written = written_to(artifact, number, self._units, self._journal.finished)
+        found = verify(
+            executor, written, lambda done: self._report(Progress("verify", done, total))
+        )
         return [
-            executor.read_back(number, file, parts, read.add) for file, parts in enumerate(written)
+            lambda known=known, files=files: known or [file.result() for file in files]
+            for known, files in zip(sent, found, strict=True)
         ]
-
-
-class _Counter:
-    """Bytes read back by all threads, which leave off once they are told to."""
-
-    def __init__(self) -> None:
-        self.n_bytes = 0
-        self.stopped = False
-        self._lock = Lock()
-
-    def add(self, n_bytes: int) -> None:
-        if self.stopped:
-            raise CancelledError
-        with self._lock:
-            self.n_bytes += n_bytes

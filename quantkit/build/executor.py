@@ -68,6 +68,10 @@ class Executor(Protocol):
     def cancel(self) -> None:
         """Begin with no more; what has begun is written when this returns, if it can be."""
 
+    @property
+    def readers(self) -> int:
+        """How many files can be read back at once."""
+
     def read_back(
         self, artifact: int, file: int, written: Sequence[Written], count: Callable[[int], None]
     ) -> str:
@@ -153,6 +157,11 @@ class Threads:
     def cancel(self) -> None:
         """Wait for the units that are being encoded."""
         self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def readers(self) -> int:
+        """One per thread."""
+        return self._assignment.threads
 
     def read_back(
         self, artifact: int, file: int, written: Sequence[Written], count: Callable[[int], None]

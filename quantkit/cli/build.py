@@ -209,6 +209,8 @@ def build(
     artifacts: list[Artifact] = []
     gptq_layouts: list[FolderLayout] = []
     if gptq := [chosen for chosen in quants if chosen.format == "gptq"]:
+        if cluster:
+            note("GPTQ needs one layer after the other and stays here; --cluster is for the rest.")
         quants = tuple(chosen for chosen in quants if chosen.format != "gptq")
         options = GptqOptions(group_size, desc_act, symmetric, damp)
         wish = GptqWish(gptq, options, scale_search, most_bytes)

@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 
 import quantkit as package
+from quantkit.build.cluster import calls
+from quantkit.core.errors import ClusterError
 from tests.build.builds import artifacts_in, build, manifest_of, names_in
 from tests.cli.command import quantkit, refusal
+from tests.hub_server import HubServer, serve
 from tests.large_checkpoints import large_checkpoint
 from tests.ray_nodes import RayNodes
 
 ROOT = Path(package.__file__).parents[1]
 TINY = ROOT / "tests/checkpoints/tiny-mixtral"
+ID = "someone/Model"
 LADDER = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 SMALL = ("-m", "tests.build.cluster_build", str(2**15), "0.5")  # the command, in small slabs
 
@@ -55,7 +59,7 @@ def by_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(
-    checkpoint: Path, out: Path, *quants: str, start: tuple[str, ...] = ("-m", "quantkit")
+    checkpoint: Path | str, out: Path, *quants: str, start: tuple[str, ...] = ("-m", "quantkit")
 ) -> list[str]:
     wishes = [word for quant in quants for word in ("-q", quant)]
     return [sys.executable, *start, "build", str(checkpoint), *wishes, "-o", str(out), "--no-smoke"]
@@ -193,6 +197,42 @@ def test_ctrl_c(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
     resumed = run(nodes, arguments, "--cluster", "auto")
     assert resumed.returncode == 0, resumed.stderr
     assert same(out, by_threads)
+
+
+def test_a_checkpoint_on_the_hub(tmp_path: Path) -> None:
+    """Nodes read it by range: nobody downloads it, and no more is sent than it holds."""
+    with serve(HubServer(TINY)) as server:
+        environment = os.environ | {
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "cache"),
+            "RAY_AUTH_MODE": "disabled",
+        }
+        for folder, options in (("threads", ()), ("out", ("--cluster", "local"))):
+            before = server.bytes_sent
+            built = subprocess.run(
+                [*command(ID, tmp_path / folder, "q4_k_m"), *options],
+                env=environment,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert built.returncode == 0, built.stderr
+            sent = server.bytes_sent - before
+    size = sum(file.stat().st_size for file in TINY.iterdir())
+    assert sent < 1.05 * size
+    assert artifacts_in(tmp_path / "out") == artifacts_in(tmp_path / "threads")
+    (entry,) = manifest_of(tmp_path / "out").values()
+    assert not any(weights["verified"] for weights in entry["source"]["weights"])
+
+
+def test_nodes_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Resources": {"CPU": 4.0, "memory": 2.0**20}}
+    monkeypatch.setattr(calls, "live_nodes", lambda: [node])
+    with pytest.raises(ClusterError, match="has a processor and 382 MB of memory"):
+        calls.count_processors()
+    node["Resources"]["memory"] = 2.0**40
+    assert calls.count_processors() == 4
 
 
 def test_a_weight_that_is_not_finite(nodes: RayNodes, tmp_path: Path) -> None:

@@ -189,6 +189,11 @@ class ClusterExecutor:
         while self._syncing and time.monotonic() < deadline:
             self._collect()
 
+    @property
+    def readers(self) -> int:
+        """One per processor of the cluster."""
+        return self._cluster.jobs or self._processors
+
     def read_back(
         self, artifact: int, file: int, written: Sequence[Written], count: Callable[[int], None]
     ) -> str:
@@ -199,8 +204,11 @@ class ClusterExecutor:
         for attempt in range(1, _ATTEMPTS + 1):
             node = whole.node_of(file) if isinstance(whole, ScatteredArtifact) else None
             arguments = (path, planned.header, planned.n_bytes, list(written))
+            task = calls.call(tasks.read_file_back, *arguments, node=node)
+            while not self._ray.wait([task], timeout=_POLL_SECONDS)[0]:
+                count(0)  # raises once nobody wants to know any more
             try:
-                sha256: str = calls.result(calls.call(tasks.read_file_back, *arguments, node=node))
+                sha256: str = calls.result(task)
             except Lost as lost:
                 self._say_lost(f"reading {path.name} back", lost, attempt)
             else:

@@ -24,12 +24,14 @@ class Storage:
 
 def is_shared(out: Path) -> bool:
     """Whether all nodes see the output folder that this process sees."""
+    was_named = tasks.storage_name(out) is not None  # it is one of several that nodes see
     name = tasks.name_storage(out)
     try:
         nodes = [node["NodeID"] for node in calls.live_nodes()]
         return all(found == name for _, found in calls.ask(nodes, tasks.storage_name, out))
     finally:
-        (out / tasks.STORAGE).unlink()
+        if not was_named:
+            (out / tasks.STORAGE).unlink()
 
 
 def find_storages(out: Path) -> list[Storage]:
