@@ -40,7 +40,6 @@ from benchmarks.scale_model import (
 from benchmarks.scale_plot import draw
 from benchmarks.task_costs import TaskCosts, measure_start, measure_task_costs
 from benchmarks.unit_costs import UnitCosts, cost_tables, measure_unit_costs
-from quantkit.build.engine import UNIT_MEMORY
 from quantkit.build.work import Work, prepare
 from quantkit.core.errors import ImatrixError
 from quantkit.core.profiles import load_profile
@@ -54,7 +53,6 @@ from tests.measured import measure, unwind_on_sigterm
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 LIMIT = 1.15  # of the time of as many threads
-_MAX_MEMORY = 2**30  # what --max-memory is by default, whose slabs bound the files read at a time
 console = Console(highlight=False)
 
 
@@ -111,6 +109,7 @@ def parse_options() -> argparse.Namespace:
     cluster.add_argument(
         "--hub", type=parse_size, help="the checkpoint is on a Hub that gives so much per second"
     )
+    cluster.add_argument("--shard-size", type=parse_size, help="as of quantkit build")
     cluster.add_argument("--plot", type=Path, help="draw the times into this file")
     return parser.parse_args()
 
@@ -158,7 +157,6 @@ def predict_here(sizes: Sizes, costs: Costs, jobs: int) -> dict[str, Prediction]
     here = Cluster(
         nodes=1,
         cores=jobs,
-        readers=jobs,
         write=1 / costs.unit.sync if costs.unit.sync else float("inf"),
         task=costs.task.core,
         driver=costs.task.driver,
@@ -228,7 +226,7 @@ def check_table(contestants: Sequence[Contestant], rounds: int) -> Table:
 def project(folder: Path, options: argparse.Namespace) -> int:
     with TemporaryDirectory(prefix="hollow-", dir=folder) as name:
         started = time.perf_counter()
-        work = plan_mixtral_8x22b(Path(name))
+        work = plan_mixtral_8x22b(Path(name), options.shard_size)
         sizes = sizes_of(work)
         planning = time.perf_counter() - started
     quants = [layout.plan.quant.name for layout in work.layouts]
@@ -242,7 +240,6 @@ def project(folder: Path, options: argparse.Namespace) -> int:
     cluster = Cluster(
         nodes=1,
         cores=options.cores,
-        readers=min(options.cores, _MAX_MEMORY // UNIT_MEMORY),
         read=link,
         write=link,
         storage=options.storage,
@@ -272,7 +269,7 @@ def project(folder: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def plan_mixtral_8x22b(folder: Path) -> Work:
+def plan_mixtral_8x22b(folder: Path, shard_size: int | None) -> Work:
     """Every GGUF quant that needs no importance matrix, but f32, of files without weights."""
     config = load_profile("models/mixtral-8x22b.toml")["config"]
     checkpoint = large_checkpoint(folder / "Mixtral-8x22B", hollow=True, **config)
@@ -284,7 +281,8 @@ def plan_mixtral_8x22b(folder: Path) -> Work:
         except ImatrixError:
             continue
         quants.append(quant)
-    return prepare(checkpoint, [quant for quant in quants if quant.name != "f32"])
+    wanted = [quant for quant in quants if quant.name != "f32"]
+    return prepare(checkpoint, wanted, shard_size=shard_size)
 
 
 def read_costs(stored: Mapping[str, Any]) -> Costs:
@@ -302,9 +300,9 @@ def describe(sizes: Sizes, quants: Sequence[str], costs: Costs, cluster: Cluster
         f"{format_size(sizes.output_bytes)} of files, the longest "
         f"{format_size(max(map(max, sizes.files)))}\n"
         f"{cluster.cores} cores and {cluster.read * 8 / 1e9:g} Gbit/s per node, "
-        f"{format_size(int(cluster.storage))}/s of shared storage, {cluster.readers} files read "
-        f"back at a time; {1000 * costs.task.core:.1f} ms of a core and "
-        f"{1000 * costs.task.driver:.1f} ms of the driver per task; {cluster.start:.0f} s to start"
+        f"{format_size(int(cluster.storage))}/s of shared storage; "
+        f"{1000 * costs.task.core:.1f} ms of a core and {1000 * costs.task.driver:.1f} ms of the "
+        f"driver per task; {cluster.start:.0f} s to start"
     )
 
 

@@ -7,7 +7,7 @@ a file from front to back. Nothing overlaps with the start.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 from math import inf
 
 from benchmarks.unit_costs import UnitCosts, unit_bytes
@@ -65,15 +65,13 @@ class Cluster:
 
     ``cores`` is tasks at a time on each of the ``nodes``. ``read`` and ``write`` are what a node
     can move, ``storage`` what the shared folder takes and gives in all, ``hub`` what a Hub gives
-    in all where the checkpoint lies there, None where it lies in the shared folder. ``readers`` is
-    how many files are read back side by side. Seconds: ``task`` is what a task takes of its core
-    besides the work, ``driver`` what it takes of the process that drives, ``start`` everything
-    before the first unit and after the last file.
+    in all where the checkpoint lies there, None where it lies in the shared folder. Seconds:
+    ``task`` is what a task takes of its core besides the work, ``driver`` what it takes of the
+    process that drives, ``start`` everything before the first unit and after the last file.
     """
 
     nodes: int
     cores: int
-    readers: int
     read: float = inf
     write: float = inf
     storage: float = inf
@@ -163,7 +161,7 @@ def predict_cluster(sizes: Sizes, costs: UnitCosts, cluster: Cluster) -> Predict
         limits,
         _end((busy + waits) / sizes.n_units, slots),
         {
-            "longest file": _longest(sizes.files, per_byte, min(cluster.readers, slots)),
+            "longest file": _longest(sizes.files, per_byte, slots),
             "node links": sizes.output_bytes / cluster.read / cluster.nodes,
             "storage": sizes.output_bytes / cluster.storage,
         },
@@ -176,9 +174,9 @@ def _end(unit_seconds: float, slots: int) -> float:
 
 
 def _longest(files: Sequence[Sequence[int]], per_byte: float, readers: int) -> float:
-    """Until all is read back: artifacts in their order, each by the next free of the readers."""
+    """Until all is read back: files in their order, each by the next free of the readers."""
     free = [0.0] * readers
-    heapify(free)
     for artifact in files:
-        heapreplace(free, free[0] + sum(artifact) * per_byte)
+        for n_bytes in artifact:
+            heapreplace(free, free[0] + n_bytes * per_byte)
     return max(free)
