@@ -39,5 +39,5 @@ def draw(predictions: Mapping[int, Prediction], title: str, file: Path) -> None:
     axes.set_ylabel("minutes")
     axes.set_title(title)
     axes.grid(visible=True, which="major", alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower left")
     figure.savefig(file, dpi=120)
