@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.unit_costs import cost_tables, measure_unit_costs
 from quantkit.core.units import format_size
 from quantkit.verify.machine import cpu_name, usable_cores
 from tests.large_checkpoints import large_checkpoint
@@ -60,6 +61,11 @@ def main() -> int:
             for name, command in ((USUAL, usual_way), (QUANTKIT, quantkit_build))
         ]
         profile = profile_quantkit(checkpoint, folder, options) if options.profile else {}
+        costs = None
+        if options.units:
+            costs = measure_unit_costs(
+                checkpoint, options.quants, folder, options.units, options.threads
+            )
     identical = all(run.sha256 == runs[0].sha256 for run in runs)
     report = {
         "machine": cpu_name(),
@@ -69,6 +75,7 @@ def main() -> int:
         "identical": identical,
         "runs": [asdict(run) for run in runs],
         "profile": profile,
+        "unit_costs": asdict(costs) if costs else None,
     }
     console.print(
         f"{cpu_name()}, {options.threads} threads; {format_size(source_bytes)} of bfloat16 "
@@ -78,6 +85,8 @@ def main() -> int:
     console.print(steps_table([run for run in runs if run.contestant == USUAL]))
     if profile:
         console.print(profile_table(profile))
+    for table in cost_tables(costs) if costs else ():
+        console.print(table)
     console.print(
         f"All {len(options.quants)} outputs are the same bytes in {len(runs)} runs."
         if identical
@@ -103,13 +112,21 @@ def parse_options() -> argparse.Namespace:
         default=True,
         help="build once more and sample where quantkit's threads are",
     )
+    parser.add_argument(
+        "--units", type=int, default=5, help="measure the steps of a unit on so many; 0: of none"
+    )
     parser.add_argument("--json", type=Path, help="write every figure to this file")
+    add_checkpoint_options(parser)
+    return parser.parse_args()
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """What ``make_checkpoint`` wants to know."""
     parser.add_argument("--hidden", type=int, default=2048, help="a multiple of 256")
     parser.add_argument("--ffn", type=int, default=5632, help="a multiple of 256")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ def large_checkpoint(
     *,
     shard_size: int = 5 * 10**9,
     seed: int = 0,
+    hollow: bool = False,
     **changes: Any,
 ) -> Path:
     """Write a bfloat16 checkpoint folder in several files, in little memory, and return it.
@@ -36,6 +37,7 @@ def large_checkpoint(
         family: a key of ``random_checkpoints.ARCHITECTURES``.
         shard_size: the most tensor bytes per file, as far as whole tensors allow.
         seed: of the weights.
+        hollow: leave holes where weights would be, for what only reads headers.
         changes: entries of ``config_of``'s config.json to replace. The tokenizer has fewer pieces
             than a large ``vocab_size``; llama.cpp's converter and quantkit pad it alike.
 
@@ -54,6 +56,10 @@ def large_checkpoint(
         weight_map |= dict.fromkeys(names, file)
         with (folder / file).open("wb") as stream:
             _write_header(stream, {name: shapes[name] for name in names})
+            if hollow:
+                n_bytes = sum(prod(shapes[name]) for name in names) * _BF16_BYTES
+                stream.truncate(stream.tell() + n_bytes)
+                continue
             for name in names:
                 block = norms if name.endswith("norm.weight") else weights
                 start = int(rng.integers(_BLOCK_ELEMENTS)) * _BF16_BYTES
