@@ -58,7 +58,8 @@ def ask(
 ) -> Iterator[tuple[str, Any]]:
     """Call a function that takes next to nothing on several nodes at once; what each returned.
 
-    Nodes that are lost meanwhile are left out.
+    Nodes that are lost meanwhile are left out. Not for what is done often: Ray ends processes that
+    are more than a node's processors, and starts them again.
 
     Raises:
         ClusterError: one does not answer.
@@ -127,8 +128,10 @@ def _anywhere(function: Callable[..., Any], processors: int) -> Any:
     import ray
 
     memory = TASK_MEMORY if processors else 0
-    wants = {"num_cpus": processors, "memory": memory, "scheduling_strategy": "SPREAD"}
-    return ray.remote(max_retries=0, **wants)(function)
+    known = ray.remote(
+        max_retries=0, num_cpus=processors, memory=memory, scheduling_strategy="SPREAD"
+    )
+    return known(function)
 
 
 def _failed(error: BaseException) -> ClusterError:

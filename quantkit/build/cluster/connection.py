@@ -1,14 +1,16 @@
 """A Ray cluster: one of this machine's own, one that runs here already, or one at an address."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from quantkit.build.cluster import calls, tasks
 from quantkit.core.errors import ClusterError, MissingPackageError
 
 _LOCAL, _RUNNING = "local", "auto"
@@ -17,18 +19,20 @@ _OBJECT_STORE = 256 * 2**20  # plans go through it, weights never do
 # Ray itself tries for two minutes to reach what is not there, then ends the process.
 _CONNECT_SECONDS = 20
 _QUIET = {"log_to_driver": False, "logging_level": "CRITICAL"}
-_TRY = f"import ray, sys; ray.init(sys.argv[1], **{_QUIET!r})"
+_TRY = f"import os, ray, sys; ray.init(sys.argv[1], **{_QUIET!r}); os._exit(0)"
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """A cluster that this process is connected to.
 
-    ``jobs`` is the most slabs at a time, None for as many as it has processors. ``log`` is told
-    what goes wrong on its nodes and is mended.
+    ``jobs`` is the most slabs at a time, None for as many as it has processors. ``node`` is the id
+    of the node that this process is on, if it is on one. ``log`` is told what goes wrong on nodes
+    and is mended.
     """
 
     jobs: int | None
+    node: str | None
     log: Callable[[str], None]
 
 
@@ -61,12 +65,13 @@ def connect(
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask the network
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise MissingPackageError(
-            "--cluster needs Ray; install it with: pip install 'quantkit[ray]'"
-        ) from None
+    if importlib.util.find_spec("ray") is None:
+        raise _missing()
+    with nullcontext() if address == _LOCAL else _trying(address):
+        try:
+            import ray  # takes a second, as the other process does
+        except ImportError:
+            raise _missing() from None
     options: dict[str, Any] = dict(_QUIET)
     if address == _LOCAL:
         options |= {
@@ -74,36 +79,52 @@ def connect(
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE,
         }
-    else:
-        _try(address)
     try:
         ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _unreachable(address, str(error)) from error
     try:
+        for _ in range(calls.count_processors()):
+            calls.call(tasks.warm_up)  # while this process plans
         # A cluster of our own has just as many processors as may work.
-        yield Cluster(None if address == _LOCAL else jobs, log)
+        most = None if address == _LOCAL else jobs
+        is_far = address not in (_LOCAL, _RUNNING)
+        yield Cluster(most, None if is_far else ray.get_runtime_context().get_node_id(), log)
     finally:
         ray.shutdown()
 
 
-def _try(address: str) -> None:
-    """Connect in another process, which can be stopped."""
+@contextmanager
+def _trying(address: str) -> Iterator[None]:
+    """Connect in another process, which can be stopped, while the block runs.
+
+    Raises:
+        ClusterError: at the block's end, that does not work.
+
+    """
     command = [sys.executable, "-W", "ignore", "-c", _TRY, address]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_CONNECT_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise _unreachable(address, f"no answer in {_CONNECT_SECONDS} s") from None
-    if done.returncode != 0:
-        raise _unreachable(address, done.stderr)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield
+            _, said = process.communicate(timeout=_CONNECT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise _unreachable(address, f"no answer in {_CONNECT_SECONDS} s") from None
+        finally:
+            process.kill()
+    if process.returncode != 0:
+        raise _unreachable(address, said)
+
+
+def _missing() -> MissingPackageError:
+    return MissingPackageError("--cluster needs Ray; install it with: pip install 'quantkit[ray]'")
 
 
 def _unreachable(address: str, said: str) -> ClusterError:
     reason = (said.strip().splitlines() or [""])[-1].strip().rstrip(".")[:200]
     where = "runs here" if address == _RUNNING else f"can be used at {address}"
     return ClusterError(
-        f"No Ray cluster {where} ({reason}); check it with `ray status`, set RAY_AUTH_MODE=token if "
-        "it asks for one, start one with `ray start --head`, or use --cluster local."
+        f"No Ray cluster {where} ({reason}); check it with `ray status`, set RAY_AUTH_MODE=token "
+        "if it asks for one, start one with `ray start --head`, or use --cluster local."
     )

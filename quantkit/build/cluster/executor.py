@@ -122,6 +122,8 @@ class ClusterExecutor:
             work.imatrix,
             scattered,
         )
+        # The engine syncs the files before it journals units, and so what was written on its node.
+        self._here = None if scattered else cluster.node
         self._job = [ray.put(job)]
         self._processors = calls.count_processors()
         self._counted = time.monotonic()
@@ -301,7 +303,10 @@ class ClusterExecutor:
         except Lost as lost:
             self._encode_again(slab, lost)
         else:
-            self._written[node].append((slab, crcs))
+            if node == self._here:
+                self._take(slab, crcs)
+            else:
+                self._written[node].append((slab, crcs))
 
     def _take_hash(self, task: Any) -> None:
         file, attempt = self._hashing.pop(task)
@@ -324,13 +329,16 @@ class ClusterExecutor:
                 self._encode_again(slab, lost)
             return
         for slab, crcs in written:
-            begun = self._begun[slab.index]
-            begun.tasks -= 1
-            begun.crcs = [new or old for new, old in zip(crcs, begun.crcs, strict=True)]
-            if not begun.tasks:
-                del self._begun[slab.index]
-                self._assignment.keep(slab.index, begun.crcs)
-                self._assignment.passed(self._assignment.units[slab.index].n_bytes)
+            self._take(slab, crcs)
+
+    def _take(self, slab: _Slab, crcs: Crcs) -> None:
+        begun = self._begun[slab.index]
+        begun.tasks -= 1
+        begun.crcs = [new or old for new, old in zip(crcs, begun.crcs, strict=True)]
+        if not begun.tasks:
+            del self._begun[slab.index]
+            self._assignment.keep(slab.index, begun.crcs)
+            self._assignment.passed(self._assignment.units[slab.index].n_bytes)
 
     def _encode_again(self, slab: _Slab, lost: Lost) -> None:
         units, layout = self._assignment.units, self._assignment.artifacts[0].layout
