@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.scale`` measures what units, tasks and starting cost here, and projects 20
 quants of Mixtral-8x22B onto clusters of 1 to 64 nodes. ``--check`` sets the model beside builds of
-a small Mixtral on this machine; the status is 1 if a local cluster takes more than 1.15 times as
-long as threads.
+a small Mixtral on this machine: by threads, on a node that runs already (``--cluster auto``), and
+on one that starts and ends with the build (``--cluster local``). The status is 1 if a node that
+runs takes more than 1.15 times as long as threads.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -50,20 +52,22 @@ from quantkit.plan.quants import all_quants, find_quants
 from quantkit.verify.machine import cpu_name, usable_cores
 from tests.large_checkpoints import large_checkpoint
 from tests.measured import measure, unwind_on_sigterm
+from tests.ray_nodes import RayNodes
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 LIMIT = 1.15  # of the time of as many threads
+# Ways to build: the options of each.
+WAYS = {"threads": [], "auto": ["--cluster", "auto"], "local": ["--cluster", "local"]}
 console = Console(highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What was measured; ``start`` is the whole time of a build of next to nothing."""
+    """What was measured; ``start`` is the whole time of a build of next to nothing, by way."""
 
     unit: UnitCosts
     task: TaskCosts
-    start_threads: float
-    start_cluster: float
+    start: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,28 +124,33 @@ def check(folder: Path, options: argparse.Namespace) -> int:
     contestants: list[Contestant] = []
     measured: dict[int, Costs] = {}
     for jobs in options.jobs:
-        measured[jobs] = costs = measure_costs(checkpoint, options.quants, folder, jobs, options)
+        with one_node(jobs):
+            measured[jobs] = costs = measure_costs(
+                checkpoint, options.quants, folder, jobs, options, WAYS
+            )
+            predicted = predict_here(sizes, costs, jobs)
+            seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+            for _ in range(options.rounds):
+                for way, taken in seconds.items():
+                    command = build_command(way, jobs, options.quants)
+                    taken.append(build(command, checkpoint, folder / "out"))
+                    console.print(f"{way}, {jobs} jobs: {taken[-1]:.1f} s")
         contestants += [
-            Contestant(name, jobs, predicted, ())
-            for name, predicted in predict_here(sizes, costs, jobs).items()
+            Contestant(way, jobs, predicted[way], tuple(taken)) for way, taken in seconds.items()
         ]
-    for _ in range(options.rounds):
-        for number, contestant in enumerate(contestants):
-            command = build_command(contestant.name, contestant.jobs, options.quants)
-            seconds = build(command, checkpoint, folder / "out")
-            console.print(f"{contestant.name}, {contestant.jobs} jobs: {seconds:.1f} s")
-            contestants[number] = replace(contestant, seconds=(*contestant.seconds, seconds))
     ratios = {
-        jobs: median_of(contestants, "cluster", jobs) / median_of(contestants, "threads", jobs)
+        f"{way}, {jobs} jobs": median_of(contestants, way, jobs)
+        / median_of(contestants, "threads", jobs)
         for jobs in options.jobs
+        for way in ("auto", "local")
     }
     for table in cost_tables(measured[max(options.jobs)].unit):
         console.print(table)
     console.print(check_table(contestants, options.rounds))
-    for jobs, ratio in ratios.items():
-        console.print(f"--cluster local takes {ratio:.3f} times as long as threads, {jobs} jobs")
-    worst = ratios[max(options.jobs)]
-    console.print(f"At most {LIMIT} with {max(options.jobs)} jobs: {worst <= LIMIT}")
+    for name, ratio in ratios.items():
+        console.print(f"--cluster {name}: {ratio:.3f} times as long as threads")
+    worst = ratios[f"auto, {max(options.jobs)} jobs"]
+    console.print(f"On a node that runs, at most {LIMIT}: {worst <= LIMIT}")
     report = {
         "sizes": asdict(sizes),
         "measured": {str(jobs): asdict(costs) for jobs, costs in measured.items()},
@@ -160,35 +169,51 @@ def predict_here(sizes: Sizes, costs: Costs, jobs: int) -> dict[str, Prediction]
         write=1 / costs.unit.sync if costs.unit.sync else float("inf"),
         task=costs.task.core,
         driver=costs.task.driver,
-        start=costs.start_cluster,
     )
-    start = costs.start_threads
-    return {
-        "threads": predict_threads(sizes, costs.unit, jobs, usable_cores(), start),
-        "cluster": predict_cluster(sizes, costs.unit, here),
+    threads = predict_threads(sizes, costs.unit, jobs, usable_cores(), costs.start["threads"])
+    clusters = {
+        way: predict_cluster(sizes, costs.unit, replace(here, start=costs.start[way]))
+        for way in ("auto", "local")
     }
+    return {"threads": threads, **clusters}
+
+
+@contextmanager
+def one_node(processors: int) -> Iterator[None]:
+    """A Ray cluster of one node, which ``--cluster auto`` finds."""
+    nodes = RayNodes(processors)
+    before = dict(os.environ)
+    try:
+        nodes.start(())
+        os.environ.update(nodes.environment)
+        yield
+    finally:
+        nodes.stop()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def measure_costs(
-    checkpoint: Path, quants: Sequence[str], folder: Path, jobs: int, options: argparse.Namespace
+    checkpoint: Path,
+    quants: Sequence[str],
+    folder: Path,
+    jobs: int,
+    options: argparse.Namespace,
+    ways: Iterable[str],
 ) -> Costs:
     console.print(f"Measuring what units and tasks cost with {jobs} cores at work")
     with_f32 = tuple(dict.fromkeys([*quants, "f32"]))  # which norms and routers are in any quant
     return Costs(
         measure_unit_costs(checkpoint, with_f32, folder, options.units, jobs),
         measure_task_costs(checkpoint, folder),
-        *(
-            measure_start(build_command(name, jobs, quants), folder)
-            for name in ("threads", "cluster")
-        ),
+        {way: measure_start(build_command(way, jobs, quants), folder) for way in ways},
     )
 
 
-def build_command(name: str, jobs: int, quants: Sequence[str]) -> list[str | Path]:
+def build_command(way: str, jobs: int, quants: Sequence[str]) -> list[str | Path]:
     wanted = [word for quant in quants for word in ("-q", quant)]
-    how = ["--cluster", "local"] if name == "cluster" else []
     build = [sys.executable, "-m", "quantkit", "build"]
-    return [*build, *wanted, "--jobs", str(jobs), "--no-smoke", *how]
+    return [*build, *wanted, "--jobs", str(jobs), "--no-smoke", *WAYS[way]]
 
 
 def build(command: Sequence[str | Path], checkpoint: Path, out: Path) -> float:
@@ -234,8 +259,8 @@ def project(folder: Path, options: argparse.Namespace) -> int:
         costs = read_costs(json.loads(options.costs.read_text())["costs"])
     else:
         checkpoint = make_checkpoint(folder / "checkpoint", options)
-        costs = measure_costs(checkpoint, quants, folder, usable_cores(), options)
-    start = costs.start_cluster + planning
+        costs = measure_costs(checkpoint, quants, folder, usable_cores(), options, ["local"])
+    start = costs.start["local"] + planning
     link = options.link * 1e9 / 8
     cluster = Cluster(
         nodes=1,
@@ -287,7 +312,7 @@ def plan_mixtral_8x22b(folder: Path, shard_size: int | None) -> Work:
 
 def read_costs(stored: Mapping[str, Any]) -> Costs:
     unit, task = UnitCosts(**stored["unit"]), TaskCosts(**stored["task"])
-    return Costs(unit, task, stored["start_threads"], stored["start_cluster"])
+    return Costs(unit, task, stored["start"])
 
 
 def describe(sizes: Sizes, quants: Sequence[str], costs: Costs, cluster: Cluster) -> str:

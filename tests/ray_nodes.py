@@ -21,9 +21,15 @@ _COUNT = (
 
 
 class RayNodes:
-    """A cluster; every node has one processor, and is a session of processes of its own."""
+    """A cluster; every node is a session of processes of its own.
 
-    def __init__(self, **environment: str) -> None:
+    Args:
+        processors: of each node.
+
+    """
+
+    def __init__(self, processors: int = 1) -> None:
+        self._processors = processors
         # Ray's sockets lie in it, and their paths must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
         port, client_port = _free_ports(2)
@@ -33,7 +39,6 @@ class RayNodes:
             "RAY_ADDRESS": self.address,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
-            **environment,
         }
         self._head = [
             "--head",
@@ -49,11 +54,15 @@ class RayNodes:
         for wrap in wrapped:
             where = ["--address", self.address] if self._nodes else self._head
             ray = Path(sys.executable).with_name("ray")
-            common = ("--num-cpus=1", f"--object-store-memory={_OBJECT_STORE}", "--block")
+            common = (
+                f"--num-cpus={self._processors}",
+                f"--object-store-memory={_OBJECT_STORE}",
+                "--block",
+            )
             log = (self._folder / f"{len(self._nodes)}.log").open("wb")
             with log:
                 node = subprocess.Popen(
-                    [*wrap, sys.executable, ray, "start", *where, *common],
+                    [*wrap, sys.executable, ray, "start", *where, *sizes, "--block"],
                     env=self.environment | {"RAY_ADDRESS": ""},
                     cwd=self._folder,  # nobody starts nodes where a build runs
                     stdout=log,
