@@ -54,11 +54,7 @@ class RayNodes:
         for wrap in wrapped:
             where = ["--address", self.address] if self._nodes else self._head
             ray = Path(sys.executable).with_name("ray")
-            common = (
-                f"--num-cpus={self._processors}",
-                f"--object-store-memory={_OBJECT_STORE}",
-                "--block",
-            )
+            sizes = (f"--num-cpus={self._processors}", f"--object-store-memory={_OBJECT_STORE}")
             log = (self._folder / f"{len(self._nodes)}.log").open("wb")
             with log:
                 node = subprocess.Popen(
