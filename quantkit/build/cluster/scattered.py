@@ -1,6 +1,7 @@
 """Artifacts whose shards lie on the disks of a cluster's nodes, where these share none."""
 
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +25,14 @@ class Storage:
 
 def is_shared(out: Path) -> bool:
     """Whether all nodes see the output folder that this process sees."""
-    was_named = tasks.storage_name(out) is not None  # it is one of several that nodes see
-    name = tasks.name_storage(out)
+    # A name that no node has looked for before: network file systems remember what was not there.
+    token = out / f"{tasks.STORAGE}.{uuid.uuid4().hex}"
+    token.touch()
     try:
         nodes = [node["NodeID"] for node in calls.live_nodes()]
-        return all(found == name for _, found in calls.ask(nodes, tasks.storage_name, out))
+        return all(found for _, found in calls.ask(nodes, tasks.sees, token))
     finally:
-        if not was_named:
-            (out / tasks.STORAGE).unlink()
+        token.unlink()
 
 
 def find_storages(out: Path) -> list[Storage]:

@@ -148,16 +148,13 @@ def report_node(
     return NodeReport(socket.gethostname(), versions, tuple(lacking))
 
 
-def storage_name(out: Path) -> str | None:
-    """What an output folder is called wherever it can be seen; None if it is nowhere here."""
-    try:
-        return (out / STORAGE).read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+def sees(path: Path) -> bool:
+    """Whether there is such a file here."""
+    return path.exists()
 
 
 def name_storage(out: Path) -> str:
-    """Make an output folder, if it is not there, and give it such a name, if it has none."""
+    """Make an output folder, if it is not there, and name it, if it has none; its name."""
     out.mkdir(parents=True, exist_ok=True)
     new = out / f"{STORAGE}.{uuid.uuid4().hex}"
     new.write_text(new.suffix)
