@@ -17,7 +17,7 @@ _LOCAL, _RUNNING = "local", "auto"
 _ADDRESS = re.compile(r"ray://[^\s/]+:\d+")
 _OBJECT_STORE = 256 * 2**20  # plans go through it, weights never do
 # Ray itself tries for two minutes to reach what is not there, then ends the process.
-_CONNECT_SECONDS = 20
+_CONNECT_SECONDS = 15
 _QUIET = {"log_to_driver": False, "logging_level": "CRITICAL"}
 _TRY = f"import os, ray, sys; ray.init(sys.argv[1], **{_QUIET!r}); os._exit(0)"
 
