@@ -75,16 +75,21 @@ class RayNodes:
                 os.kill(process, signal.SIGKILL)
         self._nodes[number].wait()
 
-    def kill_worker(self, task: str) -> None:
-        """Kill one process that runs a task of this name."""
+    def kill_worker(self, number: int, task: str) -> None:
+        """Kill a process of a node in the middle of a task of this name."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            for number in range(len(self._nodes)):
-                for process, name in self._processes(number):
-                    if name == f"ray::{task}":
-                        os.kill(process, signal.SIGKILL)
-                        return
+            for process, _ in self._at(number, task):
+                os.kill(process, signal.SIGSTOP)
+                if (process, f"ray::{task}") in self._at(number, task):  # it was not too late
+                    os.kill(process, signal.SIGKILL)
+                    return
+                os.kill(process, signal.SIGCONT)
         raise AssertionError(f"no process runs {task}")
+
+    def _at(self, number: int, task: str) -> list[tuple[int, str]]:
+        """The processes of a node that are at a task."""
+        return [found for found in self._processes(number) if found[1] == f"ray::{task}"]
 
     def _processes(self, number: int) -> Iterator[tuple[int, str]]:
         """The processes of a node, which are a session, by id, with their command lines."""

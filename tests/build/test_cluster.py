@@ -160,7 +160,7 @@ def test_a_killed_process_and_a_killed_node(
 ) -> None:
     out = tmp_path / "out"
     with begun(mortal, command(TINY, out, *LADDER, start=SMALL), out) as process:
-        mortal.kill_worker("encode")
+        mortal.kill_worker(0, "encode")
         mortal.kill(1)
         _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
