@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from quantkit.build.readback import Written
 from quantkit.build.source import Stamp, stamps_of
 from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.rows import open_rows
-from quantkit.core.errors import CheckpointError, ClusterError, OutputError
+from quantkit.core.errors import CheckpointError, ClusterError, OutputError, QuantkitError
 from quantkit.formats.folder import FolderLayout
 
 _ATTEMPTS = 4
@@ -36,6 +37,7 @@ _AHEAD = 2  # tasks given out per processor, so that none waits for this process
 _RECOUNT_SECONDS = 5.0
 _SYNC_SECONDS = 5.0
 _POLL_SECONDS = 0.5
+_CANCEL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +183,17 @@ class ClusterExecutor:
             )
 
     def cancel(self) -> None:
-        """Take what is there, and give up the rest."""
-        for task in [*self._encoding, *self._hashing]:
-            self._ray.cancel(task)
-        self._encoding.clear()
+        """Wait for the tasks that are out, not for long.
+
+        They are not cancelled: Ray 2.60 may end this process when one is over at that moment.
+        """
         self._hashing.clear()
-        self._sync()
-        deadline = time.monotonic() + _SYNC_SECONDS
-        while self._syncing and time.monotonic() < deadline:
-            self._collect()
+        deadline = time.monotonic() + _CANCEL_SECONDS
+        with suppress(QuantkitError):  # there is a reason already
+            while self._begun and time.monotonic() < deadline:
+                if not self._encoding:
+                    self._sync()
+                self._collect()
 
     @property
     def readers(self) -> int:
