@@ -72,6 +72,7 @@ def connect(
             import ray  # takes a second, as the other process does
         except ImportError:
             raise _missing() from None
+        tasks.warm_up()  # and so does this, which is needed here, too
     options: dict[str, Any] = dict(_QUIET)
     if address == _LOCAL:
         options |= {
