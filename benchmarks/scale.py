@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
@@ -52,7 +53,7 @@ from quantkit.plan.quants import all_quants, find_quants
 from quantkit.verify.machine import cpu_name, usable_cores
 from tests.large_checkpoints import large_checkpoint
 from tests.measured import measure, unwind_on_sigterm
-from tests.ray_nodes import RayNodes
+from tests.ray_nodes import running
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 LIMIT = 1.15  # of the time of as many threads
@@ -181,16 +182,8 @@ def predict_here(sizes: Sizes, costs: Costs, jobs: int) -> dict[str, Prediction]
 @contextmanager
 def one_node(processors: int) -> Iterator[None]:
     """A Ray cluster of one node, which ``--cluster auto`` finds."""
-    nodes = RayNodes(processors)
-    before = dict(os.environ)
-    try:
-        nodes.start(())
-        os.environ.update(nodes.environment)
+    with running((), processors=processors) as nodes, patch.dict(os.environ, nodes.environment):
         yield
-    finally:
-        nodes.stop()
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def measure_costs(

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _OBJECT_STORE = 80 * 10**6  # the least that Ray takes
@@ -123,6 +123,17 @@ class RayNodes:
                 return
         logs = "\n".join(log.read_text() for log in self._folder.glob("*.log"))
         raise AssertionError(f"Ray does not start:\n{logs}")
+
+
+@contextmanager
+def running(*wrapped: Sequence[str], processors: int = 1) -> Iterator[RayNodes]:
+    """A cluster with a node for each argument (see `RayNodes.start`), until the block ends."""
+    nodes = RayNodes(processors)
+    try:
+        nodes.start(*wrapped)
+        yield nodes
+    finally:
+        nodes.stop()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -420,7 +420,7 @@ class _Run:
             entry["published"] = self._shipping.to
             manifest.add_artifact(self._out, layout.name, entry)
             return Artifact(layout, artifact.final, entry, None, fresh=True)
-        if check is not None and artifact.runnable is not None:
+        if check is not None and artifact.is_here:
             self._report(Progress("check", 0, 1, layout.name))
             verdict = check(artifact.runnable)
             entry["smoke"] = verdict.record

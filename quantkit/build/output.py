@@ -105,6 +105,9 @@ def naming_failures(folder: Path, missing: Callable[[], int]) -> Iterator[None]:
 class PartialArtifact:
     """The files of one artifact while they are being written, under partial names."""
 
+    is_here = True
+    """Whether its files lie in one place, where a check can read them."""
+
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.layout = layout
         self.completed: list[tuple[Place, int]] = []
@@ -137,8 +140,8 @@ class PartialArtifact:
         remove(self.partial)
 
     @property
-    def runnable(self) -> Path | None:
-        """What a check is given: a GGUF's first file, or a whole folder; None if not here."""
+    def runnable(self) -> Path:
+        """What a check is given: a GGUF's first file, or the whole folder."""
         return self.partial if isinstance(self.layout, FolderLayout) else self.paths[0]
 
     def open(self) -> None:

@@ -210,10 +210,21 @@ class RowsReader:
         for unit in units:
             yield unit, read_unit(unit, self._read_rows)
         for path, known in self._files.items():
-            with path.open("rb") as file:
-                self.sha256[path] = hashlib.file_digest(file, "sha256").hexdigest()
-            if stamp(path) != known:
-                raise CheckpointError(f"{path} changed while it was read; run the command again.")
+            self.sha256[path] = hash_source(path, known)
+
+
+def hash_source(path: Path, known: Stamp) -> str:
+    """The sha256 of a source file that bears a stamp.
+
+    Raises:
+        CheckpointError: it does not bear it any more.
+
+    """
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if stamp(path) != known:
+        raise CheckpointError(f"{path} changed while it was read; run the same command again.")
+    return sha256
 
 
 def read_unit(unit: Unit, read_rows: RowReader) -> NDArray[np.uint8]:

@@ -253,7 +253,7 @@ class _Build:
             ],
         }
         verdict = None
-        if check is not None and artifact.runnable is not None:
+        if check is not None:
             verdict = check(artifact.runnable)
             entry["smoke"] = verdict.record
         remove(self._run.folder)

@@ -19,7 +19,7 @@ from tests.build.builds import artifacts_in, build, manifest_of, names_in
 from tests.cli.command import quantkit, refusal
 from tests.hub_server import HubServer, serve
 from tests.large_checkpoints import large_checkpoint
-from tests.ray_nodes import RayNodes
+from tests.ray_nodes import RayNodes, running
 
 ROOT = Path(package.__file__).parents[1]
 TINY = ROOT / "tests/checkpoints/tiny-mixtral"
@@ -31,23 +31,15 @@ SMALL = ("-m", "tests.build.cluster_build", str(2**15), "0.5")  # the command, i
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
     """Two nodes that nobody kills."""
-    cluster = RayNodes()
-    try:
-        cluster.start((), ())
+    with running((), ()) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture
 def mortal() -> Iterator[RayNodes]:
     """Two nodes that a test may kill."""
-    cluster = RayNodes()
-    try:
-        cluster.start((), ())
+    with running((), ()) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture(scope="module")

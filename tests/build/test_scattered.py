@@ -9,7 +9,7 @@ import pytest
 
 from tests.build.builds import manifest_of, names_in, sha256_of
 from tests.build.test_cluster import SMALL, TINY, begun, command, run
-from tests.ray_nodes import RayNodes
+from tests.ray_nodes import RayNodes, running
 
 SHARDS = ("--shard-size", "1MiB")
 
@@ -44,12 +44,8 @@ def disks(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def nodes(out: Path, disks: tuple[Path, Path]) -> Iterator[RayNodes]:
-    cluster = RayNodes()
-    try:
-        cluster.start(*(own_disk(disk, out) for disk in disks))
+    with running(*(own_disk(disk, out) for disk in disks)) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def test_nodes_without_a_common_disk(

@@ -28,6 +28,11 @@ def live_nodes() -> list[dict[str, Any]]:
     return [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
 
 
+def live_ids() -> list[str]:
+    """The ids of these nodes."""
+    return [node["NodeID"] for node in live_nodes()]
+
+
 def count_processors() -> int:
     """The processors of the nodes that have memory for a task.
 

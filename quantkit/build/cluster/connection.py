@@ -1,6 +1,5 @@
 """A Ray cluster: one of this machine's own, one that runs here already, or one at an address."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -65,13 +64,13 @@ def connect(
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask the network
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if importlib.util.find_spec("ray") is None:
-        raise _missing()
     with nullcontext() if address == _LOCAL else _trying(address):
         try:
             import ray  # takes a second, as the other process does
         except ImportError:
-            raise _missing() from None
+            raise MissingPackageError(
+                "--cluster needs Ray; install it with: pip install 'quantkit[ray]'"
+            ) from None
         tasks.warm_up()  # and so does this, which is needed here, too
     options: dict[str, Any] = dict(_QUIET)
     if address == _LOCAL:
@@ -116,10 +115,6 @@ def _trying(address: str) -> Iterator[None]:
             process.kill()
     if process.returncode != 0:
         raise _unreachable(address, said)
-
-
-def _missing() -> MissingPackageError:
-    return MissingPackageError("--cluster needs Ray; install it with: pip install 'quantkit[ray]'")
 
 
 def _unreachable(address: str, said: str) -> ClusterError:

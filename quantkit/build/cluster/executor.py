@@ -25,8 +25,8 @@ from quantkit.build.cluster.scattered import (
 )
 from quantkit.build.executor import Assignment, Crcs
 from quantkit.build.output import Layout, PartialArtifact
-from quantkit.build.readback import Written
-from quantkit.build.source import Stamp, stamps_of
+from quantkit.build.readback import Written, read_back
+from quantkit.build.source import Stamp, hash_source, stamps_of
 from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, ClusterError, OutputError, QuantkitError
@@ -166,8 +166,6 @@ class ClusterExecutor:
     def drain(self) -> None:
         """Wait until all units that are out are written and synced."""
         while self._begun:
-            if not self._encoding:
-                self._sync()
             self._collect()
 
     def finish(self) -> None:
@@ -191,8 +189,6 @@ class ClusterExecutor:
         deadline = time.monotonic() + _CANCEL_SECONDS
         with suppress(QuantkitError):  # there is a reason already
             while self._begun and time.monotonic() < deadline:
-                if not self._encoding:
-                    self._sync()
                 self._collect()
 
     @property
@@ -210,7 +206,7 @@ class ClusterExecutor:
         for attempt in range(1, _ATTEMPTS + 1):
             node = whole.node_of(file) if isinstance(whole, ScatteredArtifact) else None
             arguments = (path, planned.header, planned.n_bytes, list(written))
-            task = calls.call(tasks.read_file_back, *arguments, node=node)
+            task = calls.call(read_back, *arguments, node=node)
             while not self._ray.wait([task], timeout=_POLL_SECONDS)[0]:
                 count(0)  # raises once nobody wants to know any more
             try:
@@ -275,7 +271,7 @@ class ClusterExecutor:
         self._encoding[calls.call(tasks.encode, *arguments, node=node)] = slab
 
     def _hash(self, file: Path, stamp: Stamp, attempt: int = 1) -> None:
-        self._hashing[calls.call(tasks.hash_file, file.absolute(), stamp)] = file, attempt
+        self._hashing[calls.call(hash_source, file.absolute(), stamp)] = file, attempt
 
     def _sync(self) -> None:
         """Let nodes force what they wrote to their disks."""
@@ -286,7 +282,7 @@ class ClusterExecutor:
 
     def _collect(self) -> None:
         """Wait for some task to end, not for long, and take what is there."""
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
+        if not self._encoding or time.monotonic() - self._synced > _SYNC_SECONDS:
             self._sync()
         waited = [*self._encoding, *self._hashing, *self._syncing]
         ready, _ = self._ray.wait(waited, num_returns=1, timeout=_POLL_SECONDS)
@@ -326,7 +322,7 @@ class ClusterExecutor:
         try:
             calls.result(task)
         except Lost as lost:
-            if any(alive["NodeID"] == node for alive in calls.live_nodes()):
+            if node in calls.live_ids():
                 self._written[node] += written  # only the process that synced is gone
                 return
             for slab, _ in written:

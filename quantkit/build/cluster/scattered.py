@@ -29,8 +29,7 @@ def is_shared(out: Path) -> bool:
     token = out / f"{tasks.STORAGE}.{uuid.uuid4().hex}"
     token.touch()
     try:
-        nodes = [node["NodeID"] for node in calls.live_nodes()]
-        return all(found for _, found in calls.ask(nodes, tasks.sees, token))
+        return all(found for _, found in calls.ask(calls.live_ids(), tasks.sees, token))
     finally:
         token.unlink()
 
@@ -52,6 +51,8 @@ class ScatteredArtifact(PartialArtifact):
 
     Nothing of it is opened or written in this process.
     """
+
+    is_here = False
 
     def __init__(self, folder: Path, layout: Layout, storages: Sequence[Storage]) -> None:
         super().__init__(folder.absolute(), layout)
@@ -91,10 +92,6 @@ class ScatteredArtifact(PartialArtifact):
         return chosen
 
     @property
-    def runnable(self) -> None:
-        """Nothing: llama.cpp needs all shards in one place."""
-
-    @property
     def missing(self) -> int:
         """Nothing: every node looks after its own disk."""
         return 0
@@ -107,29 +104,21 @@ class ScatteredArtifact(PartialArtifact):
     def discard(self) -> None:
         """Delete what there is of it, on every storage."""
         for name in self._storages:
-            self._ask(name, tasks.discard, self.partial)
+            self._ask(name, remove, self.partial)
         remove(self._note)
 
     def open(self) -> None:
         """Make the files on their storages."""
-        by_name = {
-            file.name: storage
-            for file, storage in zip(self.layout.files, self.storage_of, strict=True)
-        }
-        self._note.write_text(json.dumps(by_name), encoding="utf-8")
+        noted = {file.name: name for name in self._storages for file in self._files_on(name)}
+        self._note.write_text(json.dumps(noted), encoding="utf-8")
         for name in self._storages:
-            files = [f for f in self.layout.files if by_name[f.name] == name]
-            sizes = [(f.name, f.n_bytes, f.name in self._known) for f in files]
+            sizes = [(f.name, f.n_bytes, f.name in self._known) for f in self._files_on(name)]
             self.hosts[name] = self._ask(name, tasks.make_files, self.partial, self.final, sizes)
 
     def write_headers(self) -> None:
         """Write the headers, where the files are."""
         for name in self._storages:
-            headers = [
-                (file.name, file.header)
-                for file, storage in zip(self.layout.files, self.storage_of, strict=True)
-                if storage == name
-            ]
+            headers = [(file.name, file.header) for file in self._files_on(name)]
             self._ask(name, tasks.write_headers, self.partial, headers)
 
     def publish(self) -> Path:
@@ -150,7 +139,7 @@ class ScatteredArtifact(PartialArtifact):
             PlaceLostError: there is none any more.
 
         """
-        alive = {node["NodeID"] for node in calls.live_nodes()}
+        alive = calls.live_ids()
         name = self.storage_of[file]
         nodes = [node for node in self._storages[name].nodes if node in alive]
         if not nodes:
@@ -159,6 +148,14 @@ class ScatteredArtifact(PartialArtifact):
                 "build its shards anew."
             )
         return nodes[file % len(nodes)]
+
+    def _files_on(self, storage: str) -> list[Any]:
+        """The layout's files that are on a storage."""
+        return [
+            file
+            for file, name in zip(self.layout.files, self.storage_of, strict=True)
+            if name == storage
+        ]
 
     def _ask(self, storage: str, function: Any, *arguments: Any) -> Any:
         """What a function returns on some node of a storage."""
@@ -172,9 +169,9 @@ def is_held(out: Path, entry: Mapping[str, Any]) -> bool:
     files = [(Path(file["name"]), file["bytes"]) for file in entry.get("files", ())]
     if not files or not all("node" in file for file in entry["files"]):
         return False
-    nodes = [node["NodeID"] for node in calls.live_nodes()]
+    folder = out.absolute() / files[0][0].parent
     found: dict[str, int] = {}
-    for _, sizes in calls.ask(nodes, tasks.sizes_of, out.absolute() / files[0][0].parent):
+    for _, sizes in calls.ask(calls.live_ids(), tasks.sizes_of, folder):
         found |= sizes
     return all(found.get(path.name) == size for path, size in files)
 

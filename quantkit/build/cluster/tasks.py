@@ -5,7 +5,6 @@ syncs what all those of its node wrote. Processes of a node are used again, so e
 that it worked on last.
 """
 
-import hashlib
 import os
 import socket
 import uuid
@@ -18,12 +17,11 @@ import quantkit
 from quantkit.build.encode import Encoder, sessions
 from quantkit.build.executor import Crcs
 from quantkit.build.output import Layout, PartialArtifact, check_space, remove, sync_folder
-from quantkit.build.readback import Written, read_back
-from quantkit.build.source import Stamp, read_unit, stamp
+from quantkit.build.source import read_unit
 from quantkit.build.units import Unit
 from quantkit.checkpoint.folder import RowReader
 from quantkit.checkpoint.imatrix import Imatrix
-from quantkit.core.errors import CheckpointError, OutputError
+from quantkit.core.errors import OutputError
 from quantkit.encodings.kernel import load_kernel
 
 STORAGE = ".quantkit-storage"
@@ -218,27 +216,3 @@ def rename(partial: Path, final: Path) -> None:
     if partial.exists():
         partial.rename(final)
         sync_folder(final.parent)
-
-
-def discard(path: Path) -> None:
-    """Delete what was written here."""
-    remove(path)
-
-
-def hash_file(path: Path, known: Stamp) -> str:
-    """The sha256 of a source file.
-
-    Raises:
-        CheckpointError: it changed meanwhile.
-
-    """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if stamp(path) != known:
-        raise CheckpointError(f"{path} changed while it was read; run the same command again.")
-    return sha256
-
-
-def read_file_back(path: Path, header: bytes, size: int, written: Sequence[Written]) -> str:
-    """The sha256 of a finished file, as `readback.read_back` finds it."""
-    return read_back(path, header, size, written)
