@@ -211,6 +211,7 @@ def build_command(way: str, jobs: int, quants: Sequence[str]) -> list[str | Path
 
 def build(command: Sequence[str | Path], checkpoint: Path, out: Path) -> float:
     """Seconds of a build with the source in the page cache and nothing waiting for the disk."""
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was killed
     for file in checkpoint.glob("*.safetensors"):
         read_through(file)
     os.sync()

@@ -1,6 +1,5 @@
 """Where the units of a build are encoded: by threads of this process, unless a cluster is given."""
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build.encode import Encoder
+from quantkit.build.heap import share_heap
 from quantkit.build.output import Layout, PartialArtifact
 from quantkit.build.readback import Written, read_back
 from quantkit.build.source import Reading
 from quantkit.build.units import Unit
 from quantkit.build.work import Work
 
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 # What a unit gave: per artifact, a CRC-32 of each piece.
 Crcs = list[list[int]]
 
@@ -108,7 +107,7 @@ class Threads:
     """Encodes in threads what one reader brings, file by file, from front to back."""
 
     def __init__(self, assignment: Assignment) -> None:
-        _share_heap()
+        share_heap()
         self._assignment = assignment
         work = assignment.work
         self._encoder = Encoder(work.kernel, work.imatrix, assignment.artifacts)
@@ -197,13 +196,3 @@ class ThisProcess:
     def hold(self, _out: Path, _entry: Mapping[str, Any]) -> bool:
         """What is not in the folder is nowhere."""
         return False
-
-
-def _share_heap() -> None:
-    """Let threads allocate from one heap: of heaps of their own glibc keeps what others freed.
-
-    Slabs go from thread to thread, so that would be some of them for every thread.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)

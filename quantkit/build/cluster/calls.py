@@ -10,8 +10,10 @@ from quantkit.build.units import UNIT_ELEMENTS
 from quantkit.core.errors import ClusterError
 from quantkit.core.units import format_size
 
-# A process with numba's kernels, and one slab as bytes, twice as float32, and encoded.
-TASK_MEMORY = 300 * 2**20 + UNIT_ELEMENTS * 4 * 4
+SLAB_MEMORY = UNIT_ELEMENTS * 4 * 4
+"""One slab as bytes, twice as float32, and encoded."""
+
+TASK_MEMORY = 300 * 2**20 + SLAB_MEMORY  # with a process that has numba's kernels
 # How long all nodes may take to answer; some have kernels to compile first.
 _ANSWER_SECONDS = 300.0
 

@@ -1,12 +1,12 @@
 """A Ray cluster: one of this machine's own, one that runs here already, or one at an address."""
 
+import multiprocessing
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Any
 
 from quantkit.build.cluster import calls, tasks
@@ -17,8 +17,7 @@ _ADDRESS = re.compile(r"ray://[^\s/]+:\d+")
 _OBJECT_STORE = 256 * 2**20  # plans go through it, weights never do
 # Ray itself tries for two minutes to reach what is not there, then ends the process.
 _CONNECT_SECONDS = 15
-_QUIET = {"log_to_driver": False, "logging_level": "CRITICAL"}
-_TRY = f"import os, ray, sys; ray.init(sys.argv[1], **{_QUIET!r}); os._exit(0)"
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +63,31 @@ def connect(
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask the network
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with nullcontext() if address == _LOCAL else _trying(address):
-        try:
-            import ray  # takes a second, as the other process does
-        except ImportError:
-            raise MissingPackageError(
-                "--cluster needs Ray; install it with: pip install 'quantkit[ray]'"
-            ) from None
-        tasks.warm_up()  # and so does this, which is needed here, too
-    options: dict[str, Any] = dict(_QUIET)
+    try:
+        import ray
+    except ImportError:
+        raise MissingPackageError(
+            "--cluster needs Ray; install it with: pip install 'quantkit[ray]'"
+        ) from None
+    options = dict(_QUIET)
     if address == _LOCAL:
         options |= {
             "num_cpus": jobs or local_jobs,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE,
         }
+    else:
+        _try(address)
     try:
         ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _unreachable(address, str(error)) from error
     try:
-        for _ in range(calls.count_processors()):
-            calls.call(tasks.warm_up)  # while this process plans
+        # Nodes start processes now, while this one imports what it needs, too, and plans. One of
+        # each node is left for the first question to it: Ray would start another one.
+        for _ in range(calls.count_processors() - len(calls.live_ids())):
+            calls.call(tasks.warm_up)
+        tasks.warm_up()
         # A cluster of our own has just as many processors as may work.
         most = None if address == _LOCAL else jobs
         is_far = address not in (_LOCAL, _RUNNING)
@@ -94,27 +96,39 @@ def connect(
         ray.shutdown()
 
 
-@contextmanager
-def _trying(address: str) -> Iterator[None]:
-    """Connect in another process, which can be stopped, while the block runs.
+def _try(address: str) -> None:
+    """Connect in a copy of this process, which can be stopped.
 
     Raises:
-        ClusterError: at the block's end, that does not work.
+        ClusterError: that does not work.
 
     """
-    command = [sys.executable, "-W", "ignore", "-c", _TRY, address]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with TemporaryFile("w+") as said:
+        # It has Ray already, unlike a new one, and no threads yet that a copy would lack.
+        process = multiprocessing.get_context("fork").Process(
+            target=_connect_and_exit, args=(address, said.fileno())
+        )
+        process.start()
         try:
-            yield
-            _, said = process.communicate(timeout=_CONNECT_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise _unreachable(address, f"no answer in {_CONNECT_SECONDS} s") from None
+            process.join(_CONNECT_SECONDS)
+            if process.is_alive():
+                raise _unreachable(address, f"no answer in {_CONNECT_SECONDS} s")
         finally:
             process.kill()
-    if process.returncode != 0:
-        raise _unreachable(address, said)
+            process.join()
+        if process.exitcode != 0:
+            said.seek(0)
+            raise _unreachable(address, said.read())
+
+
+def _connect_and_exit(address: str, said: int) -> None:
+    """Connect, and leave at once; what is said goes to a file."""
+    import ray
+
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    ray.init(address, **_QUIET)
+    os._exit(0)
 
 
 def _unreachable(address: str, said: str) -> ClusterError:

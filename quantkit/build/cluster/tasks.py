@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import quantkit
+from quantkit.build.cluster.calls import SLAB_MEMORY
 from quantkit.build.encode import Encoder, sessions
 from quantkit.build.executor import Crcs
+from quantkit.build.heap import keep_freed
 from quantkit.build.output import Layout, PartialArtifact, check_space, remove, sync_folder
 from quantkit.build.source import read_unit
 from quantkit.build.units import Unit
@@ -62,6 +64,7 @@ class _Worker:
     """One process of a node, for one job."""
 
     def __init__(self, job: Job) -> None:
+        keep_freed(SLAB_MEMORY)
         self.job = job
         self.artifacts = [PartialArtifact(job.out, layout) for layout in job.layouts]
         for artifact in self.artifacts:
