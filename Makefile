@@ -12,8 +12,9 @@ demo: $(VENV)/.ready
 	$(BIN)/quantkit build tests/checkpoints/tiny-mistral --quant gguf-all -o $(DEMO)/tiny-mistral
 
 # Two processes, whose idle OpenMP threads must not spin for each other's cores. A file's tests share
-# what they build, so they stay in one process.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+# what they build, so they stay in one process. Files of few tests, which would be left for the end,
+# are among the longest.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST)
