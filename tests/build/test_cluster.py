@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -228,6 +230,18 @@ def test_nodes_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls.count_processors() == 4
 
 
+def test_a_node_without_quantkit(tmp_path: Path) -> None:
+    """It is named, in one sentence."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['quantkit'] = None")
+    with running(("env", f"PYTHONPATH={tmp_path}")) as bare:
+        refused = run(bare, command(TINY, tmp_path / "out", "q8_0"), "--cluster", "auto")
+    assert refused.returncode == 2
+    sentence = refused.stderr.splitlines()[-1]
+    assert re.match(r"Error: Node [\d.]+ cannot run quantkit \(ModuleNotFoundError: ", sentence)
+    assert "Traceback" not in refused.stderr
+    assert names_in(tmp_path / "out") == set()
+
+
 def test_a_weight_that_is_not_finite(nodes: RayNodes, tmp_path: Path) -> None:
     """What fails on a node is the sentence that threads would say, and nothing stays."""
     checkpoint = tmp_path / "model"
@@ -260,28 +274,34 @@ def test_without_ray(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    """By its address and by RAY_ADDRESS; nothing listens at port 1."""
-    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "disabled"}
-    arguments = command(TINY, tmp_path / "out", "q8_0")
-    start = time.monotonic()
-    tries = [
-        subprocess.Popen(
-            [*arguments, "--cluster", address],
-            env=environment,
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for address in ("ray://127.0.0.1:1", "auto")
-    ]
-    for attempt, where in zip(
-        tries, ("can be used at ray://127.0.0.1:1", "runs here"), strict=True
-    ):
-        _, said = attempt.communicate(timeout=60)
+    """By its address and by RAY_ADDRESS; port 1 is nobody's, the other one is not Ray's."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        silent = f"127.0.0.1:{mute.getsockname()[1]}"
+        tries = {
+            "can be used at ray://127.0.0.1:1": ("ray://127.0.0.1:1", ""),
+            f"can be used at ray://{silent}": (f"ray://{silent}", ""),
+            "runs here": ("auto", "127.0.0.1:1"),
+            "runs here (no answer": ("auto", silent),
+        }
+        start = time.monotonic()
+        attempts = [
+            subprocess.Popen(
+                [*command(TINY, tmp_path / "out", "q8_0"), "--cluster", address],
+                env=os.environ | {"RAY_ADDRESS": known, "RAY_AUTH_MODE": "disabled"},
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for address, known in tries.values()
+        ]
+        for attempt in attempts:
+            attempt.wait(timeout=60)
+        assert time.monotonic() - start < 30
+    for attempt, where in zip(attempts, tries, strict=True):
+        _, said = attempt.communicate()
         assert attempt.returncode == 2
         assert len(said.splitlines()) == 1
-        assert said.startswith(f"Error: No Ray cluster {where} (")
-    assert time.monotonic() - start < 30
+        assert said.startswith(f"Error: No Ray cluster {where}")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,6 @@
 """Calling functions on the nodes of a cluster, and telling their failures from the cluster's."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
@@ -16,6 +17,8 @@ SLAB_MEMORY = UNIT_ELEMENTS * 4 * 4
 TASK_MEMORY = 300 * 2**20 + SLAB_MEMORY  # with a process that has numba's kernels
 # How long all nodes may take to answer; some have kernels to compile first.
 _ANSWER_SECONDS = 300.0
+# Ray says so of a function whose module is not there; its last line says which.
+_NOT_IMPORTED = "The remote function failed to import on the worker."
 
 
 class Lost(Exception):  # noqa: N818 - what happened; it never leaves this package
@@ -100,10 +103,11 @@ def result(task: Any) -> Any:
     try:
         return ray.get(task)
     except exceptions.RayTaskError as error:
-        if isinstance(error.cause, ModuleNotFoundError):
+        said = str(error.cause).strip()
+        if isinstance(error.cause, ModuleNotFoundError) or said.startswith(_NOT_IMPORTED):
             raise ClusterError(
-                f"A node of the cluster cannot run quantkit ({error.cause}); install quantkit[ray] "
-                f"{quantkit.__version__} in the Python that Ray runs in there."
+                f"Node {_address(error)} cannot run quantkit ({said.splitlines()[-1]}); install "
+                f"quantkit[ray] {quantkit.__version__} in the Python that Ray runs in there."
             ) from error
         if isinstance(error.cause, exceptions.RayError):
             raise _failed(error.cause) from error
@@ -149,6 +153,6 @@ def _failed(error: BaseException) -> ClusterError:
 
 
 def _address(error: BaseException) -> str:
-    """The node's address, which Ray has only in its sentence."""
-    _, _, rest = str(error).partition("Node IP: ")
-    return rest.partition(",")[0] or "unknown"
+    """The node's address, which Ray has only in its sentences."""
+    found = re.search(r"(?:Node IP: |\bip=)([^,)\s]+)", str(error))
+    return found[1] if found else "(unknown)"

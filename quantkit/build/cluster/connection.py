@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from quantkit.core.errors import ClusterError, MissingPackageError
 _LOCAL, _RUNNING = "local", "auto"
 _ADDRESS = re.compile(r"ray://[^\s/]+:\d+")
 _OBJECT_STORE = 256 * 2**20  # plans go through it, weights never do
-# Ray itself tries for two minutes to reach what is not there, then ends the process.
+# Ray itself tries for two minutes to reach a cluster that is not there, then ends the process.
 _CONNECT_SECONDS = 15
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
 
@@ -63,6 +64,7 @@ def connect(
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask the network
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "5")  # of each of three attempts
     try:
         import ray
     except ImportError:
@@ -76,10 +78,11 @@ def connect(
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE,
         }
-    else:
-        _try(address)
+    elif address == _RUNNING:
+        _try()
     try:
-        ray.init(address, **options)
+        with warnings.catch_warnings(action="ignore"):
+            ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _unreachable(address, str(error)) from error
     try:
@@ -96,8 +99,8 @@ def connect(
         ray.shutdown()
 
 
-def _try(address: str) -> None:
-    """Connect in a copy of this process, which can be stopped.
+def _try() -> None:
+    """Connect to the cluster that runs, in a copy of this process, which can be stopped.
 
     Raises:
         ClusterError: that does not work.
@@ -106,28 +109,28 @@ def _try(address: str) -> None:
     with TemporaryFile("w+") as said:
         # It has Ray already, unlike a new one, and no threads yet that a copy would lack.
         process = multiprocessing.get_context("fork").Process(
-            target=_connect_and_exit, args=(address, said.fileno())
+            target=_connect_and_exit, args=(said.fileno(),)
         )
         process.start()
         try:
             process.join(_CONNECT_SECONDS)
             if process.is_alive():
-                raise _unreachable(address, f"no answer in {_CONNECT_SECONDS} s")
+                raise _unreachable(_RUNNING, f"no answer in {_CONNECT_SECONDS} s")
         finally:
             process.kill()
             process.join()
         if process.exitcode != 0:
             said.seek(0)
-            raise _unreachable(address, said.read())
+            raise _unreachable(_RUNNING, said.read())
 
 
-def _connect_and_exit(address: str, said: int) -> None:
+def _connect_and_exit(said: int) -> None:
     """Connect, and leave at once; what is said goes to a file."""
     import ray
 
     for stream in (1, 2):
         os.dup2(said, stream)
-    ray.init(address, **_QUIET)
+    ray.init(_RUNNING, **_QUIET)
     os._exit(0)
 
 
