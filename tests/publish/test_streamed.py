@@ -263,3 +263,26 @@ def test_refusals_come_before_the_first_weight(
     assert "A repository holds one format" in refused(*mixed)
     bnb = (ID, "-q", "bnb-nf4", "-o", out, "--publish", REPO, "--delete-published")
     assert "--delete-published is for GGUF quants" in refused(*bnb)
+
+
+@pytest.mark.native  # for its time
+def test_nodes_of_a_cluster_write_what_leaves(
+    hub: Hub, local: dict[str, str], tmp_path: Path
+) -> None:
+    """The driver sends and deletes shards that other processes have written."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tests.build.hub_build", str(SLAB), str(PIECE), "build", ID]
+    wish = ["--publish", REPO, "--delete-published", *SHARDS, "-o", str(out), "--cluster", "local"]
+    built = subprocess.run(
+        [*command, *ARGUMENTS, *wish],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "Encoding on a Ray cluster of 2 processors." in built.stderr
+    assert hub.weights() == local
+    assert names_in(out) == {"quantkit.json"}
+    assert hub.store.commits[REPO][-1].paths == ("README.md",)

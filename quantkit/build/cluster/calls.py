@@ -1,7 +1,7 @@
 """Calling functions on the nodes of a cluster, and telling their failures from the cluster's."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -66,18 +66,23 @@ def call(function: Callable[..., Any], *arguments: Any, node: str | None = None)
 def ask(
     nodes: Sequence[str], function: Callable[..., Any], *arguments: Any
 ) -> Iterator[tuple[str, Any]]:
-    """Call a function that takes next to nothing on several nodes at once; what each returned.
+    """Call a function that takes next to nothing on several nodes at once; what each returns.
 
-    Nodes that are lost meanwhile are left out. Not for what is done often: Ray ends processes that
-    are more than a node's processors, and starts them again.
+    The calls begin at once, and are waited for when the first answer is asked for. Nodes that are
+    lost meanwhile are left out. Not for what is done often: Ray ends processes that are more than
+    a node's processors, and starts them again.
 
     Raises:
         ClusterError: one does not answer.
 
     """
+    asked = {_remote(function, 0, node).remote(*arguments): node for node in nodes}
+    return _answers(asked)
+
+
+def _answers(asked: Mapping[Any, str]) -> Iterator[tuple[str, Any]]:
     import ray
 
-    asked = {_remote(function, 0, node).remote(*arguments): node for node in nodes}
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
     if silent:
         raise ClusterError(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,14 +11,16 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Any
 
-from quantkit.build.cluster import calls, tasks
+from quantkit.build.cluster import calls
 from quantkit.core.errors import ClusterError, MissingPackageError
+from quantkit.encodings.kernel import load_kernel
 
 _LOCAL, _RUNNING = "local", "auto"
 _ADDRESS = re.compile(r"ray://[^\s/]+:\d+")
 _OBJECT_STORE = 256 * 2**20  # plans go through it, weights never do
 # Ray itself tries for two minutes to reach a cluster that is not there, then ends the process.
 _CONNECT_SECONDS = 15
+_START_SECONDS = 5  # more if others use the processors
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
 
 
@@ -86,11 +89,13 @@ def connect(
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _unreachable(address, str(error)) from error
     try:
-        # Nodes start processes now, while this one imports what it needs, too, and plans. One of
-        # each node is left for the first question to it: Ray would start another one.
-        for _ in range(calls.count_processors() - len(calls.live_ids())):
-            calls.call(tasks.warm_up)
-        tasks.warm_up()
+        # Nodes start processes now, while this one imports what it needs. They are waited for,
+        # because of what is asked meanwhile Ray would start more than there are processors.
+        count = calls.count_processors() - len(calls.live_ids())
+        starting = [calls.call(platform.node) for _ in range(count)]
+        load_kernel("fast")
+        if starting:
+            ray.wait(starting, num_returns=count, timeout=_START_SECONDS)
         # A cluster of our own has just as many processors as may work.
         most = None if address == _LOCAL else jobs
         is_far = address not in (_LOCAL, _RUNNING)

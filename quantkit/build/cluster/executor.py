@@ -144,14 +144,14 @@ class ClusterExecutor:
         files = [(path.absolute(), stamp[0]) for path, stamp in self._files.items()]
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in calls.live_nodes()}
         reports = calls.ask(list(addresses), tasks.report_node, self._name, self._job, files)
-        for node, report in reports:
-            self._check_node(f"Node {addresses[node]} ({report.host})", report)
         hashed = self._assignment.reading.hashed
         for file, stamp in self._files.items():
             if file.name in hashed:
                 self.sha256[file] = hashed[file.name]
             else:
-                self._hash(file, stamp)
+                self._hash(file, stamp)  # which needs no kernels
+        for node, report in reports:
+            self._check_node(f"Node {addresses[node]} ({report.host})", report)
 
     def submit(self, index: int) -> None:
         """Give a unit out as soon as few enough are."""

@@ -93,11 +93,6 @@ def _work_on(name: str, reference: Sequence[Any]) -> _Worker:
     return _worker
 
 
-def warm_up() -> None:
-    """Import what encoding needs, which takes a process a second."""
-    load_kernel("fast")
-
-
 def encode(
     name: str, reference: Sequence[Any], index: int, numbers: Sequence[int]
 ) -> tuple[str, Crcs]:
