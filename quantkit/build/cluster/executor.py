@@ -187,8 +187,8 @@ class ClusterExecutor:
         """
         self._hashing.clear()
         deadline = time.monotonic() + _CANCEL_SECONDS
-        with suppress(QuantkitError):  # there is a reason already
-            while self._begun and time.monotonic() < deadline:
+        while self._is_out and time.monotonic() < deadline:
+            with suppress(QuantkitError):  # there is a reason already
                 self._collect()
 
     @property
@@ -221,6 +221,11 @@ class ClusterExecutor:
     def close(self) -> None:
         """Let Ray forget the job."""
         self._job.clear()
+
+    @property
+    def _is_out(self) -> bool:
+        """Whether any slab is being encoded or synced; one that failed is not."""
+        return bool(self._encoding or self._syncing or any(self._written.values()))
 
     @property
     def _most(self) -> int:
