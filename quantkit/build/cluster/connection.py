@@ -112,7 +112,7 @@ def _try() -> None:
 
     """
     with TemporaryFile("w+") as said:
-        # It has Ray already, unlike a new one, and no threads yet that a copy would lack.
+        # Unlike a new one it has Ray already, and what it lacks are threads of numpy, unneeded.
         process = multiprocessing.get_context("fork").Process(
             target=_connect_and_exit, args=(said.fileno(),)
         )
