@@ -167,7 +167,7 @@ def test_a_killed_process_and_a_killed_node(
 
 def test_a_killed_driver(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = command(TINY, out, *LADDER, start=SMALL)
+    arguments = command(TINY, out, *LADDER, "bnb-nf4", start=SMALL)
     with begun(nodes, arguments, out) as process:
         process.send_signal(signal.SIGKILL)
     journal = out / ".quantkit-journal"
@@ -178,12 +178,12 @@ def test_a_killed_driver(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> N
         assert before <= finished(journal)  # taken over, not begun anew
         _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert artifacts_in(out) == artifacts_in(by_threads)
+    assert same(out, by_threads)
 
 
 def test_ctrl_c(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = command(TINY, out, *LADDER, start=SMALL)
+    arguments = command(TINY, out, *LADDER, "bnb-nf4", start=SMALL)
     with begun(nodes, arguments, out) as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
@@ -191,7 +191,7 @@ def test_ctrl_c(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
     assert "slabs encoded; run the same command to go on from there." in said.splitlines()[-1]
     resumed = run(nodes, arguments, "--cluster", "auto")
     assert resumed.returncode == 0, resumed.stderr
-    assert artifacts_in(out) == artifacts_in(by_threads)
+    assert same(out, by_threads)
 
 
 def test_a_checkpoint_on_the_hub(tmp_path: Path) -> None:
@@ -277,12 +277,12 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     """By its address and by RAY_ADDRESS; port 1 is nobody's, the other one is not Ray's."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         silent = f"127.0.0.1:{mute.getsockname()[1]}"
-        tries = {
-            "can be used at ray://127.0.0.1:1": ("ray://127.0.0.1:1", ""),
-            f"can be used at ray://{silent}": (f"ray://{silent}", ""),
-            "runs here": ("auto", "127.0.0.1:1"),
-            "runs here (no answer": ("auto", silent),
-        }
+        tries = [
+            ("can be used at ray://127.0.0.1:1 (", "ray://127.0.0.1:1", ""),
+            (f"can be used at ray://{silent} (", f"ray://{silent}", ""),
+            ("runs here (", "auto", "127.0.0.1:1"),
+            ("runs here (no answer in 15 s)", "auto", silent),
+        ]
         start = time.monotonic()
         attempts = [
             subprocess.Popen(
@@ -292,12 +292,12 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for address, known in tries.values()
+            for _, address, known in tries
         ]
         for attempt in attempts:
             attempt.wait(timeout=60)
         assert time.monotonic() - start < 30
-    for attempt, where in zip(attempts, tries, strict=True):
+    for attempt, (where, _, _) in zip(attempts, tries, strict=True):
         _, said = attempt.communicate()
         assert attempt.returncode == 2
         assert len(said.splitlines()) == 1
