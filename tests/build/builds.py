@@ -26,10 +26,10 @@ from quantkit.plan.quants import find_quants
 
 GIB = 2**30
 
-# Children are forked from a server that has imported the engine already, so that a test can
-# afford hundreds of them.
+# Children are forked from a server that has loaded all they need, so that a test can afford
+# hundreds of them.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__, "gguf", "sentencepiece"])
+PROCESSES.set_forkserver_preload([__name__, "tests.build.loaded"])
 
 # The steps of a build: whatever changes a file or the folder.
 _STEPS = (

@@ -35,6 +35,7 @@ from tests.build.builds import (
     small_slabs,
     start,
 )
+from tests.cli.command import sentences
 from tests.random_checkpoints import random_checkpoint
 
 QUANTS = ("q8_0", "q4_0")
@@ -157,9 +158,7 @@ def test_ctrl_c(mistral: Path, tmp_path: Path, stage: str, seconds: float) -> No
     )
     assert stopped.returncode == Interrupted.exit_code == 130
     assert stopped.stdout == ""
-    # The first build of all says that it compiles kernels.
-    lines = [x for x in stopped.stderr.splitlines() if not x.startswith("Compiling")]
-    remark, sentence = lines
+    remark, sentence = sentences(stopped.stderr)
     assert remark.endswith(f"into {out}")
     match = re.fullmatch(
         r"Error: Stopped with (\d+) of (\d+) slabs encoded; run the same command to go on from "

@@ -30,13 +30,24 @@ def quantkit(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def sentences(err: str) -> list[str]:
+    """The lines of stderr that a command says on every machine, at any speed.
+
+    The first build on a machine says which kernels it compiles; work that takes ten seconds says
+    how far it is.
+    """
+    return [
+        line
+        for line in err.splitlines()
+        if not line.startswith("Compiling the kernel for ") and not line.endswith(" s left")
+    ]
+
+
 def refusal(outcome: Outcome, code: int = 2) -> str:
     """The one sentence (or two) on stderr that a command was refused with."""
     assert outcome.code == code, outcome
     assert outcome.out == ""
-    *remarks, line = outcome.err.splitlines()
-    # The first build on a machine says which kernels it compiles.
-    remarks = [remark for remark in remarks if not remark.startswith("Compiling the kernel for ")]
+    *remarks, line = sentences(outcome.err)
     # A build that has been planned says so before it begins.
     assert all(" parameters, " in remark and " into " in remark for remark in remarks)
     assert len(remarks) <= 1
