@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _OBJECT_STORE = 80 * 10**6  # the least that Ray takes
-_START_SECONDS = 90.0
+_START_SECONDS = 300.0
 _COUNT = (
     "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL'); "
     "print(sum(node['Alive'] for node in ray.nodes()))"
@@ -55,18 +55,16 @@ class RayNodes:
             where = ["--address", self.address] if self._nodes else self._head
             ray = Path(sys.executable).with_name("ray")
             sizes = (f"--num-cpus={self._processors}", f"--object-store-memory={_OBJECT_STORE}")
-            log = (self._folder / f"{len(self._nodes)}.log").open("wb")
-            with log:
-                node = subprocess.Popen(
-                    [*wrap, sys.executable, ray, "start", *where, *sizes, "--block"],
-                    env=self.environment | {"RAY_ADDRESS": ""},
-                    cwd=self._folder,  # nobody starts nodes where a build runs
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            self._nodes.append(node)
-            self._wait_for(len(self._nodes))
+            command = [*wrap, sys.executable, str(ray), "start", *where, *sizes, "--block"]
+            self._nodes.append(self._begin(command))
+            deadline = time.monotonic() + _START_SECONDS
+            while not self._has(len(self._nodes)):
+                if time.monotonic() > deadline:
+                    logs = "\n".join(log.read_text() for log in self._folder.glob("*.log"))
+                    raise AssertionError(f"Ray does not start:\n{logs}")
+                if self._nodes[-1].poll() is not None:  # of itself, after 30 s: the machine is slow
+                    self.kill(-1)
+                    self._nodes[-1] = self._begin(command)
 
     def kill(self, number: int) -> None:
         """Kill every process of a node at once, as a power cut would."""
@@ -77,7 +75,7 @@ class RayNodes:
 
     def kill_worker(self, number: int, task: str) -> None:
         """Kill a process of a node in the middle of a task of this name."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             for process, _ in self._at(number, task):
                 os.kill(process, signal.SIGSTOP)
@@ -86,6 +84,17 @@ class RayNodes:
                     return
                 os.kill(process, signal.SIGCONT)
         raise AssertionError(f"no process runs {task}")
+
+    def _begin(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with (self._folder / f"{len(self._nodes)}.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                env=self.environment | {"RAY_ADDRESS": ""},
+                cwd=self._folder,  # nobody starts nodes where a build runs
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def _at(self, number: int, task: str) -> list[tuple[int, str]]:
         """The processes of a node that are at a task."""
@@ -106,23 +115,19 @@ class RayNodes:
                 self.kill(number)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            if not _listens(self.address):
-                time.sleep(0.2)
-                continue
-            asked = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", _COUNT, self.address],
-                env=self.environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if asked.returncode == 0 and int(asked.stdout.split()[-1]) >= count:
-                return
-        logs = "\n".join(log.read_text() for log in self._folder.glob("*.log"))
-        raise AssertionError(f"Ray does not start:\n{logs}")
+    def _has(self, count: int) -> bool:
+        """Whether so many nodes can be used."""
+        if not _listens(self.address):
+            time.sleep(0.2)
+            return False
+        asked = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _COUNT, self.address],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return asked.returncode == 0 and int(asked.stdout.split()[-1]) >= count
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from quantkit.fit.subject import bundled_models
 from quantkit.plan.quants import all_quants
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
-from tests.measured import measure
+from tests.measured import Cost, measure, within
 from tests.parity.cases import TRAINED
 
 GIB = 2**30
@@ -108,10 +108,15 @@ def test_mistral_22b_fits() -> None:
 
 def test_the_usual_question_is_answered_quickly_offline_and_in_little_memory() -> None:
     command = guarded("fit", "mixtral-8x22b", *BOX, "--documented")
-    costs = [measure(command) for _ in range(3)]
+    costs: list[Cost] = []
+
+    def cpu_seconds() -> float:
+        costs.append(measure(command))
+        return costs[-1].cpu_seconds
+
     # Other tests run at the same time. They leave the processor's time of this one much as it is,
     # which alone takes no less than the clock: its steps wait for each other.
-    assert min(cost.cpu_seconds for cost in costs) < 3
+    assert within(3, cpu_seconds)
     assert max(cost.peak_memory for cost in costs) < 200 * 10**6
     text = costs[0].output
     assert "q4_k_m" in text

@@ -86,7 +86,7 @@ def connect(
     try:
         with warnings.catch_warnings(action="ignore"):
             ray.init(address, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # of no narrower class where a node of Ray does not start
         raise _unreachable(address, str(error)) from error
     try:
         # Nodes start processes now, while this one imports what it needs. They are waited for,
@@ -141,6 +141,11 @@ def _connect_and_exit(said: int) -> None:
 
 def _unreachable(address: str, said: str) -> ClusterError:
     reason = (said.strip().splitlines() or [""])[-1].strip().rstrip(".")[:200]
+    if address == _LOCAL:
+        return ClusterError(
+            f"Ray does not start here ({reason}); run the same command again when this machine has "
+            "less to do, or without --cluster."
+        )
     where = "runs here" if address == _RUNNING else f"can be used at {address}"
     return ClusterError(
         f"No Ray cluster {where} ({reason}); check it with `ray status`, set RAY_AUTH_MODE=token "
