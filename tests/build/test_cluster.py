@@ -84,7 +84,7 @@ def begun(nodes: RayNodes, arguments: list[str], out: Path) -> "Iterator[subproc
     ) as process:
         try:
             journal = out / ".quantkit-journal"
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while not journal.is_file() or len(finished(journal)) < 3:
                 assert process.poll() is None, process.communicate()[1]
                 assert time.monotonic() < deadline
@@ -157,7 +157,7 @@ def test_a_killed_process_and_a_killed_node(
     with begun(mortal, command(TINY, out, *LADDER, start=SMALL), out) as process:
         mortal.kill_worker(0, "encode")
         mortal.kill(1)
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     retries = [line for line in said.splitlines() if line.startswith("Trying again (1 of 3): ")]
     assert any("its process was killed" in line for line in retries)
@@ -177,22 +177,23 @@ def test_a_killed_driver(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> N
     assert not (out / "quantkit.json").exists()
     with begun(nodes, arguments, out) as process:
         assert before <= finished(journal)  # taken over, not begun anew
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     assert same(out, by_threads)
 
 
-def test_ctrl_c(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
+def test_ctrl_c(nodes: RayNodes, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = command(TINY, out, *LADDER, "bnb-nf4", start=SMALL)
+    arguments = command(TINY, out, *LADDER, start=SMALL)
     with begun(nodes, arguments, out) as process:
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=600)
     assert process.returncode == 130, said
     assert "slabs encoded; run the same command to go on from there." in said.splitlines()[-1]
     resumed = run(nodes, arguments, "--cluster", "auto")
     assert resumed.returncode == 0, resumed.stderr
-    assert same(out, by_threads)
+    build(TINY, tmp_path / "threads", *LADDER)
+    assert same(out, tmp_path / "threads")
 
 
 def test_a_checkpoint_on_the_hub(tmp_path: Path) -> None:

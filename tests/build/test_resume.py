@@ -152,7 +152,7 @@ def test_ctrl_c(mistral: Path, tmp_path: Path, stage: str, seconds: float) -> No
         [*command, "build", mistral, "-q", quant, "-o", out, "--jobs", "1"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         start_new_session=True,
         check=False,
     )

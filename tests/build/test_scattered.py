@@ -89,7 +89,7 @@ def test_nodes_without_a_common_disk(
     one = command(TINY, out, "q6_k", start=SMALL)
     with begun(nodes, [*one, *SHARDS], out) as process:
         nodes.kill(1)
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     here = shards_in(disks[0])
     assert here == found[0] | {name: sha for name, sha in shards.items() if "Q6_K" in name}

@@ -1,6 +1,7 @@
 """``quantkit build``: its options, and what it shows."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,20 @@ def test_a_reader_that_went_away_is_no_traceback(checkpoint: Path, tmp_path: Pat
         stderr = process.stderr.read()
     assert "Traceback" not in stderr
     assert (tmp_path / "Model-591K-Q4_0.gguf").is_file()
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every ten seconds, so a build that takes less has none."""
+    for seconds, out in ((1e9, "quiet"), (0, "told")):
+        monkeypatch.setattr("quantkit.cli.output._PLAIN_SECONDS", seconds)
+        outcome = quantkit("build", checkpoint, "-q", "q8_0", "-o", tmp_path / out, "--no-smoke")
+        assert outcome.code == 0, outcome
+        told = [line for line in outcome.err.splitlines() if line.endswith(" s left")]
+        assert bool(told) == (out == "told")
+        for line in told:
+            assert re.fullmatch(
+                r"(Encoding|Verifying).*: [\d.]+ [kM]?B of [\d.]+ MB, [\d.]+ [kMG]?B/s, \d+ s left",
+                line,
+            ), line
