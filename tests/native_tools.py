@@ -4,11 +4,15 @@ For tests marked ``native`` and for benchmarks. Every tool runs in a subprocess 
 on the CPU only, and fails loudly: ToolError carries the last lines that it printed.
 """
 
+import atexit
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +24,13 @@ CONVERTER = BUILD / "llama.cpp" / "convert_hf_to_gguf.py"
 
 TIME_LIMIT_SECONDS = 3600
 OUTPUT_TAIL_LINES = 20
+
+# llama.cpp's tools log in a thread that they do not wait for at their end (common/log.cpp), so on a
+# busy machine the last lines are lost. With this library such a process ends half a second later.
+_LINGER = """
+#include <unistd.h>
+__attribute__((destructor)) static void linger(void) { usleep(500000); }
+"""
 
 
 class ToolsMissingError(RuntimeError):
@@ -93,13 +104,11 @@ def split(src: Path, out_prefix: Path, max_size: str) -> list[Path]:
 def perplexity(model: Path, text: Path, *, context: int = 512, threads: int = 2) -> float:
     """Return the perplexity of a text file of at least two windows of ``context`` tokens."""
     options = evaluation(context, threads)
-    output = ""
-    # On a busy machine the tool sometimes ends before its logging thread has printed the last line.
-    for _ in range(3):
-        output = run([tool("llama-perplexity"), "-m", model, "-f", text, *options])
-        if estimate := re.search(r"Final estimate: PPL = (\S+)", output):
-            return float(estimate[1])
-    raise ToolError(f"llama-perplexity gave no estimate; it printed\n{tail(output)}")
+    output = run([tool("llama-perplexity"), "-m", model, "-f", text, *options], linger=True)
+    estimate = re.search(r"Final estimate: PPL = (\S+)", output)
+    if estimate is None:
+        raise ToolError(f"llama-perplexity gave no estimate; it printed\n{tail(output)}")
+    return float(estimate[1])
 
 
 def evaluation(context: int, threads: int) -> list[str]:
@@ -112,11 +121,16 @@ def tool(name: str) -> Path:
 
 
 def run(
-    command: Sequence[str | Path], *, makes: Path | None = None, libraries: Path | None = None
+    command: Sequence[str | Path],
+    *,
+    makes: Path | None = None,
+    libraries: Path | None = None,
+    linger: bool = False,
 ) -> str:
     """Run a tool and return all that it printed; raise ToolError if it fails or leaves no file.
 
     ``libraries`` is a folder with other builds of libllama and ggml, which the tool is to use.
+    One that is to ``linger`` has the time to print what it has logged.
     """
     program = Path(command[1] if command[0] == PYTHON else command[0])
     # The stamp is the last thing that a build leaves.
@@ -132,6 +146,8 @@ def run(
     } | {"HF_HUB_OFFLINE": "1"}
     if libraries is not None:
         environment["LD_LIBRARY_PATH"] = str(libraries)
+    if linger:
+        environment["LD_PRELOAD"] = str(_linger())
     if makes is not None:
         makes.unlink(missing_ok=True)  # a result left from before must not pass for a new one
     try:
@@ -154,6 +170,16 @@ def run(
     if makes is not None and not makes.exists():
         raise ToolError(f"{program.name} left no {makes}; it printed\n{tail(done.stdout)}")
     return done.stdout
+
+
+@cache
+def _linger() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="linger"))
+    atexit.register(shutil.rmtree, folder)
+    library = folder / "linger.so"
+    compile_ = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(compile_, input=_LINGER, text=True, check=True)
+    return library
 
 
 def tail(output: str) -> str:

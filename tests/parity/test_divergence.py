@@ -47,6 +47,7 @@ def tool(folder: Path, quant: str, *options: str | Path) -> str:
     return native_tools.run(
         [native_tools.tool("llama-perplexity"), "-m", of(folder, quant), *evaluation, *options],
         libraries=library_path().parent,
+        linger=True,
     )
 
 
@@ -58,10 +59,7 @@ def record(folder: Path, quant: str) -> Path:
 
 def printed(folder: Path, quant: str) -> dict[str, float]:
     """What the tool says of a quant."""
-    for _ in range(5):  # on a busy machine the tool may end before its last lines are out
-        output = tool(folder, quant, "--kl-divergence-base", folder / "f32.kld", "--kl-divergence")
-        if "Same top p:" in output:
-            break
+    output = tool(folder, quant, "--kl-divergence-base", folder / "f32.kld", "--kl-divergence")
     number = r"\s*(-?[\d.]+)(?:\s*±\s*([\d.]+))?"
     names = {
         "ppl": r"Mean PPL\(Q\)\s*:",
