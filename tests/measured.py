@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,14 +91,6 @@ def disk_use(folder: Path) -> int:
             except FileNotFoundError:  # renamed or deleted since it was listed
                 continue
     return total
-
-
-def within(seconds: float, measure: Callable[[], float], tries: int = 10) -> bool:
-    """Whether something takes less than so many seconds, at least once in some tries.
-
-    What else runs, on this machine or on its host, may make it slower for minutes, never faster.
-    """
-    return any(measure() < seconds for _ in range(tries))
 
 
 def _run(report: str, *command: str) -> int:

@@ -29,7 +29,15 @@ GIB = 2**30
 # Children are forked from a server that has loaded all they need, so that a test can afford
 # hundreds of them.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__, "tests.build.loaded"])
+PROCESSES.set_forkserver_preload(
+    [
+        __name__,
+        "gguf",
+        "sentencepiece",
+        "quantkit.checkpoint.raw_mistral",
+        "tests.build.load_kernels",
+    ]
+)
 
 # The steps of a build: whatever changes a file or the folder.
 _STEPS = (

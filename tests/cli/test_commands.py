@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from quantkit.plan.quants import all_quants, folder_quants
 from tests.cli.command import quantkit, refusal
-from tests.measured import measure, within
 from tests.random_checkpoints import random_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -31,9 +31,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command_and_starts_at_once() -> None:
     code = f"import sys, quantkit.cli.main; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    help_ = [sys.executable, "-m", "quantkit", "--help"]
-    run = subprocess.run(help_, capture_output=True, text=True, check=True)
-    assert within(3, lambda: measure(help_).wall_seconds)  # a fifth of that on an idle machine
+    start = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-m", "quantkit", "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.monotonic() - start < 5  # a fifth of that on an idle machine
     for command in ("build", "export", "quants", "inspect", "smoke", "doctor"):
         assert command in run.stdout
         assert quantkit(command, "--help").code == 0

@@ -11,7 +11,7 @@ from quantkit.fit.subject import bundled_models
 from quantkit.plan.quants import all_quants
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
-from tests.measured import Cost, measure, within
+from tests.measured import Cost, measure
 from tests.parity.cases import TRAINED
 
 GIB = 2**30
@@ -109,14 +109,11 @@ def test_mistral_22b_fits() -> None:
 def test_the_usual_question_is_answered_quickly_offline_and_in_little_memory() -> None:
     command = guarded("fit", "mixtral-8x22b", *BOX, "--documented")
     costs: list[Cost] = []
-
-    def cpu_seconds() -> float:
+    while len(costs) < 10 and (not costs or costs[-1].cpu_seconds >= 3):  # if the host is busy
         costs.append(measure(command))
-        return costs[-1].cpu_seconds
-
     # Other tests run at the same time. They leave the processor's time of this one much as it is,
     # which alone takes no less than the clock: its steps wait for each other.
-    assert within(3, cpu_seconds)
+    assert costs[-1].cpu_seconds < 3
     assert max(cost.peak_memory for cost in costs) < 200 * 10**6
     text = costs[0].output
     assert "q4_k_m" in text

@@ -94,9 +94,9 @@ def hangs_with_a_child(pid_file: Path) -> str:
 def test_time_is_up_for_the_whole_process_group(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     start = time.monotonic()
-    hung = run(hangs_with_a_child(pid_file), timeout=3)
-    assert time.monotonic() - start < 30  # and not 60
-    assert hung.failure == "llama.cpp timed out after 3 s while generating."
+    hung = run(hangs_with_a_child(pid_file), timeout=1)
+    assert time.monotonic() - start < 10
+    assert hung.failure == "llama.cpp timed out after 1 s while generating."
     assert not hung.crashed
     assert _gone(int(pid_file.read_text()))
 
