@@ -1,17 +1,19 @@
 """A checkpoint folder as the Hugging Face Hub serves it: config.json and safetensors files."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.remote import RemoteRepo
-from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_header
+from quantkit.checkpoint.safetensors import is_unneeded_buffer, read_header
+from quantkit.core.documents import read_object
 from quantkit.core.errors import CheckpointError
+from quantkit.core.names import is_plain_name
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
@@ -167,22 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, unreadable, not JSON, or not a JSON object.
 
     """
-    try:
-        # Reading a pipe would wait for its writer, so nothing but a plain file is opened.
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} is not a regular file; download it again.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; download it again.") from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except RecursionError:
-        raise CheckpointError(f"{path} is nested too deeply; download it again.") from None
-    except ValueError as error:  # of UTF-8, of JSON, or of an integer with thousands of digits
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; download it again.")
-    return value
+    return read_object(path, error=CheckpointError)
 
 
 def _list_folder(path: Path) -> list[str]:
@@ -233,21 +220,13 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download it again.")
     for tensor, file in weight_map.items():
-        if not _is_plain_name(file):
+        if not is_plain_name(file):
             raise CheckpointError(
                 f"{index} puts tensor {quoted(tensor)} in {quoted(file)}, which is not the name of "
                 "a file in its folder; don't trust this checkpoint, download it again from its "
                 "origin."
             )
     return weight_map
-
-
-def _is_plain_name(name: object) -> bool:
-    """Whether a value names a file in a folder: nothing that leads elsewhere on any system."""
-    if not isinstance(name, str) or name in ("", "..") or not name.isprintable():
-        return False
-    # Windows paths know both separators, and drives.
-    return PureWindowsPath(name).name == name
 
 
 def _find_shards(path: Path, names: list[str], weight_map: dict[str, str]) -> tuple[Path, ...]:

@@ -48,7 +48,7 @@ def inspect(
 
 
 def _gguf(path: Path) -> dict[str, Any]:
-    from quantkit.formats.gguf.reader import read_header
+    from quantkit.checkpoint.gguf import read_header
 
     header = read_header(path)
     tensors = [(_role(t.name), t.encoding.name, t.n_elements, t.n_bytes) for t in header.tensors]

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import CheckpointError, GGUFError
 from quantkit.core.profiles import load_profile, profiles_folder
@@ -22,7 +23,6 @@ from quantkit.formats.gguf.metadata import (
     describe_checkpoint,
     pack,
 )
-from quantkit.formats.gguf.reader import Header, HeaderTensor, read_header
 from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, check_sources, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants

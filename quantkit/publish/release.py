@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.build.manifest import NAME as MANIFEST
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import (
     GGUFError,
     MissingPackageError,
@@ -17,7 +18,6 @@ from quantkit.core.errors import (
     UploadError,
 )
 from quantkit.core.packages import require
-from quantkit.formats.gguf.reader import read_header
 from quantkit.publish import layout, measured
 from quantkit.publish.card import Facts, Imatrix, render_card, title_of
 from quantkit.publish.checks import (

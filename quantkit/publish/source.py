@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.card import read_front_matter
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
-from quantkit.formats.gguf.reader import read_header
 from quantkit.publish.layout import Artifact
 
 if TYPE_CHECKING:

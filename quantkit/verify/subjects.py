@@ -7,8 +7,8 @@ from pathlib import Path
 
 from quantkit.build.manifest import NAME, read_manifest
 from quantkit.checkpoint.folder import is_quantized as is_quantized_checkpoint
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import GGUFError, QuantkitError
-from quantkit.formats.gguf.reader import read_header
 from quantkit.plan.quants import all_quants, find_quants
 from quantkit.verify.smoke import artifact_files
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_header
+from quantkit.checkpoint.safetensors import is_unneeded_buffer, read_header
 from quantkit.core.errors import CheckpointError, SafetensorsError
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from tests.safetensors_writer import Tensor, tag, to_bf16, write_safetensors
 
@@ -310,8 +311,8 @@ def test_trailing_bytes(tmp_path: Path) -> None:
         (b'{"a\n": 1}', "not JSON"),
         (b'{"a": NaN}', "holds NaN, which is not JSON"),
         (b'{"a": [-Infinity]}', "holds -Infinity, which is not JSON"),
-        (b'{"a": ' + b"9" * 5_000_000 + b"}", r"the number '9+\.\.\.9+', which is no size"),
-        (b'{"a": -0}', "the number '-0', which is no size"),
+        (b'{"a": ' + b"9" * 5_000_000 + b"}", "holds a number of 5,000,000 digits"),
+        (b'{"a": -0}', "holds the number -0"),
         (b'{"a": ' + b"[" * 1_000_000 + b"}", "nested too deeply"),
         (b'{"a":' * 1_000_000, "nested too deeply"),
     ],
@@ -338,7 +339,12 @@ def test_duplicate_keys(tmp_path: Path, header: str, key: str) -> None:
     refusal(path, f"key '{key}' twice", "download")
 
 
-@pytest.mark.parametrize("metadata", [None, "pt", ["format"], 1, {"format": 1}, {"a": {"b": "c"}}])
+def test_null_metadata_is_none(tmp_path: Path) -> None:
+    header = json.dumps({"__metadata__": None, "a": entry()})
+    assert list(read_header(write_raw(tmp_path / "x.safetensors", header, bytes(8)))) == ["a"]
+
+
+@pytest.mark.parametrize("metadata", ["pt", ["format"], 1, {"format": 1}, {"a": {"b": "c"}}])
 def test_metadata_is_strings(tmp_path: Path, metadata: Any) -> None:
     header = json.dumps({"__metadata__": metadata, "a": entry()})
     refusal(
@@ -453,7 +459,7 @@ def test_a_left_out_buffer_still_takes_its_place(tmp_path: Path) -> None:
 
 def test_names_are_text(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "x.safetensors", json.dumps({"\ud800": entry()}), bytes(8))
-    refusal(path, r"'\\ud800'", "not Unicode text")
+    refusal(path, "its header holds half of a surrogate pair")
 
 
 def test_a_huge_name_does_not_fill_the_screen(tmp_path: Path) -> None:

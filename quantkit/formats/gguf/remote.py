@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from quantkit.checkpoint.gguf import parse_header
 from quantkit.checkpoint.remote import explained, open_repo, read_range
 from quantkit.core.errors import CheckpointError, GGUFError
-from quantkit.formats.gguf.reader import parse_header
 
 # A header with a vocabulary of 32,000 pieces has some 700 KB, one of 256,000 about 10 MB.
 _FIRST_RANGE = 2**20
