@@ -65,16 +65,41 @@ def open_to_append(path: Path) -> BinaryIO:
     return os.fdopen(_open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0)
 
 
+def write_at_start(path: Path, data: bytes, n_bytes: int | None = None) -> None:
+    """Write the beginning of a file of ours, durably.
+
+    Args:
+        path: the file, which is there.
+        data: its first bytes.
+        n_bytes: if given, the file holds nothing else afterwards, and is this long (sparse).
+
+    Raises:
+        OutputError: what is there is a link or no file of ours.
+        OSError: it cannot be written.
+
+    """
+    with os.fdopen(_open(path, os.O_RDWR), "r+b") as file:
+        if n_bytes is not None:
+            file.truncate(len(data))
+        file.write(data)
+        if n_bytes is not None:
+            file.truncate(n_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def create(path: Path) -> BinaryIO:
-    """A new file under one of our temporary names; what was there is removed, never written to.
+    """A new file under one of our temporary names, for writing and reading.
+
+    What was there is removed, never written to.
 
     Raises:
         OSError: it cannot be made.
 
     """
     path.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | CLOSE_ON_EXEC
-    return os.fdopen(os.open(path, flags, 0o666), "wb")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW | CLOSE_ON_EXEC
+    return os.fdopen(os.open(path, flags, 0o666), "w+b")
 
 
 def replace_file(path: Path, data: bytes, temporary: Path | None = None) -> None:
