@@ -308,6 +308,7 @@ def run_build(
             max_memory=memory,
             check=check if smoke else None,
             report=report,
+            say=note,
             shipping=shipping,
             workers=workers or ThisProcess(),
         )
