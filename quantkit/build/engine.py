@@ -20,7 +20,7 @@ import quantkit
 from quantkit.build import manifest
 from quantkit.build.encode import sessions
 from quantkit.build.executor import Assignment, Crcs, Executor, ThisProcess, Workers
-from quantkit.build.journal import Journal, partial_paths, remove_stale
+from quantkit.build.journal import Journal, Record, partial_paths, remove_stale
 from quantkit.build.output import (
     Layout,
     PartialArtifact,
@@ -108,6 +108,7 @@ def build(
     max_memory: int,
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
     shipping: Shipping | None = None,
     workers: Workers = _THIS_PROCESS,
 ) -> list[Artifact]:
@@ -123,6 +124,7 @@ def build(
             under its partial name, before it is renamed; an artifact it does not accept ends as
             ``.rejected``.
         report: called from this thread with the progress, in source bytes while encoding.
+        say: told, before the first byte is written, what of an interrupted build will be lost.
         shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
             as they are written, which no check sees then; single files after their check.
         workers: who encodes.
@@ -157,7 +159,7 @@ def build(
 
             def run() -> list[Artifact]:
                 layouts = tuple(to_build)
-                parts = _Run(work, layouts, out, jobs, slots, ahead, report, shipping, workers)
+                parts = _Run(work, layouts, out, jobs, slots, ahead, report, say, shipping, workers)
                 return parts.execute(check)
 
             try:
@@ -195,6 +197,7 @@ class _Run:
         slots: int,
         ahead: int,
         report: Callable[[Progress], None],
+        say: Callable[[str], None],
         shipping: Shipping | None,
         workers: Workers,
     ) -> None:
@@ -202,6 +205,7 @@ class _Run:
         self._out = out
         self._ahead = ahead
         self._report = report
+        self._say = say
         self._threads = max(1, min(jobs, slots))
         self._slots = slots
         self._workers = workers
@@ -210,12 +214,12 @@ class _Run:
         self._units = cut_units(targets, work.checkpoint.tensors)
         self._done, self._total = 0, sum(unit.n_bytes for unit in self._units)
         self._stamps = stamps_of(work.checkpoint)
-        digests = {a.partial.name: a.layout.digest for a in self._artifacts}
-        self._journal = Journal(out, self._identity(), digests)
+        artifacts = {a.partial.name: self._identify(a.layout) for a in self._artifacts}
+        self._journal = Journal(out, self._identity(), artifacts)
         self._shipping = shipping
         self._departures: Departures | None = None
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
-        self._unrecorded: list[tuple[int, Crcs]] = []
+        self._unrecorded: list[tuple[int, Record]] = []
 
     def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
         try:
@@ -228,38 +232,51 @@ class _Run:
                     self._finish(artifact, digests(), sources, check)
                     for artifact, digests in zip(self._artifacts, verified, strict=True)
                 ]
+                self._remove_left()
                 self._journal.remove()
         except (WeightsError, SourceChangedError, ReadBackError):
             self._discard()  # a later run cannot go on from here
             raise
         except ClusterError:
-            if not self._journal.finished:
+            if not self._journal.finished and not self._journal.left:
                 self._discard()  # it was refused before it began
             raise
         except KeyboardInterrupt:
             raise Interrupted(
-                f"Stopped with {len(self._journal.finished)} of {len(self._units)} slabs "
+                f"Stopped with {len(self._journal.done)} of {len(self._units)} slabs "
                 "encoded; run the same command to go on from there."
             ) from None
         return results
 
     def _identity(self) -> dict[str, Any]:
-        imatrix, kernel = self._work.imatrix, self._work.kernel
+        """What all artifacts depend on."""
+        kernel = self._work.kernel
         return {
             "quantkit": quantkit.__version__,
             "source": identify_source(self._work.checkpoint, self._stamps),
-            "kernel": [kernel.name, kernel.version, kernel.search],
-            "tools": [
-                layout.record.get("tools")
-                for layout in self._work.layouts
-                if isinstance(layout, FolderLayout)
-            ],
-            "imatrix": imatrix and imatrix.sha256,
+            "kernel": [kernel.name, kernel.version],
             "unit": UNIT_ELEMENTS,
         }
 
+    def _identify(self, layout: Layout) -> dict[str, Any]:
+        """What else one artifact's bytes depend on."""
+        if isinstance(layout, FolderLayout):
+            return {"plan": layout.digest, "tools": layout.record.get("tools")}
+        imatrix = self._work.imatrix
+        return {
+            "plan": layout.digest,
+            "imatrix": imatrix and imatrix.sha256,
+            "search": self._work.kernel.search,
+        }
+
     def _assignment(self) -> Assignment:
-        done = {self._units[index] for index in self._journal.finished}
+        finished = self._journal.finished
+        done = {self._units[index] for index in self._journal.done}
+        partly = {
+            index: tuple(number for number, pieces in enumerate(crcs) if pieces is None)
+            for index, crcs in finished.items()
+            if None in crcs
+        }
         return Assignment(
             self._work,
             self._artifacts,
@@ -267,10 +284,18 @@ class _Run:
             Reading(self._stamps, done, dict(self._journal.hashed), self._ahead),
             self._threads,
             self._slots,
-            keep=lambda index, crcs: self._unrecorded.append((index, crcs)),
+            keep=self._keep,
             passed=self._passed,
             compiling=lambda name: self._report(Progress("compile", 0, 1, name)),
+            partly=partly,
         )
+
+    def _keep(self, index: int, crcs: Crcs) -> None:
+        """What a unit gave now, and what it gave to other artifacts in earlier runs."""
+        earlier = self._journal.finished.get(index, ())
+        known = dict(enumerate(earlier))
+        record = [now if known.get(n) is None else known[n] for n, now in enumerate(crcs)]
+        self._unrecorded.append((index, record))
 
     def _passed(self, n_bytes: int) -> None:
         self._done += n_bytes
@@ -296,12 +321,15 @@ class _Run:
                     f"{artifact.final} is there already and was not built from this checkpoint "
                     "with these settings; move it away or choose another folder with -o."
                 )
-        self._journal.resume()
+        journal = self._journal
+        journal.resume()
         self._forget_absent()
-        ours = {artifact.partial for artifact in self._artifacts}
-        for path in ours.union(partial_paths(self._out)):
-            if path not in ours or not self._journal.finished:
-                remove(path)
+        self._make_room_for_left()
+        self._tell_what_is_lost()
+        served = {a.partial for n, a in enumerate(self._artifacts) if journal.has(n)}
+        served |= {self._out / name for name in journal.left}
+        for path in {a.partial for a in self._artifacts}.union(partial_paths(self._out)) - served:
+            remove(path)
         if self._shipping is not None:
             self._departures = Departures(
                 self._shipping, self._artifacts, self._units, self._journal
@@ -313,20 +341,52 @@ class _Run:
         self._journal.start()
 
     def _forget_absent(self) -> None:
-        """Let go of units of which something was in a file that is not there."""
-        absent = [artifact.absent() for artifact in self._artifacts]
-        if all(
-            len(a.paths) == len(files) for a, files in zip(self._artifacts, absent, strict=True)
-        ):
-            self._journal.forget()
-        if not any(absent):
-            return
-        for index in list(self._journal.finished):
-            unit = self._units[index]
-            for artifact, files in zip(self._artifacts, absent, strict=True):
-                places = artifact.layout.places(unit.target, unit.row, unit.rows)
-                if any(place.file in files for place in places):
-                    self._journal.finished.pop(index, None)
+        """Let go of what was in files that are not there, or cannot have been written like that."""
+        nothing_there = True
+        for number, artifact in enumerate(self._artifacts):
+            absent = artifact.absent()
+            if len(absent) == len(artifact.paths):
+                self._journal.forget(number)
+                continue
+            nothing_there = False
+            gone = []
+            for index, crcs in self._journal.finished.items():
+                if (pieces := crcs[number]) is None:
+                    continue
+                if index < len(self._units):
+                    unit = self._units[index]
+                    places = artifact.layout.places(unit.target, unit.row, unit.rows)
+                    if len(places) == len(pieces) and not any(p.file in absent for p in places):
+                        continue
+                gone.append(index)
+            self._journal.forget(number, gone)
+        if nothing_there:
+            self._journal.forget_files()
+
+    def _make_room_for_left(self) -> None:
+        """Give up what earlier runs left for other quants where the disk has no room beside it."""
+        if self._journal.left and shutil.disk_usage(self._out).free < self._missing():
+            self._journal.lost |= dict(self._journal.left_units())
+            self._journal.drop_left()
+
+    def _tell_what_is_lost(self) -> None:
+        total = len(self._units)
+        for name, count in self._journal.left_units():
+            self._say(
+                f"{name} of an interrupted build ({count} of {total} slabs) is for a quant that is "
+                "not asked for now, and is deleted when this build is finished; to keep it, press "
+                "Ctrl-C and add that quant."
+            )
+        for name, count in self._journal.lost.items():
+            if count:
+                self._say(
+                    f"{name} of an interrupted build ({count} slabs) was made from another source "
+                    "or in another way, serves nothing any more, and is deleted."
+                )
+
+    def _remove_left(self) -> None:
+        for name in self._journal.left:
+            remove(self._out / name)
 
     def _write(self, executor: Executor) -> dict[Path, str]:
         """Fill the partial files; the sha256 of each source file."""
@@ -348,6 +408,7 @@ class _Run:
     def _discard(self) -> None:
         for artifact in self._artifacts:
             artifact.discard()
+        self._remove_left()
         self._journal.remove()
 
     def _encode_all(self, executor: Executor) -> dict[Path, str]:
@@ -358,9 +419,10 @@ class _Run:
             closing(self._departures) if self._departures else nullcontext(),
         ):
             committer = commit_pool.submit(self._commit, executor)
+            done = self._journal.done
             try:
                 for index in range(len(self._units)):
-                    if self._departures and index not in self._journal.finished:
+                    if self._departures and index not in done:
                         self._departures.make_room(index)
                     executor.submit(index)
                     if self._departures and (due := self._departures.due(index)):
