@@ -156,7 +156,8 @@ class PartialArtifact:
         if self._in_a_link:
             remove(self.partial)
         for path, file in zip(self.paths, self.layout.files, strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True)
             if not is_own(path):
                 remove(path)  # a link, which leads to what is somebody else's
             fd = open_to_resume(path)

@@ -65,6 +65,17 @@ def open_to_append(path: Path) -> BinaryIO:
     return os.fdopen(_open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0)
 
 
+def open_written(path: Path) -> BinaryIO:
+    """A file of ours, opened to read what was written.
+
+    Raises:
+        OutputError: what is there is a link or no file of ours.
+        OSError: it cannot be opened.
+
+    """
+    return os.fdopen(_open(path, os.O_RDONLY), "rb")
+
+
 def write_at_start(path: Path, data: bytes, n_bytes: int | None = None) -> None:
     """Write the beginning of a file of ours, durably.
 
