@@ -20,6 +20,7 @@ import quantkit
 from quantkit.build import manifest
 from quantkit.build.encode import sessions
 from quantkit.build.executor import Assignment, Crcs, Executor, ThisProcess, Workers
+from quantkit.build.journal import NAME as JOURNAL
 from quantkit.build.journal import Journal, Record, partial_paths, remove_stale
 from quantkit.build.output import (
     Layout,
@@ -52,6 +53,7 @@ from quantkit.core.errors import (
     WeightsError,
 )
 from quantkit.core.units import format_size
+from quantkit.core.writing import refuse_links
 from quantkit.formats.folder import FolderLayout
 
 # Per unit in flight: the source bytes, two float32 copies of them (rows, and tiles for our own
@@ -144,7 +146,8 @@ def build(
             f"give at least {-(-least // 2**20)}MiB."
         )
     with locked(out):
-        entries = manifest.read_manifest(out)["artifacts"]
+        refuse_links(out / manifest.NAME, out / JOURNAL)
+        entries = manifest.sound_entries(out)
         to_build = []
         for x in work.layouts:
             entry = entries.get(x.name, {})
@@ -167,7 +170,7 @@ def build(
             except PlaceLostError:
                 artifacts = run()  # only what was there is built again
             built = {a.layout.name: a for a in artifacts}
-        known = manifest.read_manifest(out)["artifacts"]
+        known = manifest.sound_entries(out)
         if shipping is not None:
             with naming_failures(out, lambda: 0):
                 for x in work.layouts:
@@ -316,6 +319,7 @@ class _Run:
     def _prepare(self) -> None:
         """Take over an interrupted build of the same, or clear away one of another."""
         for artifact in self._artifacts:
+            refuse_links(artifact.final)
             if artifact.final.exists():
                 raise OutputError(
                     f"{artifact.final} is there already and was not built from this checkpoint "

@@ -110,7 +110,7 @@ class KeptFile:
         self._final = kept.path(name)
         self._partial, self.n_bytes = kept.begun(name)
         self._known = repo.hashes.get(name)
-        self._file = open_to_append(self._partial)
+        self._file = open_to_append(self._partial, buffering=0)
 
     def close(self) -> None:
         """Close it as it is."""

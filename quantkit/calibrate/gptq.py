@@ -28,6 +28,7 @@ from quantkit.calibrate.quantizer import Quantizer, Recipe
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.core.errors import OutputError
+from quantkit.core.writing import open_written, refuse_links
 from quantkit.encodings.gptq import Grid, Rounded
 from quantkit.encodings.kernel import load_kernel
 from quantkit.families.model import Model
@@ -117,9 +118,10 @@ def build_gptq(
     layout = build.layout
     with locked(out):
         if manifest.is_finished(out, build.work, layout):
-            entry = manifest.read_manifest(out)["artifacts"][layout.name]
+            entry = manifest.sound_entries(out)[layout.name]
             return Artifact(layout, out / layout.name, entry, None, fresh=False)
         artifact = PartialArtifact(out, layout)
+        refuse_links(artifact.final, out / manifest.NAME)
         if artifact.final.exists():
             raise OutputError(
                 f"{artifact.final} is there already and was not built from this checkpoint with "
@@ -216,7 +218,7 @@ class _Build:
         sha256 = hashlib.sha256()
         parts = [(len(file.header), zlib.crc32(file.header))]
         parts += [(tensor.n_bytes, crcs[tensor.name]) for tensor in file.tensors]
-        with path.open("rb") as stream:
+        with open_written(path) as stream:
             for n_bytes, crc in parts:
                 found = 0
                 for at in range(0, n_bytes, _READ):

@@ -54,15 +54,17 @@ def open_to_resume(path: Path) -> int:
     return _open(path, os.O_RDWR | os.O_CREAT)
 
 
-def open_to_append(path: Path) -> BinaryIO:
-    """A file of ours opened at its end, made where there is none, unbuffered.
+def open_to_append(path: Path, buffering: int = -1) -> BinaryIO:
+    """A file of ours opened at its end, made where there is none.
+
+    ``buffering`` is that of `open`: 0 where every write is to reach the system at once.
 
     Raises:
         OutputError: what is there is a link or no file of ours.
         OSError: it cannot be opened.
 
     """
-    return os.fdopen(_open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0)
+    return os.fdopen(_open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering)
 
 
 def open_written(path: Path) -> BinaryIO:

@@ -250,7 +250,10 @@ def _rebuild(facts: Facts) -> str:
     if facts.imatrices:
         words.append(f"--imatrix {facts.imatrices[0].name}")
     config = entry.get("quantization_config") or {}
-    if facts.family == "gptq":
+    if (
+        facts.family == "gptq"
+        and {"group_size", "damp_percent", "desc_act", "sym"} <= config.keys()
+    ):
         words.append(f"--group-size {config['group_size']} --damp {config['damp_percent']}")
         words.append("--desc-act" if config["desc_act"] else "--no-desc-act")
         words.append("--sym" if config["sym"] else "--asym")
