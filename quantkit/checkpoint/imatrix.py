@@ -28,6 +28,7 @@ _AGAIN = "make it anew"
 _MOST_ENTRIES = 2**16
 _MOST_NAME = 4096
 _MOST_VALUES = 2**28
+_MOST_PADDING = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,10 @@ def load_imatrix(path: Path) -> Imatrix:
         try:
             is_gguf = file.read(4) == b"GGUF"
             file.seek(0)
-            entries, chunk_count, datasets = (_read_gguf if is_gguf else _read_legacy)(path, file)
+            read = _read_gguf if is_gguf else _read_legacy
+            entries, chunk_count, datasets, end = read(path, file)
+            if os.fstat(file.fileno()).st_size > end + _MOST_PADDING:
+                raise ImatrixError(f"{path} is longer than what it holds; {_AGAIN}.")
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -148,7 +152,8 @@ def load_imatrix(path: Path) -> Imatrix:
     return Imatrix(path, sha256, entries, chunk_count, datasets)
 
 
-_Content = tuple[dict[str, NDArray[np.float32]], int, tuple[str, ...]]
+# Values by name, chunks, texts, and where in the file they end.
+_Content = tuple[dict[str, NDArray[np.float32]], int, tuple[str, ...], int]
 
 
 def _read_gguf(path: Path, file: BinaryIO) -> _Content:
@@ -188,7 +193,8 @@ def _read_gguf(path: Path, file: BinaryIO) -> _Content:
                     f"{path} has counts for {quoted(base)} that are no counts; {_AGAIN}."
                 )
             entries[base] = _means(values(tensor), counts)
-    return entries, chunks, tuple(map(str, texts))
+    end = max(tensor.offset + tensor.n_bytes for tensor in header.tensors)
+    return entries, chunks, tuple(map(str, texts)), header.data_offset + end
 
 
 def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -200,7 +206,7 @@ def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np
 
 
 def _read_legacy(path: Path, file: BinaryIO) -> _Content:
-    left = os.fstat(file.fileno()).st_size
+    left = size = os.fstat(file.fileno()).st_size
 
     def take(size: int, most: int) -> bytes:
         nonlocal left
@@ -234,4 +240,4 @@ def _read_legacy(path: Path, file: BinaryIO) -> _Content:
     dataset = ""
     if left >= 4 and (length := number()) > 0:
         dataset = take(length, _MOST_NAME).decode("utf-8", errors="replace").rstrip("\0")
-    return entries, chunk_count, (dataset,) if dataset else ()
+    return entries, chunk_count, (dataset,) if dataset else (), size - left

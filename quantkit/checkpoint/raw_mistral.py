@@ -20,9 +20,11 @@ from quantkit.checkpoint.folder import Checkpoint, read_json
 from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.raw_tokenizer import add_tokenizer_files
 from quantkit.checkpoint.rows import Joined, View, ViewReader, file_order, read_stored
-from quantkit.checkpoint.safetensors import quoted, read_header
+from quantkit.checkpoint.safetensors import read_header
 from quantkit.core.errors import CheckpointError
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
+from quantkit.core.writing import replace_file
 from quantkit.families import find_family
 from quantkit.families.model import Model
 
@@ -89,7 +91,7 @@ def open_raw_mistral(path: Path) -> Checkpoint:
     dtype = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     folder, token_ids = _small_files(path)
     config |= token_ids | {"torch_dtype": dtype[tensors["model.embed_tokens.weight"].dtype]}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return Checkpoint(folder, config, tensors, files, read_rows=ViewReader(views))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ from quantkit.checkpoint.folder import LICENSES
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 from quantkit.checkpoint.tokenizer.source import tokenizer_files
 from quantkit.core.errors import TokenizerError
+from quantkit.core.files import has_file, read_file
+from quantkit.core.writing import create, replace_file
 
 _MODEL = "tokenizer.model"
 _NUMBERED = re.compile(r"tokenizer\.model\.v(\d+)")
@@ -28,11 +29,11 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
 
     """
     for file in (*tokenizer_files(raw), *(raw / name for name in _SIDE_FILES)):
-        if file.is_file():
+        if has_file(file, error=TokenizerError):
             target = folder / file.relative_to(raw)
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
-    shutil.copyfile(_find_model(raw), folder / _MODEL)
+            _copy(file, target)
+    _copy(_find_model(raw), folder / _MODEL)
     pieces = open_model(folder / _MODEL)
     ids = {
         f"{kind}_token_id": token
@@ -49,13 +50,18 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     for name, content in documents.items():
         if not (folder / name).is_file():
             document = json.dumps(content, indent=2, ensure_ascii=False)
-            (folder / name).write_text(document + "\n", encoding="utf-8")
+            replace_file(folder / name, f"{document}\n".encode())
     return ids
+
+
+def _copy(file: Path, target: Path) -> None:
+    with create(target) as copy:
+        copy.write(read_file(file, error=TokenizerError))
 
 
 def _find_model(raw: Path) -> Path:
     """tokenizer.model, or the latest of its numbered versions."""
-    if (raw / _MODEL).is_file():
+    if has_file(raw / _MODEL, error=TokenizerError):
         return raw / _MODEL
     numbered = {
         int(match[1]): file for file in raw.iterdir() if (match := _NUMBERED.fullmatch(file.name))

@@ -18,6 +18,9 @@ from quantkit.core.units import format_size
 SMALL = 64 * 10**6
 """Bytes of a small file at most: the largest tokenizer.json that models have takes half of it."""
 
+MOST_TEXT = 256 * 10**6
+"""Bytes of a text to measure or calibrate on at most: what is used of it is a few megabytes."""
+
 AGAIN = "download it again"
 
 # What an error says: the class, made of one sentence.

@@ -3,6 +3,7 @@
 import re
 
 from quantkit.core.errors import QuantkitError
+from quantkit.core.printable import quoted
 
 _FACTORS = {
     "": 1,
@@ -20,6 +21,7 @@ _FACTORS = {
     "gib": 2**30,
     "tib": 2**40,
 }
+_MOST = 2**60
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -37,10 +39,13 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise SizeError(f"{text!r} is not a size; write it like 1GiB, 45GB or 500MB.")
-    size = int(float(match[1]) * factor)
+        raise SizeError(f"{quoted(text)} is not a size; write it like 1GiB, 45GB or 500MB.")
+    number = float(match[1])
+    if not 0 < number * factor <= _MOST:
+        raise SizeError(f"{quoted(text)} is not a size above zero and below {_MOST // 10**18} EB.")
+    size = int(number * factor)
     if size <= 0:
-        raise SizeError(f"{text!r} is not a size above zero.")
+        raise SizeError(f"{quoted(text)} is not a size above zero.")
     return size
 
 

@@ -7,7 +7,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tests.fuzz import mutations
 from tests.fuzz.mutations import Change
 
 MODEL = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
-ARTIFACT = "Model-67K-Q8_0.gguf"
+ARTIFACT = "Model-74K-Q8_0.gguf"
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def _write_bnb(checkpoint: Path, out: Path) -> None:
 
 
 def _comparison() -> dict[str, Any]:
-    measures = dict.fromkeys(
-        ["kld", "kld_pm", "ppl", "ppl_pm", "ppl_ratio", "same_top", "rms_dp", "kld_max"], 0.5
-    )
+    from quantkit.verify.divergence import Measures
+
+    measures = {field.name: 0.5 for field in fields(Measures)} | {"n_tokens": 100}
     row = {
         "name": ARTIFACT,
         "file": ARTIFACT,
@@ -337,7 +337,10 @@ def _change_tensor(rng: random.Random, model: Path) -> str:
         case 1:
             header[name] |= {"shape": [*header[name]["shape"], 1]}
         case 2:
-            header[name] |= {"dtype": "U8", "shape": rng.choice([[size, 1], [1, size], [1, 1, size]])}
+            header[name] |= {
+                "dtype": "U8",
+                "shape": rng.choice([[size, 1], [1, size], [1, 1, size]]),
+            }
         case 3:
             data = data[:begin] + rng.choice([b"\xff", b"\x7f"]) * size + data[end:]
     _join_safetensors(file, header, data)
@@ -397,9 +400,9 @@ def _read_text(folder: Path) -> None:
 
 
 def _read_comparison(folder: Path) -> None:
+    from quantkit.plan.quants import all_quants
     from quantkit.publish.layout import Artifact, Placed
     from quantkit.publish.measured import read_comparison
-    from quantkit.plan.quants import all_quants
 
     placed = Placed(folder / "compare.json", ARTIFACT, 1, "0" * 64)
     entry = {"files": [{"name": ARTIFACT, "bytes": 1}]}
