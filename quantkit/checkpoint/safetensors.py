@@ -6,19 +6,19 @@ that breaks one is damaged or hostile, and says so here rather than halfway thro
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from quantkit.core.documents import parse_json
 from quantkit.core.errors import SafetensorsError
-from quantkit.core.files import open_file
+from quantkit.core.files import GIT_LFS_POINTER, open_file
 from quantkit.core.printable import quoted as quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 
 LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INTEGER = 2**63 - 1
-_GIT_LFS_POINTER = b"version https://git-lfs"
 
 # Bits, because the format's smallest floats share a byte.
 _DTYPE_BITS = {
@@ -63,21 +63,30 @@ def parse_header(
 
     """
     entries = _parse(path, raw)
-    _check_metadata(path, entries.pop("__metadata__", {}))
+    _check_metadata(path, entries.pop("__metadata__", None))
     data_start = LENGTH_BYTES + len(raw)
     tensors = [_tensor(path, name, entry, data_start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.n_bytes))
     _check_tiling(path, tensors, data_start, file_bytes)
-    if any_dtype:
-        return {tensor.name: tensor for tensor in tensors}
-    for tensor in tensors:
+    found = {tensor.name: tensor for tensor in tensors}
+    return found if any_dtype else only_floats(found)
+
+
+def only_floats(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Those that can be weights: all but buffers that no model needs.
+
+    Raises:
+        SafetensorsError: one is neither F32, F16 or BF16 nor such a buffer.
+
+    """
+    for tensor in tensors.values():
         if tensor.dtype not in FLOAT_BYTES and not is_unneeded_buffer(tensor.name):
             raise SafetensorsError(
-                f"{path} holds tensor {quoted(tensor.name)} as {tensor.dtype}, but quantkit "
+                f"{tensor.file} holds tensor {quoted(tensor.name)} as {tensor.dtype}, but quantkit "
                 "reads F32, F16 and BF16 weights only; if the checkpoint is already quantized use "
                 "the original one, otherwise save it again in bfloat16 or float32."
             )
-    return {tensor.name: tensor for tensor in tensors if tensor.dtype in FLOAT_BYTES}
+    return {name: tensor for name, tensor in tensors.items() if tensor.dtype in FLOAT_BYTES}
 
 
 def is_unneeded_buffer(name: str) -> bool:
@@ -90,7 +99,7 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
     with open_file(path, error=SafetensorsError) as file:
         file_bytes = os.fstat(file.fileno()).st_size
         try:
-            start = file.read(len(_GIT_LFS_POINTER))
+            start = file.read(len(GIT_LFS_POINTER))
             header_bytes = header_length(path, start, file_bytes)
             file.seek(LENGTH_BYTES)
             return file.read(header_bytes), file_bytes
@@ -113,7 +122,7 @@ def header_length(path: Path, start: bytes, file_bytes: int) -> int:
 
     """
     header_bytes = int.from_bytes(start[:LENGTH_BYTES], "little")
-    if start.startswith(_GIT_LFS_POINTER):
+    if start.startswith(GIT_LFS_POINTER):
         raise SafetensorsError(
             f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its folder."
         )
@@ -147,8 +156,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _check_metadata(path: Path, metadata: object) -> None:
-    if metadata is None:
-        return  # what some writers put there who have nothing to say
+    if metadata is None:  # null, which safetensors' own library takes for an absent one
+        return
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _broken(path, "its __metadata__ is not a map of strings to strings")
 

@@ -241,6 +241,8 @@ def build(
         bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
         kept=kept,
     )
+    for remark in work.checkpoint.remarks:
+        note(remark)
     if dry_run:
         for remark in work.remarks:
             note(remark)

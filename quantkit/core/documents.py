@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from quantkit.core.errors import FileError
-from quantkit.core.files import AGAIN, SMALL, Raise, read_file
+from quantkit.core.files import AGAIN, GIT_LFS_POINTER, SMALL, Raise, read_file
 from quantkit.core.printable import one_line, quoted
 
 T = TypeVar("T")
@@ -94,6 +94,10 @@ def parse_json(
     except RecursionError:
         raise refuse("is nested too deeply") from None
     except ValueError as fault:
+        if raw.startswith(GIT_LFS_POINTER):
+            raise error(
+                f"{name} is a Git LFS pointer and not the file; run `git lfs pull` in its folder."
+            ) from None
         raise refuse(f"is not JSON ({one_line(str(fault), 120)})") from None
     return value
 

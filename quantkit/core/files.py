@@ -23,6 +23,9 @@ MOST_TEXT = 256 * 10**6
 
 AGAIN = "download it again"
 
+GIT_LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that stands for another one, which git has not fetched yet."""
+
 # What an error says: the class, made of one sentence.
 Raise = Callable[[str], QuantkitError]
 
