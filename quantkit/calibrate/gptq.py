@@ -95,6 +95,7 @@ def build_gptq(
     *,
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Step], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
     """Make one artifact in a folder; a finished one is left alone, an interrupted one resumes.
 
@@ -107,9 +108,11 @@ def build_gptq(
         check: called with the artifact's folder before it is renamed; one that it does not accept
             ends as ``.rejected``.
         report: called with the progress.
+        say: told what of an interrupted run is lost.
 
     Raises:
-        CalibrationError, CheckpointError: the model cannot be run over the text.
+        CalibrationError, CheckpointError: the model cannot be run over the text, or its weights
+            changed meanwhile.
         OutputError: the folder cannot take the result.
         Interrupted: Ctrl-C; what was done is kept.
 
@@ -126,7 +129,7 @@ def build_gptq(
                 "these settings and this text; move it away or choose another folder with -o."
             )
         with naming_failures(out, lambda: artifact.missing):
-            return _Build(build, artifact, out).execute(check, report)
+            return _Build(build, artifact, out).execute(check, report, say)
 
 
 class _Build:
@@ -152,7 +155,10 @@ class _Build:
         )
 
     def execute(
-        self, check: Callable[[Path], Check] | None, report: Callable[[Step], None]
+        self,
+        check: Callable[[Path], Check] | None,
+        report: Callable[[Step], None],
+        say: Callable[[str], None],
     ) -> Artifact:
         artifact, run = self._artifact, self._run
         whole = all(
@@ -166,7 +172,7 @@ class _Build:
         try:
             artifact.open()
             visitor = Quantizer(self._build.recipe, run.weights.device, self._keep)
-            run.execute(visitor, self._finish_layer, report)
+            run.execute(visitor, self._finish_layer, report, say)
             crcs = self._copy_unquantized()
             for record in run.records:
                 crcs |= record["crcs"]
@@ -240,6 +246,7 @@ class _Build:
         """Check, record and rename."""
         build, artifact = self._build, self._artifact
         sources = {file: _sha256(file) for file in build.checkpoint.files}
+        self._run.require_unchanged()
         entry = manifest.describe_artifact(build.work, build.layout, files, sources)
         entry["kernel"] = {"name": "gptq", "version": quantkit.__version__}
         entry["calibration"] = {

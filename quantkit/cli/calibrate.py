@@ -143,7 +143,7 @@ def run(
         meter.show("Calibrating", step.layers, step.n_layers, rate)
 
     try:
-        return work(checkpoint, model, corpus, out, settings, report)
+        return work(checkpoint, model, corpus, out, settings, report, note)
     finally:
         meter.close()
 

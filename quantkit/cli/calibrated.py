@@ -136,7 +136,9 @@ def build_gptq_quants(
                     title, step.layers, step.n_layers, f"{step.tokens_per_second:,.0f} tokens/s"
                 )
 
-            artifacts.append(build_gptq(build, out, check=check if smoke else None, report=report))
+            artifacts.append(
+                build_gptq(build, out, check=check if smoke else None, report=report, say=note)
+            )
     finally:
         meter.close()
     return artifacts

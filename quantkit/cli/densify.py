@@ -148,6 +148,7 @@ def _on_text(
         folder,
         rounds=rounds if fits else None,
         report=report,
+        say=note,
     ) as made:
         meter.close()
         yield made, how
