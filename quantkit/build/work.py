@@ -10,7 +10,7 @@ from quantkit.build.output import Layout
 from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.folder import Checkpoint, RowReader, open_checkpoint
-from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
+from quantkit.checkpoint.imatrix import Imatrix, load_imatrix, require_same_model
 from quantkit.core.errors import PlanError
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
@@ -21,7 +21,7 @@ from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.llama_quantize import Override
-from quantkit.plan.plan import check_sources, make_plan
+from quantkit.plan.plan import Plan, check_sources, make_plan
 from quantkit.plan.quants import Quant
 
 _NO_BNB = BnbOptions()
@@ -85,7 +85,7 @@ def prepare(
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
-        ImatrixError: an importance matrix is needed and absent, or does not fit.
+        ImatrixError: an importance matrix is needed and absent, or of another model.
         PlanError: an override or a shard size makes no sense, or the kernel lacks the search.
         NativeError: the kernel cannot be used.
         MissingPackageError: a quant needs a package that is not installed.
@@ -100,7 +100,12 @@ def prepare(
     plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name
-    layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
+    layouts: list[Layout] = []
+    for plan in plans:
+        layout = lay_out(plan, metadata, imatrix, shard_size)
+        if imatrix is not None and (remark := _remark_on(imatrix, model, plan)):
+            layout = replace(layout, remarks=(*layout.remarks, remark))
+        layouts.append(layout)
     layouts += [
         lay_out_bnb(checkpoint, model, quant, bnb, base_name, shard_size)
         for quant in quants
@@ -125,6 +130,12 @@ def prepare(
         read_ahead=MOST_BYTES,
         kept=kept,
     )
+
+
+def _remark_on(imatrix: Imatrix, model: Model, plan: Plan) -> str | None:
+    """What to say of an importance matrix that lacks something for one plan."""
+    wanted = [tensor.target for tensor in plan.tensors if tensor.encoding.is_block]
+    return require_same_model(imatrix, model.targets, wanted)
 
 
 def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightReader]:

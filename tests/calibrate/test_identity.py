@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ def test_a_dense_merge_of_another_config_begins_anew(
 
 
 def test_a_gptq_artifact_of_another_config_is_another(model: Path, tmp_path: Path) -> None:
-    checkpoint, described = opened(model)
+    checkpoint, _ = opened(model)
     corpus = corpus_of(checkpoint, tmp_path, 2, 64)
     before = identify(checkpoint, corpus, Settings())
     edit_config(model, rope_theta=5e5)
@@ -147,16 +146,14 @@ def test_weights_that_change_during_a_run_are_noticed(work: str, tmp_path: Path)
             touch()
 
     out = tmp_path / "out"
-    with pytest.raises(CheckpointError, match="changed while they were read; run the same"):
+
+    def run() -> None:
         match work:
             case "calibrate":
                 calibrate(checkpoint, described, corpus, out, Settings(), report)
             case "gptq":
-                [quant] = find_quants(["gptq-int4"])
-                plan = plan_gptq(
-                    checkpoint, described, corpus, quant, GptqOptions(64), Settings(),
-                    base_name="Tiny",
-                )  # fmt: skip
+                wish = (find_quants(["gptq-int4"])[0], GptqOptions(64), Settings())
+                plan = plan_gptq(checkpoint, described, corpus, *wish, base_name="Tiny")
                 build_gptq(plan, out, report=report)
             case "merge":
                 with merged(
@@ -165,7 +162,9 @@ def test_weights_that_change_during_a_run_are_noticed(work: str, tmp_path: Path)
                     pass
             case _:
                 token_losses(checkpoint, described, corpus, Settings(), touch)
+
+    with pytest.raises(CheckpointError, match="changed while they were read; run the same"):
+        run()
     assert not out.is_file()
     assert not (out / "Tiny-gptq-int4").exists()
     assert not (out / "quantkit.json").exists()
-    shutil.rmtree(out, ignore_errors=True)
