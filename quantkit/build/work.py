@@ -11,7 +11,6 @@ from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReade
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.folder import Checkpoint, RowReader, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix, require_same_model
-from quantkit.core.errors import PlanError
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
 from quantkit.families.model import Model
@@ -95,8 +94,6 @@ def prepare(
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     imatrix = load_imatrix(imatrix_file) if imatrix_file else None
-    if overrides and not any(quant.format == "gguf" for quant in quants):
-        raise PlanError("--tensor-type is for GGUF quants, and none is asked for; leave it out.")
     plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name

@@ -20,6 +20,7 @@ from quantkit.cli.calibrated import (
 from quantkit.cli.checks import check_artifact
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source
+from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
 from quantkit.cli.plans import show_plan
 from quantkit.cli.publication import Publication, plan_publication
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from quantkit.build.executor import Workers
     from quantkit.build.work import Work
     from quantkit.formats.folder import FolderLayout
-
-_AUTO = Path("auto")
 
 
 class KernelName(StrEnum):
@@ -174,6 +173,9 @@ def build(
 
     memory = parse_size(max_memory)
     quants = find_quants(quant)
+    overrides = [parse_override(pattern) for pattern in tensor_type or ()]
+    asked = BuildWish(quants, overrides, imatrix, smoke, cluster, publish, delete_published)
+    refuse_idle(command, BUILD, asked)
     publication = plan_publication(
         publish,
         checkpoint,
@@ -184,7 +186,6 @@ def build(
         max_disk=parse_size(max_disk) if max_disk else None,
         private=private,
     )
-    overrides = [parse_override(pattern) for pattern in tensor_type or ()]
     most_bytes = parse_size(shard_size) if shard_size else None
     source = open_source(checkpoint)
     if cluster and isinstance(source, Path):
@@ -200,7 +201,7 @@ def build(
         keep_source=keep_source,
         publishes=publication is not None,
     )
-    if imatrix == _AUTO:
+    if imatrix == AUTO:
         if dry_run:
             raise PlanError(
                 "--dry-run does not calibrate; make the importance matrix with quantkit calibrate "

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ DeviceOption = Annotated[Device, typer.Option(help="Where the model is run.")]
 
 
 def calibrate(
+    command: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
         "imatrix.gguf"
@@ -68,19 +70,18 @@ def calibrate(
     """
     from quantkit.core.packages import require
 
+    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens))
     require("torch", "PyTorch", "calibrate", "Calibrating")
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
     from quantkit.calibrate.calibrate import Settings
     from quantkit.calibrate.plot import draw
     from quantkit.calibrate.text import make_corpus, random_corpus
-    from quantkit.core.errors import CalibrationError
     from quantkit.core.units import parse_size
 
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
     source, model = open_model(checkpoint)
-    if random_tokens and text:
-        raise CalibrationError("--random-tokens runs without text; leave out --text.")
+    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, model.hparams.num_local_experts))
     if random_tokens:
         corpus = random_corpus(model.hparams.vocab_size, chunks, context)
     else:

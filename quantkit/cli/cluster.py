@@ -32,8 +32,6 @@ def join_cluster(
     from quantkit.build.executor import ThisProcess
 
     if address is None:
-        if jobs is not None:
-            raise PlanError("--cluster-jobs needs --cluster; threads of this machine are --jobs.")
         return ThisProcess()
     if keep_source is not None:
         raise PlanError(

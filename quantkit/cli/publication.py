@@ -88,20 +88,11 @@ def plan_publication(
     """What ``--publish`` and its companions ask for.
 
     Raises:
-        PlanError: a companion stands alone, or what is asked for cannot be published like that.
+        PlanError: what is asked for cannot be published like that.
         PublishError: the repository's name breaks the Hub's rules.
 
     """
-    if max_disk is not None and not deletes:
-        raise PlanError("--max-disk belongs to --delete-published, which is missing.")
     if repo_id is None:
-        for name, given in (
-            ("--delete-published", deletes),
-            ("--private", private),
-            ("--license", license_),
-        ):
-            if given:
-                raise PlanError(f"{name} belongs to --publish NAMESPACE/NAME, which is missing.")
         return None
     from quantkit.publish.layout import check_repo_id
 
