@@ -38,7 +38,7 @@ from quantkit.build.shipping import (
     put_away,
     send_whole,
 )
-from quantkit.build.source import Reading, identify_source, stamps_of
+from quantkit.build.source import Reading, identify_source, stamp, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, cut_units
 from quantkit.build.verification import verify
 from quantkit.build.work import Work
@@ -93,6 +93,8 @@ class Artifact:
     entry: Mapping[str, Any]
     check: Check | None
     fresh: bool
+    recognized: str = ""
+    """How one that was there already was compared with its manifest."""
 
     @property
     def is_sound(self) -> bool:
@@ -111,6 +113,7 @@ def build(
     say: Callable[[str], None] = lambda _: None,
     shipping: Shipping | None = None,
     workers: Workers = _THIS_PROCESS,
+    hashed: bool = False,
 ) -> list[Artifact]:
     """Build artifacts into a folder; finished ones are left alone, an interrupted build resumes.
 
@@ -128,9 +131,11 @@ def build(
         shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
             as they are written, which no check sees then; single files after their check.
         workers: who encodes.
+        hashed: compare the sha256 of what is there already, not size and time alone.
 
     Raises:
-        OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small).
+        OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small), or
+            what is there already was changed.
         WeightsError: a weight is not finite, or too large for its encoding.
         CheckpointError: a source file changed or cannot be read.
         Interrupted: Ctrl-C; what was done is kept.
@@ -146,11 +151,15 @@ def build(
     with locked(out):
         entries = manifest.read_manifest(out)["artifacts"]
         to_build = []
+        found = {}
         for x in work.layouts:
             entry = entries.get(x.name, {})
             elsewhere = is_sent(entry, shipping) or workers.hold(out, entry)
-            if not manifest.is_finished(out, work, x, elsewhere=elsewhere):
+            how = manifest.find_finished(out, work, x, elsewhere=elsewhere, hashed=hashed)
+            if how is None:
                 to_build.append(x)
+            else:
+                found[x.name] = how
         built = {}
         if not to_build:
             remove_stale(out)
@@ -176,13 +185,15 @@ def build(
                     if not is_sent(known[x.name], shipping):
                         send_whole(out, x, known[x.name], shipping)
                     put_away(out, x)
-    return [built.get(x.name) or _existing(out, x, known[x.name]) for x in work.layouts]
+    return [
+        built.get(x.name) or _existing(out, x, known[x.name], found[x.name]) for x in work.layouts
+    ]
 
 
-def _existing(out: Path, layout: Layout, entry: Mapping[str, Any]) -> Artifact:
+def _existing(out: Path, layout: Layout, entry: Mapping[str, Any], how: str) -> Artifact:
     whole = isinstance(layout, FolderLayout)
     path = out / (layout.name if whole else entry["files"][0]["name"])
-    return Artifact(layout, path, entry, None, fresh=False)
+    return Artifact(layout, path, entry, None, fresh=False, recognized=how)
 
 
 class _Run:
@@ -473,6 +484,7 @@ class _Run:
                 "bytes": file.n_bytes,
                 "sha256": digest,
                 **artifact.where(number),
+                **({"modified_ns": stamp(artifact.paths[number])[1]} if artifact.is_here else {}),
             }
             for number, (file, digest) in enumerate(zip(layout.files, digests, strict=True))
         ]

@@ -96,6 +96,7 @@ def build_gptq(
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Step], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    hashed: bool = False,
 ) -> Artifact:
     """Make one artifact in a folder; a finished one is left alone, an interrupted one resumes.
 
@@ -109,6 +110,7 @@ def build_gptq(
             ends as ``.rejected``.
         report: called with the progress.
         say: told what of an interrupted run is lost.
+        hashed: compare the sha256 of one that is there already, not size and time alone.
 
     Raises:
         CalibrationError, CheckpointError: the model cannot be run over the text, or its weights
@@ -119,9 +121,10 @@ def build_gptq(
     """
     layout = build.layout
     with locked(out):
-        if manifest.is_finished(out, build.work, layout):
+        if how := manifest.find_finished(out, build.work, layout, hashed=hashed):
             entry = manifest.read_manifest(out)["artifacts"][layout.name]
-            return Artifact(layout, out / layout.name, entry, None, fresh=False)
+            path = out / layout.name
+            return Artifact(layout, path, entry, None, fresh=False, recognized=how)
         artifact = PartialArtifact(out, layout)
         if artifact.final.exists():
             raise OutputError(
@@ -238,7 +241,12 @@ class _Build:
             if stream.read(1):
                 raise OutputError(f"{path} is longer than it was written; delete it.")
         name = f"{self._build.layout.folder}/{file.name}"
-        return {"name": name, "bytes": file.n_bytes, "sha256": sha256.hexdigest()}
+        return {
+            "name": name,
+            "bytes": file.n_bytes,
+            "sha256": sha256.hexdigest(),
+            "modified_ns": stamp(path)[1],
+        }
 
     def _publish(
         self, files: list[dict[str, Any]], check: Callable[[Path], Check] | None

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from quantkit.formats.folder import FolderLayout
 
 
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="Compare the sha256 of what is there already.")
+]
+
+
 class KernelName(StrEnum):
     """The names of ``encodings.kernel.KERNELS``, which are not imported to parse options."""
 
@@ -121,6 +126,7 @@ def build(
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Run every artifact in llama.cpp.")
     ] = True,
+    verify: VerifyOption = False,
     keep_source: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Store a checkpoint from the Hub as it is read."),
@@ -225,7 +231,15 @@ def build(
         else:
             source = fetch(source, kept, "GPTQ")
             artifacts = build_gptq_quants(
-                source, wish, over, name, out, threads=threads, memory=memory, smoke=smoke
+                source,
+                wish,
+                over,
+                name,
+                out,
+                threads=threads,
+                memory=memory,
+                smoke=smoke,
+                hashed=verify,
             )
             if not quants:
                 _finish(artifacts, artifacts[0].path.parent, as_json, publication)
@@ -258,6 +272,7 @@ def build(
         memory,
         smoke=smoke,
         as_json=as_json,
+        hashed=verify,
         others=artifacts,
         publication=publication,
         workers=workers,
@@ -272,6 +287,7 @@ def run_build(
     *,
     smoke: bool,
     as_json: bool,
+    hashed: bool = False,
     others: "Sequence[Artifact]" = (),
     publication: Publication | None = None,
     workers: "Workers | None" = None,
@@ -316,6 +332,7 @@ def run_build(
             say=note,
             shipping=shipping,
             workers=workers or ThisProcess(),
+            hashed=hashed,
         )
     finally:
         meter.close()
@@ -329,6 +346,10 @@ def _finish(
     publication: Publication | None = None,
 ) -> None:
     """Show what was built; fail if some of it does not run, and publish it if all of it does."""
+    for artifact in artifacts:
+        if artifact.recognized:
+            more = "" if "sha256" in artifact.recognized else "; --verify compares its sha256"
+            note(f"{artifact.path.name} was there already, {artifact.recognized}{more}.")
     _show_artifacts(artifacts, folder, as_json)
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
@@ -343,7 +364,11 @@ def _finish(
 
 def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
     if as_json:
-        emit_json({"folder": str(folder), "artifacts": {a.layout.name: a.entry for a in artifacts}})
+        entries = {
+            a.layout.name: {**a.entry, **({} if a.fresh else {"was_there_already": a.recognized})}
+            for a in artifacts
+        }
+        emit_json({"folder": str(folder), "artifacts": entries})
         return
     table = Table(title=escape(str(folder)), title_justify="left")
     table.add_column("file", no_wrap=True)

@@ -91,6 +91,7 @@ def build_gptq_quants(
     threads: int,
     memory: int,
     smoke: bool,
+    hashed: bool = False,
 ) -> "list[Artifact]":
     """Build GPTQ quants, one after the other: each is calibrated on what it made of itself."""
     from quantkit.core.packages import require
@@ -137,7 +138,14 @@ def build_gptq_quants(
                 )
 
             artifacts.append(
-                build_gptq(build, out, check=check if smoke else None, report=report, say=note)
+                build_gptq(
+                    build,
+                    out,
+                    check=check if smoke else None,
+                    report=report,
+                    say=note,
+                    hashed=hashed,
+                )
             )
     finally:
         meter.close()
