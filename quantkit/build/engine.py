@@ -141,13 +141,7 @@ def build(
         Interrupted: Ctrl-C; what was done is kept.
 
     """
-    ahead = min(work.read_ahead, max_memory // 4)
-    if max_memory - ahead < UNIT_MEMORY:
-        least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
-        raise PlanError(
-            f"--max-memory {format_size(max_memory)} is below one slab; "
-            f"give at least {-(-least // 2**20)}MiB."
-        )
+    ahead = divide_memory(work, max_memory)
     with locked(out):
         entries = manifest.read_manifest(out)["artifacts"]
         to_build = []
@@ -188,6 +182,61 @@ def build(
     return [
         built.get(x.name) or _existing(out, x, known[x.name], found[x.name]) for x in work.layouts
     ]
+
+
+def divide_memory(work: Work, max_memory: int) -> int:
+    """How much of the memory may be read ahead, in bytes; the rest is for units in flight.
+
+    Raises:
+        PlanError: it is not enough for one unit.
+
+    """
+    ahead = min(work.read_ahead, max_memory // 4)
+    if max_memory - ahead < UNIT_MEMORY:
+        least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
+        raise PlanError(
+            f"--max-memory {format_size(max_memory)} is below one slab; "
+            f"give at least {-(-least // 2**20)}MiB."
+        )
+    return ahead
+
+
+def look_ahead(work: Work, out: Path, *, hashed: bool = False, guessed: bool = False) -> int:
+    """The bytes that a build will still need on the disk, as far as they are known. Writes nothing.
+
+    For those who have something expensive to do before they build.
+
+    Args:
+        work: what to build.
+        out: the output folder.
+        hashed: compare the sha256 of what is there already.
+        guessed: the work's importance matrix stands for one that is not made yet, so what is there
+            by the same plan may be what will be asked for.
+
+    Raises:
+        OutputError: the folder cannot take the result: it holds something else, or another build.
+
+    """
+    needed = _SIDE_FILES
+    with locked(out) if out.exists() else nullcontext():
+        for layout in work.layouts:
+            if out.exists():
+                if manifest.find_finished(out, work, layout, hashed=hashed):
+                    continue
+                if guessed and manifest.is_planned(out, layout):
+                    continue
+            artifact = PartialArtifact(out, layout)
+            _refuse_taken(artifact)
+            needed += artifact.missing
+    return needed
+
+
+def _refuse_taken(artifact: PartialArtifact) -> None:
+    if artifact.final.exists():
+        raise OutputError(
+            f"{artifact.final} is there already and was not built from this checkpoint "
+            "with these settings; move it away or choose another folder with -o."
+        )
 
 
 def _existing(out: Path, layout: Layout, entry: Mapping[str, Any], how: str) -> Artifact:
@@ -327,11 +376,7 @@ class _Run:
     def _prepare(self) -> None:
         """Take over an interrupted build of the same, or clear away one of another."""
         for artifact in self._artifacts:
-            if artifact.final.exists():
-                raise OutputError(
-                    f"{artifact.final} is there already and was not built from this checkpoint "
-                    "with these settings; move it away or choose another folder with -o."
-                )
+            _refuse_taken(artifact)
         journal = self._journal
         journal.resume()
         self._forget_absent()

@@ -61,6 +61,7 @@ def prepare(
     *,
     name: str | None = None,
     imatrix_file: Path | None = None,
+    imatrix: Imatrix | None = None,
     overrides: Sequence[Override] = (),
     shard_size: int | None = None,
     kernel: str = "fast",
@@ -75,6 +76,7 @@ def prepare(
         quants: what to build.
         name: the model's name, instead of the one in its card or folder.
         imatrix_file: importance matrix, in either of llama.cpp's formats.
+        imatrix: one that was read, instead, or that stands for one that is not made yet.
         overrides: encodings for tensors by name pattern.
         shard_size: the most tensor bytes per file, None for single files.
         kernel: a key of ``encodings.kernel.KERNELS``.
@@ -93,7 +95,8 @@ def prepare(
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
-    imatrix = load_imatrix(imatrix_file) if imatrix_file else None
+    if imatrix_file is not None:
+        imatrix = load_imatrix(imatrix_file)
     plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from quantkit.calibrate.statistics import SquareSums, Sums
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.folder import Checkpoint
-from quantkit.checkpoint.imatrix import read_note, write_imatrix
+from quantkit.checkpoint.imatrix import Imatrix, read_note, write_imatrix
 from quantkit.core.errors import CalibrationError, Interrupted, OutputError
 from quantkit.families.model import Model
 
@@ -150,6 +151,26 @@ def is_made_from(file: Path, checkpoint: Checkpoint, corpus: Corpus, settings: S
 def _identify_matrix(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """Everything that a file depends on: it names the text, too."""
     return {**identify(checkpoint, corpus, settings), "text": corpus.names}
+
+
+def look_ahead(checkpoint: Checkpoint, model: Model, corpus: Corpus, settings: Settings) -> int:
+    """The bytes of disk that a run needs for activations. Reads no weights, writes nothing.
+
+    Raises:
+        CalibrationError: the model cannot be run over this text, or not on this device.
+
+    """
+    return Run(checkpoint, model, corpus, settings, Path(), {}).n_bytes
+
+
+def stand_in(path: Path, model: Model, corpus: Corpus) -> Imatrix:
+    """What has the names, the text and the size of the matrix that `calibrate` would write."""
+    entries = {
+        target.name: np.ones(math.prod(target.shape[:-2]) * target.columns, np.float32)
+        for target in model.targets
+        if target.is_linear
+    }
+    return Imatrix(path, "", entries, corpus.chunks, corpus.names)
 
 
 def identify(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> dict[str, Any]:

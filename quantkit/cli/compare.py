@@ -95,6 +95,10 @@ def compare(
     for out in (html, plots):
         if out is not None and not out.absolute().parent.is_dir():
             raise OutputError(f"{out.parent} is not there; make it first.")
+    if html is not None and html.is_dir():
+        raise OutputError(f"{html} is a folder; name the page to write.")
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise OutputError(f"{plots} is a file; name a folder for the pictures.")
     if layers is not None:
         _open(layers)
     with _exports(artifacts[0]) as exports:

@@ -199,6 +199,12 @@ BUILD: tuple[_Build, ...] = (
         lambda wish: wish.delete_published,
         "belongs to --delete-published, which is missing",
     ),
+    Need(
+        "--keep-source",
+        "keep_source",
+        lambda wish: wish.cluster is None,
+        "stores what this machine reads, and with --cluster the nodes read; leave one of them out",
+    ),
     _publishing("--delete-published", "delete_published"),
     _publishing("--private", "private"),
     _publishing("--license", "license_"),
