@@ -39,7 +39,7 @@ from quantkit.build.shipping import (
     put_away,
     send_whole,
 )
-from quantkit.build.source import Reading, identify_source, stamps_of
+from quantkit.build.source import Reading, identify_source, stamp, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, cut_units
 from quantkit.build.verification import verify
 from quantkit.build.work import Work
@@ -95,6 +95,8 @@ class Artifact:
     entry: Mapping[str, Any]
     check: Check | None
     fresh: bool
+    recognized: str = ""
+    """How one that was there already was compared with its manifest."""
 
     @property
     def is_sound(self) -> bool:
@@ -113,6 +115,7 @@ def build(
     say: Callable[[str], None] = lambda _: None,
     shipping: Shipping | None = None,
     workers: Workers = _THIS_PROCESS,
+    hashed: bool = False,
 ) -> list[Artifact]:
     """Build artifacts into a folder; finished ones are left alone, an interrupted build resumes.
 
@@ -130,30 +133,30 @@ def build(
         shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
             as they are written, which no check sees then; single files after their check.
         workers: who encodes.
+        hashed: compare the sha256 of what is there already, not size and time alone.
 
     Raises:
-        OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small).
+        OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small), or
+            what is there already was changed.
         WeightsError: a weight is not finite, or too large for its encoding.
         CheckpointError: a source file changed or cannot be read.
         Interrupted: Ctrl-C; what was done is kept.
 
     """
-    ahead = min(work.read_ahead, max_memory // 4)
-    if max_memory - ahead < UNIT_MEMORY:
-        least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
-        raise PlanError(
-            f"--max-memory {format_size(max_memory)} is below one slab; "
-            f"give at least {-(-least // 2**20)}MiB."
-        )
+    ahead = divide_memory(work, max_memory)
     with locked(out):
         refuse_links(out / manifest.NAME, out / JOURNAL)
         entries = manifest.sound_entries(out)
         to_build = []
+        found = {}
         for x in work.layouts:
             entry = entries.get(x.name, {})
             elsewhere = is_sent(entry, shipping) or workers.hold(out, entry)
-            if not manifest.is_finished(out, work, x, elsewhere=elsewhere):
+            how = manifest.find_finished(out, work, x, elsewhere=elsewhere, hashed=hashed)
+            if how is None:
                 to_build.append(x)
+            else:
+                found[x.name] = how
         built = {}
         if not to_build:
             remove_stale(out)
@@ -179,13 +182,70 @@ def build(
                     if not is_sent(known[x.name], shipping):
                         send_whole(out, x, known[x.name], shipping)
                     put_away(out, x)
-    return [built.get(x.name) or _existing(out, x, known[x.name]) for x in work.layouts]
+    return [
+        built.get(x.name) or _existing(out, x, known[x.name], found[x.name]) for x in work.layouts
+    ]
 
 
-def _existing(out: Path, layout: Layout, entry: Mapping[str, Any]) -> Artifact:
+def divide_memory(work: Work, max_memory: int) -> int:
+    """How much of the memory may be read ahead, in bytes; the rest is for units in flight.
+
+    Raises:
+        PlanError: it is not enough for one unit.
+
+    """
+    ahead = min(work.read_ahead, max_memory // 4)
+    if max_memory - ahead < UNIT_MEMORY:
+        least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
+        raise PlanError(
+            f"--max-memory {format_size(max_memory)} is below one slab; "
+            f"give at least {-(-least // 2**20)}MiB."
+        )
+    return ahead
+
+
+def look_ahead(work: Work, out: Path, *, hashed: bool = False, guessed: bool = False) -> int:
+    """The bytes that a build will still need on the disk, as far as they are known. Writes nothing.
+
+    For those who have something expensive to do before they build.
+
+    Args:
+        work: what to build.
+        out: the output folder.
+        hashed: compare the sha256 of what is there already.
+        guessed: the work's importance matrix stands for one that is not made yet, so what is there
+            by the same plan may be what will be asked for.
+
+    Raises:
+        OutputError: the folder cannot take the result: it holds something else, or another build.
+
+    """
+    needed = _SIDE_FILES
+    with locked(out) if out.exists() else nullcontext():
+        for layout in work.layouts:
+            if out.exists():
+                if manifest.find_finished(out, work, layout, hashed=hashed):
+                    continue
+                if guessed and manifest.is_planned(out, layout):
+                    continue
+            artifact = PartialArtifact(out, layout)
+            _refuse_taken(artifact)
+            needed += artifact.missing
+    return needed
+
+
+def _refuse_taken(artifact: PartialArtifact) -> None:
+    if artifact.final.exists():
+        raise OutputError(
+            f"{artifact.final} is there already and was not built from this checkpoint "
+            "with these settings; move it away or choose another folder with -o."
+        )
+
+
+def _existing(out: Path, layout: Layout, entry: Mapping[str, Any], how: str) -> Artifact:
     whole = isinstance(layout, FolderLayout)
     path = out / (layout.name if whole else entry["files"][0]["name"])
-    return Artifact(layout, path, entry, None, fresh=False)
+    return Artifact(layout, path, entry, None, fresh=False, recognized=how)
 
 
 class _Run:
@@ -320,11 +380,7 @@ class _Run:
         """Take over an interrupted build of the same, or clear away one of another."""
         for artifact in self._artifacts:
             refuse_links(artifact.final)
-            if artifact.final.exists():
-                raise OutputError(
-                    f"{artifact.final} is there already and was not built from this checkpoint "
-                    "with these settings; move it away or choose another folder with -o."
-                )
+            _refuse_taken(artifact)
         journal = self._journal
         journal.resume()
         self._forget_absent()
@@ -477,6 +533,7 @@ class _Run:
                 "bytes": file.n_bytes,
                 "sha256": digest,
                 **artifact.where(number),
+                **({"modified_ns": stamp(artifact.paths[number])[1]} if artifact.is_here else {}),
             }
             for number, (file, digest) in enumerate(zip(layout.files, digests, strict=True))
         ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.card import read_front_matter
-from quantkit.checkpoint.folder import snapshot_of
+from quantkit.checkpoint.folder import Checkpoint, snapshot_of
 from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.hub import without_address
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
@@ -80,6 +80,17 @@ def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
             f"There is no checkpoint {wish!r}; give its folder, or its name on the Hub."
         )
     return _merge(found, _of_hub(repo_id, revision or None, described))
+
+
+def source_of(checkpoint: Checkpoint) -> Source:
+    """What is known of the model in a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be reached or read.
+
+    """
+    repo = checkpoint.repo
+    return _of_hub(repo.repo_id, repo.commit, {}) if repo else _of_folder(checkpoint.path, {})
 
 
 def _merge(first: Source, better: Source) -> Source:

@@ -1,4 +1,4 @@
-"""What can be wrong with a file: its bytes, its JSON or YAML, its archive, and what it is at all."""
+"""What can be wrong with a file: bytes, JSON or YAML, an archive, and what it is at all."""
 
 import io
 import json
@@ -248,12 +248,12 @@ def change_archive(path: Path, rng: random.Random) -> None:
         with zipfile.ZipFile(buffer, "w", method) as archive:
             for name, data in entries:
                 archive.writestr(name, data)
-    data = bytearray(buffer.getvalue())
+    content = bytearray(buffer.getvalue())
     if which in (7, 8):  # flags, methods, sizes and offsets in the directory at the end
-        start = data.rfind(b"PK\x01\x02") if which == 7 else data.find(b"PK\x01\x02")
+        start = content.rfind(b"PK\x01\x02") if which == 7 else content.find(b"PK\x01\x02")
         field = start + rng.choice([6, 8, 10, 20, 24, 28, 30, 34, 42])
-        data[field : field + 4] = struct.pack("<I", rng.choice([1, 8, 99, 2**16, 2**32 - 1]))
-    path.write_bytes(data)
+        content[field : field + 4] = struct.pack("<I", rng.choice([1, 8, 99, 2**16, 2**32 - 1]))
+    path.write_bytes(content)
 
 
 def _program(program: bytes, rng: random.Random) -> bytes:
