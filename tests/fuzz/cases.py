@@ -430,9 +430,8 @@ def _state(rng: random.Random, sound: Path, folder: Path) -> Case:
     from quantkit.build.manifest import NAME as MANIFEST
 
     _copy(sound / "mistral" / "Model", folder / "Model")
-    for name in os.listdir(folder / "Model"):
-        file, original = folder / "Model" / name, sound / "mistral" / "Model" / name
-        times = original.stat()
+    for file in (folder / "Model").iterdir():
+        times = (sound / "mistral" / "Model" / file.name).stat()
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     state = rng.choice(["finished", "begun", "begun", "new"])
     out = folder / "out"
@@ -514,7 +513,7 @@ def _folder(rng: random.Random, sound: Path, folder: Path) -> Case:
     return Case(f"verify: {change.__name__} {name}", ["verify", "out"], codes=frozenset({0, 1, 2}))
 
 
-def _wish(rng: random.Random, sound: Path, folder: Path) -> Case:
+def _wish(rng: random.Random, _sound: Path, _folder: Path) -> Case:
     """Numbers and names on the command line."""
     value = rng.choice(
         ["9" * 400, "9" * 400 + "GB", "1e400", "-1", "0", "nan", "", "\x1b[2J", "x" * 5000, "1GB\n"]

@@ -12,6 +12,7 @@ from quantkit.checkpoint.tokenizer import byte_level, fast, piece_bpe, sentencep
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source, tokenizer_files
 from quantkit.checkpoint.tokenizer.special import special_metadata
 from quantkit.checkpoint.tokenizer.vocabulary import Metadata
+from quantkit.core.apart import run_apart
 from quantkit.core.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ __all__ = ["add_tokenizer", "tokenizer_files"]
 _CODE_LLAMA = 32016
 _CODE_LLAMA_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 _GRANITE = 49152
+
+_SECONDS = 120  # for a vocabulary; the largest take three
 
 
 def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, Any]) -> None:
@@ -38,7 +41,14 @@ def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, 
         CheckpointError: one of its files is not JSON.
 
     """
-    for key, value in _metadata(read_source(folder, config)).items():
+    keys = run_apart(
+        lambda: _metadata(read_source(folder, config)),
+        f"The tokenizer in {folder}",
+        seconds=_SECONDS,
+        error=TokenizerError,
+        fix="download it again",
+    )
+    for key, value in keys.items():
         if value == "" or value == []:
             continue
         if isinstance(value, str):
