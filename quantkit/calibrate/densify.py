@@ -27,6 +27,7 @@ from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.densified import densified, require_experts
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.safetensors import read_header
+from quantkit.core.writing import create
 from quantkit.encodings.merge import narrow
 from quantkit.families.model import Model
 from quantkit.formats.safetensors import StoredTensor, place
@@ -160,7 +161,7 @@ class _Fit:
             tensors.append(StoredTensor(full, dtype, tuple(values.shape)))
             rounded[short] = self._weights.widen(raw, dtype).view(values.shape)
         shard = place(_file(self._folder, layer).name, tensors)
-        with _file(self._folder, layer).open("wb") as file:
+        with create(_file(self._folder, layer)) as file:
             file.write(shard.header)
             for tensor in shard.tensors:
                 file.write(raws[tensor.name])

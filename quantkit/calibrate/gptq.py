@@ -28,7 +28,8 @@ from quantkit.calibrate.forward import Site
 from quantkit.calibrate.quantizer import Quantizer, Recipe
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.folder import Checkpoint
-from quantkit.core.errors import OutputError
+from quantkit.core.errors import CheckpointError, OutputError
+from quantkit.core.files import open_file
 from quantkit.core.writing import open_written, refuse_links
 from quantkit.encodings.gptq import Grid, Rounded
 from quantkit.encodings.kernel import load_kernel
@@ -284,7 +285,7 @@ class _Build:
 
 def _sha256(path: Path) -> str:
     before = stamp(path)
-    with path.open("rb") as file:
+    with open_file(path, error=CheckpointError) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if stamp(path) != before:
         raise OutputError(f"{path} changed while it was read; run the same command again.")

@@ -130,7 +130,7 @@ def _sources() -> Iterator[str]:
     for name in _MODULES.split():
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-            yield from Path(spec.origin).read_text(encoding="utf-8").split("\n\n\n")
+            yield from read_file(Path(spec.origin)).decode().split("\n\n\n")
 
 
 def _pieces(parts: Iterator[str]) -> Iterator[str]:

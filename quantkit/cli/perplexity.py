@@ -18,6 +18,7 @@ from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
 from quantkit.core.errors import CompareError
 from quantkit.core.units import format_count, parse_size
+from quantkit.core.writing import write_file
 
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Settings
@@ -195,7 +196,7 @@ def _text(text: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / "text"
-        file.write_text(default_text(), encoding="utf-8")
+        write_file(file, default_text().encode())
         yield file
 
 

@@ -115,6 +115,19 @@ def create(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, flags, 0o666), "w+b")
 
 
+def write_file(path: Path, data: bytes, n_bytes: int | None = None) -> None:
+    """Write a new file of ours; if ``n_bytes`` are given, it is so long, with a hole at its end.
+
+    Raises:
+        OSError: it cannot be made.
+
+    """
+    with create(path) as file:
+        file.write(data)
+        if n_bytes is not None:
+            file.truncate(n_bytes)
+
+
 def replace_file(path: Path, data: bytes, temporary: Path | None = None) -> None:
     """Write a small file whole and durably: it is the old one or the new one at any time.
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from quantkit.core.files import read_file
 from quantkit.core.units import format_count, format_size
 from quantkit.publish.fits import Fits
 from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
@@ -77,7 +78,7 @@ def _template() -> Any:
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters |= {"md": _md, "code": _code, "fenced": _fenced}
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return environment.from_string(read_file(_TEMPLATE).decode())
 
 
 def front_matter(facts: Facts) -> str:

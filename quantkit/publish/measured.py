@@ -10,6 +10,7 @@ import msgspec
 
 from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import PublishError
+from quantkit.core.files import read_file
 from quantkit.publish.layout import Artifact
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import Measures
@@ -142,4 +143,4 @@ def draw_frontier(measured: Measured) -> bytes | None:
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / "frontier.png"
         draw(measured.comparison, file)
-        return file.read_bytes()
+        return read_file(file)

@@ -12,7 +12,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from quantkit.core.errors import CompareError, TextError
+from quantkit.core.documents import read_object
+from quantkit.core.errors import CompareError, FileError, TextError
+from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.writing import write_file
 from quantkit.verify.divergence import PERCENTILES, Measures
 from quantkit.verify.llama import WORKER, run_worker
 from quantkit.verify.machine import usable_cores
@@ -278,8 +281,8 @@ def _record(
     recorded, figures = folder / f"{key}.kld", folder / f"{key}.json"
     if recorded.is_file():
         try:
-            return recorded, json.loads(figures.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return recorded, read_object(figures)
+        except FileError:
             recorded.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -293,7 +296,7 @@ def _record(
         if answer is None:
             raise CompareError(f"The reference {reference.name} cannot be measured: {failure}")
         # The figures first: a recorded file is only good together with them.
-        (partial / figures.name).write_text(json.dumps(answer), encoding="utf-8")
+        write_file(partial / figures.name, json.dumps(answer).encode())
         (partial / figures.name).replace(figures)
         (partial / recorded.name).replace(recorded)
     finally:
@@ -319,12 +322,10 @@ def _text_file(text: Path | None) -> Iterator[tuple[Path, str]]:
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         if text is None:
             text = Path(folder) / "text"
-            text.write_text(default_text(), encoding="utf-8")
+            write_file(text, default_text().encode())
+        data = read_file(text, most=MOST_TEXT, error=TextError, fix="give a text file")
         try:
-            data = text.read_bytes()
             data.decode()
-        except OSError as error:
-            raise TextError(f"{text} cannot be read: {error.strerror}.") from None
         except UnicodeDecodeError:
             raise TextError(f"{text} is not UTF-8 text.") from None
         yield text, hashlib.sha256(data).hexdigest()
