@@ -107,7 +107,7 @@ class Journal:
         """Write the record anew, durably: what is finished so far, without what was lost."""
         units = {index: self._record(index) for index in {*self.finished, *self._left}}
         first = {"artifacts": {**self._artifacts, **self.left}, **self._identity}
-        begun = {_HASHED: self.hashed, _SENT: self.sent, **units}
+        begun: dict[Any, Any] = {_HASHED: self.hashed, _SENT: self.sent, **units}
         replace_file(self.path, _line(first) + _line(begun), self.path.with_name(NAME + PARTIAL))
 
     def record(

@@ -3,10 +3,9 @@
 from dataclasses import asdict
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json
+from quantkit.cli.output import JsonOption, console, emit_json, escape
 
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json
+from quantkit.cli.output import JsonOption, console, emit_json, escape
 from quantkit.core.units import format_count, format_size
 
 _LONGEST_VALUE = 100
@@ -36,14 +35,14 @@ def inspect(
     console.print(summary)
     metadata = Table(title="Metadata", title_justify="left", show_header=False)
     for key, value in facts["metadata"].items():
-        metadata.add_row(key, escape(_shorten(value)))
+        metadata.add_row(escape(_shorten(key)), escape(_shorten(value)))
     console.print(metadata)
     table = Table(title="Tensors", title_justify="left")
     for heading in ("role", "encoding", "tensors", "parameters", "size"):
         table.add_column(heading, justify="left" if heading in ("role", "encoding") else "right")
     for row in facts["tensors"]:
         sizes = format_count(row["parameters"]), format_size(row["bytes"])
-        table.add_row(row["role"], row["encoding"], str(row["count"]), *sizes)
+        table.add_row(escape(row["role"]), row["encoding"], str(row["count"]), *sizes)
     console.print(table)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -19,6 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from quantkit.core.printable import one_line
 from quantkit.core.units import format_size
 
 console = Console(highlight=False)
@@ -32,6 +33,11 @@ def emit_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
     json.dump(document, sys.stdout, indent=2, default=str)
     print()
+
+
+def escape(text: object) -> str:
+    """A text from anywhere as it may be printed: one line, nothing in it that anybody obeys."""
+    return without_markup(one_line(str(text)))
 
 
 def note(text: str) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from quantkit.cli.calibrate import Device, DeviceOption
 from quantkit.cli.densify import open_source
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
 from quantkit.core.errors import CompareError
 from quantkit.core.units import format_count, parse_size
 from quantkit.core.writing import write_file

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from quantkit.cli.output import JsonOption, console, emit_json
+from quantkit.cli.output import JsonOption, console, emit_json, escape
 from quantkit.core.errors import CompareError, SmokeError
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ def _answer(work: Callable[[], Any], send: int) -> None:
         for number in (0, 1, 2):
             os.dup2(nowhere, number)
         try:
-            message = _ANSWERED, work()
+            message: tuple[str, Any] = _ANSWERED, work()
         except QuantkitError as refusal:
             message = _REFUSED, refusal
         except BaseException as fault:  # noqa: BLE001 - a panic of Rust is no Exception
@@ -92,7 +92,7 @@ def _answer(work: Callable[[], Any], send: int) -> None:
 
 def _receive(pipe: int, until: float) -> bytes | None:
     """Everything that comes through a pipe until it is closed; None if that takes too long."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         ready, _, _ = select.select([pipe], [], [], max(0.0, until - time.monotonic()))
         if not ready:

@@ -8,8 +8,8 @@ an unreadable one, so that what a build needs is never left out in silence.
 import os
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from quantkit.core.errors import FileError, QuantkitError
 from quantkit.core.system import CLOSE_ON_EXEC, NO_FOLLOW, NO_WAIT
@@ -32,7 +32,7 @@ Raise = Callable[[str], QuantkitError]
 
 def open_file(
     path: Path, *, error: Raise = FileError, fix: str = AGAIN, follow: bool = True
-) -> BinaryIO:
+) -> BufferedReader:
     """Open a regular file for reading.
 
     Args:
