@@ -16,7 +16,7 @@ import numpy as np
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Change
 
-MODEL = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
+MODEL: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
 ARTIFACT = "Model-74K-Q8_0.gguf"
 
 
@@ -152,7 +152,8 @@ def _write_gptq(folder: Path) -> None:
             continue
         rows, columns = tensor[1]
         levels = np.zeros((rows, columns), np.uint8)
-        packed = pack(levels, np.ones((rows, 2)), np.ones((rows, 2)), 4)
+        ones = np.ones((rows, 2), np.float32)
+        packed = pack(levels, ones, ones, 4)
         for part in PARTS:
             tensors[name.removesuffix("weight") + part] = getattr(packed, part)
     config["quantization_config"] = quantize_config(4, 32, 0.01, False, True)
@@ -390,7 +391,8 @@ def _small_file(rng: random.Random, sound: Path, folder: Path) -> Case:
         return Case(
             what, ["build", "Model", "-q", "iq4_xs", "-q", "q4_0", "--dry-run", "--imatrix", name]
         )
-    return Case(what, call=_READERS[name])
+    # What is wrong with a recorded reference is no fault of what the user gave.
+    return Case(what, call=_READERS[name], codes=frozenset({0, 1, 2}))
 
 
 def _read_text(folder: Path) -> None:
@@ -457,8 +459,7 @@ def _state(rng: random.Random, sound: Path, folder: Path) -> Case:
         ]
     if state == "begun":
         journal = out / JOURNAL
-        partials = sorted(out.glob("*.partial"))
-        one = rng.choice(partials)
+        one = rng.choice(sorted(out.glob("*.partial")))
         choices += [
             ("lines", lambda: mutations.change_lines(journal, rng)),
             ("lines", lambda: mutations.change_lines(journal, rng)),
@@ -468,9 +469,8 @@ def _state(rng: random.Random, sound: Path, folder: Path) -> Case:
             ("partial strange", lambda: mutations.become_strange(one, rng)),
             ("shorter", lambda: os.truncate(one, rng.randrange(one.stat().st_size))),
         ]
-    names = (f".{MANIFEST}.partial", f"{JOURNAL}.partial", JOURNAL, MANIFEST, ARTIFACT)
-    names += (f"{ARTIFACT}.partial",)
-    place = out / rng.choice(names)
+    partials = (f".{MANIFEST}.partial", f"{JOURNAL}.partial", f"{ARTIFACT}.partial")
+    place = out / rng.choice((*partials, JOURNAL, MANIFEST, ARTIFACT))
 
     def link() -> None:
         place.unlink(missing_ok=True)
