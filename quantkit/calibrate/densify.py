@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quantkit.calibrate.calibrate import Run, Settings, Step, digest, identify
-from quantkit.calibrate.forward import Routing
+from quantkit.calibrate.forward import Routing, require_finite
 from quantkit.calibrate.least_squares import Part, Samples, fit
 from quantkit.calibrate.perplexity import Bystander
 from quantkit.calibrate.progress import working_folder
@@ -113,6 +113,8 @@ class _Fit:
     def __call__(
         self, layer: int, inputs: Tensor, outputs: Tensor, routing: Routing
     ) -> Callable[[Tensor], Tensor]:
+        for values in (inputs, outputs):
+            require_finite(values, f"the experts of layer {layer}")
         samples = Samples(inputs, outputs, self._weights.device)
         part = fit(samples, self._choose(layer, routing), self._rounds)
         return self._store(layer, part)
