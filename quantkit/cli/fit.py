@@ -147,7 +147,7 @@ def fit(
 def complete(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments in which ``--hardware`` always has a value."""
     completed = []
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         completed.append(argument)
         if argument == "--hardware" and following.startswith("-"):
             completed.append(LIST)

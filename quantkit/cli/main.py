@@ -27,6 +27,7 @@ from quantkit.cli import (
 )
 from quantkit.cli.output import fail
 from quantkit.core.errors import Interrupted, QuantkitError
+from quantkit.core.system import require_supported
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,6 +90,7 @@ def main() -> None:
     # gguf-py logs what it guesses about a model; quantkit reports what matters itself.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
+        require_supported()
         app(args=fit.complete(sys.argv[1:]))
     except QuantkitError as error:
         fail(str(error))
