@@ -5,6 +5,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,11 +75,15 @@ def original_logits(folder: Path, tokens: list[int]) -> NDArray[np.float32]:
     """What transformers computes, in float32: shape (tokens, vocabulary)."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True
-    ).eval()
-    with torch.inference_mode():
+    disable_progress_bar()
+    set_verbosity_error()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # they are about odd configs
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True
+        ).eval()
         logits: NDArray[np.float32] = model(torch.tensor([tokens]), use_cache=False).logits[0]
     return np.asarray(logits, np.float32)
 
