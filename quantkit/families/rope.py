@@ -79,11 +79,11 @@ def read_rope(
         )
     remarks += _twice(place, scaling, config, "rope_theta")
     remarks += _unread(place, kind, scaling)
-    original = scaling.get("original_max_position_embeddings")
+    original = context
     if kind in ("llama3", "yarn", "longrope"):
         key = "original_max_position_embeddings"
         remarks += _twice(place, scaling, config, key, outer=True)
-        original = _first(config.get(key), original, context)
+        original = _first(config.get(key), scaling.get(key), context)
         if not isinstance(original, int) or isinstance(original, bool) or original < 2:
             raise CheckpointError(f"config.json says {key} = {original!r}; it must be above 1.")
     match kind:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,13 +149,13 @@ def llama() -> Iterator[Llama]:
         worker.close()
 
 
-def _send(pipe: BinaryIO, value: object) -> None:
+def _send(pipe: IO[bytes], value: object) -> None:
     data = pickle.dumps(value)
     pipe.write(struct.pack("<Q", len(data)) + data)
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO) -> Any:
+def _receive(pipe: IO[bytes]) -> Any:
     head = pipe.read(8)
     if len(head) < 8:
         raise EOFError

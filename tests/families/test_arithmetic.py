@@ -1,13 +1,17 @@
 """Every value of config.json that is written: the GGUF in llama.cpp against transformers."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from quantkit.families import find_family
 from quantkit.verify.conversion import LIMIT
+from tests import native_tools
 from tests.families import both
 from tests.families.both import Llama, LlamaError
 
@@ -251,3 +255,56 @@ def test_the_evaluator_survives_what_llama_cpp_does_not(tmp_path: Path, llama: L
     with pytest.raises(LlamaError):
         llama.logits(file, [10**6])
     assert llama.logits(file, [3]).shape == (1, config["vocab_size"])
+
+
+# What 4.57 reads otherwise, or not at all (docs/design.md); 5.23 holds.
+OTHERWISE_IN_4 = {
+    "base of transformers 5",
+    "base within wins",
+    "yarn, original context above",
+    "yarn, original context twice",
+    "yarn, factor null",
+    "llama3, original context above",
+    "longrope, long text",
+    "longrope, short text",
+    "longrope, factors",
+    "proportional",
+    "proportional, stretched",
+}
+ROPE_OF_4 = """
+import json, sys
+from transformers import LlamaConfig, MistralConfig, MixtralConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "mixtral": MixtralConfig}
+found = {}
+for name, config in json.load(open(sys.argv[1])).items():
+    try:
+        rope = LlamaRotaryEmbedding(kinds[config["model_type"]](**config))
+        found[name] = [rope.inv_freq.tolist(), float(rope.attention_scaling)]
+    except Exception as error:
+        found[name] = repr(error)
+json.dump(found, open(sys.argv[2], "w"))
+"""
+
+
+@pytest.mark.native
+def test_transformers_4_rotates_alike_but_for_the_listed(tmp_path: Path) -> None:
+    configs = {
+        name: both.small_config(family, **changes) for name, (family, changes) in VALUES.items()
+    }
+    listing, out, script = (tmp_path / name for name in ("configs.json", "out.json", "run.py"))
+    listing.write_text(json.dumps(configs))
+    script.write_text(ROPE_OF_4)
+    native_tools.run([native_tools.PYTHON, script, listing, out], makes=out)
+    other = set()
+    for name, theirs in json.loads(out.read_text()).items():
+        hparams = find_family(configs[name]).describe(configs[name], ()).hparams
+        rope, half = hparams.rope, hparams.head_dim // 2
+        frequencies = rope.theta ** -(np.arange(half) / half) / np.array(rope.divisors or 1)
+        same = not isinstance(theirs, str) and len(theirs[0]) == half
+        same = same and (
+            np.allclose(theirs[0], frequencies, rtol=1e-5) and np.isclose(theirs[1], rope.magnitude)
+        )
+        if not same:
+            other.add(name)
+    assert other == OTHERWISE_IN_4
