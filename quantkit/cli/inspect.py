@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json, escape
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note
 from quantkit.core.units import format_count, format_size
 
 _LONGEST_VALUE = 100
@@ -33,6 +33,8 @@ def inspect(
         if key in facts:
             summary.add_row(key.replace("_", " "), escape(_for_people(key, facts[key])))
     console.print(summary)
+    for remark in facts.get("remarks", ()):
+        note(remark)
     metadata = Table(title="Metadata", title_justify="left", show_header=False)
     for key, value in facts["metadata"].items():
         metadata.add_row(escape(_shorten(key)), escape(_shorten(value)))
@@ -84,6 +86,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "parameters": model.n_parameters,
         "bytes": sum(file.stat().st_size for file in checkpoint.files),
         "files": [file.name for file in checkpoint.files],
+        "remarks": model.remarks,
         "metadata": checkpoint.config,
         "tensors": _group(tensors),
     }
@@ -95,7 +98,9 @@ def _quantized(path: Path) -> dict[str, Any]:
     from quantkit.families.published import published_names
 
     stored = open_quantized(path)
-    model = find_family(stored.config).describe(stored.config, stored.tensors)
+    # AutoGPTQ gives every layer a bias, of zeros where the model has none.
+    own = [name for name in stored.tensors if not name.endswith(".bias")]
+    model = find_family(stored.config).describe(stored.config, own)
     parts: dict[str, list[Any]] = defaultdict(list)
     names = {name: target for target in model.targets for name in published_names(target)}
     for tensor in stored.tensors.values():
