@@ -195,9 +195,12 @@ class TestPieceBpe:
         assert keys[KEY + "model"] == "llama"
         assert keys[KEY + "pre"] == "default"
         assert tokens == pieces(tmp_path / "model")[KEY + "tokens"]
-        # <unk> is special only where the settings say so, which a plain class leaves to them.
-        assert types == [NORMAL, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 161]
-        assert keys[KEY + "scores"] == [-1000.0] * 420
+        # <unk> is special in tokenizer.json, whether or not a setting names it.
+        assert types == [CONTROL, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 161]
+        merges = ["".join(pair) for pair in v.piece_bpe()["model"]["merges"]]
+        assert keys[KEY + "scores"] == [
+            float(-merges.index(token)) if token in merges else -1000.0 for token in tokens
+        ]
 
     def test_class_names_special_tokens(self, tmp_path: Path) -> None:
         keys = bpe(tmp_path)  # without settings: the Llama class
@@ -220,7 +223,7 @@ class TestPieceBpe:
         assert keys[KEY + "token_type"][420:] == [
             USER_DEFINED,
             CONTROL,
-            USER_DEFINED,
+            CONTROL,
             UNUSED,
             UNUSED,
         ]
@@ -456,9 +459,20 @@ class TestSpecialTokens:
         assert keys[KEY + "eot_token_id"] == 2
 
     def test_normalizer(self, tmp_path: Path) -> None:
-        bert = {"type": "BertNormalizer", "lowercase": False, "strip_accents": None}
-        fast = {**v.piece_bpe(), "normalizer": bert}
-        keys = pieces(tmp_path, fast=fast)
+        bert = {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": False,
+        }
+        # transformers has a Llama's tokenizer normalize nothing, whatever tokenizer.json says.
+        keys = pieces(
+            tmp_path,
+            fast={**v.piece_bpe(), "normalizer": bert},
+            settings={"tokenizer_class": "LlamaTokenizer"},
+            config={"model_type": "llama"},
+        )
         assert keys[KEY + "normalizer.lowercase"] is False
         assert KEY + "normalizer.strip_accents" not in keys
 

@@ -4,7 +4,7 @@ from hashlib import sha256
 from typing import Any
 
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, require_room
-from quantkit.checkpoint.tokenizer.source import TokenizerSource
+from quantkit.checkpoint.tokenizer.source import TokenizerSource, steps
 from quantkit.checkpoint.tokenizer.vocabulary import (
     TokenType,
     Vocabulary,
@@ -60,8 +60,8 @@ def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str
         return str(profile["sha256"][digest])
     model = source.fast["model"]
     seen = {
-        "normalizer": _steps(source.fast.get("normalizer"), "normalizers"),
-        "pre_tokenizer": _steps(tokenizer.pre_tokenizer, "pretokenizers"),
+        "normalizer": _comparable(source.fast.get("normalizer"), "normalizers"),
+        "pre_tokenizer": _comparable(tokenizer.pre_tokenizer, "pretokenizers"),
         "ignore_merges": bool(model.get("ignore_merges")),
     }
     for known in profile["structure"]:
@@ -73,12 +73,11 @@ def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str
     )
 
 
-def _steps(part: Any, key: str) -> list[dict[str, Any]]:
-    """The steps of a part of tokenizer.json that is one step or a nested sequence of them."""
-    if not part:
-        return []
-    if isinstance(part.get(key), list):
-        return [step for inner in part[key] for step in _steps(inner, key)]
-    # Offsets do not change how a text is split; older files do not say use_regex.
-    step = {name: value for name, value in part.items() if name != "trim_offsets"}
-    return [{"use_regex": True, **step} if step.get("type") == "ByteLevel" else step]
+def _comparable(part: Any, key: str) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json, without what does not change how a text is split."""
+    # Offsets do not; older files do not say use_regex.
+    found = [
+        {name: value for name, value in s.items() if name != "trim_offsets"}
+        for s in steps(part, key)
+    ]
+    return [{"use_regex": True, **s} if s.get("type") == "ByteLevel" else s for s in found]

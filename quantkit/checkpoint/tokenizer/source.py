@@ -162,6 +162,21 @@ def post_processors(fast: Mapping[str, Any]) -> list[dict[str, Any]]:
     return processors
 
 
+def steps(part: Any, key: str) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json that is one step or a nested sequence of them.
+
+    Args:
+        part: ``normalizer`` or ``pre_tokenizer``; null has no steps.
+        key: under which a sequence lists its steps.
+
+    """
+    if not part:
+        return []
+    if isinstance(part.get(key), list):
+        return [step for inner in part[key] for step in steps(inner, key)]
+    return [part]
+
+
 def _read_added(folder: Path) -> dict[str, int]:
     added = _optional(folder, "added_tokens.json")
     for text, token_id in added.items():
