@@ -9,9 +9,11 @@ from typing import Any
 from quantkit.checkpoint.folder import LICENSES
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 from quantkit.checkpoint.tokenizer.source import tokenizer_files
+from quantkit.checkpoint.tokenizer.tekken import read_tekken
 from quantkit.core.errors import TokenizerError
 
 _MODEL = "tokenizer.model"
+_TEKKEN = "tekken.json"
 _NUMBERED = re.compile(r"tokenizer\.model\.v(\d+)")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _SIDE_FILES = ("generation_config.json", "README.md", *LICENSES)
@@ -24,7 +26,7 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     Mistral's tokenizers do: a text begins with BOS, and control tokens are special.
 
     Raises:
-        TokenizerError: there is no SentencePiece model.
+        TokenizerError: there is no tokenizer that can be used.
 
     """
     for file in (*tokenizer_files(raw), *(raw / name for name in _SIDE_FILES)):
@@ -32,7 +34,11 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
             target = folder / file.relative_to(raw)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
-    shutil.copyfile(_find_model(raw), folder / _MODEL)
+    model = _find_model(raw)
+    if model is None:
+        tekken = read_tekken(raw / _TEKKEN)
+        return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
+    shutil.copyfile(model, folder / _MODEL)
     pieces = open_model(folder / _MODEL)
     ids = {
         f"{kind}_token_id": token
@@ -53,8 +59,15 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     return ids
 
 
-def _find_model(raw: Path) -> Path:
-    """tokenizer.model, or the latest of its numbered versions."""
+def _find_model(raw: Path) -> Path | None:
+    """tokenizer.model, or the latest of its numbered versions; None where there is a tekken.json.
+
+    Raises:
+        TokenizerError: there is no tokenizer.
+
+    """
+    if (raw / _TEKKEN).is_file():
+        return None
     if (raw / _MODEL).is_file():
         return raw / _MODEL
     numbered = {
@@ -62,13 +75,9 @@ def _find_model(raw: Path) -> Path:
     }
     if numbered:
         return numbered[max(numbered)]
-    if (raw / "tekken.json").is_file():
-        raise TokenizerError(
-            f"{raw} has Mistral's tekken.json, which quantkit does not convert; use the Hugging "
-            "Face checkpoint of the same model."
-        )
     raise TokenizerError(
-        f"{raw} has no tokenizer.model; copy it from the release, whatever number it ends in."
+        f"{raw} has neither tekken.json nor tokenizer.model; copy one from the release, whatever "
+        "number it ends in."
     )
 
 

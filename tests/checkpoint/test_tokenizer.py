@@ -24,11 +24,6 @@ END = "<|endoftext|>"
 PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
 TEMPLATE = "{{ bos_token }}{{ messages[0]['content'] }}"
 KEY = "tokenizer.ggml."
-TEKKEN_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def collect(folder: Path, **config: Any) -> dict[str, Any]:
@@ -315,7 +310,7 @@ class TestByteLevel:
             ("smaug-bpe", v.split(v.LLAMA3_SPLIT), None, False),
             ("qwen2", v.split(v.QWEN2_SPLIT), {"type": "NFC"}, False),
             ("qwen2", v.split(v.QWEN2_SPLIT), None, False),
-            ("tekken", v.split(TEKKEN_SPLIT), None, True),
+            ("tekken", v.split(v.TEKKEN_SPLIT), None, True),
         ],
     )
     def test_pre_tokenizer_by_its_steps(
@@ -544,13 +539,9 @@ class TestErrors:
     @pytest.mark.parametrize("files", [{}, {"vocab__json": {}, "merges__txt": ""}])
     def test_no_tokenizer(self, tmp_path: Path, files: Any) -> None:
         with pytest.raises(
-            TokenizerError, match=r"looked for tokenizer\.model and tokenizer\.json"
+            TokenizerError, match=r"looked for tokenizer\.model, tokenizer\.json, tekken\.json;"
         ):
             collect(v.write(tmp_path, **files))
-
-    def test_tekken(self, tmp_path: Path) -> None:
-        with pytest.raises(TokenizerError, match=r"tekken\.json but no tokenizer\.json; add"):
-            collect(v.write(tmp_path, model=v.sentencepiece_model(), tekken__json={}))
 
     @pytest.mark.parametrize("kind", ["Unigram", "WordPiece", "WordLevel"])
     def test_kind(self, tmp_path: Path, kind: str) -> None:

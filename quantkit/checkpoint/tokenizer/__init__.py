@@ -13,6 +13,7 @@ from quantkit.checkpoint.tokenizer.limits import require_bytes, require_distinct
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source, tokenizer_files
 from quantkit.checkpoint.tokenizer.spaces import read_prefix
 from quantkit.checkpoint.tokenizer.special import special_metadata
+from quantkit.checkpoint.tokenizer.tekken import tekken_metadata
 from quantkit.checkpoint.tokenizer.vocabulary import Metadata, Vocabulary
 from quantkit.core.errors import TokenizerError
 
@@ -55,6 +56,8 @@ def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, 
 
 def _metadata(source: TokenizerSource) -> Metadata:
     """All keys in order; a key that is set twice keeps its first place and its last value."""
+    if source.tekken_file is not None:
+        return tekken_metadata(source, source.tekken_file)
     metadata: Metadata = {}
     wanted = source.settings.get("add_prefix_space")
     if source.fast and not _is_piece_bpe(source):
