@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.folder import LICENSES
-from quantkit.checkpoint.tokenizer.sentencepiece import open_model
+from quantkit.checkpoint.tokenizer.model_file import read_settings
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe
 from quantkit.checkpoint.tokenizer.source import tokenizer_files
 from quantkit.checkpoint.tokenizer.tekken import read_tekken
 from quantkit.core.errors import TokenizerError
@@ -38,6 +39,7 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     if model is None:
         tekken = read_tekken(raw / _TEKKEN)
         return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
+    settings = read_settings(model.read_bytes())
     shutil.copyfile(model, folder / _MODEL)
     pieces = open_model(folder / _MODEL)
     ids = {
@@ -50,8 +52,13 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
         if token >= 0
     }
     documents = {"tokenizer_config.json": _settings(pieces, ids)}
-    if "bos_token_id" in ids and any(map(pieces.IsByte, range(pieces.vocab_size()))):
-        documents["tokenizer.json"] = _fast(pieces)
+    if (
+        "bos_token_id" in ids
+        and settings.byte_fallback
+        and not (folder / "tokenizer.json").is_file()
+    ):
+        require_bpe(settings, model)
+        documents["tokenizer.json"] = _fast(pieces, prefix=settings.dummy_prefix)
     for name, content in documents.items():
         if not (folder / name).is_file():
             document = json.dumps(content, indent=2, ensure_ascii=False)
@@ -116,7 +123,7 @@ def _settings(pieces: Any, ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _fast(pieces: Any) -> dict[str, Any]:
+def _fast(pieces: Any, *, prefix: bool) -> dict[str, Any]:
     """tokenizer.json: the same BPE for the tokenizers library."""
     bos = pieces.IdToPiece(pieces.bos_id())
     first, second = ({"SpecialToken": {"id": bos, "type_id": kind}} for kind in (0, 1))
@@ -130,7 +137,7 @@ def _fast(pieces: Any) -> dict[str, Any]:
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
-                {"type": "Prepend", "prepend": _SPACE},
+                *([{"type": "Prepend", "prepend": _SPACE}] if prefix else []),
                 {"type": "Replace", "pattern": space[0], "content": _SPACE},
             ],
         },
@@ -147,7 +154,7 @@ def _fast(pieces: Any) -> dict[str, Any]:
                 {"type": "Replace", "pattern": space[1], "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
             ],
         },
         "model": {

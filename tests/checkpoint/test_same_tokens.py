@@ -17,6 +17,7 @@ TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 BOUNDARY = "\u2581"
 LLAMA = {"tokenizer_class": "LlamaTokenizer"}
+PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast"}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": BOUNDARY}
 PREPEND = {"type": "Prepend", "prepend": BOUNDARY}
 
@@ -347,3 +348,45 @@ class TestBytes:
     def test_every_character_has_tokens(self, tmp_path: Path) -> None:
         tokenize = llama_tokenizer(write(tmp_path, model=v.sentencepiece_model()))
         assert all(tokenize(chr(code)) for code in (*range(1, 0x3000), 0xFFFF, 0x1F999, 0x10FFFF))
+
+
+class TestByteLevel:
+    def test_added_tokens(self, tmp_path: Path) -> None:
+        more = [
+            v.added(400, "<|user|>", special=False),
+            v.added(401, f"two{BOUNDARY}words", special=False),
+            v.added(402, "caf\u00e9 , no", special=False, normalized=True),
+            v.added(403, "</tool>"),
+        ]
+        settings = {**PLAIN, "clean_up_tokenization_spaces": True}
+        folder = write(tmp_path, fast=v.byte_level(*more), settings=settings, vocab_size=404)
+        texts = [
+            f"{a}{t['content']}{b}" for t in more for a in ("", "x", " ") for b in ("", "y", " ")
+        ]
+        assert differing(folder, fast_encode(folder), [*TEXTS, *texts, "two words"]) == []
+
+    @pytest.mark.parametrize(
+        ("flags", "says"),
+        [
+            ({"lstrip": True}, "takes the spaces beside it"),
+            ({"rstrip": True}, "takes the spaces beside it"),
+            ({"single_word": True}, "is no token inside a word"),
+        ],
+    )
+    def test_not_as_llama_cpp_finds_them(self, tmp_path: Path, flags: v.Json, says: str) -> None:
+        fast = v.byte_level({**v.added(400, "<x>"), **flags})
+        with pytest.raises(TokenizerError, match=f"The added token '<x>' .* {says}"):
+            write_vocabulary(write(tmp_path, fast=fast, settings=PLAIN, vocab_size=401))
+
+    def test_bytes_without_a_token(self, tmp_path: Path) -> None:
+        fast = v.byte_level()
+        lacking = fast["model"]["vocab"].pop("\u010a")  # a line break
+        fast["model"]["vocab"]["<unk>"] = lacking
+        fast["model"]["merges"] = [m for m in fast["model"]["merges"] if "\u010a" not in "".join(m)]
+        gone = [t for t in fast["model"]["vocab"] if "\u010a" in t]
+        assert not gone
+        folder = write(tmp_path / "left-out", fast=fast, settings=PLAIN, vocab_size=400)
+        assert differing(folder, fast_encode(folder), ["a\nb", "\n\n", "x \n y"]) == []
+        fast["model"] |= {"unk_token": "<unk>"}
+        with pytest.raises(TokenizerError, match=r"no token for the byte .* gives '<unk>' for it"):
+            write_vocabulary(write(tmp_path / "unknown", fast=fast, settings=PLAIN, vocab_size=400))

@@ -283,7 +283,7 @@ class TestByteLevel:
             vocab_size=404,
             settings={**PLAIN, "clean_up_tokenization_spaces": True},
         )
-        assert keys[KEY + "tokens"][400:] == [END, "<|user|>", "a b", "no. yes"]
+        assert keys[KEY + "tokens"][400:] == [END, "<|user|>", "a\u2581b", "no . yes"]
         assert keys[KEY + "token_type"][400:] == [CONTROL, CONTROL, USER_DEFINED, USER_DEFINED]
 
     def test_settings_add_tokens(self, tmp_path: Path) -> None:

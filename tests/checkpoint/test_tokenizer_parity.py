@@ -349,7 +349,17 @@ def cut_out(fast: v.Json, converters: list[int]) -> list[int]:
     return [kind if kind == v.CONTROL else kinds.get(i, kind) for i, kind in enumerate(converters)]
 
 
+def as_written(fast: v.Json, converters: list[str]) -> list[str]:
+    texts = {token["id"]: token["content"] for token in fast["added_tokens"]}
+    return [texts.get(i, text) for i, text in enumerate(converters)]
+
+
 DIFFERENCES = {
+    "tokenizer.ggml.tokens": Difference(
+        lambda fast: not fast["model"].get("byte_fallback"),
+        "The converter tidies up the text of an added token, which is then not found in a text.",
+        as_written,
+    ),
     "tokenizer.ggml.scores": Difference(
         lambda fast: bool(fast["model"].get("byte_fallback")),
         "The converter writes -1000 for every token, so llama.cpp merges from left to right.",

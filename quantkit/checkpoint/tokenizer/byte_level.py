@@ -4,8 +4,10 @@ from hashlib import sha256
 from typing import Any
 
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, require_room
+from quantkit.checkpoint.tokenizer.limits import require_distinct, require_plain
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, steps
 from quantkit.checkpoint.tokenizer.vocabulary import (
+    BYTE_LETTERS,
     TokenType,
     Vocabulary,
     added_token,
@@ -26,14 +28,31 @@ def read_vocabulary(source: TokenizerSource, tokenizer: FastTokenizer) -> Vocabu
     """
     by_id = tokenizer.texts_by_id()
     require_room(source, by_id)
+    require_plain(tokenizer.added.values(), source.fast_file, prepends=False)
+    _require_letters(source)
     ids = range(source.vocab_size)
     tokens = [by_id[i] if i in by_id else unused_token(i) for i in ids]
     types = [TokenType.NORMAL if i in by_id else TokenType.UNUSED for i in ids]
     for i, token in tokenizer.added.items():
-        # llama.cpp finds these in raw text, so they are stored the way they come out again.
-        text = token.content if token.normalized else tokenizer.round_trip(token.content)
-        tokens[i], types[i] = added_token(text, special=token.special)
-    return Vocabulary(tokens, types)
+        # llama.cpp finds these in raw text, as the tokenizers library does, to the letter.
+        _, types[i] = added_token(token.content, special=token.special)
+        tokens[i] = token.content
+    vocabulary = Vocabulary(tokens, types)
+    require_distinct(vocabulary, source.fast_file)
+    return vocabulary
+
+
+def _require_letters(source: TokenizerSource) -> None:
+    """Check that a byte without a token is left out, which is what llama.cpp does with one."""
+    model = source.fast["model"]
+    unknown = model.get("unk_token")
+    lacking = [chr(letter) for letter in BYTE_LETTERS.values() if chr(letter) not in model["vocab"]]
+    if lacking and unknown is not None:
+        raise TokenizerError(
+            f"{source.fast_file} has no token for the byte that is written {lacking[0]!r} and "
+            f"gives {unknown!r} for it, while llama.cpp leaves it out; quantkit cannot convert "
+            "this tokenizer."
+        )
 
 
 def merges(source: TokenizerSource) -> list[str]:

@@ -16,20 +16,24 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.core.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers.models import BPE
 
 Pair = tuple[str, str]
 
 
 def merge_scores(
-    model: Mapping[str, Any], matched: Collection[str], where: str
+    model: Mapping[str, Any], opened: "BPE", matched: Collection[str], where: str
 ) -> dict[str, float]:
     """The score of every piece that a merge makes.
 
     Args:
         model: the BPE model of tokenizer.json.
+        opened: the same, as the tokenizers library has opened it.
         matched: tokens that are cut out of a text before any merge: no merge need make them.
         where: the file's name, for messages.
 
@@ -43,7 +47,7 @@ def merge_scores(
     for (left, right), rank in ranks.items():
         made.setdefault(left + right, []).append(rank)
     scores = {text: float(-_last_rank(text, found, ranks)) for text, found in made.items()}
-    unmade = [text for text in _unreached(model, vocab) if text not in matched and " " not in text]
+    unmade = [text for text in _unreached(model, opened) if text not in matched and " " not in text]
     whole = model.get("ignore_merges") and [text for text in unmade if not _is_byte(text)]
     if whole:
         raise TokenizerError(
@@ -93,17 +97,18 @@ def _last_rank(text: str, found: Sequence[int], ranks: Mapping[Pair, int]) -> in
     return best
 
 
-def _unreached(model: Mapping[str, Any], vocab: Mapping[str, int]) -> list[str]:
+def _unreached(model: Mapping[str, Any], opened: "BPE") -> list[str]:
     """Tokens that the merges do not make of their own text."""
     from tokenizers import Tokenizer
 
-    bare = {"version": "1.0", "added_tokens": [], "model": {**model, "ignore_merges": False}}
-    tokenizer = Tokenizer.from_str(json.dumps(bare))
-    texts = list(vocab)
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [
-        text for text, found in zip(texts, encodings, strict=True) if found.ids != [vocab[text]]
-    ]
+    tokenizer = Tokenizer(opened)
+    if model.get("ignore_merges"):
+        bare = {"version": "1.0", "added_tokens": [], "model": {**model, "ignore_merges": False}}
+        tokenizer = Tokenizer.from_str(json.dumps(bare))
+    vocab: Mapping[str, int] = model["vocab"]
+    texts = [text for text in vocab if len(text) > 1]
+    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [text for text, e in zip(texts, encodings, strict=True) if e.ids != [vocab[text]]]
 
 
 def _joins_last(text: str, tokens: Collection[str], scores: Mapping[str, float]) -> str | None:

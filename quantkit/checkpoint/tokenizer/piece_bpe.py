@@ -83,7 +83,7 @@ def scored_vocabulary(source: TokenizerSource, tokenizer: FastTokenizer) -> Voca
             "this tokenizer."
         )
     matched = {token.content for token in tokenizer.added.values()}
-    by_text = merge_scores(model, matched, str(where))
+    by_text = merge_scores(model, tokenizer.backend.model, matched, str(where))
     # A token that no merge makes must not come before any that is made.
     lowest = min(ADDED_SCORE, min(by_text.values(), default=0.0) - 1)
     size = source.vocab_size

@@ -60,21 +60,36 @@ def read_alone(source: TokenizerSource, model_file: Path) -> tuple[Vocabulary, b
     settings = read_settings(model_file.read_bytes())
     wanted = source.settings.get("add_prefix_space")
     prefix = settings.dummy_prefix if wanted is None else bool(wanted)
+    require_bpe(settings, model_file)
     tokens, types = list(vocabulary.tokens), list(vocabulary.types)
-    faults = [*_faults(settings)]
+    faults = []
     unused = [i for i, kind in enumerate(types[: settings.n_pieces]) if kind is TokenType.UNUSED]
     faults += [f"never gives the piece {tokens[i]!r} (it is marked unused)" for i in unused[:1]]
     for i in _cut_out(settings, vocabulary):
         # llama.cpp would put a space behind it, too.
         if prefix:
-            faults.append(f"cuts {tokens[i]!r} out of a text (a user-defined symbol)")
+            faults.append(f"cuts {tokens[i]!r} out of a text without a space beside it")
         tokens[i], types[i] = added_token(tokens[i], special=False)
     if faults:
         raise TokenizerError(
             f"{model_file} {faults[0]}, which llama.cpp does not do for a SentencePiece "
-            "vocabulary; quantkit cannot convert this tokenizer."
+            "vocabulary; add the tokenizer.json of the same model, which counts more."
         )
     return Vocabulary(tokens, types, vocabulary.scores), prefix
+
+
+def require_bpe(settings: ModelSettings, model_file: Path) -> None:
+    """Check that a model does nothing to a text that llama.cpp's SentencePiece tokenizer does not.
+
+    Raises:
+        TokenizerError: it does.
+
+    """
+    for fault in _faults(settings):
+        raise TokenizerError(
+            f"{model_file} {fault}, which llama.cpp does not do for a SentencePiece vocabulary; "
+            "quantkit cannot convert this tokenizer."
+        )
 
 
 def _faults(settings: ModelSettings) -> Iterator[str]:

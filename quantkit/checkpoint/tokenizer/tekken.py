@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint.folder import read_json
 from quantkit.checkpoint.tokenizer.chat_template import template_metadata
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
-from quantkit.checkpoint.tokenizer.vocabulary import Metadata, TokenType, unused_token
+from quantkit.checkpoint.tokenizer.vocabulary import BYTE_LETTERS, Metadata, TokenType, unused_token
 from quantkit.core.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -205,17 +205,7 @@ def tekken_backend(tekken: Tekken) -> "Tokenizer":
 
 
 def _letters(token: bytes) -> str:
-    return token.decode("latin-1").translate(_BYTE_LETTERS)
-
-
-def _byte_letters() -> dict[int, int]:
-    """The letters that GPT-2's byte-level BPE writes bytes as (``bytes_to_unicode``)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in shown]
-    return {byte: byte for byte in shown} | {b: 0x100 + i for i, b in enumerate(others)}
-
-
-_BYTE_LETTERS = _byte_letters()
+    return token.decode("latin-1").translate(BYTE_LETTERS)
 
 
 def _damaged(path: Path, fault: str) -> TokenizerError:
