@@ -329,6 +329,21 @@ class TestByteLevel:
         monkeypatch.setitem(profile["sha256"], digest, "as-listed")
         assert collect(folder, vocab_size=401)[KEY + "pre"] == "as-listed"
 
+    def test_steps_that_contradict_a_known_vocabulary(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A Llama 3 without ignore_merges, as old tokenizers saved it, gives that text's ids too."""
+        profile = load_profile("pretokenizers.toml")
+        fast = v.byte_level(pre_tokenizer=v.split(v.LLAMA3_SPLIT))
+        folder = v.write(tmp_path / "a", fast=fast, settings=PLAIN)
+        ids = open_tokenizer(read_source(folder, {})).encode(profile["text"])
+        digest = sha256(str(ids).encode()).hexdigest()
+        monkeypatch.setitem(profile["sha256"], digest, "llama-bpe")
+        assert collect(folder, vocab_size=401)[KEY + "pre"] == "smaug-bpe"
+        nfd = v.write(tmp_path / "b", fast={**fast, "normalizer": {"type": "NFD"}}, settings=PLAIN)
+        with pytest.raises(TokenizerError, match="splits text in a way"):
+            collect(nfd, vocab_size=401)
+
     @pytest.mark.parametrize(
         "parts",
         [

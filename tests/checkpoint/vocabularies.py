@@ -150,20 +150,17 @@ def sentencepiece_model(vocab_size: int = 420, **options: Any) -> bytes:
     """
     from sentencepiece import SentencePieceTrainer
 
-    llama = {
+    llama: dict[str, Any] = {
         "model_type": "bpe",
         "byte_fallback": True,
         "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False,
     }
+    changed = {k: list(o) if isinstance(o, tuple) else o for k, o in options.items()}
+    settings: Any = {"num_threads": 1, "minloglevel": 2, **llama, **changed}
     out = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(_lines()),
-        model_writer=out,
-        vocab_size=vocab_size,
-        num_threads=1,
-        minloglevel=2,
-        **{k: list(o) if isinstance(o, tuple) else o for k, o in {**llama, **options}.items()},
+        sentence_iterator=iter(_lines()), model_writer=out, vocab_size=vocab_size, **settings
     )
     return out.getvalue()
 

@@ -117,11 +117,11 @@ def _pieces(source: TokenizerSource) -> tuple[Vocabulary, bool]:
         if model_file is None:
             vocabulary = piece_bpe.read_vocabulary(source, tokenizer)
         else:
-            model_file, vocabulary = None, piece_bpe.scored_vocabulary(source, tokenizer)
-            others = sentencepiece.read_vocabulary(source, source.model_file)
+            vocabulary = piece_bpe.scored_vocabulary(source, tokenizer)
+            others = sentencepiece.read_vocabulary(source, model_file)
             if piece_bpe.same_order(vocabulary, others):
-                model_file, vocabulary = source.model_file, others
-    where = model_file or source.fast_file
+                vocabulary = others
+    where = source.fast_file if source.fast else model_file
     require_distinct(vocabulary, where)
     require_bytes(vocabulary, where)
     return vocabulary, prefix

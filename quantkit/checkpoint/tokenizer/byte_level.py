@@ -67,7 +67,8 @@ def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str
     """llama.cpp's name for how a tokenizer splits text before it merges.
 
     Real vocabularies are known by the ids that they give to a fixed text, as in the converter. Any
-    other vocabulary is known by the steps of its pre-tokenizer, where llama.cpp has the same.
+    other vocabulary is known by the steps of its pre-tokenizer, where llama.cpp has the same; and
+    so is a real one whose steps are others than its name stands for, which that text need not show.
 
     Raises:
         TokenizerError: llama.cpp has none that splits like this.
@@ -75,17 +76,26 @@ def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str
     """
     profile = load_profile("pretokenizers.toml")
     digest = sha256(str(tokenizer.encode(profile["text"])).encode()).hexdigest()
-    if digest in profile["sha256"]:
-        return str(profile["sha256"][digest])
+    known = profile["sha256"].get(digest)
     model = source.fast["model"]
+    normalizer = _comparable(source.fast.get("normalizer"), "normalizers")
     seen = {
-        "normalizer": _comparable(source.fast.get("normalizer"), "normalizers"),
         "pre_tokenizer": _comparable(tokenizer.pre_tokenizer, "pretokenizers"),
         "ignore_merges": bool(model.get("ignore_merges")),
     }
-    for known in profile["structure"]:
-        if all(seen[part] in known[part] for part in seen):
-            return str(known["name"])
+    # llama.cpp normalizes nothing; NFC leaves nearly all text as it is.
+    if normalizer in ([], [{"type": "NFC"}]):
+        names = [[entry["name"], *entry.get("alike", ())] for entry in profile["structure"]]
+        fitting = [
+            alike
+            for alike, entry in zip(names, profile["structure"], strict=True)
+            if all(seen[part] in entry[part] for part in seen)
+        ]
+        contradicted = fitting and known not in fitting[0] and any(known in n for n in names)
+        if known and not contradicted:
+            return str(known)
+        if fitting:
+            return str(fitting[0][0])
     raise TokenizerError(
         f"{source.fast_file} splits text in a way that llama.cpp is not known to have "
         f"(check value {digest}); quantkit cannot convert this tokenizer."

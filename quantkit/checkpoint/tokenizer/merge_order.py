@@ -56,11 +56,11 @@ def merge_scores(
             "convert this tokenizer."
         )
     for text in unmade:
-        left = _joins_last(text, vocab, scores)
-        if left is not None:
+        half = _joins_last(text, vocab, scores)
+        if half is not None:
             raise TokenizerError(
-                f"{where} has the token {text!r} but no merge that makes it of {left!r} and "
-                f"{text[len(left) :]!r}, which llama.cpp would join: it would split texts "
+                f"{where} has the token {text!r} but no merge that makes it of {half!r} and "
+                f"{text[len(half) :]!r}, which llama.cpp would join: it would split texts "
                 "otherwise than this tokenizer, so quantkit does not convert it."
             )
     return scores

@@ -43,7 +43,7 @@ class TokenizerSource:
     """special_tokens_map.json."""
     model_file: Path | None
     """tokenizer.model."""
-    tekken_file: Path | None
+    tekken_file: Path | None = None
     """tekken.json, where it is the tokenizer: tokenizer.json counts more, tokenizer.model less."""
 
     @property
