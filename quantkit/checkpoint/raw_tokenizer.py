@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.folder import LICENSES
-from quantkit.checkpoint.tokenizer.sentencepiece import open_model
+from quantkit.checkpoint.tokenizer.model_file import read_settings
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe
 from quantkit.checkpoint.tokenizer.source import tokenizer_files
+from quantkit.checkpoint.tokenizer.tekken import read_tekken
 from quantkit.core.errors import TokenizerError
 from quantkit.core.files import has_file, read_file
 from quantkit.core.writing import create, replace_file
 
 _MODEL = "tokenizer.model"
+_TEKKEN = "tekken.json"
 _NUMBERED = re.compile(r"tokenizer\.model\.v(\d+)")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _SIDE_FILES = ("generation_config.json", "README.md", *LICENSES)
@@ -25,7 +28,7 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     Mistral's tokenizers do: a text begins with BOS, and control tokens are special.
 
     Raises:
-        TokenizerError: there is no SentencePiece model.
+        TokenizerError: there is no tokenizer that can be used.
 
     """
     for file in (*tokenizer_files(raw), *(raw / name for name in _SIDE_FILES)):
@@ -33,7 +36,12 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
             target = folder / file.relative_to(raw)
             target.parent.mkdir(exist_ok=True)
             _copy(file, target)
-    _copy(_find_model(raw), folder / _MODEL)
+    model = _find_model(raw)
+    if model is None:
+        tekken = read_tekken(raw / _TEKKEN)
+        return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
+    settings = read_settings(read_file(model, error=TokenizerError))
+    _copy(model, folder / _MODEL)
     pieces = open_model(folder / _MODEL)
     ids = {
         f"{kind}_token_id": token
@@ -45,8 +53,13 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
         if token >= 0
     }
     documents = {"tokenizer_config.json": _settings(pieces, ids)}
-    if "bos_token_id" in ids and any(map(pieces.IsByte, range(pieces.vocab_size()))):
-        documents["tokenizer.json"] = _fast(pieces)
+    if (
+        "bos_token_id" in ids
+        and settings.byte_fallback
+        and not (folder / "tokenizer.json").is_file()
+    ):
+        require_bpe(settings, model)
+        documents["tokenizer.json"] = _fast(pieces, prefix=settings.dummy_prefix)
     for name, content in documents.items():
         if not (folder / name).is_file():
             document = json.dumps(content, indent=2, ensure_ascii=False)
@@ -59,8 +72,15 @@ def _copy(file: Path, target: Path) -> None:
         copy.write(read_file(file, error=TokenizerError))
 
 
-def _find_model(raw: Path) -> Path:
-    """tokenizer.model, or the latest of its numbered versions."""
+def _find_model(raw: Path) -> Path | None:
+    """tokenizer.model, or the latest of its numbered versions; None where there is a tekken.json.
+
+    Raises:
+        TokenizerError: there is no tokenizer.
+
+    """
+    if has_file(raw / _TEKKEN, error=TokenizerError):
+        return None
     if has_file(raw / _MODEL, error=TokenizerError):
         return raw / _MODEL
     numbered = {
@@ -68,13 +88,9 @@ def _find_model(raw: Path) -> Path:
     }
     if numbered:
         return numbered[max(numbered)]
-    if (raw / "tekken.json").is_file():
-        raise TokenizerError(
-            f"{raw} has Mistral's tekken.json, which quantkit does not convert; use the Hugging "
-            "Face checkpoint of the same model."
-        )
     raise TokenizerError(
-        f"{raw} has no tokenizer.model; copy it from the release, whatever number it ends in."
+        f"{raw} has neither tekken.json nor tokenizer.model; copy one from the release, whatever "
+        "number it ends in."
     )
 
 
@@ -113,7 +129,7 @@ def _settings(pieces: Any, ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _fast(pieces: Any) -> dict[str, Any]:
+def _fast(pieces: Any, *, prefix: bool) -> dict[str, Any]:
     """tokenizer.json: the same BPE for the tokenizers library."""
     bos = pieces.IdToPiece(pieces.bos_id())
     first, second = ({"SpecialToken": {"id": bos, "type_id": kind}} for kind in (0, 1))
@@ -127,7 +143,7 @@ def _fast(pieces: Any) -> dict[str, Any]:
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
-                {"type": "Prepend", "prepend": _SPACE},
+                *([{"type": "Prepend", "prepend": _SPACE}] if prefix else []),
                 {"type": "Replace", "pattern": space[0], "content": _SPACE},
             ],
         },
@@ -144,7 +160,7 @@ def _fast(pieces: Any) -> dict[str, Any]:
                 {"type": "Replace", "pattern": space[1], "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
             ],
         },
         "model": {
