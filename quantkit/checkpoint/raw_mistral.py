@@ -22,7 +22,8 @@ from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.raw_tokenizer import add_tokenizer_files
 from quantkit.checkpoint.rows import Joined, View, ViewReader, file_order, read_stored
 from quantkit.checkpoint.safetensors import only_floats, read_header
-from quantkit.core.errors import CheckpointError
+from quantkit.core.apart import run_apart
+from quantkit.core.errors import CheckpointError, TokenizerError
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
 from quantkit.core.writing import replace_file
@@ -52,6 +53,7 @@ _COPIES_COMPARED = 16 * 2**20  # bytes of a tensor that every shard has: norms, 
 # window, and the context of the 7B and 8x7B.
 _THETA, _THETA_WITH_WINDOW = 1e6, 1e4
 _CONTEXT = 32768
+_TOKENIZER_SECONDS = 120
 
 # What becomes of the keys of params.json: those that _config reads, those that change nothing, and
 # those of which only certain values can be built. Any other goes into config.json as it is, where
@@ -350,4 +352,11 @@ def _small_files(path: Path) -> tuple[Path, dict[str, int]]:
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     folder = temporary / folder_name(path)
     folder.mkdir()
-    return folder, add_tokenizer_files(path, folder)
+    ids = run_apart(
+        lambda: add_tokenizer_files(path, folder),
+        f"The tokenizer in {path}",
+        seconds=_TOKENIZER_SECONDS,
+        error=TokenizerError,
+        fix="download it again",
+    )
+    return folder, ids
