@@ -29,6 +29,8 @@ from quantkit.build.output import (
     locked,
     naming_failures,
     remove,
+    trial_bytes,
+    trial_of,
 )
 from quantkit.build.readback import ReadBackError, Written, written_to
 from quantkit.build.shipping import (
@@ -275,6 +277,7 @@ class _Run:
         self._artifacts = workers.place(out, layouts)
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
         self._units = cut_units(targets, work.checkpoint.tensors)
+        self._trial = 0  # bytes of disk that checking a folder takes
         self._done, self._total = 0, sum(unit.n_bytes for unit in self._units)
         self._stamps = stamps_of(work.checkpoint)
         artifacts = {a.partial.name: self._identify(a.layout) for a in self._artifacts}
@@ -285,6 +288,8 @@ class _Run:
         self._unrecorded: list[tuple[int, Record]] = []
 
     def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
+        if check is not None:
+            self._trial = max(trial_bytes(artifact.layout) for artifact in self._artifacts)
         try:
             with naming_failures(self._out, self._missing):
                 self._prepare()
@@ -372,6 +377,7 @@ class _Run:
             artifacts = sum(artifact.missing for artifact in self._artifacts)
         return (
             artifacts
+            + self._trial
             + (kept.missing if kept is not None and kept.shares_disk_with(self._out) else 0)
             + _SIDE_FILES
         )
@@ -381,6 +387,7 @@ class _Run:
         for artifact in self._artifacts:
             refuse_links(artifact.final)
             _refuse_taken(artifact)
+            remove(trial_of(artifact.partial))  # of a run that was killed
         journal = self._journal
         journal.resume()
         self._forget_absent()

@@ -27,6 +27,8 @@ PARTIAL = ".partial"
 REJECTED = ".rejected"
 _LONGEST_NAME = 255  # bytes of a file's name, in all file systems of Linux and macOS
 _LONGEST_ENDING = ".partial-smoke"
+_TRIAL = "-smoke"
+_TRIAL_HEADER = 32 * 10**6
 _NOT_HERE = -1  # instead of a file descriptor
 
 
@@ -286,6 +288,19 @@ class PartialArtifact:
         fd, done = self._fds[index], 0
         while done < len(data):
             done += os.pwrite(fd, data[done:], offset + done)
+
+
+def trial_of(partial: Path) -> Path:
+    """Where a GGUF of an unfinished folder lies while it is run, which shows whether it can be."""
+    return partial.with_name(partial.name + _TRIAL)
+
+
+def trial_bytes(layout: Layout) -> int:
+    """About how many bytes such a GGUF takes: Q8_0 of every weight, and the vocabulary."""
+    if not isinstance(layout, FolderLayout):
+        return 0
+    n_elements = sum(stored.target.n_elements for stored in layout.plan.tensors)
+    return n_elements * 17 // 16 + _TRIAL_HEADER
 
 
 def remove(path: Path) -> None:

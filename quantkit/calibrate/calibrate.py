@@ -225,7 +225,23 @@ class Run:
         settings: Settings,
         folder: Path,
         identity: Mapping[str, Any],
+        *,
+        more_arrays: int = 0,
+        more_bytes: int = 0,
     ) -> None:
+        """Prepare a run; no weights are read.
+
+        Args:
+            checkpoint: whose weights.
+            model: the checkpoint's.
+            corpus: the text.
+            settings: how to run.
+            folder: for what must survive a kill.
+            identity: what tells this run from others.
+            more_arrays: of activations that the visitor or merger keeps beside the usual ones.
+            more_bytes: of disk that ``finish_layer`` and the like write in all.
+
+        """
         self.folder = folder
         self._checkpoint = checkpoint
         self.model = model
@@ -239,8 +255,9 @@ class Run:
         )
         self._shape = (corpus.chunks, corpus.context, model.hparams.hidden_size)
         one = int(np.prod(self._shape)) * 4
-        self._spills = _KEPT_ARRAYS * one > settings.max_memory
-        self.n_bytes = (_SPILLED_ARRAYS if self._spills else _KEPT_ARRAYS) * one
+        self._spills = (_KEPT_ARRAYS + more_arrays) * one > settings.max_memory
+        arrays = _SPILLED_ARRAYS + more_arrays if self._spills else _KEPT_ARRAYS
+        self.n_bytes = arrays * one + more_bytes
         self.states: Activations
         self.routing: tuple[Routing, ...] = ()
         self.records: tuple[Mapping[str, Any], ...] = ()

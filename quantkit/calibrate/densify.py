@@ -81,7 +81,17 @@ def merged(
     require_experts(checkpoint, model)
     settings = replace(settings, fewest_tokens=0)
     identity = {**identify(checkpoint, corpus, settings), "merge": rounds}
-    run = Run(checkpoint, model, corpus, settings, folder, identity)
+    fits = rounds is not None
+    run = Run(
+        checkpoint,
+        model,
+        corpus,
+        settings,
+        folder,
+        identity,
+        more_arrays=int(fits),
+        more_bytes=_written(model) if fits else 0,
+    )
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
     with working_folder(folder, run.n_bytes):
         if rounds is None:
@@ -99,6 +109,12 @@ def merged(
             parts = densified(checkpoint, model, [[1.0] * experts] * layers, replaced)
         run.require_unchanged()
         yield Merged(*parts, digest(identity), run.routing)
+
+
+def _written(model: Model) -> int:
+    """Bytes of the matrices that a fit writes in all, if they were float32."""
+    hparams = model.hparams
+    return hparams.num_hidden_layers * 3 * hparams.hidden_size * hparams.intermediate_size * 4
 
 
 class _Fit:

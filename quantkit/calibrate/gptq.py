@@ -20,6 +20,8 @@ from quantkit.build.output import (
     locked,
     naming_failures,
     remove,
+    trial_bytes,
+    trial_of,
 )
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
@@ -176,7 +178,9 @@ class _Build:
         if not whole:
             remove(run.folder)  # layers that it has done would be missing
         run.folder.mkdir(parents=True, exist_ok=True)
-        check_space(self._out, artifact.missing + run.n_bytes)
+        remove(trial_of(artifact.partial))  # of a run that was killed
+        trial = trial_bytes(artifact.layout) if check is not None else 0
+        check_space(self._out, artifact.missing + max(run.n_bytes, trial))
         try:
             artifact.open()
             visitor = Quantizer(self._build.recipe, run.weights.device, self._keep)

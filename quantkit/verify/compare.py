@@ -1,10 +1,12 @@
 """Artifacts measured against their reference, each in a llama.cpp process of its own."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +26,8 @@ from quantkit.verify.smoke import artifact_files, time_limit
 from quantkit.verify.subjects import Subject, is_quantized, open_subject
 
 _FORM = 1  # of the cache; another number makes old entries useless
+_MOST_CACHED = 20 * 10**9
+_IN_USE_SECONDS = 24 * 3600
 _SECONDS_PER_WINDOW = 5.0
 _BYTES_PER_SECOND = 50_000_000  # of the model, per window, on a slow processor
 
@@ -281,6 +285,7 @@ def _record(
     recorded, figures = folder / f"{key}.kld", folder / f"{key}.json"
     if recorded.is_file():
         try:
+            os.utime(recorded)  # so that it is among the last to go
             return recorded, read_object(figures)
         except FileError:
             recorded.unlink()
@@ -292,6 +297,8 @@ def _record(
             f"{folder} cannot hold the reference's log-probabilities: {error.strerror}."
         ) from None
     try:
+        with contextlib.suppress(OSError):
+            _make_room(folder)
         answer, failure = run(reference, "record", partial / recorded.name)
         if answer is None:
             raise CompareError(f"The reference {reference.name} cannot be measured: {failure}")
@@ -302,6 +309,21 @@ def _record(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return recorded, answer
+
+
+def _make_room(folder: Path) -> None:
+    """Delete the references that were not used for longest, where all of them take too much room.
+
+    Another comparison may be reading one, so those of the last day stay.
+    """
+    files = sorted(folder.glob("*.kld"), key=lambda file: file.stat().st_mtime)
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total <= _MOST_CACHED or time.time() - file.stat().st_mtime < _IN_USE_SECONDS:
+            return
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)
+        file.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _key(reference: Subject, run: _Runner, text_sha256: str) -> str:
