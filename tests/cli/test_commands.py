@@ -29,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_names_every_command_and_starts_at_once() -> None:
-    code = f"import sys, quantkit.cli.main; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
+    code = f"import sys, quantkit.cli.app; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     start = time.monotonic()
     run = subprocess.run(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
 from quantkit.core.errors import CheckpointError, PlanError
@@ -17,6 +18,7 @@ from tests.formats.bnb.folders import (
     build_folder,
     dequantized,
     relative_error,
+    same,
     write_dequantized,
 )
 from tests.formats.bnb.routing import following, noting
@@ -101,7 +103,12 @@ def test_layers_multiply_with_the_dequantized_weights(kind: str, folders: dict[s
         if not isinstance(layer, Linear4bit | Linear8bitLt):
             continue
         quantized += 1
-        weight = weights[name.replace(".mlp.", ".block_sparse_moe.") + ".weight"].float()
+        weight = weights[name.replace(".mlp.", ".block_sparse_moe.") + ".weight"]
+        if isinstance(layer, Linear4bit):
+            assert same(dequantize_4bit(layer.weight.data, layer.weight.quant_state), weight)
+        else:
+            assert same(int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB), weight)
+        weight = weight.float()
         for rows in (1, 32):
             inputs = torch.randn(rows, weight.shape[1], generator=numbers).bfloat16()
             with torch.no_grad():
