@@ -144,9 +144,9 @@ class Counter:
 def test_ctrl_c(mistral: Path, tmp_path: Path, moment: str, sent: str) -> None:
     out = tmp_path / "out"
     quant = "q8_0"
+    command = [sys.executable, "-m", "tests.build.ctrl_c", moment, sent]
     stopped = subprocess.run(
-        [sys.executable, "-m", "tests.build.ctrl_c", moment, sent]
-        + ["build", str(mistral), "-q", quant, "-o", str(out), "--jobs", "1"],
+        [*command, "build", mistral, "-q", quant, "-o", out, "--jobs", "1"],
         capture_output=True,
         text=True,
         start_new_session=True,
