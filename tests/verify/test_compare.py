@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from quantkit.core.errors import CompareError, GGUFError, QuantkitError, TextErr
 from quantkit.plan.quants import folder_quants
 from quantkit.verify.compare import Comparison, compare, default_text, mean_divergence
 from quantkit.verify.layers import weight_errors
+from quantkit.verify.llama import Run, run_worker
 from quantkit.verify.quality import find_limits, judge
 from quantkit.verify.subjects import build_reference, find_subjects, open_subject, pick_reference
 from tests.build.builds import build
 from tests.checkpoints.text import heldout_text
 from tests.verify.faults import FAULTS, with_fault, zero_expert
+from tests.verify.hanging import HANG, Hanging
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 LADDER = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
@@ -129,14 +133,15 @@ def test_the_reference_is_recorded_once(folder: Path, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-# A worker that does real work, but on some files dies or sleeps.
-WORKER = """
-import io, json, os, pathlib, sys, time
+# A worker that does real work, but on some files dies or hangs.
+WORKER = f"""
+{HANG}
+import io, json, os, pathlib, sys
 request = sys.stdin.read()
 file = pathlib.Path(json.loads(request)["file"]).name
-print(json.dumps({"stage": "evaluating window 1 of 1"}), flush=True)
+print(json.dumps({{"stage": "evaluating window 1 of 1"}}), flush=True)
 if "abort" in file: os.abort()
-if "hang" in file: time.sleep(600)
+if "hang" in file: hang(sys.argv[1])
 sys.stdin = io.StringIO(request)
 from quantkit.verify.worker import main
 main()
@@ -152,18 +157,29 @@ def test_a_crash_a_hang_and_a_refusal_leave_the_others_alone(
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(sound.read_bytes().replace(b"blk.0.attn_k", b"blk.0.attn_z"))
     order = ("abort", "hang", "broken", "sound")
-    found = compare(
-        [open_subject(tmp_path / f"{name}.gguf") for name in order],
-        open_subject(of(folder, "f32")),
-        windows=1,
-        timeout=20,
-        cache=cache,
-        threads=1,
-        command=[sys.executable, "-P", "-c", WORKER],
-    )
+    hanging = Hanging(tmp_path)
+    real = run_worker
+
+    def run(request: dict[str, Any], **options: Any) -> Run:
+        if "hang" not in Path(request["file"]).name:
+            return real(request, **options)
+        with hanging.then_time_is_up(options["timeout"]):
+            return real(request, **options)
+
+    with patch("quantkit.verify.compare.run_worker", run):
+        found = compare(
+            [open_subject(tmp_path / f"{name}.gguf") for name in order],
+            open_subject(of(folder, "f32")),
+            windows=1,
+            timeout=600,
+            cache=cache,
+            threads=1,
+            command=[sys.executable, "-P", "-c", WORKER, str(hanging.pipe)],
+        )
+    hanging.wait_for_the_end()
     reasons = {r.subject.name: r.verdict.reason for r in found.results[1:]}
     assert "SIGABRT while evaluating" in reasons["abort.gguf"]
-    assert "timed out after 20 s" in reasons["hang.gguf"]
+    assert "timed out after 600 s" in reasons["hang.gguf"]
     assert "attn_k.weight' not found" in reasons["broken.gguf"]
     unmeasured = [r.subject.name for r in found.results if r.measures is None]
     assert unmeasured == ["abort.gguf", "hang.gguf", "broken.gguf"]
@@ -270,7 +286,7 @@ def test_importing_it_brings_nothing_heavy() -> None:
         "heavy = {'torch', 'transformers', 'matplotlib', 'llama_cpp'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_artifacts_for_transformers_are_compared_by_way_of_an_export(
