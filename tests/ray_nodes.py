@@ -119,7 +119,7 @@ class RayNodes:
     def _has(self, count: int) -> bool:
         """Whether so many nodes can be used."""
         if not _listens(self.address):
-            time.sleep(0.2)
+            time.sleep(0.2)  # time: asked again and again, for as long as the node is there
             return False
         asked = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _COUNT, self.address],
@@ -153,7 +153,8 @@ def _free_ports(count: int) -> list[int]:
 def _listens(address: str) -> bool:
     host, port = address.split(":")
     try:
-        socket.create_connection((host, int(port)), timeout=1).close()
+        # time: nobody there says so at once
+        socket.create_connection((host, int(port)), timeout=60).close()
     except OSError:
         return False
     return True

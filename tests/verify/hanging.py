@@ -46,7 +46,9 @@ class Hanging:
         real = subprocess.Popen.communicate
 
         def communicate(
-            process: Any, sent: Any = None, timeout: float | None = None
+            process: Any,
+            sent: Any = None,
+            timeout: float | None = None,  # time: never waited for
         ) -> tuple[Any, Any]:
             if timeout != limit:
                 return real(process, sent, timeout)

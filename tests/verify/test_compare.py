@@ -22,7 +22,7 @@ from tests.verify.hanging import HANG, Hanging
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 LADDER = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
-SECONDS, GIB = 240, 2**30  # a shared machine; 35 s of processor time
+GIB = 2**30
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_a_crash_a_hang_and_a_refusal_leave_the_others_alone(
             [open_subject(tmp_path / f"{name}.gguf") for name in order],
             open_subject(of(folder, "f32")),
             windows=1,
-            timeout=600,
+            timeout=600,  # time: more than sound ones take; for the other see Hanging
             cache=cache,
             threads=1,
             command=[sys.executable, "-P", "-c", WORKER, str(hanging.pipe)],

@@ -14,12 +14,16 @@ from tests.verify.hanging import HANG, Hanging
 ROOT = Path(quantkit.__file__).parents[1]
 
 
-def run(code: str, *, timeout: float = 600) -> Run:
-    return run_worker({"task": "facts"}, timeout=timeout, command=[sys.executable, "-c", code])
+# time: far more than anything here takes; where it is up, something else says when.
+LIMIT = 600.0
+
+
+def run(code: str, *, limit: float = LIMIT) -> Run:
+    return run_worker({"task": "facts"}, timeout=limit, command=[sys.executable, "-c", code])
 
 
 def test_the_real_worker_tells_about_llama_cpp() -> None:
-    result = run_worker({"task": "facts"}, timeout=600)
+    result = run_worker({"task": "facts"}, timeout=LIMIT)
     assert result.failure is None
     assert result.result is not None
     assert result.result["version"]
@@ -91,8 +95,8 @@ hang(sys.argv[1], children=1)
 def test_time_is_up_for_the_whole_process_group(tmp_path: Path) -> None:
     hanging = Hanging(tmp_path)
     command = [sys.executable, "-c", HANGS_WITH_A_CHILD, str(hanging.pipe)]
-    with hanging.then_time_is_up(600):
-        hung = run_worker({}, timeout=600, command=command)
+    with hanging.then_time_is_up(LIMIT):
+        hung = run_worker({}, timeout=LIMIT, command=command)
     assert hung.failure == "llama.cpp timed out after 600 s while generating."
     assert not hung.crashed
     hanging.wait_for_the_end()
@@ -100,7 +104,7 @@ def test_time_is_up_for_the_whole_process_group(tmp_path: Path) -> None:
 
 def test_no_time_at_all() -> None:
     """The limit itself, without anybody's help."""
-    assert run("while True: pass", timeout=0).failure == (
+    assert run("while True: pass", limit=0).failure == (
         "llama.cpp timed out after 0 s while starting."
     )
 
@@ -110,7 +114,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from quantkit.verify.llama import run_worker\n"
-        "run_worker({}, timeout=1e6, command=[sys.executable, '-c', *sys.argv[1:]])"
+        "run_worker({}, timeout=1e6, command=[sys.executable, '-c', *sys.argv[1:]])"  # time: no end
     )
     command = [sys.executable, "-c", code, HANGS_WITH_A_CHILD, str(hanging.pipe)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:

@@ -289,7 +289,7 @@ def test_logits_that_say_nothing_fail(tmp_path: Path) -> None:
 
 
 def test_a_model_that_takes_too_long_fails(specimen: Path) -> None:
-    result = smoke(specimen, timeout=0)
+    result = smoke(specimen, timeout=0)  # time: none, which is too little anywhere
     assert not result.ok
     assert result.verdict == "llama.cpp timed out after 0 s while starting."
 
