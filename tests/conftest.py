@@ -1,6 +1,7 @@
 """What holds for every test, however the tests were started."""
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,18 @@ def processes_that_can_be_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, lambda _signal, _frame: None)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_to_say_at_the_end() -> Iterator[None]:
+    """Warnings are errors here, also those of the interpreter's end, which nobody sees but users."""
+    yield
+    close_llama_cpps_files()
+
+
+def close_llama_cpps_files() -> None:
+    """llama-cpp-python opens /dev/null twice when it is imported, and leaves it open."""
+    module = sys.modules.get("llama_cpp._utils")
+    if module is not None:
+        module.outnull_file.close()
+        module.errnull_file.close()
