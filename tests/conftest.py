@@ -23,7 +23,7 @@ def processes_that_can_be_interrupted() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_to_say_at_the_end() -> Iterator[None]:
-    """Warnings are errors here, also those of the interpreter's end, which nobody sees but users."""
+    """Warnings are errors here, also those that come when the interpreter ends."""
     yield
     close_llama_cpps_files()
 
