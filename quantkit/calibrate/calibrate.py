@@ -190,7 +190,6 @@ class Run:
         self.weights = Weights(checkpoint, model, find_device(settings.device))
         self.forward = Forward(
             self.weights,
-            checkpoint.config,
             corpus.context,
             fewest_tokens=settings.fewest_tokens,
         )

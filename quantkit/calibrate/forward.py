@@ -10,10 +10,10 @@ of squares over 100,000 tokens keep their digits.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from quantkit.core.errors import CalibrationError
 QKV = ("attn_q", "attn_k", "attn_v")
 _BATCH = 1024  # tokens that an expert sees at once
 _BORROWED_WEIGHT = 4  # a borrowed token counts as a quarter of one of the expert's own
-_ASSUMED_WINDOW = {"mistral": 4096}  # of transformers' MistralConfig, where config.json is silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,6 @@ class Forward:
     def __init__(
         self,
         weights: Weights,
-        config: Mapping[str, Any],
         context: int,
         *,
         fewest_tokens: int = 0,
@@ -118,7 +116,6 @@ class Forward:
 
         Args:
             weights: where matrices come from.
-            config: config.json.
             context: tokens per chunk.
             fewest_tokens: an expert with fewer is shown others' tokens, at a lower weight.
 
@@ -131,24 +128,16 @@ class Forward:
         self.device = weights.device
         self.merger: Merger | None = None
         self._fewest = fewest_tokens
-        if config.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise CalibrationError(
-                f"config.json says hidden_act = {config['hidden_act']!r}; quantkit runs models "
-                "with silu only."
-            )
         if context > self.hparams.max_position_embeddings:
             raise CalibrationError(
                 f"--context {context} is more than the {self.hparams.max_position_embeddings} "
                 "tokens that config.json gives the model; choose a smaller one."
             )
-        angles, scale = rotary_angles(self.hparams, context)
-        self._cos = (angles.cos() * scale).to(self.device)
-        self._sin = (angles.sin() * scale).to(self.device)
-        self._mask = _window_mask(
-            context,
-            config.get("sliding_window", _ASSUMED_WINDOW.get(weights.model.family)),
-            self.device,
-        )
+        rope = self.hparams.rope
+        angles = rotary_angles(rope, self.hparams.head_dim, context)
+        self._cos = (angles.cos() * rope.magnitude).to(self.device)
+        self._sin = (angles.sin() * rope.magnitude).to(self.device)
+        self._mask = _window_mask(context, self.hparams.sliding_window, self.device)
 
     def advance(
         self,
@@ -205,9 +194,10 @@ class Forward:
             x = torch.from_numpy(chunk).to(self.device)
             yield linear(rms_norm(x, norm, self.hparams.rms_norm_eps), head)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def mix(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention over one chunk: (tokens, heads * head_dim) each, and so the result."""
         h = self.hparams
+        mask = None if h.window(layer) is None else self._mask
         queries, keys, values = (
             x.view(1, x.shape[0], heads, h.head_dim).transpose(1, 2)
             for x, heads in (
@@ -220,8 +210,8 @@ class Forward:
             self._rotate(queries),
             self._rotate(keys),
             values,
-            attn_mask=self._mask,
-            is_causal=self._mask is None,
+            attn_mask=mask,
+            is_causal=mask is None,
             enable_gqa=True,
         )
         return mixed.transpose(1, 2).reshape(q.shape[0], -1)
@@ -270,7 +260,7 @@ class _Layer:
 
         def mixed(x: Tensor) -> Tensor:
             parts = (linear(x, w, b) for w, b in zip(qkv, biases, strict=True))
-            return self._forward.mix(*parts)
+            return self._forward.mix(self._layer, *parts)
 
         def chunks() -> Iterator[tuple[Tensor, float]]:
             for chunk in self._states.hidden:
@@ -432,9 +422,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def _window_mask(context: int, window: Any, device: torch.device) -> Tensor | None:
+def _window_mask(context: int, window: int | None, device: torch.device) -> Tensor | None:
     """Which keys a query sees where attention has a window; None where it sees all before it."""
-    if not isinstance(window, int) or window >= context:
+    if window is None or window >= context:
         return None
     ages = torch.arange(context)[:, None] - torch.arange(context)
     return ((ages >= 0) & (ages < window)).to(device)

@@ -59,7 +59,7 @@ def token_losses(
 
     """
     weights = Weights(checkpoint, model, find_device(settings.device))
-    forward = Forward(weights, checkpoint.config, corpus.context)
+    forward = Forward(weights, corpus.context)
     shape = (corpus.chunks, corpus.context, model.hparams.hidden_size)
     n_bytes = int(np.prod(shape)) * 4
     spills = _KEPT_ARRAYS * n_bytes > settings.max_memory

@@ -22,6 +22,8 @@ _OF_EXPERTS = (
     "output_router_logits",
     "router_aux_loss_coef",
     "router_jitter_noise",
+    "num_experts",
+    "layer_types",  # nobody reads a Mixtral's, but transformers 5 a Mistral's
 )
 
 
@@ -106,7 +108,8 @@ def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
     assumed = {**mixtral.DEFAULTS, "sliding_window": None}
     kept = {key: value for key, value in config.items() if key not in _OF_EXPERTS}
     spoken = {key: value for key, value in assumed.items() if key not in _OF_EXPERTS}
-    if "rope_parameters" in kept:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if rope.get("rope_theta") is not None:
         del spoken["rope_theta"]  # it is in there
     return {
         **spoken,

@@ -10,6 +10,7 @@ each expert's transposed.
 import atexit
 import json
 import re
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,51 @@ _COPIES_COMPARED = 16 * 2**20  # bytes of a tensor that every shard has: norms, 
 # window, and the context of the 7B and 8x7B.
 _THETA, _THETA_WITH_WINDOW = 1e6, 1e4
 _CONTEXT = 32768
+
+# What becomes of the keys of params.json: those that _config reads, those that change nothing, and
+# those of which only certain values can be built. Any other goes into config.json as it is, where
+# the family names it in a remark.
+_READ = {
+    "dim", "hidden_size", "hidden_dim", "intermediate_size", "n_layers", "num_hidden_layers",
+    "n_heads", "num_attention_heads", "n_kv_heads", "num_key_value_heads", "head_dim", "norm_eps",
+    "rms_norm_eps", "rope_theta", "sliding_window", "vocab_size", "max_seq_len",
+    "max_position_embeddings", "tied_embeddings", "moe", "num_local_experts",
+    "num_experts_per_tok", "yarn",
+}  # fmt: skip
+_HARMLESS = {"max_batch_size", "model_parallel", "model_type", "dtype", "torch_dtype", "lora"}
+_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "causal": (True, None),
+    "attn_bias": (False, None),
+    "use_biases": (False, None),
+    "mlp_bias": (False, None),
+    "llama_4_scaling": (None,),
+    "vision_encoder": (None,),
+    "multimodal": (None,),
+    "quantization": (None,),
+    "qk_norm": (False, None),
+    "q_norm": (False, None),
+    "k_norm": (False, None),
+    "softcap": (0, None),
+    "q_lora_rank": (None,),
+    "kv_lora_rank": (None,),
+    "use_scaled_rope": (False, None),
+    "rope_scaling_factor": (1, None),
+    "activation": ("silu", "swish", None),
+    "hidden_act": ("silu", "swish", None),
+}
+_MOE_READ = {"num_experts", "num_experts_per_tok"}
+_MOE_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "first_k_dense_replace": (0, None),
+    "num_shared_experts": (0, None),
+    "expert_hidden_dim": (None,),
+    "num_expert_groups": (0, 1, None),
+    "num_expert_groups_per_tok": (0, 1, None),
+    "routed_scale": (1, None),
+    "route_every_n": (1, None),
+    "expert_parallel": (1, None),
+    "expert_model_parallel": (1, None),
+}
+_YARN = {"factor", "original_max_position_embeddings", "alpha", "beta", "apply_scale"}
 
 
 def is_raw_mistral(names: Sequence[str]) -> bool:
@@ -110,6 +156,10 @@ def _config(path: Path, raw: Mapping[str, Sequence[SourceTensor]]) -> dict[str, 
     moe = params.get("moe") or {}
     if not isinstance(moe, dict):
         raise CheckpointError(f"{path}: moe is no object; download it again.")
+    _check_params(path, params, _ONLY)
+    _check_params(path, moe, _MOE_ONLY)
+    if strange := sorted(moe.keys() - _MOE_READ - _MOE_ONLY.keys()):
+        raise CheckpointError(f"{path}: moe has {strange[0]}, which quantkit does not know.")
 
     def first(*keys: str, default: Any = None) -> Any:
         return next((params[key] for key in keys if params.get(key) is not None), default)
@@ -147,12 +197,55 @@ def _config(path: Path, raw: Mapping[str, Sequence[SourceTensor]]) -> dict[str, 
     if experts:
         used = moe.get("num_experts_per_tok") or params.get("num_experts_per_tok")
         config |= {"num_local_experts": experts, "num_experts_per_tok": used}
+    if yarn := params.get("yarn"):
+        config["rope_scaling"] = _yarn(path, yarn)
+    known = _READ | _HARMLESS | _ONLY.keys()
+    config |= {key: value for key, value in params.items() if key not in known | config.keys()}
     wanting = [key for key, value in config.items() if value is None and key != "sliding_window"]
     if wanting:
         raise CheckpointError(
             f"{path} does not tell {wanting[0]}; take params.json from the original release."
         )
     return config
+
+
+def _check_params(path: Path, params: Mapping[str, Any], only: Mapping[str, Any]) -> None:
+    """Refuse what a GGUF would compute otherwise than the release.
+
+    Raises:
+        CheckpointError: a key has such a value.
+
+    """
+    for key, values in only.items():
+        if key in params and params[key] not in values:
+            raise CheckpointError(
+                f"{path} says {key} = {reprlib.repr(params[key])}, which quantkit cannot build."
+            )
+
+
+def _yarn(path: Path, yarn: Any) -> dict[str, Any]:
+    """The block of params.json in transformers' words.
+
+    Without ``apply_scale`` sine and cosine keep their size (``set_mistral_config`` in llama.cpp's
+    ``conversion/mistral.py``, which says so by ``mscale_all_dim``).
+
+    Raises:
+        CheckpointError: a number is missing, or there is another.
+
+    """
+    if not isinstance(yarn, dict) or yarn.keys() != _YARN:
+        raise CheckpointError(
+            f"{path}: yarn must have {', '.join(sorted(_YARN))} and nothing else; take params.json "
+            "from the original release."
+        )
+    return {
+        "rope_type": "yarn",
+        "factor": yarn["factor"],
+        "original_max_position_embeddings": yarn["original_max_position_embeddings"],
+        "beta_fast": yarn["beta"],
+        "beta_slow": yarn["alpha"],
+        **({} if yarn["apply_scale"] else {"attention_factor": 1.0}),
+    }
 
 
 def _views(path: Path, model: Model, raw: Mapping[str, list[SourceTensor]]) -> dict[str, View]:

@@ -96,7 +96,9 @@ def _quantized(path: Path) -> dict[str, Any]:
     from quantkit.families.published import published_names
 
     stored = open_quantized(path)
-    model = find_family(stored.config).describe(stored.config, stored.tensors)
+    # AutoGPTQ gives every layer a bias, of zeros where the model has none.
+    own = [name for name in stored.tensors if not name.endswith(".bias")]
+    model = find_family(stored.config).describe(stored.config, own)
     parts: dict[str, list[Any]] = defaultdict(list)
     names = {name: target for target in model.targets for name in published_names(target)}
     for tensor in stored.tensors.values():

@@ -4,19 +4,17 @@ Tensor names on the GGUF side follow ``gguf-py/gguf/constants.py`` of llama.cpp;
 checkpoint side follow the modeling files of transformers.
 """
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from quantkit.core.errors import CheckpointError
+from quantkit.families.config_keys import check_keys
 from quantkit.families.model import Block, Hyperparameters, Model, Rope, Target
-
-# "default" and "dynamic" leave no trace in GGUF: the model runs unscaled up to its trained length.
-ROPE_TYPES = ("default", "linear", "yarn", "llama3", "dynamic")
+from quantkit.families.rope import above_zero, read_rope
 
 # (sources with their shapes, targets) of one layer's feed-forward part
 FeedForward = Callable[
-    [int, Hyperparameters, Mapping[str, Any], Collection[str]],
+    [int, Hyperparameters, Collection[str]],
     tuple[dict[str, tuple[int, ...]], list[Target]],
 ]
 
@@ -41,7 +39,11 @@ def describe_decoder(
         CheckpointError: a number is missing, of the wrong kind, or contradicts another.
 
     """
-    hparams = read_hyperparameters({**defaults, **_without_nulls(config, defaults)})
+    remarks = list(check_keys(config, family))
+    hparams, more = read_hyperparameters(config, defaults, family)
+    remarks += [*more, *_remarks(names, hparams)]
+    if family == "llama":
+        _refuse_biases(names, hparams)
     sources: dict[str, tuple[int, ...]] = {}
     targets: list[Target] = []
 
@@ -74,12 +76,12 @@ def describe_decoder(
         ):
             source = f"{at}.self_attn.{part}"
             take(f"{source}.weight", f"{blk}.{gguf_part}.weight", gguf_part, shape, n, rope_heads)
-            if config.get("attention_bias") or f"{source}.bias" in names:
+            if hparams.attention_bias:
                 name, role = f"{blk}.{gguf_part}.bias", f"{gguf_part}_bias"
                 take(f"{source}.bias", name, role, shape[:1], n, rope_heads)
         norm = f"{at}.post_attention_layernorm.weight"
         take(norm, f"{blk}.ffn_norm.weight", "ffn_norm", (hidden,), n)
-        layer_sources, layer_targets = feed_forward(n, hparams, config, names)
+        layer_sources, layer_targets = feed_forward(n, hparams, names)
         sources.update(layer_sources)
         targets.extend(layer_targets)
     take("model.norm.weight", "output_norm.weight", "output_norm", (hidden,))
@@ -87,13 +89,58 @@ def describe_decoder(
     # there is written, and llama.cpp ties only where it is absent.
     if "lm_head.weight" in names or not hparams.tie_word_embeddings:
         take("lm_head.weight", "output.weight", "output", embeddings)
-    if factors := llama3_rope_factors(hparams):
-        targets.append(Target("rope_freqs.weight", "rope_freqs", (len(factors),), values=factors))
-    return Model(family, "llama", hparams, sources, tuple(targets))
+    targets += _rope_tensors(hparams.rope)
+    return Model(family, "llama", hparams, sources, tuple(targets), tuple(remarks))
+
+
+def _remarks(names: Collection[str], hparams: Hyperparameters) -> Iterator[str]:
+    """What llama.cpp, whose architecture ``llama`` has no window, does otherwise, and the like."""
+    windows = {hparams.window(n) for n in range(hparams.num_hidden_layers)}
+    window = hparams.sliding_window
+    if window in windows and window is not None and window < hparams.max_position_embeddings:
+        yield (
+            f"The model attends to the last {window:,} tokens (sliding_window); llama.cpp attends "
+            "to all of them, so in texts that are longer it is not the same model."
+        )
+    if hparams.tie_word_embeddings and "lm_head.weight" in names:
+        yield (
+            "config.json ties the output matrix to the embeddings, but there is an lm_head.weight. "
+            "It is built; if it differs from the embeddings, that is what transformers 5 computes "
+            "with, while 4 leaves it out."
+        )
+
+
+def _refuse_biases(names: Collection[str], hparams: Hyperparameters) -> None:
+    """Biases that the config does not ask for: transformers leaves them out, llama.cpp would not.
+
+    Raises:
+        CheckpointError: there are some.
+
+    """
+    for part, key, asked in (
+        (".self_attn.", "attention_bias", hparams.attention_bias),
+        (".mlp.", "mlp_bias", hparams.mlp_bias),
+    ):
+        found = sorted(name for name in names if part in name and name.endswith("_proj.bias"))
+        if found and not asked:
+            raise CheckpointError(
+                f"The checkpoint has {found[0]}, but config.json does not say {key} = true, "
+                "without which transformers leaves it out; correct config.json."
+            )
+
+
+def _rope_tensors(rope: Rope) -> Iterator[Target]:
+    """What llama.cpp divides the frequencies by, where no key says it."""
+    named = {"rope_freqs": rope.divisors} if not rope.form else {}
+    if rope.form == "longrope":
+        named = {"rope_factors_long": rope.long_divisors, "rope_factors_short": rope.divisors}
+    for name, divisors in named.items():
+        if divisors:
+            yield Target(f"{name}.weight", name, (len(divisors),), values=divisors)
 
 
 def gated_mlp(
-    layer: int, hparams: Hyperparameters, config: Mapping[str, Any], names: Collection[str]
+    layer: int, hparams: Hyperparameters, _names: Collection[str]
 ) -> tuple[dict[str, tuple[int, ...]], list[Target]]:
     """A dense SwiGLU feed-forward part: ``mlp.gate_proj``, ``mlp.up_proj``, ``mlp.down_proj``."""
     wide, hidden = hparams.intermediate_size, hparams.hidden_size
@@ -108,20 +155,28 @@ def gated_mlp(
         sources[f"{source}.weight"] = shape
         rows = Block(f"{source}.weight", 0, shape[0])
         targets.append(Target(f"{name}.weight", role, shape, layer, (rows,)))
-        if config.get("mlp_bias") or f"{source}.bias" in names:
+        if hparams.mlp_bias:
             sources[f"{source}.bias"] = shape[:1]
             row = Block(f"{source}.bias", 0, 1)
             targets.append(Target(f"{name}.bias", f"{role}_bias", shape[:1], layer, (row,)))
     return sources, targets
 
 
-def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
-    """The numbers of a config, checked.
+def read_hyperparameters(
+    said: Mapping[str, Any], defaults: Mapping[str, Any], family: str
+) -> tuple[Hyperparameters, tuple[str, ...]]:
+    """The numbers of a config, checked, and remarks on them.
+
+    Args:
+        said: config.json.
+        defaults: values transformers assumes where it is silent.
+        family: Llama's class has biases and no window, only Mixtral's has experts.
 
     Raises:
-        CheckpointError: one is missing, not a positive number, or contradicts another.
+        CheckpointError: one is missing, of the wrong kind, or contradicts another.
 
     """
+    config = _with_defaults(said, defaults)
 
     def whole(key: str, default: int | None = None) -> int:
         value = config.get(key)
@@ -135,8 +190,11 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
             )
         return value
 
-    def real(key: str) -> float:
-        return _above_zero(key, config.get(key))
+    def flag(key: str) -> bool:
+        value = config.get(key)
+        if not isinstance(value, bool | None):
+            raise CheckpointError(f"config.json says {key} = {value!r}; it must be true or false.")
+        return bool(value)
 
     heads = whole("num_attention_heads")
     kv_heads = whole("num_key_value_heads", heads)
@@ -151,102 +209,70 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
         raise CheckpointError(
             f"config.json gives heads of {head_dim} numbers; rotary attention needs an even count."
         )
-    experts = whole("num_local_experts") if config.get("num_local_experts") else 0
-    used = whole("num_experts_per_tok") if experts else 0
+    experts = used = 0
+    if family == "mixtral":
+        experts, used = whole("num_local_experts"), whole("num_experts_per_tok")
+        # transformers 5 takes num_experts for the same; 4 leaves it out.
+        if config.get("num_experts") not in (None, experts):
+            raise CheckpointError(
+                f"config.json says num_local_experts = {experts} and num_experts = "
+                f"{config['num_experts']!r}; correct or remove the second."
+            )
     if used > experts:
         raise CheckpointError(
             f"config.json uses {used} of {experts} experts per token; it cannot use more than all."
         )
-    # transformers 5 writes rope_parameters, which holds the base too; 4 wrote rope_scaling.
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise CheckpointError("config.json's rope_scaling must be an object or null.")
-    theta = _above_zero("rope_theta", scaling.get("rope_theta", config.get("rope_theta")))
-    rope_type = scaling.get("rope_type", scaling.get("type"))
-    if rope_type is not None and str(rope_type).lower() not in ROPE_TYPES:
-        raise CheckpointError(
-            f"config.json asks for {rope_type!r} rope scaling, which llama.cpp has not for this "
-            f"architecture; it has {', '.join(ROPE_TYPES)}."
-        )
-    if original := config.get("original_max_position_embeddings"):
-        scaling = {"original_max_position_embeddings": original, **scaling}
-    return Hyperparameters(
+    has_window = family != "llama" and config.get("sliding_window") is not None
+    layers = whole("num_hidden_layers")
+    context = whole("max_position_embeddings")
+    rope, remarks = read_rope(said, head_dim, context, defaults["rope_theta"])
+    hparams = Hyperparameters(
         hidden_size=hidden,
         intermediate_size=whole("intermediate_size"),
-        num_hidden_layers=whole("num_hidden_layers"),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         states_head_dim=bool(config.get("head_dim") or config.get("assume_head_dim")),
         vocab_size=whole("vocab_size"),
-        max_position_embeddings=whole("max_position_embeddings"),
-        rms_norm_eps=real("rms_norm_eps"),
-        rope=Rope(theta, {**scaling, "rope_type": rope_type} if rope_type else {}),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings")),
+        max_position_embeddings=context,
+        rms_norm_eps=above_zero("rms_norm_eps", config.get("rms_norm_eps")),
+        rope=rope,
+        sliding_window=whole("sliding_window") if has_window else None,
+        full_layers=_full_layers(config, layers) if family == "mistral" else frozenset(),
+        attention_bias=family == "llama" and flag("attention_bias"),
+        mlp_bias=family == "llama" and flag("mlp_bias"),
+        tie_word_embeddings=flag("tie_word_embeddings"),
         num_local_experts=experts,
         num_experts_per_tok=used,
     )
+    return hparams, remarks
 
 
-def llama3_rope_factors(hparams: Hyperparameters) -> tuple[float, ...]:
-    """Per-frequency divisors of Llama 3's rope scaling, float32; empty for any other scaling.
-
-    Source: "llama3" in transformers' ``modeling_rope_utils.py``. The arithmetic is the float32 of
-    llama.cpp's converter, where torch divides by multiplying with a reciprocal, so that the same
-    numbers end up in ``rope_freqs.weight``. Powers are rounded to the nearest float32; torch's own
-    are off by one in the last place here and there, depending on the CPU, but not for Llama 3.
+def _full_layers(config: Mapping[str, Any], layers: int) -> frozenset[int]:
+    """The layers without a window: transformers 5 takes a Mistral with layer_types for a Ministral.
 
     Raises:
-        CheckpointError: a number of the scaling is not above 0, or its bounds are swapped.
+        CheckpointError: there is a layer of another type, or not one type for each.
 
     """
-    import numpy as np
-
-    scaling = hparams.rope.scaling
-    if str(scaling.get("rope_type", "")).lower() != "llama3":
-        return ()
-    factor, low, high, old_context = (
-        _above_zero(key, scaling.get(key, default))
-        for key, default in (
-            ("factor", 8.0),
-            ("low_freq_factor", 1.0),
-            ("high_freq_factor", 4.0),
-            ("original_max_position_embeddings", 8192),
-        )
-    )
-    if low >= high:
+    types = config.get("layer_types")
+    if types is None:
+        return frozenset()
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or len(types) != layers or not all(t in known for t in types):
         raise CheckpointError(
-            f"config.json says low_freq_factor = {low:g} and high_freq_factor = {high:g}; the high "
-            "one must be the larger."
+            f"config.json's layer_types must be a list of {layers} entries, each full_attention or "
+            "sliding_attention; quantkit builds no others."
         )
-    f32 = np.float32
-    exponents = np.arange(0, hparams.head_dim, 2, dtype=f32) / f32(hparams.head_dim)
-    freqs = f32(1.0) / np.power(hparams.rope.theta, exponents.astype(np.float64)).astype(f32)
-    factors = []
-    for freq in freqs:
-        wavelength = f32(1.0) / freq * f32(2 * math.pi)
-        if wavelength < old_context / high:
-            factors.append(1.0)
-        elif wavelength > old_context / low:
-            factors.append(float(f32(factor)))
-        else:
-            smooth = (f32(1.0) / wavelength * f32(old_context) - f32(low)) / f32(high - low)
-            blend = f32(1.0) / ((f32(1.0) - smooth) / f32(factor) + smooth)
-            factors.append(float(blend))
-    return tuple(factors)
+    return frozenset(n for n, kind in enumerate(types) if kind == "full_attention")
 
 
-def _above_zero(key: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise CheckpointError(f"config.json says {key} = {value!r}; it must be above 0.")
-    return float(value)
+def _with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The config, with what transformers assumes where it is silent or, for most keys, null.
 
-
-def _without_nulls(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The config, less nulls for which there is a default.
-
-    As in transformers, null key-value heads are not silence: they are one per attention head.
+    Null key-value heads are not silence: they are one per attention head. A null window is none.
     """
-    telling = {"num_key_value_heads"}
-    return {k: v for k, v in config.items() if v is not None or k not in defaults or k in telling}
+    telling = {"num_key_value_heads", "sliding_window"}
+    said = {k: v for k, v in config.items() if v is not None or k not in defaults or k in telling}
+    return {**defaults, **said}

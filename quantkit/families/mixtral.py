@@ -30,7 +30,7 @@ def describe(config: Mapping[str, Any], names: Collection[str]) -> Model:
 
 
 def experts(
-    layer: int, hparams: Hyperparameters, _config: Mapping[str, Any], names: Collection[str]
+    layer: int, hparams: Hyperparameters, names: Collection[str]
 ) -> tuple[dict[str, tuple[int, ...]], list[Target]]:
     """The router and the experts of one layer, from either layout."""
     count, wide, hidden = hparams.num_local_experts, hparams.intermediate_size, hparams.hidden_size

@@ -65,10 +65,23 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary embedding: its base, and how the context was stretched (``rope_scaling``)."""
+    """Rotary embedding: its base, and how it is stretched for long contexts.
+
+    ``divisors`` has a number per frequency, by which it is divided (empty: none is), and
+    ``magnitude`` is what sine and cosine are multiplied by. ``form`` is the scaling that llama.cpp
+    is told to do, with its ``factor`` and ``original_context``; where it is empty, the divisors
+    themselves are written. ``longrope`` has ``long_divisors`` for longer texts than the original
+    context. ``scaling`` is what config.json says.
+    """
 
     theta: float
     scaling: Mapping[str, Any]
+    form: str = ""
+    factor: float | None = None
+    original_context: int | None = None
+    divisors: tuple[float, ...] = ()
+    long_divisors: tuple[float, ...] = ()
+    magnitude: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +99,17 @@ class Hyperparameters:
     max_position_embeddings: int
     rms_norm_eps: float
     rope: Rope
+    sliding_window: int | None  # tokens that attention looks back over; None for all
+    full_layers: frozenset[int]  # layers that look back over all of them nevertheless
+    attention_bias: bool
+    mlp_bias: bool
     tie_word_embeddings: bool
     num_local_experts: int = 0
     num_experts_per_tok: int = 0
+
+    def window(self, layer: int) -> int | None:
+        """Tokens that a layer's attention looks back over; None for all."""
+        return None if layer in self.full_layers else self.sliding_window
 
     @property
     def gqa(self) -> int:
@@ -98,13 +119,18 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A config made concrete: its hyperparameters, the shapes it expects, the targets it yields."""
+    """A config made concrete: its hyperparameters, the shapes it expects, the targets it yields.
+
+    ``remarks`` are sentences about what llama.cpp will not do as the original does, and what a
+    user must therefore know of a GGUF.
+    """
 
     family: str
     arch: str  # the architecture's name in GGUF
     hparams: Hyperparameters
     sources: Mapping[str, tuple[int, ...]]
     targets: tuple[Target, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:

@@ -43,7 +43,7 @@ def run(folder: Path, corpus: Corpus, work: Path, substitute: Substitute) -> flo
     """The perplexity of text."""
     checkpoint, model = opened(folder)
     weights = Weights(checkpoint, model, torch.device("cpu"))
-    forward = Forward(weights, checkpoint.config, corpus.context)
+    forward = Forward(weights, corpus.context)
     work.mkdir(exist_ok=True)
     states = Activations(work, (*corpus.tokens.shape, model.hparams.hidden_size), spill=False)
     states.start(weights.embed(corpus.tokens))

@@ -87,7 +87,7 @@ def test_errors_on_a_trained_models_layers(bits: int, limit: float, tmp_path: Pa
     checkpoint, model = opened(TINY / "tiny-mixtral")
     corpus = corpus_of(checkpoint, tmp_path, 8, 256)
     weights = Weights(checkpoint, model, torch.device("cpu"))
-    forward = Forward(weights, checkpoint.config, corpus.context)
+    forward = Forward(weights, corpus.context)
     states = Activations(tmp_path, (*corpus.tokens.shape, 256), spill=False)
     states.start(weights.embed(corpus.tokens))
     visitor = Comparing(bits)

@@ -42,7 +42,7 @@ def dequantized_logits(model: Path, artifact: Path, work: Path) -> NDArray[np.fl
     """Of the model with the artifact's dequantized weights, in float32."""
     checkpoint, described = opened(model)
     weights = Weights(checkpoint, described, torch.device("cpu"))
-    forward = Forward(weights, checkpoint.config, TOKENS.shape[1])
+    forward = Forward(weights, TOKENS.shape[1])
     work.mkdir(exist_ok=True)
     states = Activations(work, (*TOKENS.shape, described.hparams.hidden_size), spill=False)
     states.start(weights.embed(TOKENS))

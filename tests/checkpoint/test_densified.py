@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from quantkit.build.rewrite import rewrite
-from quantkit.checkpoint.densified import densified
+from quantkit.checkpoint.densified import dense_config, densified
 from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
 from quantkit.core.errors import CheckpointError, OutputError, PlanError, WeightsError
 from quantkit.encodings.merge import narrow, weighted_mean
@@ -205,3 +205,17 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.where(bits < 0, -(bits & 0x7FFF), bits)
 
     return (ordered(a) - ordered(b)).abs()
+
+
+def test_a_dense_config_rotates_as_the_mixture_does() -> None:
+    """Where nobody says a base, the two architectures assume different ones."""
+    for rope in (
+        {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_theta": 5e5}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_theta": 5e5},
+    ):
+        mixture = config_of("mixtral", rope_theta=None) | rope
+        dense = dense_config(mixture)
+        ropes = [find_family(c).describe(c, ()).hparams.rope for c in (mixture, dense)]
+        assert ropes[0] == ropes[1]

@@ -110,6 +110,52 @@ def test_params_that_do_not_fit(tmp_path: Path, fault: dict[str, object], reason
         open_checkpoint(raw)
 
 
+YARN = {
+    "factor": 4.0, "original_max_position_embeddings": 128, "alpha": 1, "beta": 32,
+    "apply_scale": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"llama_4_scaling": {"beta": 0.1}}, "llama_4_scaling = "),
+        ({"vision_encoder": {"hidden_size": 8}}, "vision_encoder = "),
+        ({"causal": False}, "causal = False"),
+        ({"use_biases": True}, "use_biases = True"),
+        (
+            {"moe": {"num_experts": 8, "num_experts_per_tok": 2, "routed_scale": 2.5}},
+            "routed_scale",
+        ),
+        ({"moe": {"num_experts": 8, "strange": 1}}, "moe has strange"),
+        ({"yarn": {**YARN, "gamma": 1}}, "yarn must have alpha, apply_scale, beta"),
+        ({"yarn": {"factor": 4}}, "yarn must have"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+    ],
+)
+def test_params_that_change_the_arithmetic_are_refused(
+    tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    raw = raw_release(MISTRAL, tmp_path / "raw", "safetensors")
+    params = json.loads((raw / "params.json").read_text())
+    (raw / "params.json").write_text(json.dumps(params | change))
+    with pytest.raises(CheckpointError, match=reason):
+        open_checkpoint(raw)
+
+
+def test_yarn_and_keys_unheard_of(tmp_path: Path) -> None:
+    raw = raw_release(MISTRAL, tmp_path / "raw", "safetensors")
+    params = json.loads((raw / "params.json").read_text()) | {"lora": None, "max_batch_size": 3}
+    (raw / "params.json").write_text(json.dumps(params | {"yarn": YARN, "unheard_of": 3}))
+    _, model = opened(raw)
+    rope = model.hparams.rope
+    assert (rope.form, rope.factor, rope.magnitude) == ("yarn", 4.0, 1.0)
+    [remark] = model.remarks
+    assert "unheard_of" in remark
+    (raw / "params.json").write_text(json.dumps(params | {"yarn": {**YARN, "apply_scale": True}}))
+    assert opened(raw)[1].hparams.rope.magnitude == pytest.approx(1.1386294)
+
+
 def test_a_missing_shard_is_noticed(tmp_path: Path) -> None:
     for layout, reason in (("pth-split", "consolidated file is missing"), ("pth", "lacks")):
         raw = raw_release(MIXTRAL, tmp_path / layout, layout, files=4)

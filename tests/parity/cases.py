@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +65,31 @@ class Case:
 
     ``outtype`` is the type its weights already have. ``write_readable`` writes the same weights in
     a layout that the converter knows, where it does not know the first. In a checkpoint whose rows
-    are too ``short`` for blocks of 256, no quant needs an importance matrix.
+    are too ``short`` for blocks of 256, no quant needs an importance matrix. Where our files are to
+    differ from the converter's, ``differs`` has the key or tensor and the reason.
     """
 
     write: Callable[[Path], object]
     outtype: str = "bf16"
     write_readable: Callable[[Path], object] | None = None
     short: bool = False
+    differs: Mapping[str, str] = field(default_factory=dict)
 
 
-def random(family: str, outtype: str = "bf16", short: bool = False, **changes: Any) -> Case:
+def random(
+    family: str,
+    outtype: str = "bf16",
+    short: bool = False,
+    differs: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> Case:
     """A case with ``random_checkpoint``'s weights."""
     dtype = outtype.upper()
     return Case(
         lambda folder: random_checkpoint(folder, family, dtype=dtype, **changes),
         outtype,
         short=short,
+        differs=differs or {},
     )
 
 
@@ -212,6 +221,45 @@ CASES: dict[str, Case] = {
         rope_scaling={
             "rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 512,
             "attention_factor": 0.9, "beta_fast": 32, "beta_slow": 1,
+        },
+        differs={
+            "key llama.rope.scaling.attn_factor": "llama.cpp's architecture llama does not read "
+            "yarn_attn_factor, in which alone the converter writes attention_factor",
+        },
+    ),
+    "mistral-yarn": random(
+        "mistral", num_hidden_layers=1,
+        rope_scaling={
+            "rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 512,
+        },
+    ),
+    "mistral-yarn-betas": random(
+        "mistral", num_hidden_layers=1,
+        rope_scaling={
+            "rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 512,
+            "beta_fast": 4.0,
+        },
+        differs={
+            "tensor rope_freqs.weight": "llama.cpp's architecture llama does not read the betas",
+            **dict.fromkeys(
+                (
+                    "key llama.rope.scaling.type",
+                    "key llama.rope.scaling.factor",
+                    "key llama.rope.scaling.original_context_length",
+                    "key llama.rope.scaling.yarn_beta_fast",
+                ),
+                "the tensor of divisors takes their place",
+            ),
+            "key llama.rope.scaling.attn_factor": "what YaRN does to sine and cosine by itself",
+        },
+    ),
+    "mistral-two-rope-settings": random(
+        "mistral", num_hidden_layers=1, rope_theta=None,
+        rope_scaling={"rope_type": "linear", "factor": 4.0},
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+        differs={
+            "key llama.rope.scaling.factor": "the converter lets rope_parameters win, transformers "
+            "rope_scaling",
         },
     ),
     # What llama.cpp takes for Llama 2 70B, made thin.

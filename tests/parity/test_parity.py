@@ -1,6 +1,7 @@
 """Whole files, byte for byte, against ``convert_hf_to_gguf.py`` and ``llama-quantize``.
 
-There is no list of keys that may differ: none may.
+No key may differ, but for those that a case lists with the reason: there the original is the model,
+not the converter.
 """
 
 from pathlib import Path

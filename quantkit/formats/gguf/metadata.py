@@ -5,10 +5,11 @@ card, ``config.json`` and the folder's name; the hyperparameters follow ``conver
 ``conversion/llama.py``; the vocabulary is ``checkpoint.tokenizer``'s.
 """
 
+import math
 import reprlib
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.tokenizer import add_tokenizer
 from quantkit.core.errors import CheckpointError
-from quantkit.families.model import Hyperparameters, Model
+from quantkit.families.model import Hyperparameters, Model, Rope
+from quantkit.families.rope import yarn_magnitude
 
 if TYPE_CHECKING:
     from gguf import GGUFValue, GGUFWriter, Metadata
@@ -36,11 +38,13 @@ class KeyValue:
 class ModelMetadata:
     """What every quant of one model has in common.
 
-    ``base_name`` is the file name without the quant, by the GGUF naming rules.
+    ``base_name`` is the file name without the quant, by the GGUF naming rules. ``remarks`` are
+    sentences about what the file cannot say of the checkpoint: the model's, and others'.
     """
 
     base_name: str
     entries: tuple[KeyValue, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def describe_checkpoint(
@@ -76,7 +80,8 @@ def describe_checkpoint(
         general.size_label,
         output_type=None,
     )
-    return ModelMetadata(base_name.strip().replace(" ", "-").replace("/", "-"), entries)
+    file_name = base_name.strip().replace(" ", "-").replace("/", "-")
+    return ModelMetadata(file_name, entries, model.remarks)
 
 
 def add_hyperparameters(writer: "GGUFWriter", hparams: Hyperparameters) -> None:
@@ -87,7 +92,7 @@ def add_hyperparameters(writer: "GGUFWriter", hparams: Hyperparameters) -> None:
     writer.add_feed_forward_length(hparams.intermediate_size)
     writer.add_head_count(hparams.num_attention_heads)
     writer.add_head_count_kv(hparams.num_key_value_heads)
-    _add_rope_scaling(writer, hparams.rope.scaling)
+    _add_rope_scaling(writer, hparams.rope)
     writer.add_rope_freq_base(hparams.rope.theta)
     writer.add_layer_norm_rms_eps(hparams.rms_norm_eps)
     if hparams.num_local_experts:
@@ -100,32 +105,32 @@ def add_hyperparameters(writer: "GGUFWriter", hparams: Hyperparameters) -> None:
     writer.add_rope_dimension_count(hparams.head_dim)
 
 
-def _add_rope_scaling(writer: "GGUFWriter", scaling: Mapping[str, Any]) -> None:
+def _add_rope_scaling(writer: "GGUFWriter", rope: Rope) -> None:
     from gguf import RopeScalingType
 
-    kind, factor = scaling.get("rope_type"), scaling.get("factor")
-    if factor is None or kind not in ("linear", "yarn"):
-        return  # llama3 is written as a tensor of factors instead
-    writer.add_rope_scaling_type(RopeScalingType(kind))
-    writer.add_rope_scaling_factor(factor)
-    if kind == "linear":
-        return
-    original = scaling.get("original_max_position_embeddings")
-    if original is None:
-        raise CheckpointError(
-            "config.json asks for yarn rope scaling without original_max_position_embeddings; "
-            "copy config.json from the original model."
-        )
-    writer.add_rope_scaling_orig_ctx_len(original)
-    attention = scaling.get("attention_factor", scaling.get("attn_factor"))
-    for value, add in (
-        (scaling.get("extrapolation_factor"), writer.add_rope_scaling_yarn_ext_factor),
-        (attention, writer.add_rope_scaling_yarn_attn_factor),
-        (scaling.get("beta_fast"), writer.add_rope_scaling_yarn_beta_fast),
-        (scaling.get("beta_slow"), writer.add_rope_scaling_yarn_beta_slow),
-    ):
-        if value is not None:
-            add(value)
+    usual = 1.0  # what llama.cpp multiplies sine and cosine by of its own accord
+    if rope.form:
+        writer.add_rope_scaling_type(RopeScalingType(rope.form))
+        if rope.factor is not None:
+            writer.add_rope_scaling_factor(rope.factor)
+        if rope.original_context is not None:
+            writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+    if rope.form == "yarn":
+        assert rope.factor is not None  # noqa: S101 - yarn has one
+        usual = yarn_magnitude(rope.factor)
+        # As the converter writes them; llama.cpp's architecture llama reads none of them.
+        scaling = rope.scaling
+        attention = scaling.get("attention_factor", scaling.get("attn_factor"))
+        for value, add in (
+            (scaling.get("extrapolation_factor"), writer.add_rope_scaling_yarn_ext_factor),
+            (attention, writer.add_rope_scaling_yarn_attn_factor),
+            (scaling.get("beta_fast"), writer.add_rope_scaling_yarn_beta_fast),
+            (scaling.get("beta_slow"), writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            if value is not None:
+                add(value)
+    if not math.isclose(rope.magnitude, usual, rel_tol=1e-7):
+        writer.add_rope_scaling_attn_factors(rope.magnitude / usual)
 
 
 def _add_general(
