@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.folder import LICENSES
-from quantkit.checkpoint.tokenizer.sentencepiece import open_model
+from quantkit.checkpoint.tokenizer.model_file import read_settings
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe
 from quantkit.checkpoint.tokenizer.source import tokenizer_files
+from quantkit.checkpoint.tokenizer.tekken import read_tekken
 from quantkit.core.errors import TokenizerError
 
 _MODEL = "tokenizer.model"
+_TEKKEN = "tekken.json"
 _NUMBERED = re.compile(r"tokenizer\.model\.v(\d+)")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _SIDE_FILES = ("generation_config.json", "README.md", *LICENSES)
@@ -24,7 +27,7 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     Mistral's tokenizers do: a text begins with BOS, and control tokens are special.
 
     Raises:
-        TokenizerError: there is no SentencePiece model.
+        TokenizerError: there is no tokenizer that can be used.
 
     """
     for file in (*tokenizer_files(raw), *(raw / name for name in _SIDE_FILES)):
@@ -32,7 +35,12 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
             target = folder / file.relative_to(raw)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
-    shutil.copyfile(_find_model(raw), folder / _MODEL)
+    model = _find_model(raw)
+    if model is None:
+        tekken = read_tekken(raw / _TEKKEN)
+        return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
+    settings = read_settings(model.read_bytes())
+    shutil.copyfile(model, folder / _MODEL)
     pieces = open_model(folder / _MODEL)
     ids = {
         f"{kind}_token_id": token
@@ -44,8 +52,13 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
         if token >= 0
     }
     documents = {"tokenizer_config.json": _settings(pieces, ids)}
-    if "bos_token_id" in ids and any(map(pieces.IsByte, range(pieces.vocab_size()))):
-        documents["tokenizer.json"] = _fast(pieces)
+    if (
+        "bos_token_id" in ids
+        and settings.byte_fallback
+        and not (folder / "tokenizer.json").is_file()
+    ):
+        require_bpe(settings, model)
+        documents["tokenizer.json"] = _fast(pieces, prefix=settings.dummy_prefix)
     for name, content in documents.items():
         if not (folder / name).is_file():
             document = json.dumps(content, indent=2, ensure_ascii=False)
@@ -53,8 +66,15 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     return ids
 
 
-def _find_model(raw: Path) -> Path:
-    """tokenizer.model, or the latest of its numbered versions."""
+def _find_model(raw: Path) -> Path | None:
+    """tokenizer.model, or the latest of its numbered versions; None where there is a tekken.json.
+
+    Raises:
+        TokenizerError: there is no tokenizer.
+
+    """
+    if (raw / _TEKKEN).is_file():
+        return None
     if (raw / _MODEL).is_file():
         return raw / _MODEL
     numbered = {
@@ -62,13 +82,9 @@ def _find_model(raw: Path) -> Path:
     }
     if numbered:
         return numbered[max(numbered)]
-    if (raw / "tekken.json").is_file():
-        raise TokenizerError(
-            f"{raw} has Mistral's tekken.json, which quantkit does not convert; use the Hugging "
-            "Face checkpoint of the same model."
-        )
     raise TokenizerError(
-        f"{raw} has no tokenizer.model; copy it from the release, whatever number it ends in."
+        f"{raw} has neither tekken.json nor tokenizer.model; copy one from the release, whatever "
+        "number it ends in."
     )
 
 
@@ -107,7 +123,7 @@ def _settings(pieces: Any, ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _fast(pieces: Any) -> dict[str, Any]:
+def _fast(pieces: Any, *, prefix: bool) -> dict[str, Any]:
     """tokenizer.json: the same BPE for the tokenizers library."""
     bos = pieces.IdToPiece(pieces.bos_id())
     first, second = ({"SpecialToken": {"id": bos, "type_id": kind}} for kind in (0, 1))
@@ -121,7 +137,7 @@ def _fast(pieces: Any) -> dict[str, Any]:
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
-                {"type": "Prepend", "prepend": _SPACE},
+                *([{"type": "Prepend", "prepend": _SPACE}] if prefix else []),
                 {"type": "Replace", "pattern": space[0], "content": _SPACE},
             ],
         },
@@ -138,7 +154,7 @@ def _fast(pieces: Any) -> dict[str, Any]:
                 {"type": "Replace", "pattern": space[1], "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
             ],
         },
         "model": {

@@ -24,11 +24,6 @@ END = "<|endoftext|>"
 PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
 TEMPLATE = "{{ bos_token }}{{ messages[0]['content'] }}"
 KEY = "tokenizer.ggml."
-TEKKEN_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def collect(folder: Path, **config: Any) -> dict[str, Any]:
@@ -195,9 +190,12 @@ class TestPieceBpe:
         assert keys[KEY + "model"] == "llama"
         assert keys[KEY + "pre"] == "default"
         assert tokens == pieces(tmp_path / "model")[KEY + "tokens"]
-        # <unk> is special only where the settings say so, which a plain class leaves to them.
-        assert types == [NORMAL, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 161]
-        assert keys[KEY + "scores"] == [-1000.0] * 420
+        # <unk> is special in tokenizer.json, whether or not a setting names it.
+        assert types == [CONTROL, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 161]
+        merges = ["".join(pair) for pair in v.piece_bpe()["model"]["merges"]]
+        assert keys[KEY + "scores"] == [
+            float(-merges.index(token)) if token in merges else -1000.0 for token in tokens
+        ]
 
     def test_class_names_special_tokens(self, tmp_path: Path) -> None:
         keys = bpe(tmp_path)  # without settings: the Llama class
@@ -220,7 +218,7 @@ class TestPieceBpe:
         assert keys[KEY + "token_type"][420:] == [
             USER_DEFINED,
             CONTROL,
-            USER_DEFINED,
+            CONTROL,
             UNUSED,
             UNUSED,
         ]
@@ -285,7 +283,7 @@ class TestByteLevel:
             vocab_size=404,
             settings={**PLAIN, "clean_up_tokenization_spaces": True},
         )
-        assert keys[KEY + "tokens"][400:] == [END, "<|user|>", "a b", "no. yes"]
+        assert keys[KEY + "tokens"][400:] == [END, "<|user|>", "a\u2581b", "no . yes"]
         assert keys[KEY + "token_type"][400:] == [CONTROL, CONTROL, USER_DEFINED, USER_DEFINED]
 
     def test_settings_add_tokens(self, tmp_path: Path) -> None:
@@ -312,7 +310,7 @@ class TestByteLevel:
             ("smaug-bpe", v.split(v.LLAMA3_SPLIT), None, False),
             ("qwen2", v.split(v.QWEN2_SPLIT), {"type": "NFC"}, False),
             ("qwen2", v.split(v.QWEN2_SPLIT), None, False),
-            ("tekken", v.split(TEKKEN_SPLIT), None, True),
+            ("tekken", v.split(v.TEKKEN_SPLIT), None, True),
         ],
     )
     def test_pre_tokenizer_by_its_steps(
@@ -330,6 +328,21 @@ class TestByteLevel:
         digest = sha256(str(ids).encode()).hexdigest()
         monkeypatch.setitem(profile["sha256"], digest, "as-listed")
         assert collect(folder, vocab_size=401)[KEY + "pre"] == "as-listed"
+
+    def test_steps_that_contradict_a_known_vocabulary(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A Llama 3 without ignore_merges, as old tokenizers saved it, gives that text's ids too."""
+        profile = load_profile("pretokenizers.toml")
+        fast = v.byte_level(pre_tokenizer=v.split(v.LLAMA3_SPLIT))
+        folder = v.write(tmp_path / "a", fast=fast, settings=PLAIN)
+        ids = open_tokenizer(read_source(folder, {})).encode(profile["text"])
+        digest = sha256(str(ids).encode()).hexdigest()
+        monkeypatch.setitem(profile["sha256"], digest, "llama-bpe")
+        assert collect(folder, vocab_size=401)[KEY + "pre"] == "smaug-bpe"
+        nfd = v.write(tmp_path / "b", fast={**fast, "normalizer": {"type": "NFD"}}, settings=PLAIN)
+        with pytest.raises(TokenizerError, match="splits text in a way"):
+            collect(nfd, vocab_size=401)
 
     @pytest.mark.parametrize(
         "parts",
@@ -456,9 +469,20 @@ class TestSpecialTokens:
         assert keys[KEY + "eot_token_id"] == 2
 
     def test_normalizer(self, tmp_path: Path) -> None:
-        bert = {"type": "BertNormalizer", "lowercase": False, "strip_accents": None}
-        fast = {**v.piece_bpe(), "normalizer": bert}
-        keys = pieces(tmp_path, fast=fast)
+        bert = {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": False,
+        }
+        # transformers has a Llama's tokenizer normalize nothing, whatever tokenizer.json says.
+        keys = pieces(
+            tmp_path,
+            fast={**v.piece_bpe(), "normalizer": bert},
+            settings={"tokenizer_class": "LlamaTokenizer"},
+            config={"model_type": "llama"},
+        )
         assert keys[KEY + "normalizer.lowercase"] is False
         assert KEY + "normalizer.strip_accents" not in keys
 
@@ -530,13 +554,9 @@ class TestErrors:
     @pytest.mark.parametrize("files", [{}, {"vocab__json": {}, "merges__txt": ""}])
     def test_no_tokenizer(self, tmp_path: Path, files: Any) -> None:
         with pytest.raises(
-            TokenizerError, match=r"looked for tokenizer\.model and tokenizer\.json"
+            TokenizerError, match=r"looked for tokenizer\.model, tokenizer\.json, tekken\.json;"
         ):
             collect(v.write(tmp_path, **files))
-
-    def test_tekken(self, tmp_path: Path) -> None:
-        with pytest.raises(TokenizerError, match=r"tekken\.json but no tokenizer\.json; add"):
-            collect(v.write(tmp_path, model=v.sentencepiece_model(), tekken__json={}))
 
     @pytest.mark.parametrize("kind", ["Unigram", "WordPiece", "WordLevel"])
     def test_kind(self, tmp_path: Path, kind: str) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.tokenizer import byte_level, fast, piece_bpe, sentencepiece
+from quantkit.checkpoint.tokenizer.limits import require_bytes, require_distinct
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source, tokenizer_files
+from quantkit.checkpoint.tokenizer.spaces import read_prefix
 from quantkit.checkpoint.tokenizer.special import special_metadata
-from quantkit.checkpoint.tokenizer.vocabulary import Metadata
+from quantkit.checkpoint.tokenizer.tekken import tekken_metadata
+from quantkit.checkpoint.tokenizer.vocabulary import Metadata, Vocabulary
 from quantkit.core.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -53,11 +56,22 @@ def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, 
 
 def _metadata(source: TokenizerSource) -> Metadata:
     """All keys in order; a key that is set twice keeps its first place and its last value."""
+    if source.tekken_file is not None:
+        return tekken_metadata(source, source.tekken_file)
     metadata: Metadata = {}
-    prefix = source.settings.get("add_prefix_space")
-    if prefix is not None:
-        metadata["tokenizer.ggml.add_space_prefix"] = bool(prefix)
-    metadata |= _vocabulary_metadata(source)
+    wanted = source.settings.get("add_prefix_space")
+    if source.fast and not _is_piece_bpe(source):
+        if wanted is not None:
+            metadata["tokenizer.ggml.add_space_prefix"] = bool(wanted)
+        metadata |= _byte_level(source)
+    else:
+        vocabulary, prefix = _pieces(source)
+        # Where nothing is said, llama.cpp puts a space in front of a text.
+        if wanted is not None or not prefix:
+            metadata["tokenizer.ggml.add_space_prefix"] = prefix
+        metadata |= {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
+        metadata |= vocabulary.metadata()
+        metadata |= special_metadata(source, n_vocab=len(vocabulary.tokens))
     if source.vocab_size == _CODE_LLAMA:
         metadata |= special_metadata(source, kinds=_CODE_LLAMA_INFILL, ids=_CODE_LLAMA_INFILL)
     if source.vocab_size == _GRANITE:
@@ -65,11 +79,7 @@ def _metadata(source: TokenizerSource) -> Metadata:
     return metadata
 
 
-def _vocabulary_metadata(source: TokenizerSource) -> Metadata:
-    """The vocabulary and its special tokens, from the first tokenizer that llama.cpp can hold."""
-    if source.model_file is not None:
-        vocabulary = sentencepiece.read_vocabulary(source, source.model_file)
-        return _pieces(vocabulary.metadata(), source, len(vocabulary.tokens))
+def _is_piece_bpe(source: TokenizerSource) -> bool:
     model = source.fast["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     if kind != "BPE":
@@ -77,10 +87,11 @@ def _vocabulary_metadata(source: TokenizerSource) -> Metadata:
             f"{source.fast_file} is a {kind} tokenizer, which quantkit does not convert; it takes "
             "SentencePiece tokenizer.model files and BPE."
         )
+    return piece_bpe.is_piece_bpe(source)
+
+
+def _byte_level(source: TokenizerSource) -> Metadata:
     tokenizer = fast.open_tokenizer(source)
-    if model.get("byte_fallback") and (source.fast.get("decoder") or {}).get("type") == "Sequence":
-        vocabulary = piece_bpe.read_vocabulary(source, tokenizer)
-        return _pieces(vocabulary.metadata(), source, len(vocabulary.tokens))
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": byte_level.name_pre_tokenizer(source, tokenizer),
@@ -90,10 +101,27 @@ def _vocabulary_metadata(source: TokenizerSource) -> Metadata:
     }
 
 
-def _pieces(vocabulary: Metadata, source: TokenizerSource, n_vocab: int) -> Metadata:
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        **vocabulary,
-        **special_metadata(source, n_vocab=n_vocab),
-    }
+def _pieces(source: TokenizerSource) -> tuple[Vocabulary, bool]:
+    """A vocabulary with scores, and whether a text begins with a space.
+
+    tokenizer.json says how texts are split where it is there, as transformers takes it; of a
+    tokenizer.model beside it only the scores are used, if they say the same.
+    """
+    model_file = source.model_file
+    if not source.fast:
+        assert model_file is not None  # noqa: S101 - read_source has seen one of the two
+        vocabulary, prefix = sentencepiece.read_alone(source, model_file)
+    else:
+        tokenizer = fast.open_tokenizer(source)
+        prefix = read_prefix(source).adds
+        if model_file is None:
+            vocabulary = piece_bpe.read_vocabulary(source, tokenizer)
+        else:
+            vocabulary = piece_bpe.scored_vocabulary(source, tokenizer)
+            others = sentencepiece.read_vocabulary(source, model_file)
+            if piece_bpe.same_order(vocabulary, others):
+                vocabulary = others
+    where = source.fast_file if source.fast else model_file
+    require_distinct(vocabulary, where)
+    require_bytes(vocabulary, where)
+    return vocabulary, prefix

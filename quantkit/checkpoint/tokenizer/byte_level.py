@@ -4,8 +4,10 @@ from hashlib import sha256
 from typing import Any
 
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, require_room
-from quantkit.checkpoint.tokenizer.source import TokenizerSource
+from quantkit.checkpoint.tokenizer.limits import require_distinct, require_plain
+from quantkit.checkpoint.tokenizer.source import TokenizerSource, steps
 from quantkit.checkpoint.tokenizer.vocabulary import (
+    BYTE_LETTERS,
     TokenType,
     Vocabulary,
     added_token,
@@ -26,14 +28,31 @@ def read_vocabulary(source: TokenizerSource, tokenizer: FastTokenizer) -> Vocabu
     """
     by_id = tokenizer.texts_by_id()
     require_room(source, by_id)
+    require_plain(tokenizer.added.values(), source.fast_file, prepends=False)
+    _require_letters(source)
     ids = range(source.vocab_size)
     tokens = [by_id[i] if i in by_id else unused_token(i) for i in ids]
     types = [TokenType.NORMAL if i in by_id else TokenType.UNUSED for i in ids]
     for i, token in tokenizer.added.items():
-        # llama.cpp finds these in raw text, so they are stored the way they come out again.
-        text = token.content if token.normalized else tokenizer.round_trip(token.content)
-        tokens[i], types[i] = added_token(text, special=token.special)
-    return Vocabulary(tokens, types)
+        # llama.cpp finds these in raw text, as the tokenizers library does, to the letter.
+        _, types[i] = added_token(token.content, special=token.special)
+        tokens[i] = token.content
+    vocabulary = Vocabulary(tokens, types)
+    require_distinct(vocabulary, source.fast_file)
+    return vocabulary
+
+
+def _require_letters(source: TokenizerSource) -> None:
+    """Check that a byte without a token is left out, which is what llama.cpp does with one."""
+    model = source.fast["model"]
+    unknown = model.get("unk_token")
+    lacking = [chr(letter) for letter in BYTE_LETTERS.values() if chr(letter) not in model["vocab"]]
+    if lacking and unknown is not None:
+        raise TokenizerError(
+            f"{source.fast_file} has no token for the byte that is written {lacking[0]!r} and "
+            f"gives {unknown!r} for it, while llama.cpp leaves it out; quantkit cannot convert "
+            "this tokenizer."
+        )
 
 
 def merges(source: TokenizerSource) -> list[str]:
@@ -48,7 +67,8 @@ def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str
     """llama.cpp's name for how a tokenizer splits text before it merges.
 
     Real vocabularies are known by the ids that they give to a fixed text, as in the converter. Any
-    other vocabulary is known by the steps of its pre-tokenizer, where llama.cpp has the same.
+    other vocabulary is known by the steps of its pre-tokenizer, where llama.cpp has the same; and
+    so is a real one whose steps are others than its name stands for, which that text need not show.
 
     Raises:
         TokenizerError: llama.cpp has none that splits like this.
@@ -56,29 +76,37 @@ def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str
     """
     profile = load_profile("pretokenizers.toml")
     digest = sha256(str(tokenizer.encode(profile["text"])).encode()).hexdigest()
-    if digest in profile["sha256"]:
-        return str(profile["sha256"][digest])
+    known = profile["sha256"].get(digest)
     model = source.fast["model"]
+    normalizer = _comparable(source.fast.get("normalizer"), "normalizers")
     seen = {
-        "normalizer": _steps(source.fast.get("normalizer"), "normalizers"),
-        "pre_tokenizer": _steps(tokenizer.pre_tokenizer, "pretokenizers"),
+        "pre_tokenizer": _comparable(tokenizer.pre_tokenizer, "pretokenizers"),
         "ignore_merges": bool(model.get("ignore_merges")),
     }
-    for known in profile["structure"]:
-        if all(seen[part] in known[part] for part in seen):
-            return str(known["name"])
+    # llama.cpp normalizes nothing; NFC leaves nearly all text as it is.
+    if normalizer in ([], [{"type": "NFC"}]):
+        names = [[entry["name"], *entry.get("alike", ())] for entry in profile["structure"]]
+        fitting = [
+            alike
+            for alike, entry in zip(names, profile["structure"], strict=True)
+            if all(seen[part] in entry[part] for part in seen)
+        ]
+        contradicted = fitting and known not in fitting[0] and any(known in n for n in names)
+        if known and not contradicted:
+            return str(known)
+        if fitting:
+            return str(fitting[0][0])
     raise TokenizerError(
         f"{source.fast_file} splits text in a way that llama.cpp is not known to have "
         f"(check value {digest}); quantkit cannot convert this tokenizer."
     )
 
 
-def _steps(part: Any, key: str) -> list[dict[str, Any]]:
-    """The steps of a part of tokenizer.json that is one step or a nested sequence of them."""
-    if not part:
-        return []
-    if isinstance(part.get(key), list):
-        return [step for inner in part[key] for step in _steps(inner, key)]
-    # Offsets do not change how a text is split; older files do not say use_regex.
-    step = {name: value for name, value in part.items() if name != "trim_offsets"}
-    return [{"use_regex": True, **step} if step.get("type") == "ByteLevel" else step]
+def _comparable(part: Any, key: str) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json, without what does not change how a text is split."""
+    # Offsets do not; older files do not say use_regex.
+    found = [
+        {name: value for name, value in s.items() if name != "trim_offsets"}
+        for s in steps(part, key)
+    ]
+    return [{"use_regex": True, **s} if s.get("type") == "ByteLevel" else s for s in found]

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.tokenizer.fast import open_tokenizer
+from quantkit.checkpoint.tokenizer.piece_bpe import is_piece_bpe
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source
 from quantkit.checkpoint.tokenizer.special import special_metadata
+from quantkit.checkpoint.tokenizer.tekken import open_tekken, tekken_backend
 from quantkit.core.errors import TokenizerError
 
 _SENTENCEPIECE_BOS = 1
@@ -35,6 +37,10 @@ def encode_text(folder: Path, config: Mapping[str, Any], text: str) -> EncodedTe
 
     """
     source = read_source(folder, config)
+    if source.tekken_file is not None:
+        tekken = open_tekken(source, source.tekken_file)
+        ids = tekken_backend(tekken).encode(text, add_special_tokens=False).ids
+        return EncodedText(ids, tekken.special_ids["bos"])
     if source.fast:
         tokenizer = open_tokenizer(source)
         tokenizer.backend.encode_special_tokens = True
@@ -53,7 +59,7 @@ def encode_text(folder: Path, config: Mapping[str, Any], text: str) -> EncodedTe
 def _bos(source: TokenizerSource) -> int | None:
     """The first token of a sequence, where llama.cpp adds one (``llama_vocab_get_add_bos``)."""
     metadata = special_metadata(source)
-    pieces = source.model_file is not None or source.fast["model"].get("byte_fallback")
+    pieces = is_piece_bpe(source) if source.fast else source.model_file is not None
     bos = metadata.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if pieces else None)
-    adds = metadata.get("tokenizer.ggml.add_bos_token", bool(pieces))
+    adds = metadata.get("tokenizer.ggml.add_bos_token", pieces)
     return int(bos) if adds and isinstance(bos, int) else None

@@ -1,8 +1,10 @@
 """``tokenizer.model``: a SentencePiece vocabulary, with the tokens that were added to it later."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.tokenizer.model_file import ModelSettings, read_settings
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
 from quantkit.checkpoint.tokenizer.vocabulary import (
     ADDED_SCORE,
@@ -42,6 +44,76 @@ def read_vocabulary(source: TokenizerSource, model_file: Path) -> Vocabulary:
             tokens[i], types[i] = added_token(token["content"], special=bool(token.get("special")))
             scores[i] = ADDED_SCORE
     return Vocabulary(tokens, types, scores)
+
+
+def read_alone(source: TokenizerSource, model_file: Path) -> tuple[Vocabulary, bool]:
+    """The vocabulary of a tokenizer.model that is a checkpoint's only tokenizer.
+
+    Returns it with whether a text begins with a space, such that llama.cpp splits texts as
+    SentencePiece does.
+
+    Raises:
+        TokenizerError: the model does what llama.cpp's SentencePiece tokenizer does not.
+
+    """
+    vocabulary = read_vocabulary(source, model_file)
+    settings = read_settings(model_file.read_bytes())
+    wanted = source.settings.get("add_prefix_space")
+    prefix = settings.dummy_prefix if wanted is None else bool(wanted)
+    require_bpe(settings, model_file)
+    tokens, types = list(vocabulary.tokens), list(vocabulary.types)
+    faults = []
+    unused = [i for i, kind in enumerate(types[: settings.n_pieces]) if kind is TokenType.UNUSED]
+    faults += [f"never gives the piece {tokens[i]!r} (it is marked unused)" for i in unused[:1]]
+    for i in _cut_out(settings, vocabulary):
+        # llama.cpp would put a space behind it, too.
+        if prefix:
+            faults.append(f"cuts {tokens[i]!r} out of a text without a space beside it")
+        tokens[i], types[i] = added_token(tokens[i], special=False)
+    if faults:
+        raise TokenizerError(
+            f"{model_file} {faults[0]}, which llama.cpp does not do for a SentencePiece "
+            "vocabulary; add the tokenizer.json of the same model, which counts more."
+        )
+    return Vocabulary(tokens, types, vocabulary.scores), prefix
+
+
+def require_bpe(settings: ModelSettings, model_file: Path) -> None:
+    """Check that a model does nothing to a text that llama.cpp's SentencePiece tokenizer does not.
+
+    Raises:
+        TokenizerError: it does.
+
+    """
+    for fault in _faults(settings):
+        raise TokenizerError(
+            f"{model_file} {fault}, which llama.cpp does not do for a SentencePiece vocabulary; "
+            "quantkit cannot convert this tokenizer."
+        )
+
+
+def _faults(settings: ModelSettings) -> Iterator[str]:
+    """What a model does to a text that llama.cpp does not."""
+    if settings.kind != "BPE":
+        yield f"is a {settings.kind} model, not BPE"
+    if settings.normalization:
+        yield f"replaces characters of a text first (normalization {settings.normalization})"
+    if settings.strips_spaces:
+        yield "leaves out spaces at the ends and all but one of several (remove_extra_whitespaces)"
+    if settings.spaces_end_words:
+        yield "counts a space to the word before it (treat_whitespace_as_suffix)"
+    if not settings.escapes_spaces:
+        yield "leaves spaces as they are (escape_whitespaces is off)"
+
+
+def _cut_out(settings: ModelSettings, vocabulary: Vocabulary) -> Iterator[int]:
+    """User-defined symbols, except characters that no other piece holds: they stay alone anyway."""
+    tokens = vocabulary.tokens
+    for i in sorted(settings.user_defined):
+        if i < len(tokens) and vocabulary.types[i] is TokenType.NORMAL:
+            held = (tokens[i] in text for j, text in enumerate(tokens) if j != i)
+            if len(tokens[i]) > 1 or any(held):
+                yield i
 
 
 def open_model(model_file: Path) -> Any:

@@ -12,6 +12,7 @@ from quantkit.core.errors import TokenizerError
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
+    "tekken.json",
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
@@ -42,6 +43,8 @@ class TokenizerSource:
     """special_tokens_map.json."""
     model_file: Path | None
     """tokenizer.model."""
+    tekken_file: Path | None = None
+    """tekken.json, where it is the tokenizer: tokenizer.json counts more, tokenizer.model less."""
 
     @property
     def fast_file(self) -> Path:
@@ -70,31 +73,29 @@ def read_source(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
     """
     _require_tokenizer(folder)
     model_file = folder / "tokenizer.model"
+    tekken_file = folder / "tekken.json"
     settings = _optional(folder, "tokenizer_config.json")
+    fast = _read_fast(folder)
     return TokenizerSource(
         folder=folder,
         config=config,
         vocab_size=_vocab_size(config),
         settings=settings,
-        fast=_read_fast(folder),
+        fast=fast,
         added=_read_added(folder),
         decoder=_read_decoder(folder, settings),
         special_map=_optional(folder, "special_tokens_map.json"),
         model_file=model_file if model_file.is_file() else None,
+        tekken_file=tekken_file if tekken_file.is_file() and not fast else None,
     )
 
 
 def _require_tokenizer(folder: Path) -> None:
-    has = {name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file()}
-    if "tokenizer.json" not in has and (folder / "tekken.json").is_file():
+    sought = ("tokenizer.model", "tokenizer.json", "tekken.json")
+    if not any((folder / name).is_file() for name in sought):
         raise TokenizerError(
-            f"{folder} has Mistral's tekken.json but no tokenizer.json; add the tokenizer.json of "
-            "the same model in Hugging Face format."
-        )
-    if not has:
-        raise TokenizerError(
-            f"{folder} has no tokenizer: looked for tokenizer.model and tokenizer.json; copy one "
-            "from the original model, or save it with transformers if only vocab.json is there."
+            f"{folder} has no tokenizer: looked for {', '.join(sought)}; copy one from the "
+            "original model, or save it with transformers if only vocab.json is there."
         )
 
 
@@ -160,6 +161,21 @@ def post_processors(fast: Mapping[str, Any]) -> list[dict[str, Any]]:
     whole = fast.get("post_processor") or {}
     processors: list[dict[str, Any]] = whole.get("processors", [whole])
     return processors
+
+
+def steps(part: Any, key: str) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json that is one step or a nested sequence of them.
+
+    Args:
+        part: ``normalizer`` or ``pre_tokenizer``; null has no steps.
+        key: under which a sequence lists its steps.
+
+    """
+    if not part:
+        return []
+    if isinstance(part.get(key), list):
+        return [step for inner in part[key] for step in steps(inner, key)]
+    return [part]
 
 
 def _read_added(folder: Path) -> dict[str, int]:

@@ -14,6 +14,17 @@ UNUSED_SCORE = -10000.0
 WORD_BOUNDARY = "\u2581"  # SentencePiece's sign for a space
 
 
+def _byte_letters() -> dict[int, int]:
+    """The letters that GPT-2's byte-level BPE writes bytes as (``bytes_to_unicode``)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {byte: byte for byte in shown} | {b: 0x100 + i for i, b in enumerate(others)}
+
+
+# The letter that stands for a byte in byte-level vocabularies, by byte.
+BYTE_LETTERS = _byte_letters()
+
+
 class TokenType(IntEnum):
     """``tokenizer.ggml.token_type``, as in SentencePiece's model.proto."""
 

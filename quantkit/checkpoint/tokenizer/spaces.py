@@ -1,0 +1,110 @@
+"""What a SentencePiece-style ``tokenizer.json`` does to spaces before it merges.
+
+llama.cpp's SentencePiece tokenizer turns spaces into word boundaries and, unless
+``tokenizer.ggml.add_space_prefix`` is false, puts one in front of a text and of what follows a
+special token. It knows nothing else, so nothing else can be converted.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from quantkit.checkpoint.tokenizer.source import TokenizerSource, steps
+from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
+from quantkit.core.errors import TokenizerError
+
+# The classes of transformers 5 that set up spaces themselves, whatever tokenizer.json says. They
+# are taken for the model type llama; mistral and mixtral have tokenizer.json as it is. Sources:
+# AutoTokenizer.from_pretrained, LlamaTokenizer and CodeLlamaTokenizer of transformers 5.23.
+_OWN_SPACES = ("LlamaTokenizer", "CodeLlamaTokenizer")
+
+
+class Prefix(Enum):
+    """Where a word boundary is put in front of a text."""
+
+    NEVER = "never"
+    LEGACY = "legacy"
+    """In front of every stretch between special tokens: what llama.cpp does."""
+    ALWAYS = "always"
+    """The same, but not in front of a space."""
+    FIRST = "first"
+    """Only at the very start, and not in front of a space."""
+
+    @property
+    def adds(self) -> bool:
+        """Whether a text that starts with a letter gets a word boundary."""
+        return self is not Prefix.NEVER
+
+
+def read_prefix(source: TokenizerSource) -> Prefix:
+    """How the tokenizer.json of a checkpoint begins a text, as transformers 5 opens it.
+
+    Raises:
+        TokenizerError: it does to a text what llama.cpp cannot do.
+
+    """
+    if name := sets_itself_up(source):
+        return _own_prefix(source, name)
+    prefix, bounds = Prefix.NEVER, False
+    for step in steps(source.fast.get("normalizer"), "normalizers"):
+        match step:
+            case {"type": "Prepend", "prepend": text} if text == WORD_BOUNDARY:
+                prefix = Prefix.LEGACY
+            case {"type": "Prepend", "prepend": " "} if not bounds:
+                prefix = Prefix.LEGACY
+            case {
+                "type": "Replace",
+                "pattern": {"String": " "} | {"Regex": " "},
+                "content": text,
+            } if text == WORD_BOUNDARY:
+                bounds = True
+            case {"type": "NFC"}:
+                pass
+            case _:
+                raise _refused(source, f"normalizes text ({step.get('type')})")
+    for step in steps(source.fast.get("pre_tokenizer"), "pretokenizers"):
+        match step:
+            case {"type": "Metaspace"}:
+                found = _metaspace(source, step)
+                prefix = found if prefix is Prefix.NEVER else prefix
+                bounds = True
+            case {"type": "Split", "pattern": {"String": " "}} if bounds:
+                pass  # no space is left to split at
+            case _:
+                raise _refused(source, f"splits text before it merges ({step.get('type')})")
+    if not bounds:
+        raise _refused(source, "leaves spaces as they are")
+    return prefix
+
+
+def sets_itself_up(source: TokenizerSource) -> str | None:
+    """The class of transformers that takes vocabulary and merges from tokenizer.json, no more."""
+    name = source.settings.get("tokenizer_class") or source.config.get("tokenizer_class") or ""
+    name = str(name).removesuffix("Fast")
+    is_own = source.config.get("model_type") == "llama" and name in _OWN_SPACES
+    return name if is_own else None
+
+
+def _own_prefix(source: TokenizerSource, name: str) -> Prefix:
+    wanted = source.settings.get("add_prefix_space")
+    if not (True if wanted is None else wanted):
+        return Prefix.NEVER
+    always = name == "LlamaTokenizer" and source.settings.get("legacy", False)
+    return Prefix.ALWAYS if always else Prefix.FIRST
+
+
+def _metaspace(source: TokenizerSource, step: Mapping[str, Any]) -> Prefix:
+    if step.get("replacement", WORD_BOUNDARY) != WORD_BOUNDARY:
+        raise _refused(source, f"writes spaces as {step['replacement']!r}")
+    inner = [text for text in source.fast["model"].get("vocab", {}) if WORD_BOUNDARY in text[1:]]
+    if step.get("split", True) and inner:
+        raise _refused(source, f"merges no further than a space, but has the token {inner[0]!r}")
+    legacy = "always" if step.get("add_prefix_space", True) else "never"  # before tokenizers 0.14
+    return Prefix(step.get("prepend_scheme") or legacy)
+
+
+def _refused(source: TokenizerSource, what: str) -> TokenizerError:
+    return TokenizerError(
+        f"{source.fast_file} {what}, which llama.cpp does not do for a SentencePiece vocabulary; "
+        "quantkit cannot convert this tokenizer."
+    )
