@@ -212,7 +212,7 @@ def _take_units(work: Work, folder: Path, count: int) -> list[dict[str, float]]:
                 hashlib.sha256(raw.data).digest()
             inside = sum(clocks.seconds.values())
             start = time.thread_time()
-            encoder.encode(unit, raw)
+            encoder.encode(unit, raw, range(len(artifacts)))
             spent = time.thread_time() - start
             clocks.seconds["check"] = spent - (sum(clocks.seconds.values()) - inside)
             written = clocks.seconds.pop("write") / sum(a.n_bytes for a in artifacts)

@@ -60,14 +60,14 @@ class Encoder:
         )
 
     def encode(
-        self, unit: Unit, raw: NDArray[np.uint8], numbers: Container[int] | None = None
+        self, unit: Unit, raw: NDArray[np.uint8], numbers: Container[int]
     ) -> list[list[int]]:
         """Encode one unit for every artifact and write it; per artifact, a CRC-32 per piece.
 
         Args:
             unit: what to encode.
             raw: its bytes as the checkpoint stores them; nothing for computed values.
-            numbers: of the artifacts to encode it for, None for all.
+            numbers: of the artifacts to encode it for.
 
         Raises:
             WeightsError: a weight is not finite, or too large for an encoding.
@@ -78,7 +78,7 @@ class Encoder:
         wanted: dict[Encoding, list[int]] = defaultdict(list)
         crcs: list[list[int]] = [[] for _ in self._artifacts]
         for number, artifact in enumerate(self._artifacts):
-            if numbers is not None and number not in numbers:
+            if number not in numbers:
                 continue
             if isinstance(artifact.layout, FolderLayout):
                 crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
@@ -88,14 +88,14 @@ class Encoder:
         if self._imatrix is not None and any(kind.is_block for kind in wanted):
             columns = self._imatrix.columns_of(target)
         importance = None if columns is None else columns[unit.matrix]
-        for kind, numbers in wanted.items():
+        for kind, alike in wanted.items():
             if kind.is_block and peak > _LARGEST_WEIGHT:
                 raise self._too_large(unit, kind)
             try:
                 data = self._kernel.encode(slab, kind, importance).reshape(-1).data
             except OverflowError:
                 raise self._too_large(unit, kind) from None
-            for number in numbers:
+            for number in alike:
                 artifact = self._artifacts[number]
                 places = artifact.layout.places(unit.target, unit.row, unit.rows)
                 crcs[number] = artifact.write(places, [data])

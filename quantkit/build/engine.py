@@ -20,7 +20,7 @@ import quantkit
 from quantkit.build import manifest
 from quantkit.build.encode import sessions
 from quantkit.build.executor import Assignment, Crcs, Executor, ThisProcess, Workers
-from quantkit.build.journal import Journal, partial_paths, remove_stale
+from quantkit.build.journal import Journal, Record, partial_paths, remove_stale
 from quantkit.build.output import (
     Layout,
     PartialArtifact,
@@ -38,7 +38,7 @@ from quantkit.build.shipping import (
     put_away,
     send_whole,
 )
-from quantkit.build.source import Reading, identify_source, stamps_of
+from quantkit.build.source import Reading, identify_source, stamp, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, cut_units
 from quantkit.build.verification import verify
 from quantkit.build.work import Work
@@ -93,6 +93,8 @@ class Artifact:
     entry: Mapping[str, Any]
     check: Check | None
     fresh: bool
+    recognized: str = ""
+    """How one that was there already was compared with its manifest."""
 
     @property
     def is_sound(self) -> bool:
@@ -108,8 +110,10 @@ def build(
     max_memory: int,
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
     shipping: Shipping | None = None,
     workers: Workers = _THIS_PROCESS,
+    hashed: bool = False,
 ) -> list[Artifact]:
     """Build artifacts into a folder; finished ones are left alone, an interrupted build resumes.
 
@@ -123,32 +127,33 @@ def build(
             under its partial name, before it is renamed; an artifact it does not accept ends as
             ``.rejected``.
         report: called from this thread with the progress, in source bytes while encoding.
+        say: told, before the first byte is written, what of an interrupted build will be lost.
         shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
             as they are written, which no check sees then; single files after their check.
         workers: who encodes.
+        hashed: compare the sha256 of what is there already, not size and time alone.
 
     Raises:
-        OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small).
+        OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small), or
+            what is there already was changed.
         WeightsError: a weight is not finite, or too large for its encoding.
         CheckpointError: a source file changed or cannot be read.
         Interrupted: Ctrl-C; what was done is kept.
 
     """
-    ahead = min(work.read_ahead, max_memory // 4)
-    if max_memory - ahead < UNIT_MEMORY:
-        least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
-        raise PlanError(
-            f"--max-memory {format_size(max_memory)} is below one slab; "
-            f"give at least {-(-least // 2**20)}MiB."
-        )
+    ahead = divide_memory(work, max_memory)
     with locked(out):
         entries = manifest.read_manifest(out)["artifacts"]
         to_build = []
+        found = {}
         for x in work.layouts:
             entry = entries.get(x.name, {})
             elsewhere = is_sent(entry, shipping) or workers.hold(out, entry)
-            if not manifest.is_finished(out, work, x, elsewhere=elsewhere):
+            how = manifest.find_finished(out, work, x, elsewhere=elsewhere, hashed=hashed)
+            if how is None:
                 to_build.append(x)
+            else:
+                found[x.name] = how
         built = {}
         if not to_build:
             remove_stale(out)
@@ -157,7 +162,7 @@ def build(
 
             def run() -> list[Artifact]:
                 layouts = tuple(to_build)
-                parts = _Run(work, layouts, out, jobs, slots, ahead, report, shipping, workers)
+                parts = _Run(work, layouts, out, jobs, slots, ahead, report, say, shipping, workers)
                 return parts.execute(check)
 
             try:
@@ -174,13 +179,70 @@ def build(
                     if not is_sent(known[x.name], shipping):
                         send_whole(out, x, known[x.name], shipping)
                     put_away(out, x)
-    return [built.get(x.name) or _existing(out, x, known[x.name]) for x in work.layouts]
+    return [
+        built.get(x.name) or _existing(out, x, known[x.name], found[x.name]) for x in work.layouts
+    ]
 
 
-def _existing(out: Path, layout: Layout, entry: Mapping[str, Any]) -> Artifact:
+def divide_memory(work: Work, max_memory: int) -> int:
+    """How much of the memory may be read ahead, in bytes; the rest is for units in flight.
+
+    Raises:
+        PlanError: it is not enough for one unit.
+
+    """
+    ahead = min(work.read_ahead, max_memory // 4)
+    if max_memory - ahead < UNIT_MEMORY:
+        least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
+        raise PlanError(
+            f"--max-memory {format_size(max_memory)} is below one slab; "
+            f"give at least {-(-least // 2**20)}MiB."
+        )
+    return ahead
+
+
+def look_ahead(work: Work, out: Path, *, hashed: bool = False, guessed: bool = False) -> int:
+    """The bytes that a build will still need on the disk, as far as they are known. Writes nothing.
+
+    For those who have something expensive to do before they build.
+
+    Args:
+        work: what to build.
+        out: the output folder.
+        hashed: compare the sha256 of what is there already.
+        guessed: the work's importance matrix stands for one that is not made yet, so what is there
+            by the same plan may be what will be asked for.
+
+    Raises:
+        OutputError: the folder cannot take the result: it holds something else, or another build.
+
+    """
+    needed = _SIDE_FILES
+    with locked(out) if out.exists() else nullcontext():
+        for layout in work.layouts:
+            if out.exists():
+                if manifest.find_finished(out, work, layout, hashed=hashed):
+                    continue
+                if guessed and manifest.is_planned(out, layout):
+                    continue
+            artifact = PartialArtifact(out, layout)
+            _refuse_taken(artifact)
+            needed += artifact.missing
+    return needed
+
+
+def _refuse_taken(artifact: PartialArtifact) -> None:
+    if artifact.final.exists():
+        raise OutputError(
+            f"{artifact.final} is there already and was not built from this checkpoint "
+            "with these settings; move it away or choose another folder with -o."
+        )
+
+
+def _existing(out: Path, layout: Layout, entry: Mapping[str, Any], how: str) -> Artifact:
     whole = isinstance(layout, FolderLayout)
     path = out / (layout.name if whole else entry["files"][0]["name"])
-    return Artifact(layout, path, entry, None, fresh=False)
+    return Artifact(layout, path, entry, None, fresh=False, recognized=how)
 
 
 class _Run:
@@ -195,6 +257,7 @@ class _Run:
         slots: int,
         ahead: int,
         report: Callable[[Progress], None],
+        say: Callable[[str], None],
         shipping: Shipping | None,
         workers: Workers,
     ) -> None:
@@ -202,6 +265,7 @@ class _Run:
         self._out = out
         self._ahead = ahead
         self._report = report
+        self._say = say
         self._threads = max(1, min(jobs, slots))
         self._slots = slots
         self._workers = workers
@@ -210,12 +274,12 @@ class _Run:
         self._units = cut_units(targets, work.checkpoint.tensors)
         self._done, self._total = 0, sum(unit.n_bytes for unit in self._units)
         self._stamps = stamps_of(work.checkpoint)
-        digests = {a.partial.name: a.layout.digest for a in self._artifacts}
-        self._journal = Journal(out, self._identity(), digests)
+        artifacts = {a.partial.name: self._identify(a.layout) for a in self._artifacts}
+        self._journal = Journal(out, self._identity(), artifacts)
         self._shipping = shipping
         self._departures: Departures | None = None
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
-        self._unrecorded: list[tuple[int, Crcs]] = []
+        self._unrecorded: list[tuple[int, Record]] = []
 
     def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
         try:
@@ -228,38 +292,51 @@ class _Run:
                     self._finish(artifact, digests(), sources, check)
                     for artifact, digests in zip(self._artifacts, verified, strict=True)
                 ]
+                self._remove_left()
                 self._journal.remove()
         except (WeightsError, SourceChangedError, ReadBackError):
             self._discard()  # a later run cannot go on from here
             raise
         except ClusterError:
-            if not self._journal.finished:
+            if not self._journal.finished and not self._journal.left:
                 self._discard()  # it was refused before it began
             raise
         except KeyboardInterrupt:
             raise Interrupted(
-                f"Stopped with {len(self._journal.finished)} of {len(self._units)} slabs "
+                f"Stopped with {len(self._journal.done)} of {len(self._units)} slabs "
                 "encoded; run the same command to go on from there."
             ) from None
         return results
 
     def _identity(self) -> dict[str, Any]:
-        imatrix, kernel = self._work.imatrix, self._work.kernel
+        """What all artifacts depend on."""
+        kernel = self._work.kernel
         return {
             "quantkit": quantkit.__version__,
             "source": identify_source(self._work.checkpoint, self._stamps),
-            "kernel": [kernel.name, kernel.version, kernel.search],
-            "tools": [
-                layout.record.get("tools")
-                for layout in self._work.layouts
-                if isinstance(layout, FolderLayout)
-            ],
-            "imatrix": imatrix and imatrix.sha256,
+            "kernel": [kernel.name, kernel.version],
             "unit": UNIT_ELEMENTS,
         }
 
+    def _identify(self, layout: Layout) -> dict[str, Any]:
+        """What else one artifact's bytes depend on."""
+        if isinstance(layout, FolderLayout):
+            return {"plan": layout.digest, "tools": layout.record.get("tools")}
+        imatrix = self._work.imatrix
+        return {
+            "plan": layout.digest,
+            "imatrix": imatrix and imatrix.sha256,
+            "search": self._work.kernel.search,
+        }
+
     def _assignment(self) -> Assignment:
-        done = {self._units[index] for index in self._journal.finished}
+        finished = self._journal.finished
+        done = {self._units[index] for index in self._journal.done}
+        partly = {
+            index: tuple(number for number, pieces in enumerate(crcs) if pieces is None)
+            for index, crcs in finished.items()
+            if None in crcs
+        }
         return Assignment(
             self._work,
             self._artifacts,
@@ -267,10 +344,18 @@ class _Run:
             Reading(self._stamps, done, dict(self._journal.hashed), self._ahead),
             self._threads,
             self._slots,
-            keep=lambda index, crcs: self._unrecorded.append((index, crcs)),
+            keep=self._keep,
             passed=self._passed,
             compiling=lambda name: self._report(Progress("compile", 0, 1, name)),
+            partly=partly,
         )
+
+    def _keep(self, index: int, crcs: Crcs) -> None:
+        """What a unit gave now, and what it gave to other artifacts in earlier runs."""
+        earlier = self._journal.finished.get(index, ())
+        known = dict(enumerate(earlier))
+        record = [now if known.get(n) is None else known[n] for n, now in enumerate(crcs)]
+        self._unrecorded.append((index, record))
 
     def _passed(self, n_bytes: int) -> None:
         self._done += n_bytes
@@ -291,17 +376,16 @@ class _Run:
     def _prepare(self) -> None:
         """Take over an interrupted build of the same, or clear away one of another."""
         for artifact in self._artifacts:
-            if artifact.final.exists():
-                raise OutputError(
-                    f"{artifact.final} is there already and was not built from this checkpoint "
-                    "with these settings; move it away or choose another folder with -o."
-                )
-        self._journal.resume()
+            _refuse_taken(artifact)
+        journal = self._journal
+        journal.resume()
         self._forget_absent()
-        ours = {artifact.partial for artifact in self._artifacts}
-        for path in ours.union(partial_paths(self._out)):
-            if path not in ours or not self._journal.finished:
-                remove(path)
+        self._make_room_for_left()
+        self._tell_what_is_lost()
+        served = {a.partial for n, a in enumerate(self._artifacts) if journal.has(n)}
+        served |= {self._out / name for name in journal.left}
+        for path in {a.partial for a in self._artifacts}.union(partial_paths(self._out)) - served:
+            remove(path)
         if self._shipping is not None:
             self._departures = Departures(
                 self._shipping, self._artifacts, self._units, self._journal
@@ -313,20 +397,52 @@ class _Run:
         self._journal.start()
 
     def _forget_absent(self) -> None:
-        """Let go of units of which something was in a file that is not there."""
-        absent = [artifact.absent() for artifact in self._artifacts]
-        if all(
-            len(a.paths) == len(files) for a, files in zip(self._artifacts, absent, strict=True)
-        ):
-            self._journal.forget()
-        if not any(absent):
-            return
-        for index in list(self._journal.finished):
-            unit = self._units[index]
-            for artifact, files in zip(self._artifacts, absent, strict=True):
-                places = artifact.layout.places(unit.target, unit.row, unit.rows)
-                if any(place.file in files for place in places):
-                    self._journal.finished.pop(index, None)
+        """Let go of what was in files that are not there, or cannot have been written like that."""
+        nothing_there = True
+        for number, artifact in enumerate(self._artifacts):
+            absent = artifact.absent()
+            if len(absent) == len(artifact.paths):
+                self._journal.forget(number)
+                continue
+            nothing_there = False
+            gone = []
+            for index, crcs in self._journal.finished.items():
+                if (pieces := crcs[number]) is None:
+                    continue
+                if index < len(self._units):
+                    unit = self._units[index]
+                    places = artifact.layout.places(unit.target, unit.row, unit.rows)
+                    if len(places) == len(pieces) and not any(p.file in absent for p in places):
+                        continue
+                gone.append(index)
+            self._journal.forget(number, gone)
+        if nothing_there:
+            self._journal.forget_files()
+
+    def _make_room_for_left(self) -> None:
+        """Give up what earlier runs left for other quants where the disk has no room beside it."""
+        if self._journal.left and shutil.disk_usage(self._out).free < self._missing():
+            self._journal.lost |= dict(self._journal.left_units())
+            self._journal.drop_left()
+
+    def _tell_what_is_lost(self) -> None:
+        total = len(self._units)
+        for name, count in self._journal.left_units():
+            self._say(
+                f"{name} of an interrupted build ({count} of {total} slabs) is for a quant that is "
+                "not asked for now, and is deleted when this build is finished; to keep it, press "
+                "Ctrl-C and add that quant."
+            )
+        for name, count in self._journal.lost.items():
+            if count:
+                self._say(
+                    f"{name} of an interrupted build ({count} slabs) was made from another source "
+                    "or in another way, serves nothing any more, and is deleted."
+                )
+
+    def _remove_left(self) -> None:
+        for name in self._journal.left:
+            remove(self._out / name)
 
     def _write(self, executor: Executor) -> dict[Path, str]:
         """Fill the partial files; the sha256 of each source file."""
@@ -348,6 +464,7 @@ class _Run:
     def _discard(self) -> None:
         for artifact in self._artifacts:
             artifact.discard()
+        self._remove_left()
         self._journal.remove()
 
     def _encode_all(self, executor: Executor) -> dict[Path, str]:
@@ -358,9 +475,10 @@ class _Run:
             closing(self._departures) if self._departures else nullcontext(),
         ):
             committer = commit_pool.submit(self._commit, executor)
+            done = self._journal.done
             try:
                 for index in range(len(self._units)):
-                    if self._departures and index not in self._journal.finished:
+                    if self._departures and index not in done:
                         self._departures.make_room(index)
                     executor.submit(index)
                     if self._departures and (due := self._departures.due(index)):
@@ -411,6 +529,7 @@ class _Run:
                 "bytes": file.n_bytes,
                 "sha256": digest,
                 **artifact.where(number),
+                **({"modified_ns": stamp(artifact.paths[number])[1]} if artifact.is_here else {}),
             }
             for number, (file, digest) in enumerate(zip(layout.files, digests, strict=True))
         ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from quantkit.build.source import Reading
 from quantkit.build.units import Unit
 from quantkit.build.work import Work
 
-# What a unit gave: per artifact, a CRC-32 of each piece.
+# What a unit gave: per artifact, a CRC-32 of each piece; nothing where it was not encoded for one.
 Crcs = list[list[int]]
 
 
@@ -28,7 +28,8 @@ class Assignment:
 
     ``keep`` is told what each unit gave, once its bytes are written; ``passed`` the source bytes
     that are done with, from the thread that submits; ``compiling`` what takes a while before the
-    first unit. At most ``slots`` units are held in memory here, and ``threads`` encode.
+    first unit. At most ``slots`` units are held in memory here, and ``threads`` encode. ``partly``
+    are units that an earlier run finished for some artifacts, with the numbers of the others.
     """
 
     work: Work
@@ -40,6 +41,11 @@ class Assignment:
     keep: Callable[[int, Crcs], None]
     passed: Callable[[int], None]
     compiling: Callable[[str], None]
+    partly: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    def numbers(self, index: int) -> Sequence[int]:
+        """The artifacts that a unit is to be encoded for."""
+        return self.partly.get(index, range(len(self.artifacts)))
 
 
 class Executor(Protocol):
@@ -177,7 +183,8 @@ class Threads:
 
     def _encode(self, index: int, unit: Unit, raw: NDArray[np.uint8]) -> None:
         try:
-            self._assignment.keep(index, self._encoder.encode(unit, raw))
+            numbers = self._assignment.numbers(index)
+            self._assignment.keep(index, self._encoder.encode(unit, raw, numbers))
         finally:
             self._slots.release()
 

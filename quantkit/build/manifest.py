@@ -148,24 +148,63 @@ def add_artifact(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     sync_folder(folder)
 
 
-def is_finished(folder: Path, work: Work, layout: Layout, *, elsewhere: bool = False) -> bool:
-    """Whether an artifact of this work is there, whole, and made from these very weights.
+def find_finished(
+    folder: Path, work: Work, layout: Layout, *, elsewhere: bool = False, hashed: bool = False
+) -> str | None:
+    """How an artifact of this work that is there was recognized; None where it must be built.
 
-    Of one that lies ``elsewhere`` no file need be here.
+    Its files have the sizes of the manifest, and its times or else its sha256.
+
+    Args:
+        folder: the output folder.
+        work: what it must be made of.
+        layout: the artifact's.
+        elsewhere: it does not lie here, and nothing can be compared.
+        hashed: compare sha256 in any case.
+
+    Raises:
+        OutputError: it was built here, and a file of it is not what was built.
+
     """
     entry = read_manifest(folder)["artifacts"].get(layout.name)
-    if entry is None or entry["plan_sha256"] != layout.digest:
-        return False
-    files = [(folder / file["name"], file["bytes"]) for file in entry["files"]]
-    if not elsewhere and not all(
-        path.is_file() and path.stat().st_size == size for path, size in files
+    if (
+        entry is None
+        or entry["plan_sha256"] != layout.digest
+        or entry["imatrix"] != _describe_imatrix(work)
+        or entry["kernel"].get("search", "ggml") != _search(work, layout)
+        or not _is_source(work.checkpoint, entry["source"])
     ):
-        return False
-    return (
-        entry["imatrix"] == _describe_imatrix(work)
-        and entry["kernel"].get("search", "ggml") == _search(work, layout)
-        and _is_source(work.checkpoint, entry["source"])
-    )
+        return None
+    if elsewhere:
+        return "not compared: it lies elsewhere"
+    files = [(folder / file["name"], file) for file in entry["files"]]
+    if not any(path.exists() for path, _ in files):
+        return None
+    known_times = True
+    for path, file in files:
+        fault = None
+        if not path.is_file():
+            fault = "is missing"
+        elif path.stat().st_size != file["bytes"]:
+            fault = f"has {path.stat().st_size:,} bytes instead of {file['bytes']:,}"
+        else:
+            modified_ns = path.stat().st_mtime_ns
+            known_times &= modified_ns == file.get("modified_ns")
+            if (hashed or not known_times) and _hash(path) != file["sha256"]:
+                fault = "has another sha256 than when it was built"
+        if fault is not None:
+            whole = folder / (layout.folder or path.name)
+            raise OutputError(
+                f"{path} {fault}, so it was changed since; delete {whole} and run the same command "
+                "again, which builds it anew."
+            )
+    return "sha256 as built" if hashed or not known_times else "size and time as built"
+
+
+def is_planned(folder: Path, layout: Layout) -> bool:
+    """Whether an artifact in a folder was built by this very plan, whatever it was made from."""
+    entry = read_manifest(folder)["artifacts"].get(layout.name, {})
+    return bool(entry.get("plan_sha256") == layout.digest)
 
 
 def _is_source(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> bool:
@@ -195,6 +234,10 @@ def _is_described(path: Path, entry: Mapping[str, Any]) -> bool:
 
 @cache
 def _sha256(path: Path, _modified_ns: int) -> str:
+    return _hash(path)
+
+
+def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

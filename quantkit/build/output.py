@@ -66,12 +66,20 @@ def check_space(folder: Path, needed: int) -> None:
         NoSpaceError: fewer than ``needed`` bytes are free.
 
     """
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_existing_part(folder)).free
     if free < needed:
         raise NoSpaceError(
             f"{folder} has {format_size(free)} free and the build needs {format_size(needed)} "
             f"({needed} bytes); free {format_size(needed - free)} or choose another disk with -o."
         )
+
+
+def _existing_part(folder: Path) -> Path:
+    """The folder, which may be yet to be made, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def written_to(
     artifact: PartialArtifact,
     number: int,
     units: Sequence[Unit],
-    finished: Mapping[int, Sequence[Sequence[int]]],
+    finished: Mapping[int, Sequence[Sequence[int] | None]],
     indices: Iterable[int] | None = None,
 ) -> list[list[Written]]:
     """What was written to each file of an artifact, by the journal.
@@ -32,7 +32,7 @@ def written_to(
         artifact: whose files.
         number: its place among the artifacts of the build.
         units: of the build.
-        finished: per unit and artifact, a CRC-32 of each piece.
+        finished: per unit and artifact, a CRC-32 of each piece; all of this artifact's are there.
         indices: the units to look at, None for all.
 
     """
@@ -41,7 +41,7 @@ def written_to(
     for index in range(len(units)) if indices is None else indices:
         unit = units[index]
         where = artifact.layout.places(unit.target, unit.row, unit.rows)
-        places.extend(zip(where, finished[index][number], strict=True))
+        places.extend(zip(where, finished[index][number] or (), strict=True))
     for place, crc in places:
         if place.file < len(written):  # what lies beyond is scratch
             written[place.file].append((place.offset, place.n_bytes, crc))

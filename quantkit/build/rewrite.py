@@ -12,7 +12,7 @@ from typing import Any
 
 from quantkit.build import engine
 from quantkit.build.output import PARTIAL, remove, sync_folder
-from quantkit.build.source import identify_source
+from quantkit.build.source import identify_source, require_unchanged
 from quantkit.build.work import Work, weight_reader
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.rows import open_rows
@@ -33,6 +33,7 @@ def rewrite(
     max_memory: int,
     shard_size: int | None = None,
     report: Callable[[engine.Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Write a checkpoint into a new folder; its size in bytes.
 
@@ -46,6 +47,7 @@ def rewrite(
         max_memory: bytes of slabs in flight.
         shard_size: the most bytes of tensors per file.
         report: called with the progress.
+        say: told what of an interrupted run is lost.
 
     Raises:
         OutputError: the folder is taken or cannot take the result.
@@ -77,17 +79,18 @@ def rewrite(
     )
     staging = out.with_name(out.name + PARTIAL)
     try:
-        [artifact] = engine.build(work, staging, jobs=jobs, max_memory=max_memory, report=report)
+        [artifact] = engine.build(
+            work, staging, jobs=jobs, max_memory=max_memory, report=report, say=say
+        )
     except BaseException:
         if staging.is_dir() and not any(staging.iterdir()):
             staging.rmdir()
         raise
-    if identify_source(checkpoint) != source:
+    try:
+        require_unchanged(checkpoint, source)
+    except CheckpointError:
         remove(staging)
-        raise CheckpointError(
-            f"The weights of {checkpoint.path} changed while they were read; run the same command "
-            "again."
-        )
+        raise
     artifact.path.replace(out)
     remove(staging)
     sync_folder(out.parent)

@@ -123,7 +123,8 @@ class Departures:
 
     def make_room(self, index: int) -> None:
         """Wait until what is being sent is gone, where a unit has no room beside it."""
-        n_bytes = self._bytes_of(index)
+        known = self._journal.finished.get(index)
+        n_bytes = self._bytes_of(index, lambda number: known is None or known[number] is None)
         assert self._limit is not None  # noqa: S101 - checked before the first unit
         if self._on_disk + n_bytes > self._limit:
             self.finish()
@@ -134,17 +135,18 @@ class Departures:
         """The most bytes of files that must be on the disk at a time."""
         now = most = sum(len(f.header) for a in self._artifacts for f in a.layout.files)
         for index in range(len(self._units)):
-            now += self._bytes_of(index)
+            now += self._bytes_of(index, lambda _: True)
             most = max(most, now)
             now -= sum(self._artifacts[a].layout.files[f].n_bytes for a, f in self.due(index))
         return most
 
-    def _bytes_of(self, index: int) -> int:
-        """Bytes that a unit gives to files that were not sent yet."""
+    def _bytes_of(self, index: int, chosen: Callable[[int], bool]) -> int:
+        """Bytes that a unit gives to those files of chosen artifacts that were not sent yet."""
         unit = self._units[index]
         return sum(
             place.n_bytes
             for number, artifact in enumerate(self._artifacts)
+            if chosen(number)
             for place in artifact.layout.places(unit.target, unit.row, unit.rows)
             if self._name(number, place.file) not in self.sent
         )

@@ -94,6 +94,24 @@ def identify_source(
     ]
 
 
+def require_unchanged(checkpoint: Checkpoint, known: list[list[Any]]) -> None:
+    """Refuse a result of weights that are not those any more that the work began with.
+
+    Args:
+        checkpoint: local or on the Hub.
+        known: what `identify_source` gave when the work began.
+
+    Raises:
+        CheckpointError: a file is another now, or gone.
+
+    """
+    if identify_source(checkpoint) != known:
+        raise CheckpointError(
+            f"The weights of {checkpoint.path} changed while they were read; run the same command "
+            "again."
+        )
+
+
 def group_by_file(units: Iterable[Unit]) -> dict[Path | None, tuple[Unit, ...]]:
     """Units in the order of ``cut_units`` by the file that they lie in; None: computed values."""
     return {

@@ -10,8 +10,7 @@ from quantkit.build.output import Layout
 from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.folder import Checkpoint, RowReader, open_checkpoint
-from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
-from quantkit.core.errors import PlanError
+from quantkit.checkpoint.imatrix import Imatrix, load_imatrix, require_same_model
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
 from quantkit.families.model import Model
@@ -21,7 +20,7 @@ from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.llama_quantize import Override
-from quantkit.plan.plan import check_sources, make_plan
+from quantkit.plan.plan import Plan, check_sources, make_plan
 from quantkit.plan.quants import Quant
 
 _NO_BNB = BnbOptions()
@@ -62,6 +61,7 @@ def prepare(
     *,
     name: str | None = None,
     imatrix_file: Path | None = None,
+    imatrix: Imatrix | None = None,
     overrides: Sequence[Override] = (),
     shard_size: int | None = None,
     kernel: str = "fast",
@@ -76,6 +76,7 @@ def prepare(
         quants: what to build.
         name: the model's name, instead of the one in its card or folder.
         imatrix_file: importance matrix, in either of llama.cpp's formats.
+        imatrix: one that was read, instead, or that stands for one that is not made yet.
         overrides: encodings for tensors by name pattern.
         shard_size: the most tensor bytes per file, None for single files.
         kernel: a key of ``encodings.kernel.KERNELS``.
@@ -85,7 +86,7 @@ def prepare(
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
-        ImatrixError: an importance matrix is needed and absent, or does not fit.
+        ImatrixError: an importance matrix is needed and absent, or of another model.
         PlanError: an override or a shard size makes no sense, or the kernel lacks the search.
         NativeError: the kernel cannot be used.
         MissingPackageError: a quant needs a package that is not installed.
@@ -94,13 +95,17 @@ def prepare(
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
-    imatrix = load_imatrix(imatrix_file) if imatrix_file else None
-    if overrides and not any(quant.format == "gguf" for quant in quants):
-        raise PlanError("--tensor-type is for GGUF quants, and none is asked for; leave it out.")
+    if imatrix_file is not None:
+        imatrix = load_imatrix(imatrix_file)
     plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name
-    layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
+    layouts: list[Layout] = []
+    for plan in plans:
+        layout = lay_out(plan, metadata, imatrix, shard_size)
+        if imatrix is not None and (remark := _remark_on(imatrix, model, plan)):
+            layout = replace(layout, remarks=(*layout.remarks, remark))
+        layouts.append(layout)
     layouts += [
         lay_out_bnb(checkpoint, model, quant, bnb, base_name, shard_size)
         for quant in quants
@@ -125,6 +130,12 @@ def prepare(
         read_ahead=MOST_BYTES,
         kept=kept,
     )
+
+
+def _remark_on(imatrix: Imatrix, model: Model, plan: Plan) -> str | None:
+    """What to say of an importance matrix that lacks something for one plan."""
+    wanted = [tensor.target for tensor in plan.tensors if tensor.encoding.is_block]
+    return require_same_model(imatrix, model.targets, wanted)
 
 
 def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightReader]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import torch
 
 import quantkit
 from quantkit.build.output import PARTIAL, check_space
-from quantkit.build.source import identify_source
+from quantkit.build.source import identify_source, require_unchanged
 from quantkit.calibrate.activations import Activations
 from quantkit.calibrate.forward import Forward, Routing, Visitor
 from quantkit.calibrate.progress import Journal, working_folder
@@ -23,7 +24,7 @@ from quantkit.calibrate.statistics import SquareSums, Sums
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.folder import Checkpoint
-from quantkit.checkpoint.imatrix import read_note, write_imatrix
+from quantkit.checkpoint.imatrix import Imatrix, read_note, write_imatrix
 from quantkit.core.errors import CalibrationError, Interrupted, OutputError
 from quantkit.families.model import Model
 
@@ -31,6 +32,11 @@ FEWEST_TOKENS = 256
 _SPILLED_ARRAYS, _KEPT_ARRAYS = 3, 2
 # The key under which an importance matrix says what it was made from.
 _NOTE = "quantkit.calibration"
+# Raise it whenever the same weights and text give other statistics, layers or merges: what was made
+# or begun before then serves no more.
+_ALGORITHM = 1
+# What config.json says that computes nothing. All else counts, whether quantkit knows it or not.
+_COMPUTES_NOTHING = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,7 @@ def calibrate(
     out: Path,
     settings: Settings,
     report: Callable[[Step], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Calibration:
     """Run a model over text and write what its matrices saw as an importance matrix.
 
@@ -89,17 +96,18 @@ def calibrate(
         out: the file to write.
         settings: how to run.
         report: called with the progress.
+        say: told what of an interrupted run is lost.
 
     Raises:
         CalibrationError: the model cannot be run over this text.
-        CheckpointError: a weight cannot be read.
+        CheckpointError: a weight cannot be read, or a file of them changed meanwhile.
         OutputError: the result cannot be written.
         Interrupted: Ctrl-C; what was done is kept.
 
     """
     if out.is_dir():
         raise OutputError(f"{out} is a folder; name the file to write with -o.")
-    identity = identify(checkpoint, corpus, settings)
+    identity = _identify_matrix(checkpoint, corpus, settings)
     run = Run(checkpoint, model, corpus, settings, out.with_name(out.name + PARTIAL), identity)
     visitor = SquareSums(model.hparams.num_local_experts)
 
@@ -114,8 +122,9 @@ def calibrate(
         return {}
 
     with working_folder(run.folder, run.n_bytes):
-        run.execute(visitor, finish_layer, report)
+        run.execute(visitor, finish_layer, report, say)
         perplexity = run.forward.perplexity(run.states, corpus.tokens)
+        run.require_unchanged()
         entries = _gather(run)
         unfinished = run.folder / "imatrix.gguf"
         write_imatrix(
@@ -135,15 +144,47 @@ def calibrate(
 def is_made_from(file: Path, checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> bool:
     """Whether a file is the importance matrix that these would give."""
     return file.is_file() and read_note(file, _NOTE) == digest(
-        identify(checkpoint, corpus, settings)
+        _identify_matrix(checkpoint, corpus, settings)
     )
 
 
+def _identify_matrix(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> dict[str, Any]:
+    """Everything that a file depends on: it names the text, too."""
+    return {**identify(checkpoint, corpus, settings), "text": corpus.names}
+
+
+def look_ahead(checkpoint: Checkpoint, model: Model, corpus: Corpus, settings: Settings) -> int:
+    """The bytes of disk that a run needs for activations. Reads no weights, writes nothing.
+
+    Raises:
+        CalibrationError: the model cannot be run over this text, or not on this device.
+
+    """
+    return Run(checkpoint, model, corpus, settings, Path(), {}).n_bytes
+
+
+def stand_in(path: Path, model: Model, corpus: Corpus) -> Imatrix:
+    """What has the names, the text and the size of the matrix that `calibrate` would write."""
+    entries = {
+        target.name: np.ones(math.prod(target.shape[:-2]) * target.columns, np.float32)
+        for target in model.targets
+        if target.is_linear
+    }
+    return Imatrix(path, "", entries, corpus.chunks, corpus.names)
+
+
 def identify(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> dict[str, Any]:
-    """Everything that the statistics depend on."""
+    """Everything that the result of a run depends on, down to rounding.
+
+    Which threads, processor and version of PyTorch round the last bits is left out: a matrix that
+    was made on another machine serves.
+    """
+    config = {k: v for k, v in checkpoint.config.items() if k not in _COMPUTES_NOTHING}
     return {
         "quantkit": quantkit.__version__,
+        "algorithm": _ALGORITHM,
         "source": identify_source(checkpoint),
+        "config": config,
         "tokens": hashlib.sha256(corpus.tokens.tobytes()).hexdigest(),
         "shape": corpus.tokens.shape,
         "fewest_tokens": settings.fewest_tokens,
@@ -184,6 +225,7 @@ class Run:
         identity: Mapping[str, Any],
     ) -> None:
         self.folder = folder
+        self._checkpoint = checkpoint
         self.model = model
         self.corpus = corpus
         self._identity = identity
@@ -207,13 +249,26 @@ class Run:
         visitor: Visitor,
         finish_layer: Callable[[int], Mapping[str, Any]],
         report: Callable[[Step], None],
+        say: Callable[[str], None],
     ) -> None:
         """Run every layer that no earlier run finished, in a folder that is held.
 
         ``finish_layer`` writes what the visitor has of a layer; then the layer counts as done, and
-        what it returned is kept in ``records``.
+        what it returned is kept in ``records``. What is lost of another run is said before.
+
+        Raises:
+            CheckpointError: a weight cannot be read.
+            NoSpaceError: the activations do not fit on the disk.
+            Interrupted: Ctrl-C; what was done is kept.
+
         """
         journal = Journal(self.folder, self._identity)
+        if journal.lost:
+            say(
+                f"{self.folder} holds {journal.lost} layers of an interrupted run over other "
+                "weights, text or settings, which serve nothing here; they are deleted."
+            )
+        journal.start()
         check_space(self.folder, self.n_bytes)
         n_layers = self.model.hparams.num_hidden_layers
         self.states = Activations(self.folder, self._shape, spill=self._spills)
@@ -254,6 +309,15 @@ class Run:
             for routing in (record["routing"] for record in journal.layers)
             if routing
         )
+
+    def require_unchanged(self) -> None:
+        """Refuse the result if the weights are not those any more that the run began with.
+
+        Raises:
+            CheckpointError: a file of them is another now, or gone.
+
+        """
+        require_unchanged(self._checkpoint, self._identity["source"])
 
 
 def _gather(run: Run) -> dict[str, Sums]:

@@ -54,6 +54,7 @@ def merged(
     *,
     rounds: int | None,
     report: Callable[[Step], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Merged]:
     """Merge experts by what they do on a text; the result can be read inside the ``with`` block.
 
@@ -67,9 +68,10 @@ def merged(
         folder: for unfinished work.
         rounds: of alternating least squares, 0 for the down matrices alone; None for ``routed``.
         report: called with the progress.
+        say: told what of an interrupted run is lost.
 
     Raises:
-        CheckpointError: the model has no experts, or a weight cannot be read.
+        CheckpointError: the model has no experts, or a weight cannot be read or changed meanwhile.
         CalibrationError: the model cannot be run over this text.
         OutputError: the folder cannot be written.
         Interrupted: Ctrl-C; what was done is kept.
@@ -82,18 +84,19 @@ def merged(
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
     with working_folder(folder, run.n_bytes):
         if rounds is None:
-            run.execute(Bystander(), lambda _: {}, report)
+            run.execute(Bystander(), lambda _: {}, report, say)
             parts = densified(checkpoint, model, [layer.squares for layer in run.routing])
         else:
             sums = SquareSums(experts)
             run.forward.merger = _Fit(run.weights, sums, rounds, folder)
-            run.execute(sums, lambda _: {}, report)
+            run.execute(sums, lambda _: {}, report, say)
             replaced = {
                 name: tensor
                 for layer in range(layers)
                 for name, tensor in read_header(_file(folder, layer)).items()
             }
             parts = densified(checkpoint, model, [[1.0] * experts] * layers, replaced)
+        run.require_unchanged()
         yield Merged(*parts, digest(identity), run.routing)
 
 

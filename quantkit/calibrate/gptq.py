@@ -95,6 +95,8 @@ def build_gptq(
     *,
     check: Callable[[Path], Check] | None = None,
     report: Callable[[Step], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+    hashed: bool = False,
 ) -> Artifact:
     """Make one artifact in a folder; a finished one is left alone, an interrupted one resumes.
 
@@ -107,18 +109,22 @@ def build_gptq(
         check: called with the artifact's folder before it is renamed; one that it does not accept
             ends as ``.rejected``.
         report: called with the progress.
+        say: told what of an interrupted run is lost.
+        hashed: compare the sha256 of one that is there already, not size and time alone.
 
     Raises:
-        CalibrationError, CheckpointError: the model cannot be run over the text.
+        CalibrationError, CheckpointError: the model cannot be run over the text, or its weights
+            changed meanwhile.
         OutputError: the folder cannot take the result.
         Interrupted: Ctrl-C; what was done is kept.
 
     """
     layout = build.layout
     with locked(out):
-        if manifest.is_finished(out, build.work, layout):
+        if how := manifest.find_finished(out, build.work, layout, hashed=hashed):
             entry = manifest.read_manifest(out)["artifacts"][layout.name]
-            return Artifact(layout, out / layout.name, entry, None, fresh=False)
+            path = out / layout.name
+            return Artifact(layout, path, entry, None, fresh=False, recognized=how)
         artifact = PartialArtifact(out, layout)
         if artifact.final.exists():
             raise OutputError(
@@ -126,7 +132,7 @@ def build_gptq(
                 "these settings and this text; move it away or choose another folder with -o."
             )
         with naming_failures(out, lambda: artifact.missing):
-            return _Build(build, artifact, out).execute(check, report)
+            return _Build(build, artifact, out).execute(check, report, say)
 
 
 class _Build:
@@ -152,7 +158,10 @@ class _Build:
         )
 
     def execute(
-        self, check: Callable[[Path], Check] | None, report: Callable[[Step], None]
+        self,
+        check: Callable[[Path], Check] | None,
+        report: Callable[[Step], None],
+        say: Callable[[str], None],
     ) -> Artifact:
         artifact, run = self._artifact, self._run
         whole = all(
@@ -166,7 +175,7 @@ class _Build:
         try:
             artifact.open()
             visitor = Quantizer(self._build.recipe, run.weights.device, self._keep)
-            run.execute(visitor, self._finish_layer, report)
+            run.execute(visitor, self._finish_layer, report, say)
             crcs = self._copy_unquantized()
             for record in run.records:
                 crcs |= record["crcs"]
@@ -232,7 +241,12 @@ class _Build:
             if stream.read(1):
                 raise OutputError(f"{path} is longer than it was written; delete it.")
         name = f"{self._build.layout.folder}/{file.name}"
-        return {"name": name, "bytes": file.n_bytes, "sha256": sha256.hexdigest()}
+        return {
+            "name": name,
+            "bytes": file.n_bytes,
+            "sha256": sha256.hexdigest(),
+            "modified_ns": stamp(path)[1],
+        }
 
     def _publish(
         self, files: list[dict[str, Any]], check: Callable[[Path], Check] | None
@@ -240,6 +254,7 @@ class _Build:
         """Check, record and rename."""
         build, artifact = self._build, self._artifact
         sources = {file: _sha256(file) for file in build.checkpoint.files}
+        self._run.require_unchanged()
         entry = manifest.describe_artifact(build.work, build.layout, files, sources)
         entry["kernel"] = {"name": "gptq", "version": quantkit.__version__}
         entry["calibration"] = {

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.build.output import check_space
+from quantkit.build.source import identify_source, require_unchanged
 from quantkit.calibrate.activations import Activations
 from quantkit.calibrate.calibrate import Settings, find_device
 from quantkit.calibrate.forward import Forward, Site
@@ -54,10 +55,11 @@ def token_losses(
 
     Raises:
         CalibrationError: the model cannot be run over this text.
-        CheckpointError: a weight cannot be read.
+        CheckpointError: a weight cannot be read, or a file of them changed meanwhile.
         NoSpaceError: the activations do not fit on the disk of temporary files.
 
     """
+    source = identify_source(checkpoint)
     weights = Weights(checkpoint, model, find_device(settings.device))
     forward = Forward(weights, corpus.context)
     shape = (corpus.chunks, corpus.context, model.hparams.hidden_size)
@@ -83,4 +85,6 @@ def token_losses(
             )
             if spills:
                 states.turn_over()
-        return forward.losses(states, corpus.tokens)
+        losses = forward.losses(states, corpus.tokens)
+    require_unchanged(checkpoint, source)
+    return losses

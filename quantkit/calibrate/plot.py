@@ -7,6 +7,25 @@ from quantkit.calibrate.forward import Routing
 from quantkit.core.errors import OutputError
 
 
+def require_drawable(file: Path) -> None:
+    """Refuse a file that no picture can become, before there is anything to draw.
+
+    Raises:
+        OutputError: its folder is not there, or its ending names no format of pictures.
+
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix[1:].lower() not in known:
+        raise OutputError(
+            f"{file} cannot be drawn: its ending must say which picture it is, such as .png or "
+            ".svg."
+        )
+    if not file.absolute().parent.is_dir():
+        raise OutputError(f"{file} cannot be drawn: {file.parent} is not there; make it first.")
+
+
 def draw(routing: Sequence[Routing], file: Path, title: str) -> None:
     """Draw layers by experts into an image file.
 

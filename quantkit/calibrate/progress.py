@@ -17,20 +17,31 @@ _OURS = (".json", ".new", ".f32", ".npz", ".gguf", ".safetensors")
 class Journal:
     """The layers that are done, each with a record, in a folder of this run's own.
 
-    A folder of another run (other weights, text or settings) is emptied.
+    Of a folder of another run (other weights, text or settings) nothing serves: ``lost`` layers.
+    ``start`` empties it.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
         self._identity = json.loads(json.dumps(identity))
         self.layers: list[Any] = []
+        self.lost = 0
         document = _read(folder / _NAME)
+        layers = document.get("layers")
+        if not isinstance(layers, list):
+            return
         if document.get("identity") == self._identity:
-            self.layers = list(document["layers"])
+            self.layers = layers
         else:
-            for entry in folder.iterdir():
-                if entry.suffix in _OURS:
-                    entry.unlink()
+            self.lost = len(layers)
+
+    def start(self) -> None:
+        """Empty the folder where nothing in it serves."""
+        if self.layers:
+            return
+        for entry in self.folder.iterdir():
+            if entry.suffix in _OURS:
+                entry.unlink()
 
     def record(self, layer: Any) -> None:
         """One more layer is done; everything of it must be on the disk already."""

@@ -7,8 +7,10 @@ expert) and ``<name>.counts``; the legacy ``.dat`` holds means that were scaled 
 """
 
 import hashlib
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import ImatrixError
 from quantkit.families.model import Target
+
+_LAYER = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,71 @@ class Imatrix:
                 f"{matrices * target.columns}: it was made for another model."
             )
         return values.reshape(matrices, target.columns)
+
+
+# Tensors that llama-imatrix sees only when it is asked to, or never.
+_SELDOM_SEEN = {"token_embd.weight", "output.weight"}
+_FEW, _MANY = 3, 12  # names that are written out
+
+
+def require_same_model(
+    imatrix: Imatrix, targets: Iterable[Target], wanted: Sequence[Target]
+) -> str | None:
+    """Refuse an importance matrix of another model; what to say of one that lacks some entries.
+
+    llama-quantize takes either, and prints a line for every tensor without an entry.
+
+    Args:
+        imatrix: what was read.
+        targets: all tensors of the model.
+        wanted: those whose encoding can use importance.
+
+    Raises:
+        ImatrixError: it has entries for tensors that the model has not, or none for its tensors.
+
+    """
+    names = {target.name for target in targets} | _SELDOM_SEEN
+    strange = [name for name in imatrix.entries if name not in names]
+    usual = [target for target in wanted if target.name not in _SELDOM_SEEN]
+    missing = [target.name for target in usual if target.name not in imatrix.entries]
+    if strange or (missing and len(missing) == len(usual)):
+        faults = []
+        if strange:
+            listed = _listed(strange, _FEW)
+            faults.append(f"has entries for {listed}, which this model does not have")
+        if missing:
+            faults.append(f"has none for {_listed(missing, _FEW)}")
+        raise ImatrixError(
+            f"{imatrix.path} was made for another model: it {', and '.join(faults)}; make one from "
+            "this model with quantkit calibrate or llama-imatrix."
+        )
+    if not missing:
+        return None
+    count = f"{len(missing)} tensors" if len(missing) > 1 else "1 tensor"
+    return (
+        f"{imatrix.path.name} has no entry for {count}, quantized without importance: "
+        f"{_listed(missing, _MANY)}."
+    )
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    """Names one by one, or where there are more those of a role as ``blk.0-55.ffn_up.weight``."""
+    if len(names) <= most:
+        return ", ".join(names)
+    layers: dict[str, list[int]] = defaultdict(list)
+    listed = []
+    for name in names:
+        if match := _LAYER.fullmatch(name):
+            layers[match[2]].append(int(match[1]))
+        else:
+            listed.append(name)
+    for rest, numbers in layers.items():
+        first, last = min(numbers), max(numbers)
+        is_whole = len(numbers) > 1 and sorted(numbers) == list(range(first, last + 1))
+        span = f"{first}-{last}" if is_whole else ",".join(map(str, sorted(numbers)))
+        listed.append(f"blk.{span}.{rest}")
+    more = f" and {len(listed) - _MANY} more" if len(listed) > _MANY else ""
+    return ", ".join(listed[:_MANY]) + more
 
 
 class Sums(Protocol):

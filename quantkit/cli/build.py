@@ -12,14 +12,16 @@ from rich.table import Table
 from quantkit.cli.calibrate import ChunksOption, ContextOption, Device, DeviceOption, TextOption
 from quantkit.cli.calibrated import (
     GptqWish,
+    OnText,
     Text,
-    build_gptq_quants,
-    make_imatrix,
+    default_folder,
     plan_gptq_quants,
+    plan_on_text,
 )
 from quantkit.cli.checks import check_artifact
 from quantkit.cli.cluster import join_cluster
-from quantkit.cli.hub import fetch, get_ready, keep_in, open_source
+from quantkit.cli.hub import fetch, get_ready, keep_in, open_source, require_folder
+from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
 from quantkit.cli.plans import show_plan
 from quantkit.cli.publication import Publication, plan_publication
@@ -30,9 +32,13 @@ if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
     from quantkit.build.executor import Workers
     from quantkit.build.work import Work
-    from quantkit.formats.folder import FolderLayout
+    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.checkpoint.imatrix import Imatrix
 
-_AUTO = Path("auto")
+
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="Compare the sha256 of what is there already.")
+]
 
 
 class KernelName(StrEnum):
@@ -122,6 +128,7 @@ def build(
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Run every artifact in llama.cpp.")
     ] = True,
+    verify: VerifyOption = False,
     keep_source: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Store a checkpoint from the Hub as it is read."),
@@ -166,6 +173,7 @@ def build(
     command goes on where it was.
     """
     from quantkit.build.work import prepare
+    from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.plan import parse_override
@@ -174,6 +182,9 @@ def build(
 
     memory = parse_size(max_memory)
     quants = find_quants(quant)
+    overrides = [parse_override(pattern) for pattern in tensor_type or ()]
+    asked = BuildWish(quants, overrides, imatrix, smoke, cluster, publish, delete_published)
+    refuse_idle(command, BUILD, asked)
     publication = plan_publication(
         publish,
         checkpoint,
@@ -184,83 +195,145 @@ def build(
         max_disk=parse_size(max_disk) if max_disk else None,
         private=private,
     )
-    overrides = [parse_override(pattern) for pattern in tensor_type or ()]
     most_bytes = parse_size(shard_size) if shard_size else None
     source = open_source(checkpoint)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)
-    over = Text(text or (), chunks, context, device)
     threads = jobs or usable_cores()
-    workers = join_cluster(
-        command,
-        None if dry_run else cluster,
-        None if dry_run else cluster_jobs,
-        threads=threads,
-        keep_source=keep_source,
-        publishes=publication is not None,
+    gptq = GptqWish(
+        [chosen for chosen in quants if chosen.format == "gptq"],
+        GptqOptions(group_size, desc_act, symmetric, damp),
+        scale_search,
+        most_bytes,
     )
-    if imatrix == _AUTO:
-        if dry_run:
+    slabs = [chosen for chosen in quants if chosen.format != "gptq"]
+    only_gguf = all(chosen.format == "gguf" for chosen in quants)
+
+    def plan(source: "Path | Checkpoint", matrix: "Imatrix | None") -> "Work":
+        return prepare(
+            source,
+            slabs,
+            name=name,
+            imatrix=matrix,
+            overrides=overrides,
+            shard_size=most_bytes,
+            kernel=kernel.value,
+            search=search.value,
+            bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
+            kept=kept,
+        )
+
+    matrix = load_imatrix(imatrix) if imatrix not in (None, AUTO) else None
+    if dry_run:
+        if imatrix == AUTO:
             raise PlanError(
                 "--dry-run does not calibrate; make the importance matrix with quantkit calibrate "
                 "and give it with --imatrix."
             )
-        source = fetch(source, kept, "--imatrix auto")
-        imatrix = make_imatrix(source, name, out, over)
+        _show_plans(plan(source, matrix) if slabs else None, source, gptq, name, as_json)
+        return
     artifacts: list[Artifact] = []
-    gptq_layouts: list[FolderLayout] = []
-    if gptq := [chosen for chosen in quants if chosen.format == "gptq"]:
+    if asked.calibrates:
+        require_folder(source, kept, "GPTQ" if gptq.quants else "--imatrix auto")
+
+        def plan_text() -> OnText:
+            return plan_on_text(
+                source,
+                Text(text or (), chunks, context, device),
+                name,
+                out,
+                wants_matrix=imatrix == AUTO,
+                gptq=gptq,
+                only_gguf=only_gguf,
+            )
+
+        on_text = plan_text()
+        foreseen = plan(source, matrix or on_text.foresee_matrix()) if slabs else None
+        _refuse_early(on_text, foreseen, memory, publication, hashed=verify)
+        if (fetched := fetch(source, kept)) is not source:
+            source = fetched
+            on_text = plan_text()
+        matrix = matrix or on_text.make_matrix()
+        out = on_text.folder
+    work = plan(source, matrix) if slabs else None
+    if work is not None:
+        out = out or default_folder(work.base_name, only_gguf=only_gguf)
+    workers = join_cluster(
+        command, cluster, cluster_jobs, threads=threads, publishes=publication is not None
+    )
+    if gptq.quants:
         if cluster:
             note("GPTQ needs one layer after the other and stays here; --cluster is for the rest.")
-        quants = tuple(chosen for chosen in quants if chosen.format != "gptq")
-        options = GptqOptions(group_size, desc_act, symmetric, damp)
-        wish = GptqWish(gptq, options, scale_search, most_bytes)
-        if dry_run:
-            title, gptq_layouts = plan_gptq_quants(source, wish, name)
-            if not quants:
-                show_plan(title, gptq_layouts, as_json)
-                return
-        else:
-            source = fetch(source, kept, "GPTQ")
-            artifacts = build_gptq_quants(
-                source, wish, over, name, out, threads=threads, memory=memory, smoke=smoke
-            )
-            if not quants:
-                _finish(artifacts, artifacts[0].path.parent, as_json, publication)
-                return
-    work = prepare(
-        source,
-        quants,
-        name=name,
-        imatrix_file=imatrix,
-        overrides=overrides,
-        shard_size=most_bytes,
-        kernel=kernel.value,
-        search=search.value,
-        bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
-        kept=kept,
-    )
-    if dry_run:
-        for remark in work.remarks:
-            note(remark)
-        show_plan(work.base_name, (*work.layouts, *gptq_layouts), as_json)
+        artifacts = on_text.build_gptq(threads=threads, memory=memory, smoke=smoke, hashed=verify)
+    if work is None:
+        _finish(artifacts, on_text.folder, as_json, publication)
         return
-    is_gguf = all(layout.plan.quant.format == "gguf" for layout in work.layouts)
-    folder = out or Path(f"{work.base_name}-GGUF" if is_gguf else f"{work.base_name}-quants")
-    if artifacts:
-        folder = artifacts[0].path.parent
+    assert out is not None  # noqa: S101 - it was given, or named after the model
     run_build(
         work,
-        folder,
+        out,
         threads,
         memory,
         smoke=smoke,
         as_json=as_json,
+        hashed=verify,
         others=artifacts,
         publication=publication,
         workers=workers,
     )
+
+
+def _show_plans(
+    work: "Work | None",
+    source: "Path | Checkpoint",
+    gptq: GptqWish,
+    name: str | None,
+    as_json: bool,
+) -> None:
+    """What a dry run shows: of slabs, if there are any, and of GPTQ."""
+    title, layouts = plan_gptq_quants(source, gptq, name) if gptq.quants else ("", [])
+    for remark in work.remarks if work is not None else ():
+        note(remark)
+    planned = work.layouts if work is not None else ()
+    show_plan(title or (work.base_name if work else ""), (*planned, *layouts), as_json)
+
+
+def _refuse_early(
+    on_text: OnText,
+    work: "Work | None",
+    memory: int,
+    publication: Publication | None,
+    *,
+    hashed: bool,
+) -> None:
+    """Refuse whatever can be refused before a text is run through the model.
+
+    Args:
+        on_text: what is made with the text.
+        work: what is built afterwards, planned with a stand-in for the importance matrix.
+        memory: bytes of slabs in flight.
+        publication: where it all goes.
+        hashed: compare sha256 of what is there already.
+
+    """
+    from quantkit.build import engine
+    from quantkit.build.output import check_space
+
+    needed = on_text.look_ahead(hashed=hashed)
+    if work is not None:
+        engine.divide_memory(work, memory)
+        guessed = on_text.wants_matrix and not on_text.has_matrix
+        needed += engine.look_ahead(work, on_text.folder, hashed=hashed, guessed=guessed)
+        get_ready(work, on_text.folder, memory, smoke=False)
+    check_space(on_text.folder, needed)
+    if publication is None:
+        return
+    if work is not None:
+        publication.begin(work)
+    else:
+        names = [build.layout.name for build in on_text.builds]
+        publication.refuse_folders(on_text.checkpoint, names)
 
 
 def run_build(
@@ -271,6 +344,7 @@ def run_build(
     *,
     smoke: bool,
     as_json: bool,
+    hashed: bool = False,
     others: "Sequence[Artifact]" = (),
     publication: Publication | None = None,
     workers: "Workers | None" = None,
@@ -312,8 +386,10 @@ def run_build(
             max_memory=memory,
             check=check if smoke else None,
             report=report,
+            say=note,
             shipping=shipping,
             workers=workers or ThisProcess(),
+            hashed=hashed,
         )
     finally:
         meter.close()
@@ -327,6 +403,10 @@ def _finish(
     publication: Publication | None = None,
 ) -> None:
     """Show what was built; fail if some of it does not run, and publish it if all of it does."""
+    for artifact in artifacts:
+        if artifact.recognized:
+            more = "" if "sha256" in artifact.recognized else "; --verify compares its sha256"
+            note(f"{artifact.path.name} was there already, {artifact.recognized}{more}.")
     _show_artifacts(artifacts, folder, as_json)
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
@@ -341,7 +421,11 @@ def _finish(
 
 def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
     if as_json:
-        emit_json({"folder": str(folder), "artifacts": {a.layout.name: a.entry for a in artifacts}})
+        entries = {
+            a.layout.name: {**a.entry, **({} if a.fresh else {"was_there_already": a.recognized})}
+            for a in artifacts
+        }
+        emit_json({"folder": str(folder), "artifacts": entries})
         return
     table = Table(title=escape(str(folder)), title_justify="left")
     table.add_column("file", no_wrap=True)

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ DeviceOption = Annotated[Device, typer.Option(help="Where the model is run.")]
 
 
 def calibrate(
+    command: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
         "imatrix.gguf"
@@ -60,6 +62,9 @@ def calibrate(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw where the tokens of a MoE went.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there already.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a checkpoint over text, one decoder layer at a time, and write an importance matrix.
@@ -68,23 +73,31 @@ def calibrate(
     """
     from quantkit.core.packages import require
 
+    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens))
     require("torch", "PyTorch", "calibrate", "Calibrating")
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
-    from quantkit.calibrate.calibrate import Settings
-    from quantkit.calibrate.plot import draw
+    from quantkit.build.output import check_space
+    from quantkit.calibrate.calibrate import Settings, look_ahead
+    from quantkit.calibrate.plot import draw, require_drawable
     from quantkit.calibrate.text import make_corpus, random_corpus
-    from quantkit.core.errors import CalibrationError
+    from quantkit.core.errors import OutputError
     from quantkit.core.units import parse_size
 
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
+    if out.exists() and not out.is_dir() and not overwrite:
+        raise OutputError(
+            f"{out} is there already; --overwrite replaces it, or name another file with -o."
+        )
     source, model = open_model(checkpoint)
-    if random_tokens and text:
-        raise CalibrationError("--random-tokens runs without text; leave out --text.")
+    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, model.hparams.num_local_experts))
+    if plot is not None:
+        require_drawable(plot)
     if random_tokens:
         corpus = random_corpus(model.hparams.vocab_size, chunks, context)
     else:
         corpus = make_corpus(source, text or (), chunks, context)
+    check_space(out.absolute().parent, look_ahead(source, model, corpus, settings))
     result = run(source, model, corpus, out, settings, remarks_on(corpus, chunks))
     if plot is not None:
         draw(result.routing, plot, f"Routing of {source.path.resolve().name}")
@@ -143,7 +156,7 @@ def run(
         meter.show("Calibrating", step.layers, step.n_layers, rate)
 
     try:
-        return work(checkpoint, model, corpus, out, settings, report)
+        return work(checkpoint, model, corpus, out, settings, report, note)
     finally:
         meter.close()
 

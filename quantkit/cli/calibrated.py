@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 from quantkit.cli.calibrate import Device, open_model, remarks_on, run
 from quantkit.cli.checks import check_artifact
 from quantkit.cli.output import note, open_meter
+from quantkit.core.errors import OutputError
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check
-    from quantkit.calibrate.calibrate import Step
+    from quantkit.calibrate.calibrate import Settings, Step
+    from quantkit.calibrate.gptq import GptqBuild
+    from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.checkpoint.imatrix import Imatrix
+    from quantkit.families.model import Model
     from quantkit.formats.folder import FolderLayout
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import Quant
@@ -38,25 +43,171 @@ class GptqWish:
     shard_size: int | None
 
 
-def make_imatrix(
-    source: "Path | Checkpoint", name: str | None, out: Path | None, text: Text
-) -> Path:
-    """The importance matrix in the output folder, made now unless the same is there already."""
+@dataclass(frozen=True, slots=True)
+class OnText:
+    """All that a text is needed for, planned: nothing has been run or written."""
+
+    checkpoint: "Checkpoint"
+    model: "Model"
+    corpus: "Corpus"
+    settings: "Settings"
+    asked: int
+    folder: Path
+    wants_matrix: bool
+    builds: "tuple[GptqBuild, ...]"
+
+    @property
+    def matrix(self) -> Path:
+        """Where an importance matrix is, or will be."""
+        return self.folder / "imatrix.gguf"
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether the importance matrix that is wanted is there already.
+
+        Raises:
+            OutputError: another is.
+
+        """
+        from quantkit.calibrate.calibrate import is_made_from
+
+        if is_made_from(self.matrix, self.checkpoint, self.corpus, self.settings):
+            return True
+        if self.matrix.exists():
+            raise OutputError(
+                f"{self.matrix} is there already and was made from another model, text or "
+                "settings; move it away, choose another folder with -o, or use it with --imatrix."
+            )
+        return False
+
+    def foresee_matrix(self) -> "Imatrix | None":
+        """The importance matrix, or what stands for it until it is made; None if none is wanted."""
+        from quantkit.calibrate.calibrate import stand_in
+        from quantkit.checkpoint.imatrix import load_imatrix
+
+        if not self.wants_matrix:
+            return None
+        if self.has_matrix:
+            return load_imatrix(self.matrix)
+        return stand_in(self.matrix, self.model, self.corpus)
+
+    def look_ahead(self, *, hashed: bool) -> int:
+        """The bytes that all of this will need on the disk.
+
+        Raises:
+            OutputError: the folder holds something else under one of the names.
+            CalibrationError: the model cannot be run over the text.
+
+        """
+        from quantkit.build import engine
+        from quantkit.calibrate import calibrate
+
+        runs = calibrate.look_ahead(self.checkpoint, self.model, self.corpus, self.settings)
+        return runs + sum(
+            engine.look_ahead(build.work, self.folder, hashed=hashed) for build in self.builds
+        )
+
+    def make_matrix(self) -> "Imatrix | None":
+        """The importance matrix, made now unless it is there already; None if none is wanted."""
+        from quantkit.checkpoint.imatrix import load_imatrix
+
+        if not self.wants_matrix:
+            return None
+        if not self.has_matrix:
+            remarks = remarks_on(self.corpus, self.asked)
+            run(self.checkpoint, self.model, self.corpus, self.matrix, self.settings, remarks)
+        return load_imatrix(self.matrix)
+
+    def build_gptq(
+        self, *, threads: int, memory: int, smoke: bool, hashed: bool
+    ) -> "list[Artifact]":
+        """Build GPTQ quants, one after the other: each is calibrated on what it made of itself."""
+        from quantkit.calibrate.gptq import build_gptq
+
+        remarks = remarks_on(self.corpus, self.asked)
+        meter = open_meter(layers=True)
+
+        def check(path: Path) -> "Check":
+            return check_artifact(path, threads, memory)
+
+        artifacts = []
+        try:
+            for build in self.builds:
+
+                def report(step: "Step", title: str = build.layout.name) -> None:
+                    while remarks:
+                        note(remarks.pop(0))
+                    rate = f"{step.tokens_per_second:,.0f} tokens/s"
+                    meter.show(title, step.layers, step.n_layers, rate)
+
+                artifacts.append(
+                    build_gptq(
+                        build,
+                        self.folder,
+                        check=check if smoke else None,
+                        report=report,
+                        say=note,
+                        hashed=hashed,
+                    )
+                )
+        finally:
+            meter.close()
+        return artifacts
+
+
+def plan_on_text(
+    source: "Path | Checkpoint",
+    text: Text,
+    name: str | None,
+    out: Path | None,
+    *,
+    wants_matrix: bool,
+    gptq: GptqWish,
+    only_gguf: bool,
+) -> OnText:
+    """Plan what a text is needed for. Reads headers and the text, and no weights.
+
+    Raises:
+        MissingPackageError: PyTorch is not installed.
+        CheckpointError: the checkpoint is incomplete or damaged.
+        CalibrationError: the text cannot be used, or there is no such device.
+        PlanError: the model's matrices do not divide into such groups.
+
+    """
     from quantkit.core.packages import require
 
-    require("torch", "PyTorch", "calibrate", "--imatrix auto")
-    from quantkit.calibrate.calibrate import Settings, is_made_from
+    extra, purpose = ("gptq", "GPTQ") if gptq.quants else ("calibrate", "--imatrix auto")
+    require("torch", "PyTorch", extra, purpose)
+    from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.gptq import plan_gptq
     from quantkit.calibrate.text import make_corpus
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
     checkpoint, model = open_model(source)
+    base_name = describe_checkpoint(checkpoint, model, name).base_name
     corpus = make_corpus(checkpoint, text.files, text.chunks, text.context)
     settings = Settings(text.device.value)
-    out = out or Path(f"{describe_checkpoint(checkpoint, model, name).base_name}-GGUF")
-    path = out / "imatrix.gguf"
-    if not is_made_from(path, checkpoint, corpus, settings):
-        run(checkpoint, model, corpus, path, settings, remarks_on(corpus, text.chunks))
-    return path
+    builds = tuple(
+        plan_gptq(
+            checkpoint,
+            model,
+            corpus,
+            quant,
+            gptq.options,
+            settings,
+            base_name=base_name,
+            search=gptq.search,
+            shard_size=gptq.shard_size,
+        )
+        for quant in gptq.quants
+    )
+    folder = out or default_folder(base_name, only_gguf=only_gguf)
+    return OnText(checkpoint, model, corpus, settings, text.chunks, folder, wants_matrix, builds)
+
+
+def default_folder(base_name: str, *, only_gguf: bool) -> Path:
+    """Where a build goes that names no folder."""
+    return Path(f"{base_name}-GGUF" if only_gguf else f"{base_name}-quants")
 
 
 def plan_gptq_quants(
@@ -79,64 +230,3 @@ def plan_gptq_quants(
         for quant in wish.quants
     ]
     return base_name, layouts
-
-
-def build_gptq_quants(
-    source: "Path | Checkpoint",
-    wish: GptqWish,
-    text: Text,
-    name: str | None,
-    out: Path | None,
-    *,
-    threads: int,
-    memory: int,
-    smoke: bool,
-) -> "list[Artifact]":
-    """Build GPTQ quants, one after the other: each is calibrated on what it made of itself."""
-    from quantkit.core.packages import require
-
-    require("torch", "PyTorch", "gptq", "GPTQ")
-    from quantkit.calibrate.calibrate import Settings
-    from quantkit.calibrate.gptq import build_gptq, plan_gptq
-    from quantkit.calibrate.text import make_corpus
-    from quantkit.formats.gguf.metadata import describe_checkpoint
-
-    checkpoint, model = open_model(source)
-    corpus = make_corpus(checkpoint, text.files, text.chunks, text.context)
-    base_name = describe_checkpoint(checkpoint, model, name).base_name
-    builds = [
-        plan_gptq(
-            checkpoint,
-            model,
-            corpus,
-            quant,
-            wish.options,
-            Settings(text.device.value),
-            base_name=base_name,
-            search=wish.search,
-            shard_size=wish.shard_size,
-        )
-        for quant in wish.quants
-    ]
-    out = out or Path(f"{base_name}-quants")
-    remarks = remarks_on(corpus, text.chunks)
-    meter = open_meter(layers=True)
-
-    def check(path: Path) -> "Check":
-        return check_artifact(path, threads, memory)
-
-    artifacts = []
-    try:
-        for build in builds:
-
-            def report(step: "Step", title: str = build.layout.name) -> None:
-                while remarks:
-                    note(remarks.pop(0))
-                meter.show(
-                    title, step.layers, step.n_layers, f"{step.tokens_per_second:,.0f} tokens/s"
-                )
-
-            artifacts.append(build_gptq(build, out, check=check if smoke else None, report=report))
-    finally:
-        meter.close()
-    return artifacts

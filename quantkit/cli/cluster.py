@@ -1,12 +1,10 @@
 """Builds on a cluster from the command line."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from quantkit.cli.output import note
-from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
     from quantkit.build.executor import Workers
@@ -18,13 +16,11 @@ def join_cluster(
     jobs: int | None,
     *,
     threads: int,
-    keep_source: Path | None,
     publishes: bool,
 ) -> "Workers":
     """Who encodes: the nodes of a cluster, until the command ends, or this process.
 
     Raises:
-        PlanError: options that do not go together.
         MissingPackageError: Ray is not installed.
         ClusterError: there is no such cluster.
 
@@ -32,14 +28,7 @@ def join_cluster(
     from quantkit.build.executor import ThisProcess
 
     if address is None:
-        if jobs is not None:
-            raise PlanError("--cluster-jobs needs --cluster; threads of this machine are --jobs.")
         return ThisProcess()
-    if keep_source is not None:
-        raise PlanError(
-            "--keep-source stores what this machine reads, and with --cluster the nodes read; "
-            "leave one of them out."
-        )
     from quantkit.build.cluster.connection import connect
     from quantkit.build.cluster.executor import ClusterWorkers
 

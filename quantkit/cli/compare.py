@@ -13,8 +13,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.cli.needs import COMPARE, CompareWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note
 from quantkit.core.errors import CompareError, GGUFError, OutputError, QuantkitError
+from quantkit.core.packages import require
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    command: typer.Context,
     artifacts: Annotated[
         list[Path] | None, typer.Argument(help="Folders that quantkit built, or GGUF files.")
     ] = None,
@@ -78,12 +81,24 @@ def compare(
     if not artifacts and not (against_transformers and checkpoint):
         raise QuantkitError("Give what to compare: folders that quantkit built, or GGUF files.")
     artifacts = artifacts or []
+    refuse_idle(command, COMPARE, CompareWish(against_transformers))
     if against_transformers:
+        if len(artifacts) + (checkpoint is not None) > 1:
+            raise QuantkitError(
+                "--against-transformers looks at one checkpoint, and more are given; leave out all "
+                "but one."
+            )
         _check_conversion(checkpoint or artifacts[0], text, chunks, context, as_json)
         return
+    if layers is not None or html is not None or plots is not None:
+        require("matplotlib", "matplotlib", "plot", "Drawing pictures")
     for out in (html, plots):
         if out is not None and not out.absolute().parent.is_dir():
             raise OutputError(f"{out.parent} is not there; make it first.")
+    if html is not None and html.is_dir():
+        raise OutputError(f"{html} is a folder; name the page to write.")
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise OutputError(f"{plots} is a file; name a folder for the pictures.")
     if layers is not None:
         _open(layers)
     with _exports(artifacts[0]) as exports:

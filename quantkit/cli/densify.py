@@ -17,6 +17,7 @@ from quantkit.cli.calibrate import (
     remarks_on,
 )
 from quantkit.cli.import_ import JobsOption, MemoryOption, OutOption, ShardOption, write
+from quantkit.cli.needs import DENSIFY, DensifyWish, refuse_idle
 from quantkit.cli.output import JsonOption, note, open_meter
 from quantkit.core.errors import PlanError
 
@@ -36,6 +37,7 @@ class Merge(StrEnum):
 
 
 def densify(
+    command: typer.Context,
     checkpoint: Annotated[str, typer.Argument(help="A Mixtral: a folder, or a name on the Hub.")],
     out: OutOption,
     expert: Annotated[int | None, typer.Option(min=0, help="Keep this one alone.")] = None,
@@ -68,11 +70,8 @@ def densify(
 
     if (expert is None) == (merge is None):
         raise PlanError("Say what to make of the experts: --expert N, or --merge linear.")
-    if weights is not None and merge is not Merge.LINEAR:
-        raise PlanError("--weights goes with --merge linear alone.")
-    runs = merge in (Merge.ROUTED, Merge.FIT)
-    if text and not runs:
-        raise PlanError("--text goes with --merge routed and --merge fit.")
+    wish = DensifyWish(merge.value if merge else None)
+    refuse_idle(command, DENSIFY, wish)
     require_free(out)
     source, model = open_source(checkpoint)
     require_experts(source, model)
@@ -82,7 +81,7 @@ def densify(
         card = write_merge_card(out.absolute().name, source, model, dense_model, how)
         write(dense, dense_model, out, recipe, card, shard_size, jobs, max_memory, as_json)
 
-    if runs:
+    if wish.runs:
         with _on_text(source, model, out, merge, text, chunks, context, rounds, device) as (
             made,
             how,
@@ -148,6 +147,7 @@ def _on_text(
         folder,
         rounds=rounds if fits else None,
         report=report,
+        say=note,
     ) as made:
         meter.close()
         yield made, how

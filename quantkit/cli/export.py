@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.build import run_build
+from quantkit.cli.build import VerifyOption, run_build
 from quantkit.cli.output import JsonOption
 from quantkit.core.units import parse_size
 
@@ -35,6 +35,7 @@ def export(
         str, typer.Option(metavar="SIZE", help="The most memory for weights in flight.")
     ] = "1GiB",
     smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Run it in llama.cpp.")] = True,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Dequantize an artifact into a GGUF, slab by slab, and run it in llama.cpp."""
@@ -45,4 +46,5 @@ def export(
     memory = parse_size(max_memory)
     work = prepare_export(artifact, find_quants([to.value]))
     folder = out or Path(f"{work.base_name}-GGUF")
-    run_build(work, folder, jobs or usable_cores(), memory, smoke=smoke, as_json=as_json)
+    threads = jobs or usable_cores()
+    run_build(work, folder, threads, memory, smoke=smoke, as_json=as_json, hashed=verify)

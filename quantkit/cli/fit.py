@@ -9,8 +9,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.cli.needs import FIT, FitWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note
 from quantkit.core.errors import QuantkitError
+from quantkit.core.packages import require
 from quantkit.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class KVType(StrEnum):
 
 
 def fit(
+    command: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b."),
@@ -96,6 +99,9 @@ def fit(
             "Give a model: a checkpoint folder, a GGUF file, a Hub id, or one of these, which "
             f"need no network: {', '.join(bundled_models())}."
         )
+    refuse_idle(command, FIT, FitWish(model.lower().endswith(".gguf")))
+    if plot is not None:
+        require("matplotlib", "matplotlib", "plot", "--plot")
     machine = _machine(gpu or [], ram, hardware)
     # What transformers loads is shown in any case.
     gguf = tuple(q for q in find_quants(quant or ()) if q.format == "gguf")

@@ -46,11 +46,26 @@ def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "Kept | None":
     return Kept(folder, source)
 
 
-def fetch(source: "Path | Checkpoint", kept: "Kept | None", purpose: str) -> "Path | Checkpoint":
-    """A checkpoint with its weights on the disk, for what reads them more than once.
+def require_folder(source: "Path | Checkpoint", kept: "Kept | None", purpose: str) -> None:
+    """Refuse a checkpoint on the Hub for what reads weights more than once, if it is not stored.
 
     Raises:
-        PlanError: it is on the Hub, and there is no folder to store it in.
+        PlanError: there is no folder to store it in.
+
+    """
+    if not (isinstance(source, Path) or source.repo is None) and kept is None:
+        raise PlanError(
+            f"{purpose} reads the weights layer by layer and more than once; give a folder to "
+            "store them in with --keep-source."
+        )
+
+
+def fetch(source: "Path | Checkpoint", kept: "Kept | None") -> "Path | Checkpoint":
+    """A checkpoint with its weights on the disk, for what reads them more than once.
+
+    One on the Hub needs a folder (see `require_folder`).
+
+    Raises:
         CheckpointError: it cannot be downloaded.
         OutputError: the folder cannot take it.
 
@@ -61,13 +76,8 @@ def fetch(source: "Path | Checkpoint", kept: "Kept | None", purpose: str) -> "Pa
     from quantkit.checkpoint.ahead import MOST_BYTES
     from quantkit.checkpoint.folder import open_checkpoint
 
-    if isinstance(source, Path) or source.repo is None:
+    if isinstance(source, Path) or source.repo is None or kept is None:
         return source
-    if kept is None:
-        raise PlanError(
-            f"{purpose} reads the weights layer by layer and more than once; give a folder to "
-            "store them in with --keep-source."
-        )
     kept.prepare()
     check_space(kept.folder, kept.missing)
     reading = Reading(stamps_of(source), ahead=MOST_BYTES)

@@ -90,6 +90,7 @@ def write(
             max_memory=parse_size(max_memory),
             shard_size=parse_size(shard_size) if shard_size else None,
             report=report,
+            say=note,
         )
     finally:
         meter.close()

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from quantkit.cli.calibrate import Device, DeviceOption
 from quantkit.cli.densify import open_source
+from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
-from quantkit.core.errors import CheckpointError, CompareError
+from quantkit.core.errors import CompareError
 from quantkit.core.units import format_count, parse_size
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class _Row:
 
 
 def perplexity(
+    command: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(help="Checkpoints (folders, raw weights, names on the Hub), GGUF files."),
@@ -75,16 +77,15 @@ def perplexity(
     from quantkit.verify.compare import DEFAULT_TEXT
 
     memory = parse_size(max_memory)
-    if not all(map(_is_artifact, models)):
+    artifacts = [name for name in models if _is_artifact(name)]
+    checkpoints = [name for name in models if name not in artifacts]
+    refuse_idle(command, PERPLEXITY, PerplexityWish(checkpoints, artifacts))
+    if checkpoints:
         require("torch", "PyTorch", "calibrate", "The perplexity of a checkpoint")
     rows: list[_Row] = []
     with _text(text) as file:
         for name in models:
-            if _is_artifact(name):
-                if experts:
-                    raise CheckpointError(
-                        f"--experts takes a Mixtral's checkpoint, and {name} is an artifact."
-                    )
+            if name in artifacts:
                 rows += _run_artifacts(Path(name), file, context, chunks, threads)
                 continue
             rows += _stream(name, file, context, chunks, device, memory, experts)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from quantkit.build.shipping import Shipping
     from quantkit.build.work import Work
+    from quantkit.checkpoint.folder import Checkpoint
     from quantkit.plan.quants import Quant
     from quantkit.publish.release import Wishes
 
@@ -43,11 +44,18 @@ class Publication:
         from quantkit.publish.streamed import begin
 
         if any(layout.plan.quant.format != "gguf" for layout in work.layouts):
+            self.refuse_folders(work.checkpoint, [layout.name for layout in work.layouts])
             return None  # their headers are not known to the byte yet
         shipping = begin(work, self.repo_id, self.wishes, private=self.private)
         if self.deletes:
             self.shipping = replace(shipping, max_disk=self.max_disk)
         return self.shipping
+
+    def refuse_folders(self, checkpoint: "Checkpoint", names: "Sequence[str]") -> None:
+        """Check of artifacts in folders what can be told before they are built."""
+        from quantkit.publish.streamed import refuse_folders
+
+        refuse_folders(checkpoint, names, self.repo_id, self.wishes, private=self.private)
 
     def end(self, folder: Path) -> None:
         """Send what was not sent yet, the card last, and say where it is."""
@@ -88,20 +96,11 @@ def plan_publication(
     """What ``--publish`` and its companions ask for.
 
     Raises:
-        PlanError: a companion stands alone, or what is asked for cannot be published like that.
+        PlanError: what is asked for cannot be published like that.
         PublishError: the repository's name breaks the Hub's rules.
 
     """
-    if max_disk is not None and not deletes:
-        raise PlanError("--max-disk belongs to --delete-published, which is missing.")
     if repo_id is None:
-        for name, given in (
-            ("--delete-published", deletes),
-            ("--private", private),
-            ("--license", license_),
-        ):
-            if given:
-                raise PlanError(f"{name} belongs to --publish NAMESPACE/NAME, which is missing.")
         return None
     from quantkit.publish.layout import check_repo_id
 

@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.cli.needs import PUBLISH, PublishWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
 from quantkit.core.errors import PublishError
 from quantkit.core.units import format_size
@@ -25,6 +26,7 @@ class Format(StrEnum):
 
 
 def publish(
+    command: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A folder that quantkit build wrote.")],
     repo: Annotated[str, typer.Option(metavar="NAMESPACE/NAME", help="Where to publish.")],
     format_: Annotated[
@@ -75,6 +77,7 @@ def publish(
     from quantkit.publish.release import Wishes, prepare
     from quantkit.publish.release import publish as send
 
+    refuse_idle(command, PUBLISH, PublishWish(card_only))
     wishes = Wishes(
         family=format_.value if format_ else None,
         quants=tuple(quant or ()),

@@ -3,13 +3,20 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import CheckpointError, ImatrixError, PlanError
 from quantkit.core.tensors import SourceTensor
 from quantkit.encodings.encoding import Encoding, encodings
 from quantkit.families.model import Model, Target
-from quantkit.plan.llama_quantize import Override, assign, in_file_order, needs_imatrix
+from quantkit.plan.llama_quantize import (
+    QUANTIZED,
+    Override,
+    assign,
+    in_file_order,
+    needs_imatrix,
+)
 from quantkit.plan.quants import Quant
 
 # Buffers that old checkpoints carry and no model needs; the converter skips them too.
@@ -84,15 +91,25 @@ def outline_plan(
     """The plan as it would be with or without an importance matrix, which is not looked at.
 
     Raises:
-        PlanError: an override matches no tensor.
+        PlanError: an override matches no tensor, or none that it could change.
 
     """
     targets = in_file_order(model.targets)
-    for override in overrides:
-        if not any(override.pattern.search(target.name) for target in targets):
+    for number, override in enumerate(overrides):
+        matched = [target for target in targets if override.pattern.search(target.name)]
+        if not matched:
             raise PlanError(
                 f"--tensor-type {override.pattern.pattern!r} matches no tensor; "
                 "quantkit build --dry-run lists their names."
+            )
+        earlier = [before.pattern for before in overrides[:number]]
+        if not any(
+            target.role in QUANTIZED and not any(map(methodcaller("search", target.name), earlier))
+            for target in matched
+        ):
+            raise PlanError(
+                f"--tensor-type {override.pattern.pattern!r} changes nothing: what it matches "
+                f"({matched[0].name} ...) stays in F32 or is taken by an earlier one; leave it out."
             )
     chosen = assign(targets, model.hparams, quant, has_imatrix, overrides)
     return Plan(quant, tuple(map(PlannedTensor, targets, chosen)))

@@ -7,7 +7,6 @@ from pathlib import Path
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import read_manifest
 from quantkit.core.errors import OutputError, PublishError
-from quantkit.publish.card import title_of
 from quantkit.publish.hashes import Expected, Report, find_faults
 from quantkit.publish.layout import Artifact, Placed
 from quantkit.publish.source import Source
@@ -51,7 +50,7 @@ def refuse_changed(folder: Path, placed: Sequence[Placed], *, hashed: bool, repo
         )
 
 
-def refuse_license(folder: Path, artifacts: Sequence[Artifact], source: Source) -> None:
+def refuse_license(place: object, title: str, source: Source) -> None:
     """Refuse a model whose license is unknown, or forbids it where that can be told.
 
     Raises:
@@ -60,14 +59,14 @@ def refuse_license(folder: Path, artifacts: Sequence[Artifact], source: Source) 
     """
     if source.license is None and source.license_text is None:
         raise PublishError(
-            f"The license of the model in {folder} is not known; name its checkpoint with "
+            f"The license of the model in {place} is not known; name its checkpoint with "
             "--checkpoint, or its license with --license, such as apache-2.0."
         )
     named = " ".join(filter(None, (source.license, source.license_name))).lower()
     titled = _FORBIDDING_TEXT.search((source.license_text or b"")[:_TITLE_BYTES])
     if _FORBIDDING.search(named) or titled:
         raise PublishError(
-            f"The license of {title_of(artifacts)} ({named or 'its LICENSE file'}) does not allow "
+            f"The license of {title} ({named or 'its LICENSE file'}) does not allow "
             "changed versions to be passed on; ask its owner, and do not publish quants of it."
         )
 

@@ -102,8 +102,8 @@ def prepare(
     refuse_untested(artifacts, force=wishes.force)
     placed = [file for artifact in artifacts for file in artifact.files]
     refuse_changed(folder, placed, hashed=False, report=report)
-    source = _with_wishes(find_source(artifacts, wishes.checkpoint), wishes)
-    refuse_license(folder, artifacts, source)
+    source = with_wishes(find_source(artifacts, wishes.checkpoint), wishes)
+    refuse_license(folder, title_of(artifacts), source)
     if hashed:
         refuse_changed(folder, placed, hashed=True, report=report)
     notes: list[str] = []
@@ -202,7 +202,13 @@ def publish(
 # --- What goes in ----------------------------------------------------------------------------
 
 
-def _with_wishes(source: Source, wishes: Wishes) -> Source:
+def with_wishes(source: Source, wishes: Wishes) -> Source:
+    """What is known of a model, with what the user says of it.
+
+    Raises:
+        PublishError: they disagree.
+
+    """
     if wishes.base_model is not None:
         layout.check_repo_id(wishes.base_model)
         if source.repo_id not in (None, wishes.base_model):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.card import read_front_matter
+from quantkit.checkpoint.folder import Checkpoint
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
 from quantkit.formats.gguf.reader import read_header
 from quantkit.publish.layout import Artifact
@@ -78,6 +79,17 @@ def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
             f"There is no checkpoint {wish!r}; give its folder, or its name on the Hub."
         )
     return _merge(found, _of_hub(repo_id, revision or None, described))
+
+
+def source_of(checkpoint: Checkpoint) -> Source:
+    """What is known of the model in a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be reached or read.
+
+    """
+    repo = checkpoint.repo
+    return _of_hub(repo.repo_id, repo.commit, {}) if repo else _of_folder(checkpoint.path, {})
 
 
 def _merge(first: Source, better: Source) -> Source:

@@ -8,16 +8,18 @@ folder. The same stand-ins stay where sent artifacts were, until the card is mad
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from quantkit.build import manifest
 from quantkit.build.shipping import STAGED, Shipping, is_sent
 from quantkit.build.work import Work
+from quantkit.checkpoint.folder import Checkpoint
 from quantkit.publish import release as releases
-from quantkit.publish.checks import refuse_others
-from quantkit.publish.release import Published, Wishes
+from quantkit.publish.checks import refuse_license, refuse_others
+from quantkit.publish.release import Published, Wishes, with_wishes
+from quantkit.publish.source import source_of
 from quantkit.publish.upload import Report, Upload, Uploader
 
 _UNKNOWN = "0" * 64
@@ -62,6 +64,31 @@ def begin(
         uploader.send([Upload(file, path, sha256)], f"Add {path} with quantkit")
 
     return Shipping(repo_id, send)
+
+
+def refuse_folders(
+    checkpoint: Checkpoint,
+    names: Sequence[str],
+    repo_id: str,
+    wishes: Wishes,
+    *,
+    private: bool = False,
+) -> None:
+    """Refuse artifacts in folders that may not be published, before they are built.
+
+    Their files are not known to the byte yet, so less can be told than `begin` does. The repository
+    is made.
+
+    Raises:
+        PublishError: the license forbids it or is not known, or the repository is another's.
+        CheckpointError: what the license is cannot be read.
+        UploadError: the Hub does not answer.
+
+    """
+    refuse_license(checkpoint.path, checkpoint.name, with_wishes(source_of(checkpoint), wishes))
+    there = Uploader(repo_id, private=private, report=lambda _path, _done, _total: None).open()
+    if manifest.NAME in there:
+        refuse_others(repo_id, names, (), there)
 
 
 def _stand_ins(work: Work, folder: Path) -> Path:

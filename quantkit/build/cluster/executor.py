@@ -256,7 +256,8 @@ class ClusterExecutor:
         unit = self._assignment.units[index]
         numbers: dict[str, list[int]] = defaultdict(list)
         beside: dict[str, tuple[ScatteredArtifact, int]] = {}
-        for number, artifact in enumerate(self._assignment.artifacts):
+        for number in self._assignment.numbers(index):
+            artifact = self._assignment.artifacts[number]
             storage = ""
             if isinstance(artifact, ScatteredArtifact):
                 (place,) = artifact.layout.places(unit.target, unit.row, unit.rows)

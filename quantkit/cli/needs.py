@@ -1,0 +1,379 @@
+"""Which options do something only beside others; given where they would not, they are refused.
+
+One table per command. What is asked of a dry run is judged as the command without it would be, so
+that ``--dry-run`` can be added to any.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+import typer
+
+from quantkit.core.errors import PlanError
+
+if TYPE_CHECKING:
+    from quantkit.plan.llama_quantize import Override
+    from quantkit.plan.quants import Quant
+
+W = TypeVar("W")
+
+AUTO = Path("auto")
+"""For ``--imatrix``: one is made first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need(Generic[W]):
+    """An option of a command, by its parameter's name: when it does something, and why not else."""
+
+    option: str
+    parameter: str
+    does_something: Callable[[W], bool]
+    otherwise: str
+
+
+def refuse_idle(command: typer.Context, needs: Iterable[Need[W]], wish: W) -> None:
+    """Refuse options that were given and would do nothing.
+
+    Args:
+        command: knows what was given.
+        needs: the command's table.
+        wish: what the table's conditions look at.
+
+    Raises:
+        PlanError: there is such an option.
+
+    """
+    for need in needs:
+        source = command.get_parameter_source(need.parameter)
+        given = source is not None and not source.name.startswith("DEFAULT")
+        if given and not need.does_something(wish):
+            raise PlanError(f"{need.option} {need.otherwise}.")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildWish:
+    """What of a build other options depend on."""
+
+    quants: "Sequence[Quant]"
+    overrides: "Sequence[Override]"
+    imatrix: Path | None
+    smoke: bool
+    cluster: str | None
+    publish: str | None
+    delete_published: bool
+
+    def has(self, *formats: str) -> bool:
+        """Whether a quant of one of these formats is asked for."""
+        return any(quant.format in formats for quant in self.quants)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a text is run through the model."""
+        return self.imatrix == AUTO or self.has("gptq")
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some GGUF has blocks: rules for tensors, and importance, count in those alone."""
+        return any(quant.format == "gguf" and quant.encoding.is_block for quant in self.quants)
+
+    @property
+    def has_k_quants(self) -> bool:
+        """Whether some tensor may get a K-quant's format. All mixtures of blocks but one have."""
+        from quantkit.encodings.kernel import IMPROVED
+
+        mixed = any(
+            quant.format == "gguf" and quant.encoding.is_block and quant.encoding.name != "Q8_0"
+            for quant in self.quants
+        )
+        chosen = {override.encoding.name for override in self.overrides}
+        return mixed or (self.has_blocks and bool(chosen & IMPROVED))
+
+    @property
+    def has_4_bit_bnb(self) -> bool:
+        """Whether some quant has the blocks of bitsandbytes."""
+        return any(q.format == "bnb" and q.name != "bnb-int8" for q in self.quants)
+
+    @property
+    def encodes_here(self) -> bool:
+        """Whether slabs are encoded on this machine."""
+        return self.has("gguf", "bnb") and self.cluster in (None, "local")
+
+
+_Build: TypeAlias = Need[BuildWish]
+
+
+def _calibration(option: str) -> _Build:
+    return Need(
+        option,
+        option.removeprefix("--"),
+        lambda wish: wish.calibrates,
+        "is for calibration, and this build needs none: it goes with --imatrix auto and with GPTQ "
+        "quants; leave it out",
+    )
+
+
+def _gptq(option: str, parameter: str) -> _Build:
+    why = "is for GPTQ quants, and none is asked for; leave it out"
+    return Need(option, parameter, lambda wish: wish.has("gptq"), why)
+
+
+def _bnb(option: str, parameter: str) -> _Build:
+    why = "is for 4-bit bnb quants, and none is asked for; leave it out"
+    return Need(option, parameter, lambda wish: wish.has_4_bit_bnb, why)
+
+
+def _publishing(option: str, parameter: str) -> _Build:
+    why = "belongs to --publish NAMESPACE/NAME, which is missing"
+    return Need(option, parameter, lambda wish: wish.publish is not None, why)
+
+
+BUILD: tuple[_Build, ...] = (
+    *map(_calibration, ("--text", "--chunks", "--context", "--device")),
+    _gptq("--group-size", "group_size"),
+    _gptq("--desc-act", "desc_act"),
+    _gptq("--sym/--asym", "symmetric"),
+    _gptq("--damp", "damp"),
+    _gptq("--scale-search", "scale_search"),
+    _bnb("--double-quant", "double_quant"),
+    _bnb("--block-size", "block_size"),
+    Need(
+        "--keep",
+        "keep",
+        lambda wish: wish.has("bnb"),
+        "is for bnb quants, and none is asked for; leave it out",
+    ),
+    Need(
+        "--kernel",
+        "kernel",
+        lambda wish: wish.has("gguf"),
+        "is for GGUF quants, and none is asked for; leave it out",
+    ),
+    Need(
+        "--search",
+        "search",
+        lambda wish: wish.has_k_quants,
+        "is for K-quants, and no tensor of what is asked for is one; leave it out",
+    ),
+    Need(
+        "--tensor-type",
+        "tensor_type",
+        lambda wish: wish.has_blocks,
+        "is for GGUF quants of fewer than 16 bits, and none is asked for; leave it out",
+    ),
+    Need(
+        "--imatrix",
+        "imatrix",
+        lambda wish: wish.has_blocks,
+        "is for GGUF quants of fewer than 16 bits, and none is asked for; leave it out",
+    ),
+    Need(
+        "--jobs",
+        "jobs",
+        lambda wish: wish.encodes_here or wish.smoke,
+        "is for what is encoded and run on this machine, and nothing is; leave it out",
+    ),
+    Need(
+        "--max-memory",
+        "max_memory",
+        lambda wish: wish.encodes_here or (wish.smoke and wish.has("gptq", "bnb")),
+        "is for what is encoded on this machine, and nothing is; leave it out",
+    ),
+    Need(
+        "--cluster",
+        "cluster",
+        lambda wish: wish.has("gguf", "bnb"),
+        "is for GGUF and bnb quants: GPTQ needs one layer after the other and stays here; leave it "
+        "out",
+    ),
+    Need(
+        "--cluster-jobs",
+        "cluster_jobs",
+        lambda wish: wish.cluster is not None,
+        "needs --cluster; threads of this machine are --jobs",
+    ),
+    Need(
+        "--max-disk",
+        "max_disk",
+        lambda wish: wish.delete_published,
+        "belongs to --delete-published, which is missing",
+    ),
+    Need(
+        "--keep-source",
+        "keep_source",
+        lambda wish: wish.cluster is None,
+        "stores what this machine reads, and with --cluster the nodes read; leave one of them out",
+    ),
+    _publishing("--delete-published", "delete_published"),
+    _publishing("--private", "private"),
+    _publishing("--license", "license_"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateWish:
+    """What of a calibration other options depend on; ``experts`` once the model is known."""
+
+    random_tokens: bool
+    experts: int | None = None
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the model is a mixture, or may be one."""
+        return self.experts is None or self.experts > 0
+
+
+CALIBRATE: tuple[Need[CalibrateWish], ...] = (
+    Need(
+        "--text",
+        "text",
+        lambda wish: not wish.random_tokens,
+        "does nothing beside --random-tokens, which runs without text; leave out --text",
+    ),
+    Need(
+        "--min-tokens",
+        "min_tokens",
+        lambda wish: wish.has_experts,
+        "is for experts, and this model has none; leave it out",
+    ),
+    Need(
+        "--plot",
+        "plot",
+        lambda wish: wish.has_experts,
+        "draws where the tokens of a MoE went; this model has no experts",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DensifyWish:
+    """What becomes of the experts: the name of a merge, None for one expert alone."""
+
+    merge: str | None
+
+    @property
+    def runs(self) -> bool:
+        """Whether a text is run through the model."""
+        return self.merge in ("routed", "fit")
+
+
+def _merging(option: str) -> Need[DensifyWish]:
+    why = "goes with --merge routed and --merge fit; leave it out"
+    return Need(option, option.removeprefix("--"), lambda wish: wish.runs, why)
+
+
+DENSIFY: tuple[Need[DensifyWish], ...] = (
+    Need(
+        "--weights",
+        "weights",
+        lambda wish: wish.merge == "linear",
+        "goes with --merge linear alone; leave it out",
+    ),
+    Need(
+        "--rounds",
+        "rounds",
+        lambda wish: wish.merge == "fit",
+        "goes with --merge fit alone; leave it out",
+    ),
+    *map(_merging, ("--text", "--chunks", "--context", "--device")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityWish:
+    """What is measured: names of checkpoints, and of what llama.cpp runs."""
+
+    checkpoints: Sequence[str]
+    artifacts: Sequence[str]
+
+
+PERPLEXITY: tuple[Need[PerplexityWish], ...] = (
+    Need(
+        "--experts",
+        "experts",
+        lambda wish: not wish.artifacts,
+        "takes Mixtrals' checkpoints, and what llama.cpp runs is none; measure it by itself",
+    ),
+    Need(
+        "--device",
+        "device",
+        lambda wish: bool(wish.checkpoints),
+        "is for checkpoints, and all of these are run in llama.cpp; leave it out",
+    ),
+    Need(
+        "--max-memory",
+        "max_memory",
+        lambda wish: bool(wish.checkpoints),
+        "is for checkpoints, and all of these are run in llama.cpp; leave it out",
+    ),
+    Need(
+        "--threads",
+        "threads",
+        lambda wish: bool(wish.artifacts),
+        "is for llama.cpp, and none of these is run in it; leave it out",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CompareWish:
+    """What of a comparison other options depend on."""
+
+    against_transformers: bool
+
+
+def _comparing(option: str) -> Need[CompareWish]:
+    return Need(
+        option,
+        option.removeprefix("--"),
+        lambda wish: not wish.against_transformers,
+        "does nothing beside --against-transformers, which looks at one checkpoint; leave one of "
+        "them out",
+    )
+
+
+COMPARE: tuple[Need[CompareWish], ...] = tuple(
+    map(_comparing, ("--reference", "--threads", "--timeout", "--layers", "--html", "--plots"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishWish:
+    """What of a publication other options depend on."""
+
+    card_only: bool
+
+
+def _sending(option: str, why: str) -> Need[PublishWish]:
+    return Need(
+        option,
+        option.removeprefix("--"),
+        lambda wish: not wish.card_only,
+        f"does nothing beside --card-only, which {why}; leave one of them out",
+    )
+
+
+PUBLISH: tuple[Need[PublishWish], ...] = (
+    _sending("--sign", "sends no signature"),
+    _sending("--private", "makes no repository"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FitWish:
+    """What is fitted: whether it is a GGUF, which is the one variant that it is."""
+
+    is_gguf: bool
+
+
+def _planning(option: str, parameter: str) -> Need[FitWish]:
+    why = "is for what can be built, and a GGUF is what it is; leave it out"
+    return Need(option, parameter, lambda wish: not wish.is_gguf, why)
+
+
+FIT: tuple[Need[FitWish], ...] = (
+    _planning("--quant", "quant"),
+    _planning("--shard-size", "shard_size"),
+    _planning("--imatrix", "imatrix"),
+)
