@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -23,6 +23,8 @@ Layout: TypeAlias = GGUFLayout | FolderLayout
 
 PARTIAL = ".partial"
 REJECTED = ".rejected"
+_LONGEST_NAME = 255  # bytes of a file's name, in all file systems of Linux and macOS
+_LONGEST_ENDING = ".partial-smoke"
 _NOT_HERE = -1  # instead of a file descriptor
 
 
@@ -108,6 +110,24 @@ def naming_failures(folder: Path, missing: Callable[[], int]) -> Iterator[None]:
             f"The disk of {folder} is full: the build still needs up to {format_size(needed)} "
             f"({needed} bytes); free that much and run the same command to resume."
         ) from None
+
+
+def check_names(layouts: Iterable[Layout]) -> None:
+    """Refuse names that a file system cannot take, before the first byte.
+
+    Raises:
+        OutputError: one is longer than file names can be, with what is added while it is built.
+
+    """
+    for layout in layouts:
+        names = [layout.folder or "", *(file.name for file in layout.files)]
+        longest = max(names, key=lambda name: len(os.fsencode(name)))
+        most = _LONGEST_NAME - len(_LONGEST_ENDING)
+        if len(os.fsencode(longest)) > most:
+            raise OutputError(
+                f"{longest[:40]}... would be the name of a file, and is longer than the {most} "
+                "bytes that fit; give a shorter one with --name."
+            )
 
 
 class PartialArtifact:

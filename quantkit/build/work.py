@@ -6,10 +6,10 @@ from pathlib import Path
 
 from quantkit.build.hub import HubReader
 from quantkit.build.kept import Kept
-from quantkit.build.output import Layout
+from quantkit.build.output import Layout, check_names
 from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
-from quantkit.checkpoint.folder import Checkpoint, RowReader, open_checkpoint
+from quantkit.checkpoint.folder import Checkpoint, RowReader, folder_name, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix, require_same_model
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
@@ -52,7 +52,8 @@ class Work:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What users must hear of these artifacts: sentences that reject none of them."""
-        return tuple(dict.fromkeys(text for layout in self.layouts for text in layout.remarks))
+        remarks = (text for layout in self.layouts for text in layout.remarks)
+        return tuple(dict.fromkeys((*self.checkpoint.remarks, *remarks)))
 
 
 def prepare(
@@ -88,6 +89,7 @@ def prepare(
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
         ImatrixError: an importance matrix is needed and absent, or of another model.
         PlanError: an override or a shard size makes no sense, or the kernel lacks the search.
+        OutputError: the name is too long for files.
         NativeError: the kernel cannot be used.
         MissingPackageError: a quant needs a package that is not installed.
 
@@ -111,6 +113,7 @@ def prepare(
         for quant in quants
         if quant.format == "bnb"
     ]
+    check_names(layouts)
     encoder = load_kernel(kernel, search)
     work = Work(
         checkpoint,
@@ -167,7 +170,7 @@ def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fa
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     # The folder's name, and no heuristics: they would take "int8" for a version.
-    metadata = describe_checkpoint(checkpoint, model, artifact.resolve().name)
+    metadata = describe_checkpoint(checkpoint, model, folder_name(artifact))
     layouts = tuple(lay_out(make_plan(model, quant), metadata) for quant in quants)
     return Work(
         checkpoint,

@@ -15,6 +15,7 @@ from quantkit.build import manifest
 from quantkit.build.engine import Artifact, Check
 from quantkit.build.output import (
     PartialArtifact,
+    check_names,
     check_space,
     locked,
     naming_failures,
@@ -75,6 +76,7 @@ def plan_gptq(
     """
     find_device(settings.device)
     layout = lay_out_gptq(checkpoint, model, quant, options, base_name, shard_size)
+    check_names([layout])
     grid = Grid(bits_of(quant), options.group_size, options.symmetric)
     recipe = Recipe(grid, options.act_order, options.damp, search)
     identity = {

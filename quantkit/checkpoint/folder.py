@@ -1,21 +1,31 @@
 """A checkpoint folder as the Hugging Face Hub serves it: config.json and safetensors files."""
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.remote import RemoteRepo
-from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_header
+from quantkit.checkpoint.safetensors import (
+    GIT_LFS_POINTER,
+    is_unneeded_buffer,
+    only_floats,
+    quoted,
+    read_header,
+)
 from quantkit.core.errors import CheckpointError
-from quantkit.core.tensors import SourceTensor
+from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INDEX = "model.safetensors.index.json"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 # What the common quantizers leave beside or instead of a weight.
 _QUANTIZED = (
@@ -27,7 +37,12 @@ _QUANTIZED = (
     ".SCB",  # bitsandbytes, 8 bit
 )
 
+# Methods that compute with rounded numbers even where the weights are stored as they were trained.
+_ALWAYS_ROUNDED = ("bitnet",)
+
 _LISTED = 3
+_CACHED = re.compile(r"models--([\w.-]+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # The tensors of weight files, file by file, in the order asked for.
 HeaderReader = Callable[[tuple[Path, ...]], Iterable[dict[str, SourceTensor]]]
@@ -44,7 +59,8 @@ class Checkpoint:
     small files in ``path`` and only headers of its weights: ``files`` are then names that nothing
     need lie under, and ``repo`` says where the weights are. Where tensors do not lie in their files
     as they are described, ``read_rows`` gives their rows, and offsets only say in which order to
-    read; it is called from one thread at a time.
+    read; it is called from one thread at a time. ``remarks`` are sentences on what was found odd
+    and left out.
     """
 
     path: Path
@@ -53,19 +69,21 @@ class Checkpoint:
     files: tuple[Path, ...]
     repo: RemoteRepo | None = None
     read_rows: RowReader | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """What people call it: the last part of the repository's name, or the folder's."""
-        return self.repo.repo_id.rpartition("/")[2] if self.repo else self.path.resolve().name
+        return self.repo.repo_id.rpartition("/")[2] if self.repo else folder_name(self.path)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read the headers of a checkpoint folder and check that they agree with each other.
 
     The weights are the files that ``model.safetensors.index.json`` names or, without an index,
-    every ``model*.safetensors``: the choice of llama.cpp's converter. Raw Mistral weights are
-    shown as what they would be converted to (see ``raw_mistral``).
+    every ``model*.safetensors``; where there are none of these, ``pytorch_model*.bin`` in the same
+    way. That is the choice of llama.cpp's converter. Raw Mistral weights are shown as what they
+    would be converted to (see ``raw_mistral``).
 
     Raises:
         CheckpointError: the folder is missing or incomplete, its index and its files disagree,
@@ -79,22 +97,66 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if raw_mistral.is_raw_mistral(names):
         return raw_mistral.open_raw_mistral(path)
     if "config.json" not in names:
-        raise CheckpointError(
-            f"{path} has no config.json; give the folder of a Hugging Face checkpoint, downloaded "
-            "with all its files."
-        )
-    return read_checkpoint(path, names, lambda files: map(read_header, files))
+        raise _no_config(path, names)
+    return read_checkpoint(path, names, read_weights)
+
+
+def read_weights(files: Iterable[Path]) -> Iterable[dict[str, SourceTensor]]:
+    """The tensors of weight files, of any dtype, one file after the other."""
+    return (
+        read_pth(file) if file.suffix == ".bin" else read_header(file, any_dtype=True)
+        for file in files
+    )
+
+
+def folder_name(path: Path) -> str:
+    """What people call a folder. A snapshot in the Hub's cache has its repository's name."""
+    found = snapshot_of(path)
+    return found[0].rpartition("/")[2] if found else path.resolve().name
+
+
+def snapshot_of(path: Path) -> tuple[str, str] | None:
+    """The repository and the commit of a snapshot folder in the Hub's cache, else None.
+
+    The cache keeps a repository as ``models--OWNER--NAME/snapshots/COMMIT``.
+    """
+    folder = path.resolve()
+    kept = _CACHED.fullmatch(folder.parent.parent.name)
+    is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return (kept[1].replace("--", "/", 1), folder.name) if kept and is_snapshot else None
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a folder has files with weights that a checkpoint can be read from, or their index.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+
+    """
+    from quantkit.checkpoint import raw_mistral
+
+    names = _list_folder(path)
+    return raw_mistral.is_raw_mistral(names) or bool(weight_files(names))
 
 
 def is_quantized(path: Path) -> bool:
-    """Whether a folder's config.json says that its weights are quantized.
+    """Whether the weights in a folder are quantized, and not only its config.json says so.
 
     Raises:
-        CheckpointError: the folder or its config.json cannot be read.
+        CheckpointError: the folder, its config.json or its index cannot be read.
+        SafetensorsError: a weight file breaks the format's rules.
 
     """
-    return "config.json" in _list_folder(path) and bool(
-        read_json(path / "config.json").get("quantization_config")
+    names = _list_folder(path)
+    if "config.json" not in names:
+        return False
+    config = read_json(path / "config.json")
+    if not config.get("quantization_config"):
+        return False
+    if not weight_files(names):
+        return True
+    return _is_rounded(config) or bool(
+        _quantized_tensor(_read_tensors(path, config, names).tensors)
     )
 
 
@@ -116,11 +178,7 @@ def open_quantized(path: Path) -> Checkpoint:
             f"{path} is not quantized: its config.json has no quantization_config; give the folder "
             "of a quantized artifact."
         )
-
-    def read_headers(files: tuple[Path, ...]) -> Iterable[dict[str, SourceTensor]]:
-        return (read_header(file, any_dtype=True) for file in files)
-
-    return _read_tensors(path, config, names, read_headers)
+    return _read_tensors(path, config, names)
 
 
 def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) -> Checkpoint:
@@ -136,26 +194,57 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
 
     """
     config = read_json(path / "config.json")
-    _refuse_quantized_config(path, config)
-    if INDEX in names:
-        _refuse_quantized_tensors(path, _read_weight_map(path / INDEX))
+    quantization = config.get("quantization_config")
+    evidence = f"quant_method {_method(config)} in its config.json" if quantization else ""
+    if quantization and _is_rounded(config):
+        raise _quantized(path, evidence)
+    if INDEX in names and (name := _quantized_name(read_weight_map(path / INDEX))):
+        raise _quantized(path, evidence or f"it holds tensor {quoted(name)}")
     checkpoint = _read_tensors(path, config, names, read_headers)
-    _refuse_quantized_tensors(path, checkpoint.tensors)
-    return checkpoint
+    odd = _quantized_tensor(checkpoint.tensors)
+    if odd and (quantization or odd.endswith(_QUANTIZED)):
+        raise _quantized(path, evidence or f"it holds tensor {quoted(odd)}")
+    checkpoint = replace(checkpoint, tensors=only_floats(checkpoint.tensors))
+    if not quantization:
+        return checkpoint
+    remark = (
+        f"{path / 'config.json'} has a quantization_config ({_method(config)}), but no weight is "
+        "quantized; it is left out."
+    )
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    return replace(checkpoint, config=plain, remarks=(remark,))
 
 
 def _read_tensors(
-    path: Path, config: dict[str, Any], names: list[str], read_headers: HeaderReader
+    path: Path,
+    config: dict[str, Any],
+    names: list[str],
+    read_headers: HeaderReader = read_weights,
 ) -> Checkpoint:
-    if INDEX in names:
-        weight_map = _read_weight_map(path / INDEX)
+    from quantkit.checkpoint.rows import StoredRows
+
+    files = tuple(path / name for name in weight_files(names))
+    index = INDEX
+    if files and files[0].suffix == ".bin":
+        index = PICKLE_INDEX
+    if index in names:
+        weight_map = read_weight_map(path / index)
         files = _find_shards(path, names, weight_map)
         tensors = _merge(files, read_headers)
-        _check_index(path / INDEX, weight_map, tensors)
-    else:
-        files = _find_weights(path, names)
+        _check_index(path / index, weight_map, tensors)
+    elif files:
         tensors = _merge(files, read_headers)
-    return Checkpoint(path, config, tensors, files)
+    else:
+        raise _no_weights(path, names)
+    # A file is read from front to back only where no tensor lies in another.
+    rows = StoredRows(tensors) if _overlap(tensors) else None
+    return Checkpoint(path, config, tensors, files, read_rows=rows)
+
+
+def _overlap(tensors: Mapping[str, SourceTensor]) -> bool:
+    """Whether tensors share bytes, as tied ones do in a file of ``torch.save``."""
+    places = sorted((str(t.file), t.offset, t.n_bytes) for t in tensors.values())
+    return any(a[0] == b[0] and a[1] + a[2] > b[1] for a, b in pairwise(places))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -171,14 +260,21 @@ def read_json(path: Path) -> dict[str, Any]:
         # Reading a pipe would wait for its writer, so nothing but a plain file is opened.
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a regular file; download it again.")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        # A byte order mark, which Windows' editors leave, means nothing.
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; download it again.") from None
     except OSError as error:
         raise _unreadable(path, error) from error
     except RecursionError:
         raise CheckpointError(f"{path} is nested too deeply; download it again.") from None
-    except ValueError as error:  # of UTF-8, of JSON, or of an integer with thousands of digits
+    except json.JSONDecodeError as error:
+        if error.doc.startswith(GIT_LFS_POINTER.decode()):
+            raise CheckpointError(
+                f"{path} is a Git LFS pointer and not the file; run `git lfs pull` in its folder."
+            ) from None
+        raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error
+    except ValueError as error:  # of UTF-8, or of an integer with thousands of digits
         raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object; download it again.")
@@ -196,8 +292,8 @@ def _list_folder(path: Path) -> list[str]:
     except NotADirectoryError:
         if path.suffix.lower() == ".gguf":
             raise CheckpointError(
-                f"{path} is a GGUF file, and build does not quantize an already built GGUF; give "
-                "the folder of the checkpoint that it was made from."
+                f"{path} is a GGUF file and no checkpoint; give the folder of the checkpoint that "
+                "it was made from."
             ) from None
         raise CheckpointError(
             f"{path} is a file; give the folder that holds the checkpoint's config.json."
@@ -206,28 +302,47 @@ def _list_folder(path: Path) -> list[str]:
         raise _unreadable(path, error) from error
 
 
-def _find_weights(path: Path, names: list[str]) -> tuple[Path, ...]:
-    """The weight files of a folder without an index, in the order of ``names``."""
-    files = [n for n in names if n.startswith("model") and n.endswith(".safetensors")]
-    if files:
-        return tuple(path / name for name in files)
-    pickles = [
-        n
-        for n in names
-        if n.endswith((".pt", ".pth")) or (n.startswith("pytorch_model") and n.endswith(".bin"))
-    ]
-    if pickles:
-        raise CheckpointError(
-            f"{path} holds its weights as pickles ({_some(pickles)}), which quantkit does not read "
-            "because they can run code; if you trust them, load them with transformers and call "
-            "save_pretrained, which writes safetensors."
+def weight_files(names: Iterable[str]) -> list[str]:
+    """The weight files among the names of a folder, sorted: safetensors, else ``torch.save``'s."""
+    found = [n for n in names if n.startswith("model") and n.endswith(".safetensors")]
+    return sorted(found) or sorted(
+        n for n in names if n.startswith("pytorch_model") and n.endswith(".bin")
+    )
+
+
+def _no_config(path: Path, names: list[str]) -> CheckpointError:
+    """Why a folder is no checkpoint, as far as its names tell."""
+    if "adapter_config.json" in names:
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        into = f" {quoted(base)}" if isinstance(base, str) and base else ""
+        return CheckpointError(
+            f"{path} is an adapter (LoRA) and no model; merge it into its base model{into} with "
+            "peft's merge_and_unload, save that with save_pretrained, and give that folder."
         )
-    raise CheckpointError(
+    if any(name.endswith(".gguf") for name in names):
+        return CheckpointError(
+            f"{path} holds GGUF files and no checkpoint; give the folder of the checkpoint that "
+            "they were made from."
+        )
+    return CheckpointError(
+        f"{path} has no config.json; give the folder of a Hugging Face checkpoint, downloaded "
+        "with all its files."
+    )
+
+
+def _no_weights(path: Path, names: list[str]) -> CheckpointError:
+    others = [n for n in names if n.endswith((".pt", ".pth", ".bin", ".safetensors"))]
+    if others:
+        return CheckpointError(
+            f"{path} has no model*.safetensors and no pytorch_model*.bin, only {_some(others)}; "
+            "load it with what wrote it and call save_pretrained of transformers."
+        )
+    return CheckpointError(
         f"{path} has no model*.safetensors; download the checkpoint again, with its weights."
     )
 
 
-def _read_weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Path) -> dict[str, str]:
     """Tensor name to file name, as an index gives them; every file lies beside the index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -303,17 +418,31 @@ def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, Sou
         )
 
 
-def _refuse_quantized_config(path: Path, config: dict[str, Any]) -> None:
-    if quantization := config.get("quantization_config"):
-        known = isinstance(quantization, dict) and "quant_method" in quantization
-        method = quoted(quantization["quant_method"]) if known else "unknown"
-        raise _quantized(path, f"quant_method {method} in its config.json")
+def _method(config: Mapping[str, Any]) -> str:
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    return "unknown" if method is None else quoted(method)
 
 
-def _refuse_quantized_tensors(path: Path, names: Iterable[str]) -> None:
-    for name in names:
-        if name.endswith(_QUANTIZED):
-            raise _quantized(path, f"it holds tensor {quoted(name)}")
+def _is_rounded(config: Mapping[str, Any]) -> bool:
+    """Whether the model computes with rounded weights, however they are stored."""
+    settings = config.get("quantization_config")
+    return isinstance(settings, Mapping) and settings.get("quant_method") in _ALWAYS_ROUNDED
+
+
+def _quantized_name(names: Iterable[str]) -> str | None:
+    """The first tensor whose name is one that quantizers give."""
+    return next((name for name in names if name.endswith(_QUANTIZED)), None)
+
+
+def _quantized_tensor(tensors: Mapping[str, SourceTensor]) -> str | None:
+    """The first tensor that a quantizer left, by its name or its dtype."""
+    odd = (
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype not in FLOAT_BYTES and not is_unneeded_buffer(name)
+    )
+    return _quantized_name(tensors) or next(odd, None)
 
 
 def _quantized(path: Path, evidence: str) -> CheckpointError:

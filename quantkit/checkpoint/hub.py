@@ -14,12 +14,14 @@ from quantkit.checkpoint.folder import (
     Checkpoint,
     open_checkpoint,
     read_checkpoint,
+    weight_files,
 )
 from quantkit.checkpoint.remote import RemoteRepo, download, explained, open_repo, read_range
 from quantkit.checkpoint.safetensors import LENGTH_BYTES, header_length, parse_header, read_header
 from quantkit.checkpoint.tokenizer.source import TOKENIZER_FILES
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
+from quantkit.core.units import format_size
 
 _CONNECTIONS = 8
 
@@ -37,18 +39,37 @@ _SMALL_FILES = (
 )
 _TEMPLATES = "additional_chat_templates/"
 
+_ADDRESS = re.compile(
+    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?P<file>/[^?#]+)?)?/?(?:[?#].*)?"
+)
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
+
+_LONGEST_LIST = 400  # characters
 
 # The index of the largest models has a few MB, a tokenizer.json up to 20.
 _MOST_SMALL_BYTES = 100 * 10**6
 
 
 def parse_hub_id(text: str) -> tuple[str, str | None] | None:
-    """``NAMESPACE/NAME`` or ``NAMESPACE/NAME@REVISION`` in its parts; None if it is a path."""
-    match = _HUB_ID.fullmatch(text)
+    """``NAMESPACE/NAME`` or ``NAMESPACE/NAME@REVISION`` in its parts; None if it is a path.
+
+    The address of a repository, as a browser shows it, is one, too.
+    """
+    match = _HUB_ID.fullmatch(without_address(text))
     if match is None or text.startswith("."):
         return None
     return match["repo"], match["revision"]
+
+
+def without_address(text: str) -> str:
+    """An address on huggingface.co as a Hub id, with its file and revision; other text as it is."""
+    match = _ADDRESS.fullmatch(text.strip())
+    if match is None:
+        return text
+    revision = match["revision"]
+    at = f"@{revision}" if revision and revision != "main" else ""
+    return f"{match['repo']}{match['file'] or ''}{at}"
 
 
 def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint:
@@ -70,13 +91,7 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
     if is_offline_mode():
         return _open_cached(repo_id, revision)
     repo = open_repo(repo_id, revision)
-    if "config.json" not in repo.sizes:
-        hint = (
-            "; it holds GGUF files, so name one"
-            if any(name.endswith(".gguf") for name in repo.sizes)
-            else "; give the repository of the original model"
-        )
-        raise CheckpointError(f"{repo} has no config.json{hint}.")
+    _require_weights(repo)
     small = [n for n in repo.sizes if n in _SMALL_FILES or _is_template(n)]
     for name in small:
         if repo.sizes[name] > _MOST_SMALL_BYTES:
@@ -94,6 +109,41 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
 
         checkpoint = read_checkpoint(path, names, read_headers)
     return replace(checkpoint, repo=repo)
+
+
+def _require_weights(repo: RemoteRepo) -> None:
+    """Refuse a repository without safetensors, and say what it holds instead."""
+    files = weight_files(name for name in repo.sizes if "/" not in name)
+    if files and "config.json" in repo.sizes:
+        if not files[0].endswith(".safetensors"):
+            raise CheckpointError(
+                f"{repo} holds its weights as {files[0]}; from the Hub quantkit reads safetensors "
+                "only, so download it (hf download) and give the folder."
+            )
+        return
+    ggufs = [name for name in sorted(repo.sizes) if name.endswith(".gguf") and _is_first(name)]
+    if ggufs:
+        raise CheckpointError(
+            f"{repo} holds GGUF files, so name one, such as {repo.repo_id}/{ggufs[0]}: "
+            f"{_listed(repo, ggufs)}."
+        )
+    lacks = "config.json" if "config.json" not in repo.sizes else "model*.safetensors"
+    raise CheckpointError(f"{repo} has no {lacks}; give the repository of the original model.")
+
+
+def _is_first(name: str) -> bool:
+    return "-of-" not in name or "-00001-of-" in name
+
+
+def _listed(repo: RemoteRepo, names: list[str]) -> str:
+    """Files with their sizes, as many as a sentence holds."""
+    text = ""
+    for place, name in enumerate(names):
+        more = f"{', ' if text else ''}{name} ({format_size(repo.sizes[name])})"
+        if text and len(text) + len(more) > _LONGEST_LIST:
+            return f"{text} and {len(names) - place} more"
+        text += more
+    return text
 
 
 @contextmanager
@@ -120,13 +170,13 @@ def _is_template(name: str) -> bool:
 def _read_header(repo: RemoteRepo, path: Path) -> dict[str, SourceTensor]:
     """The tensors of one weight file: of the cached copy, else of the one on the Hub."""
     if path.is_file():
-        return read_header(path)
+        return read_header(path, any_dtype=True)
     file_bytes = repo.sizes[path.name]
     start = read_range(repo, path.name, 0, _FIRST_RANGE)
     header_end = LENGTH_BYTES + header_length(path, start, file_bytes)
     if header_end > len(start):
         start += read_range(repo, path.name, len(start), header_end)
-    return parse_header(path, start[LENGTH_BYTES:header_end], file_bytes)
+    return parse_header(path, start[LENGTH_BYTES:header_end], file_bytes, any_dtype=True)
 
 
 def _open_cached(repo_id: str, revision: str | None) -> Checkpoint:

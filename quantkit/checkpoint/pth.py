@@ -2,7 +2,7 @@
 
 Such a file is a zip: ``data.pkl`` describes the tensors as a pickle, and each storage lies beside
 it, uncompressed, so that a tensor is a range of bytes of the file. A pickle is a program. This one
-is run by an unpickler that knows three names and hands out objects that can do nothing else; any
+is run by an unpickler that knows a few names and hands out objects that can do nothing else; any
 other name ends it before anything is called. Layout: PyTorch's ``torch/serialization.py``.
 """
 
@@ -14,27 +14,45 @@ from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
-from quantkit.checkpoint.safetensors import quoted
+from quantkit.checkpoint.safetensors import GIT_LFS_POINTER, quoted
 from quantkit.core.errors import CheckpointError
-from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
+from quantkit.core.tensors import SourceTensor
 
 _MOST_PICKLE_BYTES = 100 * 10**6
 _LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name
-_STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
+# safetensors' names for what a storage holds, and its bytes. Only floats can be weights.
+_STORAGES = {
+    "FloatStorage": ("F32", 4),
+    "HalfStorage": ("F16", 2),
+    "BFloat16Storage": ("BF16", 2),
+    "DoubleStorage": ("F64", 8),
+    "LongStorage": ("I64", 8),
+    "IntStorage": ("I32", 4),
+    "ShortStorage": ("I16", 2),
+    "CharStorage": ("I8", 1),
+    "ByteStorage": ("U8", 1),
+    "BoolStorage": ("BOOL", 1),
+}
+_ITEM_BYTES = dict(_STORAGES.values())
 
 
 def read_pth(path: Path) -> dict[str, SourceTensor]:
-    """The tensors of a file by name, in its order. Reads no weights.
+    """The tensors of a file by name, in its order, of any dtype. Reads no weights.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged, or holds anything but float tensors
-            in plain containers.
+        CheckpointError: the file cannot be read, is damaged, or holds anything but tensors in
+            plain containers.
 
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
     except zipfile.BadZipFile:
+        if _starts_as_pointer(path):
+            raise CheckpointError(
+                f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its "
+                "folder."
+            ) from None
         raise CheckpointError(
             f"{path} is no zip file, as PyTorch has saved since 1.6; download it again, or if it "
             "is older load it with torch.load(weights_only=True) and save it anew."
@@ -44,6 +62,11 @@ def read_pth(path: Path) -> dict[str, SourceTensor]:
             f"{path} cannot be read ({error.strerror or error}); check the file and its "
             "permissions."
         ) from None
+
+
+def _starts_as_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER
 
 
 def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, SourceTensor]:
@@ -76,7 +99,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, SourceTensor]:
             if info is None or info.compress_type != zipfile.ZIP_STORED:
                 _refuse(path, f"the storage of {quoted(name)} is missing or compressed")
             start = _data_offset(file, info)
-            item = FLOAT_BYTES[value.storage.dtype]
+            item = _ITEM_BYTES[value.storage.dtype]
             n_bytes = prod(value.shape) * item
             first = value.offset * item
             if first + n_bytes > info.file_size or start + info.file_size > file_bytes:
@@ -156,6 +179,17 @@ class _MakeTensor:
         return _Tensor(storage, offset, tuple(shape), tuple(stride))
 
 
+class _TakeTensor:
+    """A parameter is its tensor, and whether it is trained."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor: Any, *_others: Any) -> _Tensor:
+        if not isinstance(tensor, _Tensor):
+            raise _ForbiddenError("it holds a parameter that is no tensor")
+        return tensor
+
+
 class _StorageKind:
     __slots__ = ("dtype",)
 
@@ -172,10 +206,12 @@ class _Unpickler(pickle.Unpickler):
                 return _MakeContainer()
             case "torch._utils", "_rebuild_tensor_v2":
                 return _MakeTensor()
+            case "torch._utils", "_rebuild_parameter":
+                return _TakeTensor()
             case "torch", _ if name in _STORAGES:
-                return _StorageKind(_STORAGES[name])
+                return _StorageKind(_STORAGES[name][0])
             case "torch", _ if name.endswith("Storage"):
-                raise _ForbiddenError(f"it holds tensors of {quoted(name)}, not of plain floats")
+                raise _ForbiddenError(f"it holds tensors of {quoted(name)}, not of plain numbers")
         raise _ForbiddenError(
             f"it asks for {quoted(f'{module}.{name}')}, which no weights need, and was not run"
         )
@@ -183,7 +219,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
             case ("storage", _StorageKind() as kind, str() as key, _, _) if (
-                kind.dtype in FLOAT_BYTES
+                kind.dtype in _ITEM_BYTES
             ):
                 return _Storage(key, kind.dtype)
         raise _ForbiddenError("it refers to something other than a storage")

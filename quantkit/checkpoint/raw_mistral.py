@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.folder import Checkpoint, read_json
+from quantkit.checkpoint.folder import Checkpoint, folder_name, read_json
 from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.raw_tokenizer import add_tokenizer_files
 from quantkit.checkpoint.rows import Joined, View, ViewReader, file_order, read_stored
-from quantkit.checkpoint.safetensors import quoted, read_header
+from quantkit.checkpoint.safetensors import only_floats, quoted, read_header
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
 from quantkit.families import find_family
@@ -118,7 +118,8 @@ def open_raw_mistral(path: Path) -> Checkpoint:
     files = tuple(path / name for name in _weight_files(names))
     raw: dict[str, list[SourceTensor]] = {}
     for file in files:
-        header = read_header(file) if file.suffix == ".safetensors" else read_pth(file)
+        is_plain = file.suffix == ".safetensors"
+        header = read_header(file) if is_plain else only_floats(read_pth(file))
         for name, tensor in header.items():
             raw.setdefault(name, []).append(tensor)
     config = _config(path / PARAMS, raw)
@@ -202,6 +203,12 @@ def _config(path: Path, raw: Mapping[str, Sequence[SourceTensor]]) -> dict[str, 
     known = _READ | _HARMLESS | _ONLY.keys()
     config |= {key: value for key, value in params.items() if key not in known | config.keys()}
     wanting = [key for key, value in config.items() if value is None and key != "sliding_window"]
+    if wanting == ["intermediate_size"] and "dim" in params:
+        raise CheckpointError(
+            f"{path} is Meta's own release of a Llama, whose layout quantkit does not read; take "
+            "its repository in transformers' format (its name ends in -hf, or it has a "
+            "config.json), or convert it with transformers' convert_llama_weights_to_hf."
+        )
     if wanting:
         raise CheckpointError(
             f"{path} does not tell {wanting[0]}; take params.json from the original release."
@@ -339,6 +346,6 @@ def _small_files(path: Path) -> tuple[Path, dict[str, int]]:
     """A folder of the same name for what is no weight, as long as this process lasts."""
     temporary = Path(tempfile.mkdtemp(prefix="quantkit-raw-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    folder = temporary / path.resolve().name
+    folder = temporary / folder_name(path)
     folder.mkdir()
     return folder, add_tokenizer_files(path, folder)

@@ -18,14 +18,18 @@ def open_rows(checkpoint: Checkpoint) -> RowReader:
     It gives little-endian bytes, 1-D, in transformers' order of rows. Rows of a 3-D tensor count
     over all its matrices.
     """
-    if checkpoint.read_rows is not None:
-        return checkpoint.read_rows
-    tensors = checkpoint.tensors
+    return checkpoint.read_rows or StoredRows(checkpoint.tensors)
 
-    def read_rows(name: str, first: int, count: int) -> NDArray[np.uint8]:
-        return read_stored(tensors[name], first, count)
 
-    return read_rows
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """Reads rows of tensors where they lie."""
+
+    tensors: Mapping[str, SourceTensor]
+
+    def __call__(self, name: str, first: int, count: int) -> NDArray[np.uint8]:
+        """Rows of the tensor called ``name``."""
+        return read_stored(self.tensors[name], first, count)
 
 
 def read_stored(tensor: SourceTensor, first: int, count: int) -> NDArray[np.uint8]:

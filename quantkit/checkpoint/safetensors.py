@@ -7,6 +7,7 @@ that breaks one is damaged or hostile, and says so here rather than halfway thro
 
 import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INTEGER = 2**63 - 1
-_GIT_LFS_POINTER = b"version https://git-lfs"
+GIT_LFS_POINTER = b"version https://git-lfs"
 
 # Bits, because the format's smallest floats share a byte.
 _DTYPE_BITS = {
@@ -66,21 +67,30 @@ def parse_header(
 
     """
     entries = _parse(path, raw)
-    _check_metadata(path, entries.pop("__metadata__", {}))
+    _check_metadata(path, entries.pop("__metadata__", None))
     data_start = LENGTH_BYTES + len(raw)
     tensors = [_tensor(path, name, entry, data_start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.n_bytes))
     _check_tiling(path, tensors, data_start, file_bytes)
-    if any_dtype:
-        return {tensor.name: tensor for tensor in tensors}
-    for tensor in tensors:
+    found = {tensor.name: tensor for tensor in tensors}
+    return found if any_dtype else only_floats(found)
+
+
+def only_floats(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Those that can be weights: all but buffers that no model needs.
+
+    Raises:
+        SafetensorsError: one is neither F32, F16 or BF16 nor such a buffer.
+
+    """
+    for tensor in tensors.values():
         if tensor.dtype not in FLOAT_BYTES and not is_unneeded_buffer(tensor.name):
             raise SafetensorsError(
-                f"{path} holds tensor {quoted(tensor.name)} as {tensor.dtype}, but quantkit "
+                f"{tensor.file} holds tensor {quoted(tensor.name)} as {tensor.dtype}, but quantkit "
                 "reads F32, F16 and BF16 weights only; if the checkpoint is already quantized use "
                 "the original one, otherwise save it again in bfloat16 or float32."
             )
-    return {tensor.name: tensor for tensor in tensors if tensor.dtype in FLOAT_BYTES}
+    return {name: tensor for name, tensor in tensors.items() if tensor.dtype in FLOAT_BYTES}
 
 
 def is_unneeded_buffer(name: str) -> bool:
@@ -101,7 +111,7 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
         if not stat.S_ISREG(status.st_mode):
             raise SafetensorsError(f"{path} is not a regular file; put the weights there.")
         with path.open("rb") as file:
-            start = file.read(len(_GIT_LFS_POINTER))
+            start = file.read(len(GIT_LFS_POINTER))
             header_bytes = header_length(path, start, status.st_size)
             file.seek(LENGTH_BYTES)
             return file.read(header_bytes), status.st_size
@@ -126,7 +136,7 @@ def header_length(path: Path, start: bytes, file_bytes: int) -> int:
 
     """
     header_bytes = int.from_bytes(start[:LENGTH_BYTES], "little")
-    if start.startswith(_GIT_LFS_POINTER):
+    if start.startswith(GIT_LFS_POINTER):
         raise SafetensorsError(
             f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its folder."
         )
@@ -184,6 +194,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _check_metadata(path: Path, metadata: object) -> None:
+    if metadata is None:  # null, which safetensors' own library takes for an absent one
+        return
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _broken(path, "its __metadata__ is not a map of strings to strings")
 

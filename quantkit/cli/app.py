@@ -89,7 +89,7 @@ def run() -> None:
     # gguf-py logs what it guesses about a model; quantkit reports what matters itself.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
-        app()
+        app(args=fit.complete(sys.argv[1:]))
     except QuantkitError as error:
         fail(str(error))
         sys.exit(error.exit_code)

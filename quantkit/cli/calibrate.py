@@ -100,7 +100,7 @@ def calibrate(
     check_space(out.absolute().parent, look_ahead(source, model, corpus, settings))
     result = run(source, model, corpus, out, settings, remarks_on(corpus, chunks))
     if plot is not None:
-        draw(result.routing, plot, f"Routing of {source.path.resolve().name}")
+        draw(result.routing, plot, f"Routing of {source.name}")
     _show(result, min_tokens, as_json)
 
 
@@ -113,6 +113,8 @@ def open_model(source: "Path | Checkpoint") -> "tuple[Checkpoint, Model]":
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
+    for remark in checkpoint.remarks:
+        note(remark)
     return checkpoint, model
 
 

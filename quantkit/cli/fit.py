@@ -1,5 +1,7 @@
 """``quantkit fit``: which quant of a model runs on a machine, how, and with how much to spare."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from quantkit.fit.verdict import Answer, Row
 
 _USUAL_CONTEXT = 8192
+LIST = "list"  # instead of a profile's name
 _FEW = 3  # quants whose every detail is shown
 _COLOURS = {
     "gpu": "green",
@@ -52,7 +55,9 @@ def fit(
     ] = None,
     gpu: Annotated[
         list[str] | None,
-        typer.Option(metavar="SIZE", help="A GPU's memory, such as 24GB; again for more GPUs."),
+        typer.Option(
+            metavar="SIZE", help="A GPU: its memory, such as 24GB, or rtx-4090; again for more."
+        ),
     ] = None,
     ram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="RAM, such as 32GB; alone: without a GPU.")
@@ -67,7 +72,8 @@ def fit(
         bool, typer.Option("--flash-attn/--no-flash-attn", help="Whether attention is fused.")
     ] = True,
     hardware: Annotated[
-        str | None, typer.Option(metavar="PROFILE", help="A known machine, such as rtx-4090.")
+        str | None,
+        typer.Option(metavar="[PROFILE]", help="A known machine; without a name: lists them."),
     ] = None,
     shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split files that would be larger.")
@@ -94,6 +100,9 @@ def fit(
     from quantkit.fit.verdict import answer, as_numbers
     from quantkit.plan.quants import find_quants
 
+    if hardware == LIST:
+        _list_hardware(as_json)
+        return
     if model is None:
         raise QuantkitError(
             "Give a model: a checkpoint folder, a GGUF file, a Hub id, or one of these, which "
@@ -134,6 +143,35 @@ def fit(
     _show(result)
     if documented:
         _show_claims(findings, result.subject.title)
+
+
+def complete(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments in which ``--hardware`` always has a value."""
+    completed = []
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        completed.append(argument)
+        if argument == "--hardware" and following.startswith("-"):
+            completed.append(LIST)
+    return completed
+
+
+def _list_hardware(as_json: bool) -> None:
+    from quantkit.fit.hardware import hardware_profiles, machine_from_profile
+    from quantkit.fit.verdict import gib
+
+    machines = {name: machine_from_profile(name) for name in hardware_profiles()}
+    if as_json:
+        emit_json({"hardware": {name: asdict(machine) for name, machine in machines.items()}})
+        return
+    table = Table(title="Hardware that --hardware knows", title_justify="left")
+    for heading in ("profile", "machine"):
+        table.add_column(heading)
+    for heading in ("VRAM", "RAM"):
+        table.add_column(heading, justify="right")
+    for name, machine in machines.items():
+        vram = gib(machine.vram) if machine.gpus else ""
+        table.add_row(name, escape(machine.title), vram, gib(machine.ram))
+    console.print(table)
 
 
 def _machine(gpus: list[str], ram: str | None, profile: str | None) -> "Machine":
@@ -183,9 +221,11 @@ def _show(result: "Answer") -> None:
         table.add_row(
             *_cells(row, result.recommended), style="bold" if _is_best(row, result) else ""
         )
-    console.print(table)
+    if result.rows:
+        console.print(table)
     _show_others(result)
-    console.print(_footnotes(result), soft_wrap=True)
+    if result.rows:
+        console.print(_footnotes(result), soft_wrap=True)
     if len(result.rows) <= _FEW:
         _show_details(result)
     best = next((row for row in result.rows if _is_best(row, result)), None)
@@ -262,6 +302,8 @@ def _short(placement: "Placement") -> str:
 
 def _figure(value: float) -> str:
     """A number for a column of one unit."""
+    if value < 0.1:
+        return f"{value:.2g}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -271,7 +313,7 @@ def _show_others(result: "Answer") -> None:
     if not result.others:
         return
     table = Table(
-        title="In transformers, all figures modelled but the weights of bnb",
+        title="In transformers: the weights of bnb and GPTQ are exact, all else is modelled",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -285,6 +327,9 @@ def _show_others(result: "Answer") -> None:
     for other in result.others:
         verdict = "[green]fits in VRAM[/]" if other.fits else "[red]does not fit in VRAM[/]"
         verdict = verdict if result.machine.gpus else "[yellow]no GPU[/]"
+        if other.weight_bytes is None:
+            table.add_row(other.name, "", "", "[red]cannot hold it[/]", escape(other.note))
+            continue
         size, memory = _figure(other.weight_bytes / 1e9), _figure(total(other.parts) / GIB)
         table.add_row(other.name, size, memory, verdict, escape(other.note))
     console.print(table)
@@ -306,7 +351,7 @@ def _footnotes(result: "Answer") -> str:
     lines.append(sure + ".")
     if any(row.placement.mode == "experts" for row in result.rows):
         lines.append("N x experts in RAM: of N layers; all else is in VRAM.")
-    if result.subject.origin == "bundled":
+    if result.subject.origin in ("bundled", "config"):
         lines.append("Tensors are exact; a file's header counts an estimated vocabulary (< 1 MB).")
     return "[dim]" + escape("\n".join(lines)) + "[/]"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.cli.output import note, open_meter
-from quantkit.core.errors import PlanError
+from quantkit.core.errors import CheckpointError, PlanError
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ def open_source(name: str) -> "Path | Checkpoint":
     from quantkit.checkpoint.hub import open_hub_checkpoint, parse_hub_id
 
     hub_id = None if Path(name).exists() else parse_hub_id(name)
+    if hub_id is None and "://" in name:
+        raise CheckpointError(
+            f"{name} is no address of a model on huggingface.co; give a folder, or NAMESPACE/NAME."
+        )
     return Path(name) if hub_id is None else open_hub_checkpoint(*hub_id)
 
 

@@ -20,6 +20,9 @@ _FACTORS = {
     "gib": 2**30,
     "tib": 2**40,
 }
+_FEWEST_BARE = 10**6  # a number of bytes that somebody may write out
+_MOST = 10**18
+_LONGEST = 40  # characters
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -28,20 +31,42 @@ class SizeError(QuantkitError):
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a size such as ``1GiB`` (2**30), ``45GB`` or ``45G`` (45 * 10**9), or ``4096``.
+    """Bytes in a size such as ``1GiB`` (2**30), ``45GB`` or ``45G`` (45 * 10**9), or ``4000000``.
+
+    A number without a unit counts bytes, and a small one was meant otherwise.
 
     Raises:
-        SizeError: the text is no size, or is not positive.
+        SizeError: the text is no size, is not positive, or cannot be meant.
 
     """
-    match = _SIZE.fullmatch(text)
-    factor = _FACTORS.get(match[2].lower()) if match else None
-    if match is None or factor is None:
-        raise SizeError(f"{text!r} is not a size; write it like 1GiB, 45GB or 500MB.")
-    size = int(float(match[1]) * factor)
+    number, unit = split_size(text)
+    size = int(number * _FACTORS[unit])
     if size <= 0:
-        raise SizeError(f"{text!r} is not a size above zero.")
+        raise SizeError(f"{shown(text)} is not a size above zero.")
+    if not unit and size < _FEWEST_BARE:
+        raise SizeError(f"{shown(text)} has no unit; write it like {size}GB or {size}MB.")
+    if size > _MOST:
+        raise SizeError(f"{shown(text)} is more than any disk holds; write it like 1GiB or 45GB.")
     return size
+
+
+def split_size(text: str) -> tuple[float, str]:
+    """The number of a size, and its unit in lower case, which may be empty.
+
+    Raises:
+        SizeError: the text is no size.
+
+    """
+    match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None
+    unit = match[2].lower() if match else None
+    if match is None or unit not in _FACTORS:
+        raise SizeError(f"{shown(text)} is not a size; write it like 1GiB, 45GB or 500MB.")
+    return float(match[1]), unit
+
+
+def shown(text: str) -> str:
+    """What a user typed, for a sentence: quoted, and cut where it is long."""
+    return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
 def format_size(n_bytes: int) -> str:

@@ -22,4 +22,4 @@ def describe(config: Mapping[str, Any], names: Collection[str]) -> Model:
     return describe_decoder("llama", config, names, DEFAULTS, gated_mlp)
 
 
-FAMILY = Family("llama", ("LlamaForCausalLM", "LLaMAForCausalLM"), describe)
+FAMILY = Family("llama", ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"), describe)

@@ -22,4 +22,4 @@ def describe(config: Mapping[str, Any], names: Collection[str]) -> Model:
     return describe_decoder("mistral", config, names, DEFAULTS, gated_mlp)
 
 
-FAMILY = Family("mistral", ("MistralForCausalLM",), describe)
+FAMILY = Family("mistral", ("MistralForCausalLM", "MistralModel"), describe)

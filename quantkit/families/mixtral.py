@@ -68,4 +68,4 @@ def experts(
     return sources, targets
 
 
-FAMILY = Family("mixtral", ("MixtralForCausalLM",), describe)
+FAMILY = Family("mixtral", ("MixtralForCausalLM", "MixtralModel"), describe)

@@ -3,6 +3,7 @@
 Nominal sizes are powers of two, as memory is built: "24GB" of VRAM and "32GB" of RAM are GiB.
 """
 
+import difflib
 import importlib
 import platform
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 from quantkit.core.errors import QuantkitError
 from quantkit.core.profiles import load_profile, profiles_folder
-from quantkit.core.units import parse_size
+from quantkit.core.units import SizeError, parse_size, shown, split_size
 from quantkit.fit.memory import GIB
 from quantkit.verify.machine import memory
 
@@ -25,10 +26,13 @@ _SYSTEM_SHARE, _SYSTEM_LEAST = 16, GIB
 # Sizes in which GPUs and RAM are sold, in GiB.
 _RAM_SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _MARKETING = re.compile(r"([kmgt])b?$", re.IGNORECASE)
+# What memory of a machine is at least and at most; anything else is a slip of the pen.
+_LEAST_MEMORY, _MOST_MEMORY, _MOST_OF_A_GPU = 256 * 2**20, 256 * 2**40, 2**40
+_MOST_BARE = 8192  # a larger number without a unit may be MB
 
 
 class HardwareError(QuantkitError):
-    """A hardware profile that does not exist."""
+    """A hardware profile that does not exist, or a GPU of which nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,27 @@ class Machine:
         return sum(gpu.usable for gpu in self.gpus)
 
 
-def parse_memory(text: str) -> int:
-    """Bytes of a memory size: ``24GB``, ``24G`` and ``24GiB`` are all 24 * 2**30.
+def parse_memory(text: str, most: int = _MOST_MEMORY) -> int:
+    """Bytes of a memory size: ``24``, ``24GB``, ``24G`` and ``24GiB`` are all 24 * 2**30.
+
+    A number without a unit that is far too large for GB can only count bytes.
 
     Raises:
-        SizeError: the text is no size, or is not positive.
+        SizeError: the text is no size, or none that a machine's memory can have.
 
     """
-    return parse_size(_MARKETING.sub(r"\1iB", text.strip()))
+    number, unit = split_size(text)
+    if unit:
+        size = parse_size(_MARKETING.sub(r"\1iB", text.strip()))
+    elif _MOST_BARE < number < _LEAST_MEMORY:
+        raise SizeError(f"{shown(text)} has no unit; write it like 24GB or 24576MB.")
+    else:
+        size = parse_size(f"{text.strip()}{'GiB' if number <= _MOST_BARE else 'B'}")
+    if not _LEAST_MEMORY <= size <= most:
+        raise SizeError(
+            f"{shown(text)} is not a memory size that a machine has; write it like 24GB."
+        )
+    return size
 
 
 def usable_ram(n_bytes: int) -> int:
@@ -84,16 +101,20 @@ def ram_to_buy(needed: int) -> int:
 def machine_from_sizes(gpus: Sequence[str], ram: str | None, base: Machine) -> Machine:
     """``base`` with other GPUs, other RAM, or both.
 
-    A box described by sizes alone has no known disk. Where only RAM is given it has no GPU.
+    A GPU is given by its memory, or as a profile of ``profiles/hardware``. A box described by sizes
+    alone has no known disk. Where only RAM is given it has no GPU.
 
     Raises:
         SizeError: a text is no size.
+        HardwareError: a GPU is neither a size nor known by that name.
 
     """
-    sizes = [parse_memory(text) for text in gpus]
-    named = tuple(Gpu(f"{text.strip()} GPU", size) for text, size in zip(gpus, sizes, strict=True))
+    named = tuple(gpu for text in gpus for gpu in _gpus_called(text))
     usable = base.ram if ram is None else max(0, usable_ram(parse_memory(ram)))
-    words = [*(gpu.name for gpu in named), f"{ram.strip()} RAM" if ram else "this machine's RAM"]
+    words = [
+        *(gpu.name for gpu in named),
+        f"{_with_unit(ram)} RAM" if ram else "this machine's RAM",
+    ]
     return Machine(
         title=" + ".join(words),
         gpus=named,
@@ -105,22 +126,60 @@ def machine_from_sizes(gpus: Sequence[str], ram: str | None, base: Machine) -> M
     )
 
 
+def _gpus_called(text: str) -> tuple[Gpu, ...]:
+    profile = _find_profile(text)
+    if profile is None and not any(letter.isalpha() for letter in text[:1]):
+        if called := [name for name in hardware_profiles() if name.endswith(f"-{text.strip()}")]:
+            raise HardwareError(f"--gpu {shown(text)} is no size; did you mean {called[-1]}?")
+        return (Gpu(f"{_with_unit(text)} GPU", parse_memory(text, _MOST_OF_A_GPU)),)
+    if profile is None:
+        near = difflib.get_close_matches(_plain(text), map(_plain, hardware_profiles()), n=1)
+        hint = next((name for name in hardware_profiles() if [_plain(name)] == near), None)
+        asked = f"did you mean {hint}?" if hint else "quantkit fit --hardware lists those known."
+        raise HardwareError(
+            f"--gpu {shown(text)} is neither a size such as 24GB nor known; {asked}"
+        )
+    machine = machine_from_profile(profile)
+    if machine.unified or not machine.gpus:
+        raise HardwareError(f"{profile} is no GPU but a whole machine; use --hardware {profile}.")
+    return machine.gpus
+
+
+def _with_unit(text: str) -> str:
+    text = text.strip()
+    is_bytes = len(text) > len(str(_MOST_BARE)) + 2
+    return text if text[-1:].isalpha() or is_bytes else f"{text}GB"
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: case, spaces, hyphens, the maker's name."""
+    letters = re.sub(r"[^a-z0-9]", "", name.lower())
+    return letters.removeprefix("nvidia").removeprefix("geforce")
+
+
+def _find_profile(name: str) -> str | None:
+    return next((known for known in hardware_profiles() if _plain(known) == _plain(name)), None)
+
+
 def hardware_profiles() -> tuple[str, ...]:
     """The names of the profiles in ``profiles/hardware``."""
     return tuple(sorted(file.stem for file in (profiles_folder() / "hardware").glob("*.toml")))
 
 
 def machine_from_profile(name: str) -> Machine:
-    """The machine that ``profiles/hardware/NAME.toml`` describes.
+    """The machine that ``profiles/hardware/NAME.toml`` describes, whatever the name's case.
 
     Raises:
         HardwareError: there is no such profile.
 
     """
-    if name not in hardware_profiles():
+    found = _find_profile(name)
+    if found is None:
         raise HardwareError(
-            f"There is no hardware profile {name!r}; there are {', '.join(hardware_profiles())}."
+            f"There is no hardware profile {shown(name)}; there are "
+            f"{', '.join(hardware_profiles())}."
         )
+    name = found
     profile = load_profile(f"hardware/{name}.toml")
     gpus = tuple(
         Gpu(gpu["name"], gpu["usable_mib"] * 2**20)

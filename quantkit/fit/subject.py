@@ -1,4 +1,7 @@
-"""What MODEL is: a folder, a GGUF, a repo on the Hub or a bundled name, and its quants' tensors."""
+"""What MODEL is: a folder, a GGUF, a repo on the Hub or a bundled name, and its quants' tensors.
+
+A folder may be a checkpoint, its config.json alone, what a build left, or one of its artifacts.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +10,17 @@ from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.checkpoint.folder import (
+    INDEX,
+    Checkpoint,
+    folder_name,
+    holds_weights,
+    is_quantized,
+    open_checkpoint,
+    open_quantized,
+    read_json,
+    read_weight_map,
+)
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import CheckpointError, GGUFError
 from quantkit.core.profiles import load_profile, profiles_folder
@@ -26,9 +39,10 @@ from quantkit.formats.gguf.reader import Header, HeaderTensor, read_header
 from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, check_sources, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
+from quantkit.verify.subjects import artifacts_in, holds_artifacts
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
-Origin = Literal["bundled", "checkpoint", "hub", "gguf"]
+Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 
 # A vocabulary in a GGUF: per token its length (8 bytes), score (4) and type (4), and its text,
 # 6.4 bytes on average in Mistral's first tokenizer (mistral-common's tokenizer.model.v1: 717 KB).
@@ -100,6 +114,20 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A model in a format that transformers loads.
+
+    ``n_bytes`` of weights are ``exact`` or ``modelled``; None where the format cannot hold the
+    model, and ``note`` says why.
+    """
+
+    name: str
+    n_bytes: int | None
+    label: Literal["exact", "modelled"]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hollow:
     """A GGUF file without its weights: its name, its first bytes, and how long it is."""
 
@@ -113,7 +141,8 @@ class Subject:
     """A model and its variants, largest first.
 
     ``hollow`` are the files that llama.cpp loads in a dry run; there are none where ``gguf`` is
-    here as a whole. ``model`` is None for a GGUF.
+    here as a whole. ``model`` is None for a GGUF. ``stored`` are folders for transformers that were
+    found; where there are none, a model is shown as it would be stored.
     """
 
     title: str
@@ -125,6 +154,7 @@ class Subject:
     model: Model | None
     gguf: Path | None
     hollow: tuple[Hollow, ...]
+    stored: tuple[Stored, ...] = ()
 
 
 def bundled_models() -> tuple[str, ...]:
@@ -149,25 +179,28 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
     """Find out what ``name`` is and read its headers, never its weights.
 
     Args:
-        name: a checkpoint folder, a GGUF file, a bundled name, or a Hub id: ``owner/repo``, or
-            ``owner/repo/file.gguf``, either with ``@revision``.
+        name: a checkpoint folder or its config.json, a GGUF file, a folder of artifacts or one of
+            them, a bundled name, or a Hub id: ``owner/repo``, or ``owner/repo/file.gguf``, either
+            with ``@revision``.
         wishes: which variants to plan, and how. A GGUF is the one variant that it is.
 
     Raises:
         CheckpointError: there is no such model, or it is incomplete.
-        GGUFError: the GGUF cannot be read or is not one.
+        GGUFError: the GGUF cannot be read or is not one, or is none of the quants asked for.
 
     """
+    from quantkit.checkpoint.hub import without_address
+
     path = Path(name)
     if path.is_dir():
-        return _from_checkpoint(open_checkpoint(path), "checkpoint", wishes)
+        return _from_folder(path, wishes)
+    if path.name == "config.json" and path.is_file():
+        return _from_config(path, wishes)
     if path.exists() or (path.suffix.lower() == ".gguf" and "/" not in name):
-        files = _shards(path)
-        names = [file.name for file in files]
-        return _from_gguf(names, files, [_size(file) for file in files], "gguf")
+        return _chosen(_from_local_gguf(path), wishes)
     if name.lower() in bundled_models():
         return _from_profile(name.lower(), wishes)
-    match = _HUB_ID.fullmatch(name)
+    match = _HUB_ID.fullmatch(without_address(name))
     if match is None or name.startswith((".", "/")):
         raise CheckpointError(
             f"There is no model {name!r}; give a folder, a GGUF file, a Hub id such as "
@@ -199,10 +232,94 @@ def _from_hub(
 def _from_profile(name: str, wishes: Wishes) -> Subject:
     profile = load_profile(f"models/{name}.toml")
     model = find_family(profile["config"]).describe(profile["config"], ())
-    metadata = ModelMetadata(profile["title"], _bare_entries(model))
+    source = profile.get("source", {}).get("file_bytes")
+    return _from_shapes(model, profile["title"], "bundled", wishes, source)
+
+
+def _from_config(file: Path, wishes: Wishes) -> Subject:
+    """A model whose config.json alone is here, and perhaps its weights' index."""
+    config = read_json(file)
+    index = file.parent / INDEX
+    names = read_weight_map(index) if index.is_file() else ()
+    model = find_family(config).describe(config, names)
+    return _from_shapes(model, folder_name(file.parent), "config", wishes)
+
+
+def _from_shapes(
+    model: Model, title: str, origin: Origin, wishes: Wishes, source_bytes: int | None = None
+) -> Subject:
+    """A model without its tokenizer, whose share of a header is estimated."""
+    metadata = ModelMetadata(title, _bare_entries(model))
     vocabulary = int(model.hparams.vocab_size * _VOCABULARY_BYTES_PER_TOKEN)
-    source = profile.get("source", {}).get("file_bytes", model.n_parameters * _BF16)
-    return _from_model(model, metadata, "bundled", wishes, profile["title"], source, vocabulary)
+    source = model.n_parameters * _BF16 if source_bytes is None else source_bytes
+    return _from_model(model, metadata, origin, wishes, title, source, vocabulary)
+
+
+def _from_folder(path: Path, wishes: Wishes) -> Subject:
+    if holds_weights(path):
+        if is_quantized(path):
+            return _from_artifact(path)
+        return _from_checkpoint(open_checkpoint(path), "checkpoint", wishes)
+    if (path / "config.json").is_file():
+        return _from_config(path / "config.json", wishes)
+    if holds_artifacts(path):
+        return _from_artifacts(path, wishes)
+    return _from_checkpoint(open_checkpoint(path), "checkpoint", wishes)  # it says what is missing
+
+
+def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
+    """What a build left: GGUF files are variants of one model, folders are for transformers."""
+    found = artifacts_in(folder)
+    ggufs = [_from_local_gguf(path) for path in found if not path.is_dir()]
+    folders = [_from_artifact(path) for path in found if path.is_dir()]
+    first, *others = ggufs or folders
+    for other in others:
+        if other.shape != first.shape:
+            raise GGUFError(
+                f"{folder} holds {first.title} and {other.title}, which are different models; give "
+                "one file."
+            )
+    variants = [variant for subject in ggufs for variant in subject.variants]
+    whole = replace(
+        first,
+        origin="artifacts",
+        variants=tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes)),
+        stored=tuple(stored for subject in folders for stored in subject.stored),
+    )
+    return _chosen(whole, wishes)
+
+
+def _from_artifact(folder: Path) -> Subject:
+    """A folder for transformers: what it stores is exact, and it has no variants."""
+    checkpoint = open_quantized(folder)
+    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    method = checkpoint.config["quantization_config"].get("quant_method")
+    n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
+    title = folder_name(folder)
+    metadata = ModelMetadata(title, _bare_entries(model))
+    bare = _from_model(model, metadata, "artifacts", Wishes(()), title, 0, 0)
+    return replace(bare, stored=(Stored(title, n_bytes, "exact", str(method)),))
+
+
+def _from_local_gguf(path: Path) -> Subject:
+    files = _shards(path)
+    names = [file.name for file in files]
+    return _from_gguf(names, files, [_size(file) for file in files], "gguf")
+
+
+def _chosen(subject: Subject, wishes: Wishes) -> Subject:
+    """The subject with those of its variants that are asked for."""
+    if wishes.quants is None:
+        return subject
+    wanted = {quant.name for quant in wishes.quants}
+    variants = tuple(variant for variant in subject.variants if variant.name in wanted)
+    if not variants:
+        there = ", ".join(variant.name for variant in subject.variants) or "no GGUF"
+        raise GGUFError(
+            f"{subject.title} is there as {there}, and not as {' or '.join(sorted(wanted))}; leave "
+            "out --quant, or build it."
+        )
+    return replace(subject, variants=variants)
 
 
 def _from_checkpoint(checkpoint: Checkpoint, origin: Origin, wishes: Wishes) -> Subject:
@@ -210,7 +327,7 @@ def _from_checkpoint(checkpoint: Checkpoint, origin: Origin, wishes: Wishes) -> 
     check_sources(model, checkpoint.tensors)
     metadata = describe_checkpoint(checkpoint, model)
     source = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
-    title = checkpoint.path.resolve().name
+    title = checkpoint.name
     return _from_model(model, metadata, origin, wishes, title, source, 0)
 
 
@@ -224,7 +341,7 @@ def _from_model(
     vocabulary_bytes: int,
 ) -> Subject:
     variants = []
-    for quant in wishes.quants or all_quants().values():
+    for quant in all_quants().values() if wishes.quants is None else wishes.quants:
         plan, needed = _outline(model, quant, wishes.imatrix)
         layout = lay_out(plan, metadata, wishes.imatrix, wishes.shard_size)
         variants.append(
@@ -368,6 +485,10 @@ def _piece(tensor: HeaderTensor) -> Piece:
 
 
 def _shape_of_gguf(file: Path, header: Header, tensors: Sequence[HeaderTensor]) -> Shape:
+    if header.metadata.get("general.type") == "imatrix":
+        raise GGUFError(
+            f"{file} is an importance matrix and no model; give it with --imatrix, beside a model."
+        )
     arch = header.metadata.get("general.architecture")
 
     def number(key: str, default: int | None = None) -> int:

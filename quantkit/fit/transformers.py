@@ -1,18 +1,16 @@
 """Formats that transformers loads: their sizes and modelled memory, beside the GGUFs.
 
-Weights are what a build with the defaults stores, to the byte.
+Weights are what a build with the defaults stores, to the byte; where the defaults do not divide a
+model's rows, with the blocks or groups nearest to them that do.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from quantkit.families.model import Model
 from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
 from quantkit.fit.probe import Settings
-from quantkit.fit.subject import Shape
+from quantkit.fit.subject import Shape, Stored
 from quantkit.formats.bnb.codec import BnbOptions
-from quantkit.formats.bnb.plan import outline_bnb
-from quantkit.formats.gptq.plan import GptqOptions, outline_gptq
+from quantkit.formats.bnb.plan import block_sizes, outline_bnb
+from quantkit.formats.gptq.plan import GptqOptions, group_sizes, outline_gptq
 from quantkit.plan.quants import folder_quants
 
 _EXPERTS = (
@@ -21,45 +19,46 @@ _EXPERTS = (
 _GPTQ_EXPERTS = "; transformers 5 fills the experts with random numbers, see docs/gptq.md"
 
 
-@dataclass(frozen=True, slots=True)
-class TransformersFormat:
-    """A format by its public name, and the bytes that a model's weights take in it."""
-
-    name: str
-    weight_bytes: Callable[[Model], int]
-    label: Label  # of the weights
-    note: str
-    note_on_experts: str = ""
-
-    def describe(self, model: Model) -> str:
-        """What the format is, and what to know about it with this model."""
-        return self.note + (self.note_on_experts if model.hparams.num_local_experts else "")
+def formats_of(model: Model) -> tuple[Stored, ...]:
+    """What a model takes in each format; those that cannot hold it have no bytes, and say why."""
+    elements = sum(target.n_elements for target in model.targets)
+    return (
+        Stored("fp16", 2 * elements, "modelled", "unquantized"),
+        _bnb(model, "bnb-int8"),
+        _bnb(model, "bnb-nf4"),
+        _gptq(model, "gptq-int4"),
+    )
 
 
-def _gptq(name: str) -> TransformersFormat:
-    def weight_bytes(model: Model) -> int:
-        return outline_gptq(model, folder_quants()[name], GptqOptions(), {}).n_bytes
-
-    return TransformersFormat(name, weight_bytes, "exact", "GPTQ in groups of 128", _GPTQ_EXPERTS)
-
-
-def _bnb(name: str) -> TransformersFormat:
-    def weight_bytes(model: Model) -> int:
-        return outline_bnb(model, folder_quants()[name], BnbOptions()).n_bytes
-
-    return TransformersFormat(name, weight_bytes, "exact", "bitsandbytes", _EXPERTS)
-
-
-def _fp16_bytes(model: Model) -> int:
-    return 2 * sum(target.n_elements for target in model.targets)
+def _bnb(model: Model, name: str) -> Stored:
+    experts = _EXPERTS if model.hparams.num_local_experts else ""
+    usual = BnbOptions().block_size
+    size = _nearest(block_sizes(model), usual)
+    if name == "bnb-int8":
+        size = usual  # it has a scale per row
+    if size is None:
+        note = "bitsandbytes; no block size divides this model's rows"
+        return Stored(name, None, "exact", note)
+    n_bytes = outline_bnb(model, folder_quants()[name], BnbOptions(block_size=size)).n_bytes
+    option = "" if size == usual else f" with --block-size {size}"
+    return Stored(name, n_bytes, "exact", f"bitsandbytes{option}{experts}")
 
 
-FORMATS = (
-    TransformersFormat("fp16", _fp16_bytes, "modelled", "unquantized"),
-    _bnb("bnb-int8"),
-    _bnb("bnb-nf4"),
-    _gptq("gptq-int4"),
-)
+def _gptq(model: Model, name: str) -> Stored:
+    usual = GptqOptions().group_size
+    size = _nearest(group_sizes(model), usual)
+    if size is None:
+        return Stored(name, None, "exact", "GPTQ; it stores matrices of multiples of 32 only")
+    options = GptqOptions(group_size=size)
+    n_bytes = outline_gptq(model, folder_quants()[name], options, {}).n_bytes
+    option = "" if size == usual else f" (--group-size {size})"
+    experts = _GPTQ_EXPERTS if model.hparams.num_local_experts else ""
+    return Stored(name, n_bytes, "exact", f"GPTQ in groups of {size}{option}{experts}")
+
+
+def _nearest(sizes: tuple[int, ...], usual: int) -> int | None:
+    """The usual size where it is one of them, else the largest below it."""
+    return max((size for size in sizes if size <= usual), default=None)
 
 
 def parts(n_bytes: int, label: Label, shape: Shape, settings: Settings) -> tuple[Part, ...]:

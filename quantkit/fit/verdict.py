@@ -11,7 +11,7 @@ from quantkit.fit.hardware import Machine, ram_to_buy
 from quantkit.fit.memory import GIB, MIB, Needs, Part, needs, total, weigh
 from quantkit.fit.placement import Placement, place, ram_alone, vram_for_whole
 from quantkit.fit.probe import CELLS, Curve, Settings
-from quantkit.fit.subject import Subject, Variant
+from quantkit.fit.subject import Stored, Subject, Variant
 from quantkit.plan.quants import all_quants
 
 _HALF_BITS = 4.0  # fewer bits per weight than this cost quality that shows
@@ -40,10 +40,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """A format that transformers loads. All figures are modelled."""
+    """A format that transformers loads. All figures are modelled, but the weights of some.
+
+    ``weight_bytes`` is None where the format cannot hold the model; ``note`` then says why.
+    """
 
     name: str
-    weight_bytes: int
+    weight_bytes: int | None
     parts: tuple[Part, ...]
     fits: bool
     spare: int
@@ -152,6 +155,7 @@ def as_numbers(result: Answer) -> dict[str, Any]:
                 "memory": _part_numbers(other.parts),
                 "fits": other.fits,
                 "spare": other.spare,
+                "note": other.note,
             }
             for other in result.others
         ],
@@ -255,6 +259,8 @@ def _reason(best: Row | None, rows: Sequence[Row], settings: Settings) -> str:
             "ram": "the best that fits in RAM",
         }[best.placement.mode]
         return f"{where} with {context}, {gib(best.placement.spare)} to spare"
+    if not rows:
+        return "there is no GGUF; quantkit export makes one of a folder for transformers"
     smallest = rows[-1]
     what = f"nothing fits with {context}"
     if smallest.advice:
@@ -263,24 +269,20 @@ def _reason(best: Row | None, rows: Sequence[Row], settings: Settings) -> str:
 
 
 def _others(subject: Subject, settings: Settings, machine: Machine) -> tuple[Other, ...]:
-    if subject.model is None:
-        return ()
-    found = []
-    for kind in transformers.FORMATS:
-        n_bytes = kind.weight_bytes(subject.model)
-        parts = transformers.parts(n_bytes, kind.label, subject.shape, settings)
-        spare = machine.vram - total(parts)
-        found.append(
-            Other(
-                kind.name,
-                n_bytes,
-                parts,
-                bool(machine.gpus) and spare >= 0,
-                max(0, spare),
-                kind.describe(subject.model),
-            )
-        )
-    return tuple(found)
+    """Folders for transformers: those that are there, or those that could be built."""
+    found = subject.stored
+    if not found and subject.model is not None:
+        found = transformers.formats_of(subject.model)
+    return tuple(_other(stored, subject, settings, machine) for stored in found)
+
+
+def _other(stored: Stored, subject: Subject, settings: Settings, machine: Machine) -> Other:
+    if stored.n_bytes is None:
+        return Other(stored.name, None, (), fits=False, spare=0, note=stored.note)
+    parts = transformers.parts(stored.n_bytes, stored.label, subject.shape, settings)
+    spare = machine.vram - total(parts)
+    fits = bool(machine.gpus) and spare >= 0
+    return Other(stored.name, stored.n_bytes, parts, fits, max(0, spare), stored.note)
 
 
 def _warnings(

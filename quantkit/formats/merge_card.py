@@ -26,7 +26,7 @@ def write_merge_card(
     import yaml
 
     repo = checkpoint.repo
-    source = repo.repo_id if repo else checkpoint.path.resolve().name
+    source = repo.repo_id if repo else checkpoint.name
     front: dict[str, Any] = {"base_model": [source], "base_model_relation": "merge"}
     front |= {
         key: value

@@ -25,6 +25,26 @@ _MOST_NAMED = 3
 # Formats that ggml computes with and no kernel writes.
 _NEVER_STORED = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
 
+# POSIX's classes inside brackets, as std::regex reads them in the C locale.
+_CLASS = re.compile(r"\[:(\w+):\]")
+_CLASSES = {
+    "alnum": "0-9A-Za-z",
+    "alpha": "A-Za-z",
+    "blank": r" \t",
+    "cntrl": r"\x00-\x1f\x7f",
+    "d": "0-9",
+    "digit": "0-9",
+    "graph": "!-~",
+    "lower": "a-z",
+    "print": " -~",
+    "punct": r"!-/:-@\[-`{-~",
+    "s": r"\s",
+    "space": r"\s",
+    "upper": "A-Z",
+    "w": r"\w",
+    "xdigit": "0-9A-Fa-f",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
@@ -129,9 +149,14 @@ def parse_override(text: str) -> Override:
     if not equals or not pattern or chosen is None or chosen.name in _NEVER_STORED:
         raise PlanError(f"--tensor-type {text!r} must be PATTERN=TYPE, for example attn_v=q8_0.")
     try:
-        return Override(re.compile(pattern.lower()), chosen)
+        return Override(re.compile(_with_classes(pattern.lower())), chosen)
     except re.error as error:
         raise PlanError(f"--tensor-type {pattern!r} is no regular expression: {error}.") from None
+
+
+def _with_classes(pattern: str) -> str:
+    """A pattern whose ``[[:digit:]]`` and the like, which llama-quantize knows, are spelled out."""
+    return _CLASS.sub(lambda match: _CLASSES.get(match[1], match[0]), pattern)
 
 
 def check_sources(model: Model, tensors: Mapping[str, SourceTensor]) -> None:
@@ -142,6 +167,12 @@ def check_sources(model: Model, tensors: Mapping[str, SourceTensor]) -> None:
 
     """
     missing = [name for name in model.sources if name not in tensors]
+    if missing == ["lm_head.weight"]:
+        raise CheckpointError(
+            "The checkpoint lacks lm_head.weight, and config.json does not say that it is tied; if "
+            'the model uses its embedding as output, set "tie_word_embeddings": true in '
+            "config.json, else download it again."
+        )
     if missing:
         raise CheckpointError(
             f"The checkpoint lacks {_some(missing)}; download it again, or correct config.json."
@@ -152,12 +183,31 @@ def check_sources(model: Model, tensors: Mapping[str, SourceTensor]) -> None:
             f"The checkpoint holds {_some(extra)}, which a {model.family} model does not have; "
             "check that config.json belongs to these weights."
         )
+    wrong = [name for name, shape in model.sources.items() if tensors[name].shape != shape]
+    _check_vocabulary(model, tensors, wrong)
     for name, shape in model.sources.items():
         if tensors[name].shape != shape:
             raise CheckpointError(
                 f"{name} in {tensors[name].file} has shape {_shape(tensors[name].shape)}, but "
                 f"config.json asks for {_shape(shape)}; they are of different models."
             )
+
+
+def _check_vocabulary(
+    model: Model, tensors: Mapping[str, SourceTensor], wrong: Sequence[str]
+) -> None:
+    """Say so where nothing but the number of tokens is another: rows were added or padded."""
+    tables = {"model.embed_tokens.weight", "lm_head.weight"}.intersection(model.sources)
+    shapes = {tensors[name].shape for name in tables}
+    if set(wrong) != tables or len(shapes) != 1:
+        return
+    (shape,) = shapes
+    if len(shape) == 2 and shape[1] == model.hparams.hidden_size:
+        raise CheckpointError(
+            f"config.json says vocab_size = {model.hparams.vocab_size}, but the embedding has "
+            f"{shape[0]} rows; if tokens were added or padded, set vocab_size to {shape[0]} in "
+            "config.json."
+        )
 
 
 def _why_imatrix(tensor: PlannedTensor, quant: Quant, imatrix: Imatrix | None) -> str:

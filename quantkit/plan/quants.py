@@ -56,14 +56,19 @@ def all_quants() -> dict[str, Quant]:
 def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
     """The quants that names and groups stand for, best first, each once; case does not matter.
 
+    A name may be a list with commas.
+
     Raises:
         UnknownQuantError: a name that stands for none; a near miss is suggested.
 
     """
+    names = list(names)
     quants = all_quants() | folder_quants()
     groups = {group for quant in quants.values() for group in quant.groups}
     chosen: set[str] = set()
-    for name in names:
+    for name in (part for listed in names for part in listed.split(",")):
+        if not name.strip():
+            continue  # a comma at the end
         key = name.strip().lower().replace("-", "_")
         group = key.replace("_", "-")
         key = group if group in quants else _ALIASES.get(key, key)
@@ -75,4 +80,6 @@ def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
             near = difflib.get_close_matches(key, [*quants, *_ALIASES, *groups], n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "quantkit quants lists them."
             raise UnknownQuantError(f"There is no quant {name!r}; {hint}")
+    if not chosen and names:
+        raise UnknownQuantError(f"There is no quant {names[0]!r}; quantkit quants lists them.")
     return tuple(quant for quant in quants.values() if quant.name in chosen)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.card import read_front_matter
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.folder import Checkpoint, snapshot_of
+from quantkit.checkpoint.hub import without_address
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
 from quantkit.formats.gguf.reader import read_header
 from quantkit.publish.layout import Artifact
@@ -73,7 +74,7 @@ def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
     folder = Path(wish)
     if folder.is_dir():
         return _merge(found, _of_folder(folder, described))
-    repo_id, _, revision = wish.partition("@")
+    repo_id, _, revision = without_address(wish).partition("@")
     if not _HUB_ID.fullmatch(repo_id):
         raise PublishError(
             f"There is no checkpoint {wish!r}; give its folder, or its name on the Hub."
@@ -110,10 +111,8 @@ def _of_folder(folder: Path, described: Mapping[str, Any]) -> Source:
     expected = {file["name"]: file["sha256"] for file in described.get("settings", ())}
     _check_same(str(folder), expected.get("config.json"), config.read_bytes())
     source = _of_files(folder)
-    snapshot = re.fullmatch(r"models--([\w.-]+)--([\w.-]+)", folder.resolve().parent.parent.name)
-    if snapshot and re.fullmatch("[0-9a-f]{40}", folder.resolve().name):
-        repo_id = f"{snapshot[1]}/{snapshot[2]}"
-        source = replace(source, repo_id=repo_id, commit=folder.resolve().name)
+    if snapshot := snapshot_of(folder):
+        source = replace(source, repo_id=snapshot[0], commit=snapshot[1])
     return source
 
 

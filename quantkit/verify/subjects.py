@@ -56,7 +56,7 @@ def find_subjects(
     found: dict[Path, Subject] = {}
     for path in paths:
         if path.is_dir() and not is_quantized_folder(path):
-            subjects = [open_artifact(file) for file in _in_folder(path)]
+            subjects = [open_artifact(file) for file in artifacts_in(path)]
             rank = {name: place for place, name in enumerate(all_quants())}
             subjects.sort(key=lambda s: (rank.get(s.quant or "", len(rank)), s.name))
         else:
@@ -66,21 +66,38 @@ def find_subjects(
     return list(found.values())
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def holds_artifacts(folder: Path) -> bool:
+    """Whether a folder is what a build left, or holds GGUF files."""
+    return (folder / NAME).is_file() or bool(next(folder.glob("*.gguf"), None))
+
+
+def artifacts_in(folder: Path) -> list[Path]:
+    """The artifacts in a folder: GGUF files, of split ones the first, and folders.
+
+    The manifest (``quantkit.json``) names them; without one, all GGUF files of models are taken.
+
+    Raises:
+        GGUFError: there is none, or the header of a file is unsound.
+
+    """
     if (folder / NAME).is_file():
         entries = read_manifest(folder)["artifacts"].items()
         first = {name: folder / entry["files"][0]["name"] for name, entry in entries}
         files = [file if file.suffix == ".gguf" else folder / name for name, file in first.items()]
     else:
-        later = "-of-"
         files = [
             file
             for file in sorted(folder.glob("*.gguf"))
-            if later not in file.name or "-00001-of-" in file.name
+            if ("-of-" not in file.name or "-00001-of-" in file.name) and _is_model(file)
         ]
     if not files:
         raise GGUFError(f"{folder} holds no artifact; build some with quantkit build.")
     return files
+
+
+def _is_model(file: Path) -> bool:
+    """Whether a GGUF is a model: calibration leaves an importance matrix beside the artifacts."""
+    return bool(read_header(file).metadata.get("general.type", "model") == "model")
 
 
 def open_subject(path: Path) -> Subject:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.checkpoint.folder import open_checkpoint, read_json
+from quantkit.checkpoint.folder import is_quantized, open_checkpoint, read_json
 from quantkit.core.errors import CheckpointError, SafetensorsError
 from tests.safetensors_writer import Tensor, to_bf16, write_checkpoint, write_safetensors
 
@@ -151,7 +151,7 @@ def test_file_instead_of_a_folder(single: Path) -> None:
 @pytest.mark.parametrize("name", ["model-Q8_0.gguf", "MODEL.GGUF"])
 def test_gguf_instead_of_a_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"GGUF")
-    open_refused(tmp_path / name, "already built GGUF", "give the folder of the checkpoint")
+    open_refused(tmp_path / name, "is a GGUF file", "give the folder of the checkpoint")
 
 
 def test_folder_without_permission(plain_users_folder: Path) -> None:
@@ -231,20 +231,54 @@ def test_json_is_returned_as_it_is(tmp_path: Path) -> None:
     assert read_json(path) == {"b": [0.0, float("inf")], "a": "\u00e9", "n": int(1e30)}
 
 
+def test_a_byte_order_mark_means_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf{}")
+    assert read_json(path) == {}
+
+
+def test_an_lfs_pointer_in_place_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    refusal(lambda: read_json(path), path, "Git LFS pointer", "git lfs pull")
+
+
 # --- quantized checkpoints -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8"])
-def test_quantized_by_its_config(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_quantized_by_its_config(tmp_path: Path, method: str, dtype: Any) -> None:
     config = {**CONFIG, "quantization_config": {"quant_method": method, "bits": 4}}
-    write_checkpoint(tmp_path, some_tensors(), config)
+    tensors = {**some_tensors(), "model.layers.0.q.weight": np.ones((4, 4), dtype)}
+    write_checkpoint(tmp_path, tensors, config)
     open_refused(tmp_path, "already quantized", f"quant_method '{method}'", "use the original")
 
 
-@pytest.mark.parametrize("value", [{"bits": 4}, "gptq", ["gptq"], 4])
-def test_quantized_by_an_unknown_method(tmp_path: Path, value: Any) -> None:
-    write_checkpoint(tmp_path, some_tensors(), {**CONFIG, "quantization_config": value})
-    open_refused(tmp_path, "already quantized", "quant_method unknown", "use the original")
+@pytest.mark.parametrize(
+    "value", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"bits": 4}, "gptq", 4]
+)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_config_that_was_left_over_is_said_and_left_out(
+    tmp_path: Path, value: Any, shards: int
+) -> None:
+    """A merged model keeps the entry of the base that it was trained on; its weights are plain."""
+    folder = tmp_path / "model"
+    write_checkpoint(folder, some_tensors(), {**CONFIG, "quantization_config": value}, shards)
+    checkpoint = open_checkpoint(folder)
+    assert "quantization_config" not in checkpoint.config
+    assert set(checkpoint.tensors) == set(some_tensors())
+    (remark,) = checkpoint.remarks
+    assert remark.startswith(f"{folder / 'config.json'} has a quantization_config")
+    assert not is_quantized(folder)
+    write_checkpoint(folder, some_tensors(), CONFIG, shards)
+    assert open_checkpoint(folder).remarks == ()
+
+
+def test_a_model_that_rounds_as_it_computes_is_refused(tmp_path: Path) -> None:
+    config = {**CONFIG, "quantization_config": {"quant_method": "bitnet"}}
+    write_checkpoint(tmp_path, some_tensors(), config)
+    open_refused(tmp_path, "already quantized", "bitnet")
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -260,15 +294,18 @@ def test_quantized_by_its_tensors(tmp_path: Path, suffix: str, shards: int) -> N
 
 
 def test_quantized_by_integer_tensors(tmp_path: Path) -> None:
-    """An index tells by the names; one file alone is refused at the dtype, with the same advice."""
+    """An index tells by the names; one file alone by the names in its header."""
     name = "model.layers.0.self_attn.q_proj.qweight"
     tensors = {**some_tensors(), name: np.ones((4, 4), np.int32)}
     write_checkpoint(tmp_path / "two", tensors, CONFIG, shards=2)
     open_refused(tmp_path / "two", "already quantized", re.escape(name), "use the original")
     write_checkpoint(tmp_path / "one", tensors, CONFIG)
+    open_refused(tmp_path / "one", "already quantized", re.escape(name), "use the original")
+    tensors = {**some_tensors(), "model.layers.0.q.weight": np.ones((4, 4), np.int32)}
+    write_checkpoint(tmp_path / "other", tensors, CONFIG)
     open_refused(
-        tmp_path / "one",
-        *(re.escape(name), "I32", "already quantized use the original"),
+        tmp_path / "other",
+        *("layers.0.q.weight", "I32", "already quantized use the original"),
         file="model.safetensors",
         error=SafetensorsError,
     )
@@ -277,29 +314,59 @@ def test_quantized_by_integer_tensors(tmp_path: Path) -> None:
 # --- weights in other formats, or none -------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["pytorch_model.bin"],
-        ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"],
-        ["consolidated.00.pth"],
-        ["consolidated.00.pt"],
-    ],
-)
-def test_pickles(single: Path, names: list[str]) -> None:
+@pytest.mark.parametrize("names", [["consolidated.00.pth"], ["model.pt"], ["adapter_model.bin"]])
+def test_files_that_are_no_weights_of_a_checkpoint(single: Path, names: list[str]) -> None:
     (single / "model.safetensors").unlink()
-    (single / "training_args.bin").write_bytes(b"no weights")
     for name in names:
         (single / name).write_bytes(b"\x80\x02}q\x00.")
-    message = open_refused(single, "pickles", "can run code", "transformers", "save_pretrained")
+    message = open_refused(single, r"no model\*\.safetensors", "save_pretrained")
     assert all(name in message for name in names)
-    assert "training_args" not in message
 
 
 def test_no_weights(single: Path) -> None:
     (single / "model.safetensors").unlink()
-    (single / "adapter_model.safetensors").write_bytes(b"other weights")
     open_refused(single, r"no model\*\.safetensors", "download")
+
+
+def test_an_index_whose_files_are_all_missing(sharded: Path) -> None:
+    for name in (SHARD_1, SHARD_2, SHARD_3):
+        (sharded / name).unlink()
+    open_refused(sharded, "lacks 3 of the 3 weight files", SHARD_1, "download")
+
+
+def test_an_adapter_is_to_be_merged(tmp_path: Path) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "mistralai/Mistral-7B-v0.1"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    open_refused(tmp_path, "an adapter", "'mistralai/Mistral-7B-v0.1'", "merge_and_unload")
+
+
+def test_a_folder_of_gguf_files_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    open_refused(tmp_path, "GGUF files", "folder of the checkpoint")
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("hub/models--someone--Tiny-Thing/snapshots/" + "0a" * 20, "Tiny-Thing"),
+        ("hub/models--gpt2/snapshots/" + "0a" * 20, "gpt2"),
+        ("hub/models--someone--Tiny-Thing/snapshots/mine", "mine"),
+        ("models--a--b/elsewhere/" + "0a" * 20, "0a" * 20),
+        ("plain", "plain"),
+    ],
+)
+def test_a_snapshot_of_the_hubs_cache_has_its_repositorys_name(
+    tmp_path: Path, place: str, name: str
+) -> None:
+    folder = tmp_path / place
+    write_checkpoint(folder, some_tensors(), CONFIG)
+    assert open_checkpoint(folder).name == name
+    (tmp_path / "link").symlink_to(folder)
+    assert open_checkpoint(tmp_path / "link").name == name
 
 
 def test_weights_without_permission(plain_users_folder: Path) -> None:

@@ -39,6 +39,25 @@ def test_a_state_dict_of_a_module_is_taken(tmp_path: Path) -> None:
     assert set(read_pth(tmp_path / "a.pth")) == {"weight", "bias"}
 
 
+def test_parameters_and_every_kind_of_number_are_taken(tmp_path: Path) -> None:
+    state = {
+        "parameter": torch.nn.Parameter(torch.randn(2, 3)),
+        "trained_no_more": torch.nn.Parameter(torch.randn(2).half(), requires_grad=False),
+        "mask": torch.ones(3, 3, dtype=torch.bool),
+        "ids": torch.arange(5),
+        "doubles": torch.randn(2, dtype=torch.float64),
+        "bytes": torch.zeros(7, dtype=torch.uint8),
+    }
+    torch.save(state, tmp_path / "a.pth")
+    found = read_pth(tmp_path / "a.pth")
+    assert [t.dtype for t in found.values()] == ["F32", "F16", "BOOL", "I64", "F64", "U8"]
+    for name, tensor in found.items():
+        values = state[name].detach()
+        assert tensor.n_bytes == values.numel() * values.element_size()
+        raw = tensor.file.read_bytes()[tensor.offset : tensor.offset + tensor.n_bytes]
+        assert raw == values.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 class _Evil:
     """Unpickled, it calls what it was made with."""
 
@@ -109,8 +128,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(4, 2).T}, path)
     with pytest.raises(CheckpointError, match="not contiguous"):
         read_pth(path)
-    torch.save({"w": torch.zeros(4, dtype=torch.int64)}, path)
-    with pytest.raises(CheckpointError, match="LongStorage"):
+    torch.save({"w": torch.zeros(4, dtype=torch.complex64)}, path)
+    with pytest.raises(CheckpointError, match="ComplexFloatStorage"):
+        read_pth(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    with pytest.raises(CheckpointError, match="Git LFS pointer"):
         read_pth(path)
     torch.save({"w": torch.zeros(4), "step": 3}, path)
     with pytest.raises(CheckpointError, match="'step' is no tensor"):

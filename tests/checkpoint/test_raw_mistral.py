@@ -95,7 +95,7 @@ def test_what_params_leave_unsaid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ({"hidden_dim": None}, "does not tell intermediate_size"),
+        ({"hidden_dim": None}, "Meta's own release of a Llama"),
         ({"hidden_dim": 256}, "asks for 256x256"),
         ({"n_layers": 3}, "is of no model"),
         ({"n_layers": 5}, "lacks 'layers.4"),

@@ -337,7 +337,13 @@ def test_duplicate_keys(tmp_path: Path, header: str, key: str) -> None:
     refusal(path, f"key '{key}' twice", "download")
 
 
-@pytest.mark.parametrize("metadata", [None, "pt", ["format"], 1, {"format": 1}, {"a": {"b": "c"}}])
+def test_metadata_may_be_null(tmp_path: Path) -> None:
+    """As the official library has it."""
+    header = json.dumps({"__metadata__": None, "a": entry()})
+    assert set(read_header(write_raw(tmp_path / "x.safetensors", header, bytes(8)))) == {"a"}
+
+
+@pytest.mark.parametrize("metadata", ["pt", ["format"], 1, {"format": 1}, {"a": {"b": "c"}}])
 def test_metadata_is_strings(tmp_path: Path, metadata: Any) -> None:
     header = json.dumps({"__metadata__": metadata, "a": entry()})
     refusal(

@@ -96,8 +96,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a string for a number": (lambda f: _edit_config(f, hidden_size="256"), "hidden_size = '256'"),
     "heads that do not divide": (lambda f: _edit_config(f, num_key_value_heads=3), "do not divide"),
     "quantized": (
-        lambda f: _edit_config(f, quantization_config={"quant_method": "gptq"}),
-        "already quantized.*gptq.*original",
+        lambda f: _edit_config(f, quantization_config={"quant_method": "bitnet"}),
+        "already quantized.*bitnet.*original",
     ),
     "missing shard": (
         lambda f: (f / "model-00002-of-00002.safetensors").unlink(),

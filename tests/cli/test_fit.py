@@ -223,7 +223,7 @@ def test_a_plot(tmp_path: Path) -> None:
         ((), "mixtral-8x22b"),
         (("mixtral",), "There is no model 'mixtral'"),
         (("mistral-7b", "--gpu", "24XB"), "'24XB' is not a size"),
-        (("mistral-7b", "--gpu", "-24GB"), "'-24GiB' is not a size"),
+        (("mistral-7b", "--gpu", "-24GB"), "'-24GB' is not a size"),
         (("mistral-7b", "--ram", "0GB"), "is not a size above zero"),
         (("mistral-7b", "--kv-type", "q8_0", "--no-flash-attn"), "needs flash attention"),
         (("mistral-7b", "--hardware", "abacus"), "no hardware profile 'abacus'"),

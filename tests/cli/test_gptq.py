@@ -75,7 +75,7 @@ def test_a_wish_that_makes_no_sense_is_refused(
 def test_shapes_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None:
     model = random_checkpoint(tmp_path / "model", "llama", intermediate_size=272)
     sentence = refusal(quantkit("build", model, "-q", "gptq-int4", "-o", tmp_path / "out", *SMALL))
-    assert "256 x 272, and the GPTQ format stores multiples of 32 only" in sentence
+    assert "272 x 256, and the GPTQ format stores multiples of 32 only" in sentence
 
 
 def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:

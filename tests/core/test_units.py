@@ -8,7 +8,7 @@ from quantkit.core.units import SizeError, format_count, format_size, parse_size
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
     [
-        ("4096", 4096),
+        ("4000000", 4_000_000),
         ("1GiB", 2**30),
         ("45GB", 45 * 10**9),
         ("45g", 45 * 10**9),
@@ -20,9 +20,12 @@ def test_parse_size(text: str, n_bytes: int) -> None:
     assert parse_size(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "24XB", "-1GB", "0", "1e9", "GB", "1 000"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "24XB", "-1GB", "0", "1e9", "GB", "1 000", "45", "4096", "9" * 400 + "GB", "9999999TB"],
+)
 def test_nonsense_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(SizeError, match="size"):
+    with pytest.raises(SizeError, match=r"size|unit|disk"):
         parse_size(text)
 
 

@@ -44,7 +44,8 @@ def test_an_unknown_architecture_is_told_the_known_ones() -> None:
         find_family({"architectures": ["Gemma2ForCausalLM"]})
     assert str(caught.value) == (
         "config.json names the architecture Gemma2ForCausalLM, which quantkit does not know; it "
-        "knows LlamaForCausalLM, LLaMAForCausalLM, MistralForCausalLM, MixtralForCausalLM."
+        "knows LlamaForCausalLM, LLaMAForCausalLM, LlamaModel, MistralForCausalLM, MistralModel, "
+        "MixtralForCausalLM, MixtralModel."
     )
 
 

@@ -1,7 +1,7 @@
 """Types and sizes without any tool: what llama-quantize printed once, and its rules one by one."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,23 @@ def test_overrides_search_in_names_and_the_first_match_wins() -> None:
     assert types(plan, "ffn_up") == ["Q4_0"] * 8
 
 
+@pytest.mark.parametrize(
+    ("pattern", "layers"),
+    [
+        (r"blk\.[[:digit:]]\.attn_v", range(8)),
+        (r"blk\.[[:digit:]6-9]\.attn_v", range(8)),
+        (r"blk\.[^[:digit:]]\.attn_v", ()),
+        (r"blk[[:punct:]]+[0-3][[:punct:]]+attn[^[:alnum:]]v", range(4)),
+        (r"[[:alpha:]]+\.[[:xdigit:]]\.attn_v", range(8)),
+    ],
+)
+def test_posix_classes_are_those_of_llama_quantize(pattern: str, layers: Sequence[int]) -> None:
+    names = [f"blk.{layer}.attn_v.weight" for layer in range(8)]
+    override = parse_override(f"{pattern}=q8_0")
+    found = [int(name[4]) for name in names if override.pattern.search(name)]
+    assert found == list(layers)
+
+
 def test_overridden_tensors_are_not_counted() -> None:
     """Q3_K_M gives more bits to the first two attn_v that its rules see."""
     assert types(outline(small(), "q3_k_m"), "attn_v") == ["Q5_K"] * 2 + ["Q4_K"] * 6
@@ -382,6 +399,14 @@ def test_quants_come_best_first_and_once() -> None:
     assert names() == []
 
 
+def test_a_list_with_commas_is_several_quants() -> None:
+    assert names("q4_k_m,q8_0") == names("q4_k_m", "q8_0")
+    assert names("q4_k_m, gguf-all,", "bnb-nf4") == names("gguf-all", "bnb-nf4")
+    for nothing in ("", ",", " "):
+        with pytest.raises(UnknownQuantError):
+            find_quants([nothing])
+
+
 def test_the_group_is_the_usual_ladder() -> None:
     ladder = ["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
     assert names("gguf-all") == names("GGUF_ALL", "q6_k") == ladder
@@ -458,3 +483,19 @@ def test_other_shapes_are_named() -> None:
         "model.layers.0.mlp.gate_proj.weight in model.safetensors has shape 256 x 256, but "
         "config.json asks for 512 x 256; they are of different models."
     )
+
+
+@pytest.mark.parametrize("tied", [None, False])
+def test_an_absent_output_is_told_how_to_be_tied(tied: bool | None) -> None:
+    model = small(tie_word_embeddings=tied)
+    tensors = tensors_of(model)
+    del tensors["lm_head.weight"]
+    assert 'set "tie_word_embeddings": true' in refusal(model, tensors)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_that_grew_is_no_other_model(tied: bool) -> None:
+    model, padded = (small(tie_word_embeddings=tied, vocab_size=size) for size in (384, 384 + 64))
+    message = refusal(model, tensors_of(padded))
+    assert message.startswith("config.json says vocab_size = 384, but the embedding has 448 rows")
+    assert "set vocab_size to 448" in message

@@ -69,8 +69,8 @@ def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "B
             if isinstance(chosen, FourBit) and target.columns % options.block_size:
                 raise PlanError(
                     f"--block-size {options.block_size} does not divide the {target.columns} "
-                    f"columns of {name}, and bitsandbytes gets such rows wrong on CPUs; choose "
-                    "one that does, or --keep the module."
+                    f"columns of {name}, and bitsandbytes gets such rows wrong on CPUs; "
+                    f"{_advice(model)}."
                 )
             shape = target.shape[-2:]
             matrices.append(StoredMatrix(name, shape, chosen, chosen.parts(name, shape)))
@@ -83,6 +83,12 @@ def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "B
             "a module's name, such as o_proj, or the beginning, such as model.layers.0."
         )
     return FolderPlan(quant, tuple(tensors))
+
+
+def block_sizes(model: Model) -> tuple[int, ...]:
+    """The block sizes in which every linear layer's rows can be stored, smallest first."""
+    columns = [target.columns for target in model.targets if target.is_linear]
+    return tuple(size for size in BLOCK_SIZES if not any(n % size for n in columns))
 
 
 def lay_out_bnb(
@@ -124,6 +130,11 @@ def lay_out_bnb(
         "unquantized": unquantized,
     }
     return lay_out_folder(plan, name, files, record, shard_size, one_thread)
+
+
+def _advice(model: Model) -> str:
+    found = " or ".join(map(str, block_sizes(model)))
+    return f"choose {found}, or --keep the module" if found else "--keep the module, or use int8"
 
 
 def model_dtype(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> str:

@@ -31,6 +31,7 @@ from quantkit.plan.llama_quantize import in_file_order
 from quantkit.plan.quants import Quant
 
 _PREFIX = "gptq-int"
+_GROUP_SIZES = (32, 64, 128)  # that kernels know; -1, whole rows, is another
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +111,18 @@ def outline_gptq(
             codec: Codec = Plain(dtypes.get(block.source, "BF16"))
             if target.is_linear:
                 if not fits(shape, size):
-                    raise PlanError(_why_not(name, shape, size))
+                    raise PlanError(_why_not(model, name, shape, size))
                 codec = Packing(bits_of(quant), size)
             matrices.append(StoredMatrix(name, shape, codec, codec.parts(name, shape)))
         encoding = matrices[0].codec.encoding if matrices else Plain("F32").encoding
         tensors.append(StoredTarget(target, encoding, tuple(matrices)))
     return FolderPlan(quant, tuple(tensors))
+
+
+def group_sizes(model: Model) -> tuple[int, ...]:
+    """The usual group sizes in which every linear layer can be stored, smallest first."""
+    shapes = [target.shape[-2:] for target in model.targets if target.is_linear]
+    return tuple(size for size in _GROUP_SIZES if all(fits(shape, size) for shape in shapes))
 
 
 def lay_out_gptq(
@@ -158,16 +165,19 @@ def lay_out_gptq(
     return lay_out_folder(plan, f"{base_name}-{quant.name}", files, record, shard_size)
 
 
-def _why_not(name: str, shape: tuple[int, ...], size: int) -> str:
-    rows, columns = shape
-    if rows % 32 or columns % 32:
+def _why_not(model: Model, name: str, shape: tuple[int, ...], size: int) -> str:
+    sizes = " or ".join(map(str, reversed(group_sizes(model))))
+    if not sizes:
+        odd = next(t for t in model.targets if t.is_linear and not fits(t.shape[-2:], -1))
+        rows, columns = odd.shape[-2:]
         return (
-            f"{name} is {rows} x {columns}, and the GPTQ format stores multiples of 32 only; this "
-            "model cannot be stored in it."
+            f"{published_names(odd)[0]} is {rows} x {columns}, and the GPTQ format stores "
+            "multiples of 32 only; this model cannot be stored in it."
         )
+    usual = ", the default," if size == GptqOptions().group_size else ""
     return (
-        f"--group-size {size} does not divide the {columns} columns of {name}; choose one that "
-        "does, such as 128, 64 or 32, or -1 for whole rows."
+        f"--group-size {size}{usual} does not divide the {shape[-1]} columns of {name}; give "
+        f"--group-size {sizes}, or -1 for whole rows."
     )
 
 
