@@ -18,6 +18,7 @@ from quantkit.plan.quants import folder_quants
 _EXPERTS = (
     "; load it with quantkit, plain load_in_4bit and load_in_8bit leave the experts in 16 bits"
 )
+_GPTQ_EXPERTS = "; transformers 5 fills the experts with random numbers, see docs/gptq.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def _gptq(name: str) -> TransformersFormat:
     def weight_bytes(model: Model) -> int:
         return outline_gptq(model, folder_quants()[name], GptqOptions(), {}).n_bytes
 
-    return TransformersFormat(name, weight_bytes, "exact", "GPTQ in groups of 128, for vLLM")
+    return TransformersFormat(name, weight_bytes, "exact", "GPTQ in groups of 128", _GPTQ_EXPERTS)
 
 
 def _bnb(name: str) -> TransformersFormat:

@@ -21,7 +21,7 @@ from quantkit.verify.compare import Result
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$])")
 _EXAMPLES = ("q4_k_m", "q5_k_m", "q4_k_s", "iq4_xs", "q6_k", "q3_k_m", "q8_0")
-_LIBRARIES = {"gguf": "gguf", "gptq": "transformers", "bnb": "transformers"}
+_LIBRARIES = {"gguf": "gguf", "gptq": "auto-gptq", "bnb": "transformers"}
 _TAGS = {
     "gguf": ("gguf", "llama.cpp"),
     "gptq": ("gptq",),
