@@ -96,7 +96,7 @@ def quantize_config(
     """What ``quantize_config.json`` and ``quantization_config`` hold.
 
     Keys are those that auto-gptq 0.7.1 and GPTQModel 7.7 both take. auto-gptq also writes
-    ``is_marlin_format``, for which GPTQModel refuses a folder (``QuantizeConfig.from_quant_config``);
+    ``is_marlin_format``, which GPTQModel refuses (``QuantizeConfig.from_quant_config``);
     without it auto-gptq assumes false.
     """
     return {
