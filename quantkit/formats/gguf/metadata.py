@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.tokenizer import add_tokenizer
+from quantkit.checkpoint.tokenizer.chat_template import chat_remarks
 from quantkit.core.errors import CheckpointError
 from quantkit.families.model import Hyperparameters, Model
 
@@ -67,6 +68,8 @@ def describe_checkpoint(
     general = _add_general(writer, checkpoint, model, name)
     add_hyperparameters(writer, model.hparams)
     add_tokenizer(writer, checkpoint.path, checkpoint.config)
+    keys = {key: entry.value for key, entry in writer.kv_data[0].items()}
+    remarks = (*model.remarks, *chat_remarks(checkpoint.path, keys))
     entries = tuple(
         _pack_checked(checkpoint.path, key, entry) for key, entry in writer.kv_data[0].items()
     )
@@ -79,7 +82,7 @@ def describe_checkpoint(
         output_type=None,
     )
     file_name = base_name.strip().replace(" ", "-").replace("/", "-")
-    return ModelMetadata(file_name, entries, model.remarks)
+    return ModelMetadata(file_name, entries, remarks)
 
 
 def add_hyperparameters(writer: "GGUFWriter", hparams: Hyperparameters) -> None:

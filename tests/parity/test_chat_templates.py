@@ -1,0 +1,46 @@
+"""What quantkit says llama.cpp makes of a chat template is what llama.cpp's own engine makes of it."""
+
+from datetime import datetime
+
+import pytest
+
+from quantkit.checkpoint.tokenizer import sandbox
+from quantkit.checkpoint.tokenizer.chats import CHATS
+from tests import chat_engine
+from tests.chat_templates import SHIPPED, TELLING
+
+pytestmark = pytest.mark.native
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+ALL = {**SHIPPED, **TELLING}
+
+
+def rendered(template: str, *, pure: bool) -> dict[str, str | None]:
+    """By llama.cpp, with dates as quantkit writes them."""
+    before = datetime.now()
+    answers = chat_engine.rendered(template, TOKENS, list(CHATS.values()), pure=pure)
+    texts = [answer.get("text") for answer in answers]
+    for form in ("%d %b %Y", "%b %d %Y", "%Y"):
+        for day in (before, datetime.now()):
+            texts = [text and text.replace(day.strftime(form), sandbox.DATE) for text in texts]
+    return dict(zip(CHATS, texts, strict=True))
+
+
+def described(template: str) -> dict[str, str | None]:
+    jobs = [
+        {"way": "llama", "template": template, "tokens": TOKENS, "chat": chat}
+        for chat in CHATS.values()
+    ]
+    answers = sandbox.answer(jobs)
+    return {name: answer.get("text") for name, answer in zip(CHATS, answers, strict=True)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_engine_renders_what_quantkit_says(name: str) -> None:
+    assert described(ALL[name]) == rendered(ALL[name], pure=True)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_family_is_treated_apart(name: str) -> None:
+    """With the parser of answers that llama.cpp makes for a template, a prompt is the same."""
+    assert rendered(SHIPPED[name], pure=False) == rendered(SHIPPED[name], pure=True)
