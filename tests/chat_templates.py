@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - templates are as people write them
+# ruff: noqa: E501, RUF001 - templates are as people write them
 """Chat templates in the styles that people ship, and such as tell two engines apart."""
 
 CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + \

@@ -25,8 +25,8 @@ def tokenizer(**tokens: str) -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    plain = Tokenizer(models.BPE(vocab={"<unk>": 0}, merges=[], unk_token="<unk>"))  # type: ignore[call-arg]
-    return PreTrainedTokenizerFast(tokenizer_object=plain, **tokens)  # type: ignore[no-untyped-call]
+    plain = Tokenizer(models.BPE(vocab={"<unk>": 0}, merges=[], unk_token="<unk>"))  # noqa: S106
+    return PreTrainedTokenizerFast(tokenizer_object=plain, **tokens)
 
 
 def of_transformers(template: str, chat: Mapping[str, Any]) -> str | None:
@@ -45,12 +45,10 @@ ALL = {**SHIPPED, **{name: text for name, text in TELLING.items() if name != "th
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_sandbox_renders_as_transformers(name: str) -> None:
-    jobs = [
-        {"way": "original", "template": ALL[name], "tokens": TOKENS, "chat": chat}
-        for chat in CHATS.values()
-    ]
-    for job, answer in zip(jobs, sandbox.answer(jobs), strict=True):
-        assert answer.get("text") == of_transformers(ALL[name], job["chat"])
+    job = {"way": "original", "template": ALL[name], "tokens": TOKENS}
+    answers = sandbox.answer({**job, "chat": chat} for chat in CHATS.values())
+    for chat, answer in zip(CHATS.values(), answers, strict=True):
+        assert answer.get("text") == of_transformers(ALL[name], chat)
 
 
 def test_a_template_is_rendered_in_a_process_of_its_own() -> None:

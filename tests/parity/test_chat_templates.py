@@ -1,4 +1,4 @@
-"""What quantkit says llama.cpp makes of a chat template is what llama.cpp's own engine makes of it."""
+"""What quantkit says that llama.cpp makes of a chat template is what its own engine makes of it."""
 
 from datetime import datetime
 

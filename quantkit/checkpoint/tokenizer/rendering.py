@@ -117,9 +117,10 @@ def _compare(answers: Mapping[str, tuple[dict[str, str], dict[str, str]]]) -> It
         return
     unknown = {m["unreadable"]: None for _, m in answers.values() if "unreadable" in m}
     if unknown:
+        what = _line(next(iter(unknown)))
         yield (
-            f"llama.cpp cannot read the chat template: it does not know {_line(next(iter(unknown)))}. "
-            "Give it another with --chat-template-file."
+            f"llama.cpp cannot read the chat template: it does not know {what}. Give it another "
+            "with --chat-template-file."
         )
     other = {
         name: (original["text"], llama["text"])
