@@ -424,3 +424,161 @@ TELLING = {
     "lists": "{{ [3, 1, 2] | sort | join(',') }}{{ [1, 2] | last }}{{ [1, 2, 3][1:] | length }}{{ "
     "range(3) | list | join }}{{ [1, 2] + [3] }}" + _EACH,
 }
+
+EXPRESSIONS = r"""
+{{ 'a' if x }}
+{{ ('a' if false) is defined }}
+{{ messages[0].get('name', 'none') }}
+{{ messages[0]['nope'] is defined }}{{ messages[0].nope.deeper is defined }}
+{{ messages[-1].role }}{{ messages[99].role is defined }}
+{{ messages | length > 1 and messages[1].role == 'assistant' }}
+{{ not messages }}{{ not tools }}
+{{ 'a' in 'abc' }}{{ 'z' not in 'abc' }}{{ 'role' in messages[0] }}
+{{ 1 < 2 }}{{ 2 >= 2 }}{{ 1 == 1.0 }}{{ true == 1 }}{{ none == none }}{{ 'a' == 'a' }}{{ 'a' != 1 }}
+{{ 'a' < 'b' }}
+{{ 1 < 2 < 3 }}
+{{ 3 - 1 }}{{ 3 -1 }}{{ -1 }}{{ [1,2][-1] }}{{ 10 / 2 }}{{ 5 % 3 }}{{ -5 % 3 }}
+{{ 1.5 + 1 }}{{ 0.1 + 0.2 }}{{ 1e3 }}
+{{ 'a' ~ 1 ~ 2.5 ~ true ~ none ~ x }}
+{{ 'a' + 1 }}
+{{ 1 ~ 2 }}
+{{ [1, 'a', true, none, 2.5, ['x'], {'k': 'v'}] | string }}
+{{ {'a': 1, 'b': [1,2]} | tojson }}{{ {'a': "it's", 'b': 'x\ny'} | string }}
+{{ [1,2,3] | tojson(indent=2) }}{{ {} | tojson(indent=2) }}{{ {'a': {'b': []}} | tojson(indent=4) }}
+{{ {'a': 1} | tojson(separators=(',', ':')) }}
+{{ 'é' | tojson(true) }}{{ 1.25 | tojson }}{{ 1234567.5 | tojson }}{{ true | tojson }}{{ none | tojson }}
+{{ 'abc'[0] }}{{ 'abc'[1:] }}{{ 'abc'[:-1] }}{{ 'abc'[::-1] }}{{ 'abc'[-2:] }}
+{{ [1,2,3][::-1] | join(',') }}{{ [1,2,3][:2] | list }}{{ [1,2,3][-2:] | join }}
+{{ (1, 2) }}{{ (1, 2) | list | join('-') }}{{ (1,2)[0] }}
+{% for a, b in [(1, 2), (3, 4)] %}{{ a }}{{ b }}{% endfor %}
+{% for k, v in {'a': 1, 'b': 2}.items() %}{{ k }}={{ v }}{{ loop.index }}{{ loop.last }};{% endfor %}
+{% for k in {'a': 1, 'b': 2} %}{{ k }}{% endfor %}
+{% for k, v in {'a': 1} | dictsort %}{{ k }}{{ v }}{% endfor %}
+{% for c in 'abc' %}{{ c }}{% endfor %}
+{% for x in none %}{{ x }}{% endfor %}
+{% for x in nothing %}{{ x }}{% else %}empty{% endfor %}
+{% for x in [] %}{{ x }}{% else %}empty{% endfor %}
+{% for x in [1,2,3] if x > 1 %}{{ x }}{{ loop.first }}{{ loop.length }}{% endfor %}
+{% for x in [1,2,3] %}{% if x == 2 %}{% continue %}{% endif %}{{ x }}{% else %}E{% endfor %}
+{% for x in [1,2,3] %}{{ loop.previtem }}{{ loop.nextitem }}{{ loop.revindex }}{{ loop.revindex0 }}{% endfor %}
+{% for x in [1,2] %}{% for y in [1,2] %}{{ loop.index }}{% endfor %}{{ loop.index }}{% endfor %}
+{% set x = 1 %}{% for i in [1,2] %}{% set x = x + 1 %}{% endfor %}{{ x }}
+{% set x = 1 %}{% if true %}{% set x = 2 %}{% endif %}{{ x }}
+{% set a, b = 1, 2 %}{{ a }}{{ b }}
+{% set ns = namespace(a=1, b='x') %}{% for i in [1,2] %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}{{ ns.b }}{{ ns.c is defined }}
+{% set d = dict(a=1) %}{{ d.a }}{{ d | length }}{{ d.keys() | list | join }}
+{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m(1) }}{{ m('a') }}{{ m() }}
+{% macro m(x, y='d') %}[{{ x }}{{ y }}]{% endmacro %}{{ m(1) }}{{ m(1, 2) }}{{ m(1, y=3) }}{{ m(x=4) }}{{ m(y=5, x=6) }}
+{% macro m() %}{{ messages | length }}{% endmacro %}{{ m() }}{{ m() | length }}
+{% macro r(n) %}{{ n }}{% if n > 0 %}{{ r(n - 1) }}{% endif %}{% endmacro %}{{ r(3) }}
+{% for m in messages %}{% set role = m.role %}{{ role }}{% endfor %}{{ role is defined }}
+{{ 'Hello World' | lower }}{{ 'hello world' | title }}{{ 'hELLO' | capitalize }}{{ "don't stop" | title }}
+{{ ' x ' | trim }}|{{ 'xxaxx' | trim('x') }}|{{ 'xxaxx'.strip('x') }}{{ '\n a\t' | trim }}
+{{ 'a,b,c'.split(',') | join('|') }}{{ 'a,b,c'.split(',', 1) | last }}{{ 'abc'.split('x')[0] }}
+{{ 'a b  c'.split(' ') | length }}
+{{ 'aXbXc' | replace('X', '-') }}{{ 'abc'.replace('b', '') }}{{ 'aaa' | replace('a', 'b', 2) }}
+{{ 'abc'.startswith('ab') }}{{ 'abc'.endswith(('c', 'd')) }}
+{{ 'abc'.find('b') }}
+{{ 'abc'.upper() }}{{ 'ABC'.lower() }}{{ 'abc'.title() }}{{ 'abc'.capitalize() }}
+{{ 'abc'.isdigit() }}
+{{ '-'.join(['a', 'b']) }}
+{{ 'a%sb' % 'x' }}
+{{ 'a%sb' | format('x') }}
+{{ '{}-{}'.format(1, 'b') }}{{ '{0}'.format(1) }}
+{{ '5' | int + 1 }}{{ 'x' | int }}{{ 'x' | int(7) }}{{ '1.5' | float }}{{ 3 | float }}{{ 3.7 | int }}{{ true | int }}
+{{ -3 | abs }}{{ 2.4 | round }}
+{{ [3,1,2] | sort | join }}{{ ['b','A','a'] | sort | join }}{{ [3,1] | sort(reverse=true) | join }}
+{{ [{'a':2},{'a':1}] | sort(attribute='a') | map(attribute='a') | join }}
+{{ [1,2,3] | sum }}
+{{ [1,2,3] | max }}{{ [1,2,3] | min }}{{ [] | max }}
+{{ [1,2,3] | first }}{{ [] | first }}{{ [1,2,3] | last }}{{ 'abc' | last }}
+{{ [1,2,3] | reverse | join }}{{ 'abc' | reverse }}
+{{ [1,2] | length }}{{ 'abc' | count }}{{ {'a':1} | length }}
+{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages | rejectattr('role', 'equalto', 'user') | list | length }}
+{{ messages | selectattr('tool_calls') | list | length }}{{ messages | selectattr('tool_calls', 'defined') | list | length }}
+{{ [1,2,3,4] | select('even') | list | join }}{{ [0,1] | select | list | length }}{{ [1,2] | reject('equalto', 1) | list | join }}
+{{ messages | map(attribute='content') | map('length') | join(',') }}
+{{ messages | map(attribute='content', default='x') | join('|') }}
+{{ messages | groupby('role') | length }}
+{{ [[1,2],[3]] | sum(start=[]) }}
+{{ [1,2,3] | batch(2) | list }}
+{{ x | default('d') }}{{ '' | default('d') }}{{ '' | default('d', true) }}{{ none | default('d', true) }}{{ 0 | default(5, boolean=true) }}{{ false | default('f', true) }}
+{{ x | d('q') }}{{ messages[0].name | default(none) is none }}
+{{ 'a' is string }}{{ 1 is integer }}{{ 1.0 is float }}{{ [] is iterable }}{{ {} is mapping }}{{ true is boolean }}{{ none is none }}{{ x is undefined }}{{ (1,2) is sequence }}{{ 'a' is iterable }}
+{{ 1 is not none }}{{ x is not defined }}{{ messages is defined and messages is not none }}
+{{ 3 is divisibleby(3) }}{{ 3 is eq 3 }}{{ 3 is gt 2 }}{{ 3 is ne 3 }}{{ 3 is le 3 }}
+{{ 'a' is in 'abc' }}{{ 'a' in ['a'] }}{{ 2 in [1, 2.0] }}{{ none in [none] }}{{ 'x' in nothing }}
+{{ 'a' is lower }}{{ 'A' is upper }}{{ 'a' is sameas 'a' }}{{ none is sameas none }}{{ true is sameas true }}{{ true is true }}{{ 1 is true }}
+{{ range(3) | join }}{{ range(1, 4) | join }}{{ range(5, 0, -2) | join }}{% for i in range(2) %}{{ i }}{% endfor %}
+{{ raise_exception('stop') }}
+{{ true }}{{ false }}{{ True }}{{ None }}{{ none }}
+{{ '<b>&' | escape }}
+{{ '<b>' | e }}
+{{ '<b>' | safe }}{{ 1 | string + 'a' }}{{ none | string }}{{ true | string }}
+{{ "a\\nb" }}{{ 'a\nb' }}{{ "tab\tq\"" }}
+{{- 'x' -}}   y   {{- 'z' }}
+  {% if true %}  a  {% endif %}  b
+{#- c -#}  d {# e #}
+f
+{% if true -%}   a   {%- endif %}
+{{ '{{' }}{{ '}}' }}{{ "{%" }}
+{{ {'a': {'b': 1}}.a.b }}{{ {'a': {'b': 1}}['a']['b'] }}{{ {'a': 1}.get('b') }}{{ {'a': 1}.get('b', 2) }}
+{{ {'items': 3}.items is defined }}{{ {'items': 3}['items'] }}{{ {'get': 3}['get'] }}
+{{ {'length': 7}.length }}
+{{ {1: 'a'}[1] }}{{ [1,2].0 }}
+{{ [1,2] + [3] }}{{ [1] * 2 }}{{ 'ab' * 2 }}{{ 2 * 'ab' }}
+{{ {'a': 1} == {'a': 1} }}{{ [1] == [1] }}{{ {'a': [1]} == {'a': [1]} }}{{ messages[0] == messages[0] }}
+{{ messages[0] != messages[1] }}
+{% if messages[0].content is string %}s{% elif x %}y{% else %}z{% endif %}
+{{ 'a' or 'b' }}{{ '' or 'b' }}{{ none or 'c' }}{{ 'a' and 'b' }}{{ x or 'd' }}{{ not x }}
+{{ (messages | last).role }}{{ (messages | first)['content'] | length > 0 }}
+{{ messages[0].content.split('\n')[0] }}
+{% set t %}  text {{ 1 + 1 }} {% endset %}[{{ t }}]{{ t | trim | length }}
+{% call(a) m2() %}{{ a }}{% endcall %}
+{% macro w() %}<{{ caller('q') }}>{% endmacro %}{% call(a) w() %}{{ a }}{% endcall %}
+{% filter trim %}  a  {% endfilter %}{% filter replace('a', 'b') %}aba{% endfilter %}
+{{ strftime_now('%d %B') is string }}
+{{ date_string is defined }}{{ datetime is defined }}{{ enable_thinking is defined }}{{ documents is defined }}{{ tools is defined }}{{ unk_token is defined }}
+{{ messages[0]['content'] | trim + 'x' }}{{ messages[0]['content'] | string | length > 3 }}
+{{ 'x' if messages | length == 1 else 'y' if messages | length == 2 else 'z' }}
+{{ ['a', 'b'] | join(', ') }}{{ [1, 2.5] | join('+') }}{{ [true] | join }}
+{{ 'line1\nline2' | indent }}{{ 'a\nb\n' | indent(2, true) }}{{ 'a\n\nb' | indent(2, blank=true) }}
+{{ 'word word' | wordcount }}
+{{ 'abcdef' | truncate(3) }}
+{{ messages | tojson }}
+{{ [1,2,3] | random is number }}
+{{ [1,2] | list | length }}{{ 'ab' | list | join(',') }}{{ {'a': 1} | list | join }}
+{{ {'b': 1, 'a': 2} | dictsort | list }}
+{{ {'b': 1, 'a': 2} | items | list | length }}
+{{ {'b': 1}.values() | list | join }}{{ {'b': 1} | length }}
+{{ 'a' | upper | lower ~ 'B' | lower }}
+{{ -1 | abs }}{{ +3 }}{{ 2 - -1 }}
+{{ x.y.z }}{{ x['a'] }}{{ x() }}
+{{ messages[0].role.upper() }}{{ messages[0]['role'][0] }}
+{{ loop is defined }}
+{% set x = [] %}{{ x | length }}{% set x = x + [1] %}{{ x | length }}
+{% set _ = x %}{{ _ is defined }}
+{{ 'a' 'b' }}
+{{ 7.0 }}{{ 7.10 }}{{ 100000000.0 }}{{ 1/3 }}{{ 2/1 }}{{ 12345678 * 1000 }}
+{{ messages|length }}{{ messages | length }}{{messages[0]['role']}}
+{%- for m in messages -%}{{ m['role'] ~ ':' ~ (m['content'] or '') }}{{ ',' if not loop.last }}{%- endfor -%}
+{% for m in messages %}{% if m['role'] == 'user' %}{% set ns2 = namespace(q=m.content) %}{% endif %}{% if ns2 is defined %}{{ ns2.q }}{% endif %}{% endfor %}
+{% for m in messages %}{% if loop.first %}{% set w = 'F' %}{% else %}{% set w = w ~ 'N' %}{% endif %}{{ w }}{% endfor %}
+{% for m in messages %}{% if false %}{% set q = 1 %}{% endif %}{{ q is defined }}{% endfor %}
+{% if true %}{% for m in messages %}{% set c = m.content %}{% if c %}{% set h = c[:3] %}{% endif %}{{ h }}{% endfor %}{% endif %}
+{{ messages[0].content | replace('\n', ' ') }}{{ messages[0].content is string }}
+{{ messages[0].content | length }}
+{{ tools[0].function.parameters.properties.a.type if tools }}
+{% for t in tools %}{{ t.function | tojson(indent=2) }}{% endfor %}
+{% for t in tools or [] %}{% for k, v in t.function.parameters.properties.items() %}{{ k }}:{{ v.type }}{{ v.get('description', '') }}{% endfor %}{% endfor %}
+{% for m in messages if m.role != 'system' %}{{ m.role }}{{ loop.index }}{% endfor %}
+{% for m in messages | selectattr('role', 'in', ['user', 'tool']) %}{{ m.role }}{% endfor %}
+{% for m in messages %}{% for tc in m.tool_calls %}{{ tc.function.name }}{{ tc.function.arguments }}{% endfor %}{% endfor %}
+{% for m in messages %}{% for tc in m.tool_calls or [] %}{% for k, v in tc.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}{% endfor %}{% endfor %}
+{% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{{ m.tool_calls[0]['id'] }}{% endif %}{{ m.content }}{{ m.name }}{% endfor %}
+{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }}{% endfor %}
+{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}{% endfor %}
+{% for m in messages %}{{ m.content[0].text }}{% endfor %}
+{% for m in messages %}{{ m.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}{% endfor %}
+""".strip().splitlines()
+"""A template per line: what templates are made of, one thing or a few at a time."""

@@ -14,7 +14,7 @@ from quantkit.checkpoint.tokenizer.chat_template import template_metadata
 from quantkit.checkpoint.tokenizer.chats import CHATS
 from quantkit.checkpoint.tokenizer.rendering import render_template, template_remarks
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
-from tests.chat_templates import CHATML, GEMMA, HEADERS, SHIPPED, TELLING
+from tests.chat_templates import CHATML, EXPRESSIONS, GEMMA, HEADERS, SHIPPED, TELLING
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -49,6 +49,18 @@ def test_the_sandbox_renders_as_transformers(name: str) -> None:
     answers = sandbox.answer({**job, "chat": chat} for chat in CHATS.values())
     for chat, answer in zip(CHATS.values(), answers, strict=True):
         assert answer.get("text") == of_transformers(ALL[name], chat)
+
+
+def test_the_sandbox_has_what_templates_are_made_of() -> None:
+    chats = [CHATS["one message"], CHATS["turns after a tool's result"]]
+    for template in EXPRESSIONS:
+        if "random" in template:
+            continue
+        job = {"way": "original", "template": template, "tokens": TOKENS}
+        for chat, answer in zip(
+            chats, sandbox.answer({**job, "chat": c} for c in chats), strict=True
+        ):
+            assert answer.get("text") == of_transformers(template, chat), template
 
 
 def test_a_template_is_rendered_in_a_process_of_its_own() -> None:

@@ -7,7 +7,7 @@ import pytest
 from quantkit.checkpoint.tokenizer import sandbox
 from quantkit.checkpoint.tokenizer.chats import CHATS
 from tests import chat_engine
-from tests.chat_templates import SHIPPED, TELLING
+from tests.chat_templates import EXPRESSIONS, SHIPPED, TELLING
 
 pytestmark = pytest.mark.native
 
@@ -44,3 +44,8 @@ def test_the_engine_renders_what_quantkit_says(name: str) -> None:
 def test_no_family_is_treated_apart(name: str) -> None:
     """With the parser of answers that llama.cpp makes for a template, a prompt is the same."""
     assert rendered(SHIPPED[name], pure=False) == rendered(SHIPPED[name], pure=True)
+
+
+def test_what_templates_are_made_of() -> None:
+    for template in EXPRESSIONS:
+        assert described(template) == rendered(template, pure=True), template

@@ -483,6 +483,14 @@ def _title(text: str) -> str:
     )
 
 
+def _starts(text: str, part: Any) -> bool:
+    return text.startswith(part) if isinstance(part, str) else bool(_fail("expected a string"))
+
+
+def _ends(text: str, part: Any) -> bool:
+    return text.endswith(part) if isinstance(part, str) else bool(_fail("expected a string"))
+
+
 def _split(text: str, by: Any = " ", most: int = -1) -> list[str]:
     return text.split(by, most)
 
@@ -530,8 +538,9 @@ def _not_implemented(*_arguments: Any, **_named: Any) -> Any:
 
 
 def _member(item: Any, name: Any, default: Any) -> Any:
-    if isinstance(item, Mapping):
-        return item.get(name, default)
+    """An element's attribute, which the engine does not count as looked at."""
+    if isinstance(item, dict):
+        return dict.get(item, name, default)
     if isinstance(item, list | tuple):
         index = int(name) if isinstance(name, str) and name.isdigit() else name
         if isinstance(index, int) and -len(item) <= index < len(item):
@@ -541,8 +550,6 @@ def _member(item: Any, name: Any, default: Any) -> Any:
 
 def _attributes(keep: bool) -> Callable[..., list[Any]]:
     def chosen(values: Any, attribute: str, *rest: Any) -> list[Any]:
-        if isinstance(values, _Content | _Parts):
-            values.ways.add("parts")
         made = []
         for item in values:
             value = item if len(rest) == 1 else _member(item, attribute, _Undefined())
@@ -651,8 +658,7 @@ _BUILTINS: dict[str, dict[str, Callable[..., Any]]] = {
         "lstrip": lambda text, chars=_SPACES: text.lstrip(chars),
         "rstrip": lambda text, chars=_SPACES: text.rstrip(chars),
         "title": _title, "capitalize": _capitalize, "length": lambda text: len(_bytes(text)),
-        "startswith": lambda text, part: text.startswith(part),
-        "endswith": lambda text, part: text.endswith(part),
+        "startswith": _starts, "endswith": _ends,
         "split": _split, "rsplit": _rsplit, "replace": _replace, "format": _format, "int": _int,
         "float": _float, "string": str, "safe": str, "tojson": _llama_json, "indent": _indent,
         "join": _not_implemented, "slice": _not_implemented,
@@ -693,6 +699,8 @@ def _filter(name: str) -> Callable[..., Any]:
         coerced = not arguments and not named and name in _AS_TEXT
         if coerced and not isinstance(value, str | Undefined):
             value = _text(value)
+        if name == "selectattr" and isinstance(value, _Content | _Parts):
+            value.ways.add("parts")
         if name not in _builtins(value):
             what = "None" if value is None else _kind(value)
             _fail(f"it has no filter {name!r} for a value of kind {what}")
@@ -710,7 +718,50 @@ def _is_string(value: Any) -> bool:
 def _same(value: Any, other: Any) -> bool:
     if isinstance(value, bool | int) and type(value) is type(other):
         return bool(value == other)
-    return value is other and not isinstance(value, Undefined)
+    return value is other and not isinstance(value, Undefined | str)
+
+
+def _equal(left: Any, right: Any) -> bool:
+    """``a == b``: lists and objects that hold such are never equal, not even to themselves."""
+    kinds = (_kind(left), _kind(right))
+    if "undefined" in kinds:
+        return kinds[0] == kinds[1]
+    if isinstance(left, list | tuple | Mapping):
+        if type(left) is not type(right) and not isinstance(left, Mapping):
+            return False
+        inner = left.values() if isinstance(left, Mapping) else left
+        return not any(isinstance(item, list | dict) for item in inner) and bool(left == right)
+    return bool(left == right)
+
+
+def _within(left: Any, right: Any) -> bool:
+    if isinstance(right, Undefined):
+        return False
+    if isinstance(left, Undefined) or right is None:
+        _fail("Cannot perform operation in on undefined or null values")
+    if isinstance(right, list | tuple):
+        return any(_equal(left, item) for item in right)
+    if isinstance(right, str) and not isinstance(left, str):
+        _fail("'in' expects a string")
+    return left in right
+
+
+_ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+    "lt": lambda a, b: a < b,
+    "lteq": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "gteq": lambda a, b: a >= b,
+}
+
+
+def _compare(left: Any, operator: str, right: Any) -> bool:
+    if operator in ("eq", "ne"):
+        return _equal(left, right) is (operator == "eq")
+    if operator in ("in", "notin"):
+        return _within(left, right) is (operator == "in")
+    if not {_kind(left), _kind(right)} <= {"int", "float"}:
+        _fail("it orders numbers only")
+    return _ORDERS[operator](left, right)
 
 
 _EACH = ("dict", "list", "str", "undefined")
@@ -739,7 +790,7 @@ _TESTS: dict[str, Callable[..., bool]] = {
     **dict.fromkeys(("lt", "lessthan"), lambda v, other: v < other),
     "ge": lambda v, other: v >= other,
     "ne": lambda v, other: v != other,
-    "in": lambda v, other: v in other,
+    "in": lambda v, other: _within(v, other),
     "test": lambda v: v in _TESTS,
     "sameas": _same,
 }
@@ -788,6 +839,7 @@ _SCOPES = ("_loop_vars", "_block_vars")  # what jinja2 hands to every call besid
 class _Engine(ImmutableSandboxedEnvironment):
     """jinja2 with the engine's operators, members and calls."""
 
+    required: Mapping[tuple[str, tuple[str, ...]], int]  # parameters without a default, by macro
     intercepted_binops = frozenset(["+", "-", "*", "/", "%"])
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -852,6 +904,8 @@ class _Engine(ImmutableSandboxedEnvironment):
             # A macro's parameters are bound one by one while there are arguments, named or not.
             scopes = {key: kwargs.pop(key) for key in _SCOPES if key in kwargs}
             given = len(args) + len(kwargs)
+            if given < __self.required.get((__obj.name, tuple(__obj.arguments)), 0):
+                _fail(f"not enough arguments for {__obj.name}")
             named: dict[str, Any] = {}
             for place, name in enumerate(__obj.arguments[:given]):
                 by_place = args[place] if place < len(args) else _Undefined(name=name)
@@ -898,7 +952,19 @@ class _Rewrite:
             elif isinstance(value, nodes.Node):
                 (inner,) = self._node(value, names)
                 setattr(node, field, inner)
-        yield self._concat(node) if isinstance(node, nodes.Concat) else node
+        if isinstance(node, nodes.Concat):
+            yield self._concat(node)
+        elif isinstance(node, nodes.Compare):
+            yield self._compare(node)
+        else:
+            yield node
+
+    def _compare(self, node: Any) -> Any:
+        made = node.expr
+        for other in node.ops:
+            arguments = [nodes.Const(other.op, lineno=node.lineno), other.expr]
+            made = nodes.Filter(made, "__compare", arguments, [], None, None, lineno=node.lineno)
+        return made
 
     def _concat(self, node: Any) -> Any:
         made = node.nodes[0]
@@ -957,8 +1023,12 @@ def _compile(template: str) -> Any:
     environment.globals["namespace"] = environment.globals["__namespace"] = Namespace
     tree = environment.parse(template)
     environment.filters = {node.name: _filter(node.name) for node in tree.find_all(nodes.Filter)}
-    environment.filters |= {"__concat": _joined, "__each": _each}
+    environment.filters |= {"__concat": _joined, "__each": _each, "__compare": _compare}
     environment.tests = {node.name: _test(node.name) for node in tree.find_all(nodes.Test)}
+    environment.required = {
+        (macro.name, tuple(arg.name for arg in macro.args)): len(macro.args) - len(macro.defaults)
+        for macro in tree.find_all(nodes.Macro)
+    }
     tree.body = _Rewrite().body(tree.body, {})
     return environment.from_string(tree)
 
