@@ -80,6 +80,20 @@ def test_remarks_are_said_and_kept(tmp_path: Path) -> None:
     assert [entry["remarks"] for entry in manifest["artifacts"].values()] == [[remark]]
 
 
+def test_what_llama_cpp_renders_otherwise_is_said(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1)
+    template = "{% for m in messages %}{{ m.content | wordwrap(9) }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    build = ("build", folder, "-q", "q4_0", "-o", tmp_path / "out", "--no-smoke", "--json")
+    outcome = quantkit(*build)
+    assert outcome.code == 0, outcome
+    [artifact] = json.loads(outcome.out)["artifacts"].values()
+    [remark] = (text for text in artifact["remarks"] if "chat template" in text)
+    assert "llama.cpp cannot render the chat template (every conversation)" in remark
+    assert "no filter 'wordwrap'" in remark
+    assert sentences(outcome.err).count(remark) == 1
+
+
 def test_the_best_search_is_in_the_manifest(checkpoint: Path, tmp_path: Path) -> None:
     build = ("build", checkpoint, "-q", "q4_k_m", "--no-smoke", "-o", tmp_path)
     assert quantkit(*build, "--search", "best").code == 0
