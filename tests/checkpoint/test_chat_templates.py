@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantkit.checkpoint.tokenizer import rendering, sandbox
-from quantkit.checkpoint.tokenizer.chat_template import template_metadata
+from quantkit.checkpoint.tokenizer.chat_template import chat_remarks, template_metadata
 from quantkit.checkpoint.tokenizer.chats import CHATS
 from quantkit.checkpoint.tokenizer.rendering import render_template, template_remarks
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
@@ -216,6 +216,34 @@ def test_a_bos_that_only_llama_cpp_adds_is_named() -> None:
     assert "'<s>What is" in remarks(template, adds_bos=True)
     assert not remarks(template)
     assert not remarks("{{ bos_token }}" + template, adds_bos=True)
+
+
+def test_a_format_that_is_code_is_named(tmp_path: Path) -> None:
+    """The converter writes the name of a template of llama.cpp's, which llama.cpp prints."""
+    assert chat_remarks(tmp_path, {}) == ()
+    (tmp_path / "tekken.json").write_text("{}")
+    [said] = chat_remarks(tmp_path, {})
+    assert "llama.cpp takes ChatML" in said
+    assert chat_remarks(tmp_path, {"tokenizer.chat_template": CHATML}) == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "adds"),
+    [
+        ({"tokenizer.ggml.model": "llama"}, True),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_bos_token": False}, False),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"}, False),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe"}, True),
+    ],
+)
+def test_who_adds_a_bos(keys: dict[str, Any], adds: bool, tmp_path: Path) -> None:
+    keys |= {
+        "tokenizer.chat_template": CHATML,
+        "tokenizer.ggml.tokens": ["<s>", "</s>"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    assert ("'<s><|im_start" in "".join(chat_remarks(tmp_path, keys))) == adds
 
 
 def test_the_template_for_tools_is_tried_with_tools() -> None:

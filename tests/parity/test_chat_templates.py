@@ -46,6 +46,11 @@ def test_no_family_is_treated_apart(name: str) -> None:
     assert rendered(SHIPPED[name], pure=False) == rendered(SHIPPED[name], pure=True)
 
 
+def test_a_name_that_the_converter_writes_is_no_template() -> None:
+    """For tekken.json (``MistralModel.get_community_chat_template``): quantkit writes none."""
+    assert set(rendered("mistral-v3-tekken", pure=False).values()) == {"mistral-v3-tekken"}
+
+
 def test_what_templates_are_made_of() -> None:
     for template in EXPRESSIONS:
         assert described(template) == rendered(template, pure=True), template

@@ -32,6 +32,12 @@ _PRE_WITH_BOS = frozenset(
     ]
 )
 
+_NO_TEMPLATE = (
+    "The checkpoint has no chat template, because its format is code in mistral-common; in a chat "
+    "llama.cpp takes ChatML, which is not what the model was trained with. Give it a template with "
+    "--chat-template-file."
+)
+
 
 def template_metadata(source: TokenizerSource) -> Metadata:
     """The keys of the chat templates: those with names, the list of names, the default one."""
@@ -53,6 +59,8 @@ def chat_remarks(folder: Path, keys: Mapping[str, Any]) -> tuple[str, ...]:
 
     """
     prefix = "tokenizer.chat_template"
+    if prefix not in keys and (folder / "tekken.json").is_file():
+        return (_NO_TEMPLATE,)
     names = {"default": prefix} | {n: f"{prefix}.{n}" for n in keys.get(f"{prefix}s", ())}
     tokens = keys.get("tokenizer.ggml.tokens", ())
     special = {}
