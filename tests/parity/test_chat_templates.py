@@ -1,5 +1,7 @@
 """What quantkit says that llama.cpp makes of a chat template is what its own engine makes of it."""
 
+import random
+import re
 from datetime import datetime
 
 import pytest
@@ -53,4 +55,20 @@ def test_a_name_that_the_converter_writes_is_no_template() -> None:
 
 def test_what_templates_are_made_of() -> None:
     for template in EXPRESSIONS:
+        assert described(template) == rendered(template, pure=True), template
+
+
+def test_whitespace_around_tags() -> None:
+    """Trimming changed at random, and text, comments and lines between tags."""
+    source = random.Random(5)
+    between = ("\n", "  ", "\t", "\n\n  ", "{# c #}", "{#- c -#}", " x ")
+    for _ in range(40):
+        parts = re.split(r"(\{%-?|-?%\}|\{\{-?|-?\}\})", source.choice(list(SHIPPED.values())))
+        for place, part in enumerate(parts):
+            tag = part.strip("-")
+            if place % 2 and source.random() < 0.3:
+                trimmed = f"{tag}-" if tag.startswith("{") else f"-{tag}"
+                after = source.choice(between) if tag.endswith("}") else ""
+                parts[place] = source.choice((tag, trimmed)) + after
+        template = "".join(parts)
         assert described(template) == rendered(template, pure=True), template

@@ -5,6 +5,7 @@ It knows two ways. `original` is transformers' (``utils/chat_template_utils.py``
 ``common/chat.cpp`` at the version in vendor/manifest.toml): the engine is not part of
 llama-cpp-python, so its ways are written down here, as jinja2 with other filters, tests, methods
 and operators. tests/parity/test_chat_templates.py holds them to the engine itself.
+Not written down: the engine's macros see the variables of their caller, and it has no ``self``.
 
 The sandbox keeps a template from Python's objects, not from counting for hours or filling the
 memory; therefore the process, whose time `rendering` limits. It imports nothing of quantkit.
