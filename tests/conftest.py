@@ -1,10 +1,18 @@
 """What holds for every test, however the tests were started."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+# What rich and typer ask for the width and colours of a terminal, before they are imported: tests
+# read what commands print where there is none.
+_TERMINAL = {"COLUMNS", "LINES", "TERMINAL_WIDTH", "FORCE_COLOR", "NO_COLOR", "PY_COLORS"}
+_TERMINAL |= {"TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS"}
+for name in _TERMINAL:
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session", autouse=True)

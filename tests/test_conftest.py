@@ -1,5 +1,6 @@
 """What tests/conftest.py promises."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,19 @@ def test_llama_cpp_leaves_no_file_open() -> None:
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_settings_of_the_users_terminal_change_nothing() -> None:
+    code = "import tests.conftest; from quantkit.cli.output import console; print(console)"
+    plain, set_ = (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for settings in ({}, {"COLUMNS": "31", "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"})
+    )
+    assert plain == set_ == "<console width=80 None>\n"
