@@ -243,20 +243,6 @@ class TestSpaces:
 
 
 class TestAddedTokens:
-    @pytest.mark.parametrize(
-        ("flags", "says"),
-        [
-            ({"lstrip": True}, r"takes the spaces beside it \(lstrip\)"),
-            ({"rstrip": True}, r"takes the spaces beside it \(rstrip\)"),
-            ({"single_word": True}, "is no token inside a word"),
-            ({"normalized": True}, "is one only behind a space"),
-        ],
-    )
-    def test_not_as_llama_cpp_finds_them(self, tmp_path: Path, flags: v.Json, says: str) -> None:
-        fast = v.piece_bpe({**v.added(420, "<tool>", special=False), **flags})
-        with pytest.raises(TokenizerError, match=f"The added token '<tool>' .* {says}"):
-            write_vocabulary(write(tmp_path, fast=fast, vocab_size=421))
-
     def test_twice(self, tmp_path: Path) -> None:
         decoder = v.decoder_entries(v.added(420, "<x>"), v.added(421, "<x>"))
         folder = write(
@@ -318,6 +304,35 @@ class TestSentencePiece:
         assert differing(folder, fast_encode(folder)) == []
 
 
+class TestBos:
+    @pytest.mark.parametrize("opens", [True, False])
+    @pytest.mark.parametrize("split", [v.BYTE_LEVEL, v.split(v.LLAMA3_SPLIT), None])
+    def test_as_tokenizer_json_says(
+        self, tmp_path: Path, opens: bool, split: v.Json | None
+    ) -> None:
+        from llama_cpp import Llama
+        from tokenizers import Tokenizer
+
+        post_processor = v.template(["<s>"]) if opens else None
+        if post_processor and split:
+            post_processor["special_tokens"]["<s>"]["ids"] = [400]
+        if post_processor and not split:
+            post_processor["special_tokens"]["<s>"]["ids"] = [1]
+        settings = {**PLAIN, "bos_token": "<s>"}
+        fast = v.piece_bpe(post_processor=post_processor)
+        if split:
+            fast = v.byte_level(
+                v.added(400, "<s>"),
+                pre_tokenizer=split,
+                post_processor=post_processor,
+                ignore_merges=split is not v.BYTE_LEVEL,
+            )
+        folder = write(tmp_path, fast=fast, settings=settings, vocab_size=420)
+        llama = Llama(str(write_vocabulary(folder)), vocab_only=True, verbose=False)
+        right = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("Is it?").ids
+        assert llama.tokenize(b"Is it?", add_bos=True, special=True) == right
+
+
 class TestBytes:
     def test_model_without(self, tmp_path: Path) -> None:
         model = v.sentencepiece_model(byte_fallback=False)
@@ -364,19 +379,6 @@ class TestByteLevel:
             f"{a}{t['content']}{b}" for t in more for a in ("", "x", " ") for b in ("", "y", " ")
         ]
         assert differing(folder, fast_encode(folder), [*TEXTS, *texts, "two words"]) == []
-
-    @pytest.mark.parametrize(
-        ("flags", "says"),
-        [
-            ({"lstrip": True}, "takes the spaces beside it"),
-            ({"rstrip": True}, "takes the spaces beside it"),
-            ({"single_word": True}, "is no token inside a word"),
-        ],
-    )
-    def test_not_as_llama_cpp_finds_them(self, tmp_path: Path, flags: v.Json, says: str) -> None:
-        fast = v.byte_level({**v.added(400, "<x>"), **flags})
-        with pytest.raises(TokenizerError, match=f"The added token '<x>' .* {says}"):
-            write_vocabulary(write(tmp_path, fast=fast, settings=PLAIN, vocab_size=401))
 
     def test_bytes_without_a_token(self, tmp_path: Path) -> None:
         fast = v.byte_level()

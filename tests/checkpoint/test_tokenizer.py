@@ -332,7 +332,7 @@ class TestByteLevel:
     def test_steps_that_contradict_a_known_vocabulary(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A Llama 3 without ignore_merges, as old tokenizers saved it, gives the same ids."""
+        """A Llama 3 without ignore_merges, as old files have it, gives that text's ids, too."""
         profile = load_profile("pretokenizers.toml")
         fast = v.byte_level(pre_tokenizer=v.split(v.LLAMA3_SPLIT))
         folder = v.write(tmp_path / "a", fast=fast, settings=PLAIN)

@@ -27,6 +27,21 @@ _CODE_LLAMA = 32016
 _CODE_LLAMA_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 _GRANITE = 49152
 
+# The pre-tokenizers with which llama.cpp puts BOS in front unless it is told otherwise, and the id
+# of that token in vocabularies of SentencePiece's. Source: src/llama-vocab.cpp, load.
+_PRE_WITH_BOS = (
+    "llama-bpe",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "jina-v5-nano",
+    "tekken",
+    "chameleon",
+)
+_SENTENCEPIECE_BOS = 1
+
 
 def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, Any]) -> None:
     """Add the ``tokenizer.*`` keys of a checkpoint to a GGUF writer, in the converter's order.
@@ -72,11 +87,25 @@ def _metadata(source: TokenizerSource) -> Metadata:
         metadata |= {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
         metadata |= vocabulary.metadata()
         metadata |= special_metadata(source, n_vocab=len(vocabulary.tokens))
+    metadata |= _missing_bos(source, metadata)
     if source.vocab_size == _CODE_LLAMA:
         metadata |= special_metadata(source, kinds=_CODE_LLAMA_INFILL, ids=_CODE_LLAMA_INFILL)
     if source.vocab_size == _GRANITE:
         metadata["tokenizer.ggml.add_bos_token"] = False
     return metadata
+
+
+def _missing_bos(source: TokenizerSource, metadata: Metadata) -> Metadata:
+    """Whether a text begins with BOS, where llama.cpp would assume it otherwise."""
+    key = "tokenizer.ggml.add_bos_token"
+    if key in metadata or not source.fast:
+        return {}
+    pre = metadata["tokenizer.ggml.pre"]
+    is_piece = metadata["tokenizer.ggml.model"] == "llama"
+    assumed = is_piece or pre in _PRE_WITH_BOS
+    bos = metadata.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if is_piece else None)
+    adds = fast.open_tokenizer(source).encode("a")[:1] == [bos]
+    return {} if adds == assumed else {key: adds}
 
 
 def _is_piece_bpe(source: TokenizerSource) -> bool:

@@ -4,7 +4,7 @@ from hashlib import sha256
 from typing import Any
 
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, require_room
-from quantkit.checkpoint.tokenizer.limits import require_distinct, require_plain
+from quantkit.checkpoint.tokenizer.limits import require_distinct
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, steps
 from quantkit.checkpoint.tokenizer.vocabulary import (
     BYTE_LETTERS,
@@ -28,7 +28,6 @@ def read_vocabulary(source: TokenizerSource, tokenizer: FastTokenizer) -> Vocabu
     """
     by_id = tokenizer.texts_by_id()
     require_room(source, by_id)
-    require_plain(tokenizer.added.values(), source.fast_file, prepends=False)
     _require_letters(source)
     ids = range(source.vocab_size)
     tokens = [by_id[i] if i in by_id else unused_token(i) for i in ids]

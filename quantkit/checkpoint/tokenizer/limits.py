@@ -1,13 +1,7 @@
 """What a vocabulary must be like so that llama.cpp opens it and splits every text with it."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
 from quantkit.checkpoint.tokenizer.vocabulary import TokenType, Vocabulary
 from quantkit.core.errors import TokenizerError
-
-if TYPE_CHECKING:
-    from tokenizers import AddedToken
 
 
 def require_bytes(vocabulary: Vocabulary, where: object) -> None:
@@ -45,33 +39,3 @@ def require_distinct(vocabulary: Vocabulary, where: object) -> None:
                 f"{where} has the token {text!r} twice, as {seen[text]} and {token_id}, which "
                 "llama.cpp does not load; correct the added tokens."
             )
-
-
-def require_plain(added: "Iterable[AddedToken]", where: object, *, prepends: bool) -> None:
-    """Check that added tokens are found in a text as llama.cpp finds them: wherever they stand.
-
-    Args:
-        added: tokens that are cut out of a text before it is split.
-        where: the file, for messages.
-        prepends: whether the normalizer puts a space in front of a text.
-
-    Raises:
-        TokenizerError: one is not.
-
-    """
-    for token in added:
-        sides = [side for side in ("lstrip", "rstrip") if getattr(token, side)]
-        if sides:
-            fault = f"takes the spaces beside it ({' and '.join(sides)})"
-        elif token.single_word:
-            fault = "is no token inside a word (single_word)"
-        elif token.normalized and prepends:
-            # The normalizer puts the space in front of the token, too, which is then looked for.
-            fault = "is one only behind a space (normalized)"
-        else:
-            continue
-        raise TokenizerError(
-            f"The added token {token.content!r} of {where} {fault}; llama.cpp does not do that. "
-            "If the model does not depend on it, set that flag to false in tokenizer.json and "
-            "tokenizer_config.json."
-        )

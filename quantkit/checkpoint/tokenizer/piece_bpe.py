@@ -9,10 +9,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, require_room
-from quantkit.checkpoint.tokenizer.limits import require_plain
 from quantkit.checkpoint.tokenizer.merge_order import merge_scores
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, steps
-from quantkit.checkpoint.tokenizer.spaces import Prefix, read_prefix, sets_itself_up
+from quantkit.checkpoint.tokenizer.spaces import sets_itself_up
 from quantkit.checkpoint.tokenizer.vocabulary import (
     ADDED_SCORE,
     UNUSED_SCORE,
@@ -68,8 +67,6 @@ def scored_vocabulary(source: TokenizerSource, tokenizer: FastTokenizer) -> Voca
 
     """
     where, model = source.fast_file, source.fast["model"]
-    legacy = read_prefix(source) is Prefix.LEGACY
-    require_plain(tokenizer.added.values(), where, prepends=legacy)
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise TokenizerError(
