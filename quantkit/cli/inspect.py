@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json
+from quantkit.cli.output import JsonOption, console, emit_json, note
 from quantkit.core.units import format_count, format_size
 
 _LONGEST_VALUE = 100
@@ -34,6 +34,8 @@ def inspect(
         if key in facts:
             summary.add_row(key.replace("_", " "), escape(_for_people(key, facts[key])))
     console.print(summary)
+    for remark in facts.get("remarks", ()):
+        note(remark)
     metadata = Table(title="Metadata", title_justify="left", show_header=False)
     for key, value in facts["metadata"].items():
         metadata.add_row(key, escape(_shorten(value)))
@@ -85,6 +87,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "parameters": model.n_parameters,
         "bytes": sum(file.stat().st_size for file in checkpoint.files),
         "files": [file.name for file in checkpoint.files],
+        "remarks": model.remarks,
         "metadata": checkpoint.config,
         "tensors": _group(tensors),
     }

@@ -83,7 +83,9 @@ HARMLESS: Mapping[str, frozenset[str]] = {
         "_name_or_path", "name_or_path", "_commit_hash", "_post_init_done", "transformers_version",
         "transformers.js_config", "language", "unsloth_version", "unsloth_fixed",
         "unsloth_optimized", "mergekit_version", "mistral_common_version", "model_name",
-        "license", "tags", "ignore_keys_at_rope_validation",
+        "is_llama_config", "max_sequence_length", "seq_length", "padding_side",
+        "tokenizer_model_max_length", "tokenizer_padding_side", "license", "tags",
+        "ignore_keys_at_rope_validation",
     }),
 }  # fmt: skip
 _HARMLESS = frozenset[str]().union(*HARMLESS.values())
@@ -118,7 +120,8 @@ FOREIGN: Mapping[str, tuple[Any, ...]] = {
     "rotary_emb_base": (None,),
     "rope_local_base_freq": (None,),
     "local_rope_theta": (None,),
-    "rope_interleave": (None,),
+    "rope_interleave": (False, None),
+    "rope_interleaved": (False, None),
     "alibi": (False, None),
     "bias": (False, None),
     "use_bias": (False, None),

@@ -13,6 +13,8 @@ from quantkit.calibrate.statistics import SquareSums
 from quantkit.calibrate.weights import Weights
 from quantkit.core.errors import CalibrationError
 from tests.calibrate.runs import TINY, opened
+from tests.families import both
+from tests.families.test_arithmetic import TOKENS, VALUES
 from tests.random_checkpoints import (
     config_of,
     fuse_experts,
@@ -110,6 +112,32 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
 def test_odd_models(case: str, tmp_path: Path) -> None:
     family, changes = ODD[case]
     assert_same_logits(random_checkpoint(tmp_path / "model", family, **changes), tmp_path)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_value_that_is_built_is_run(name: str, tmp_path: Path) -> None:
+    family, changes = VALUES[name]
+    config = both.small_config(family, **changes)
+    both.write(tmp_path / "model", config, both.small_tensors(both.shapes_of(config)))
+    tokens = np.array([both.tokens_of(TOKENS)])
+    theirs = torch.from_numpy(both.original_logits(tmp_path / "model", tokens[0].tolist()))
+    ours = our_logits(tmp_path / "model", tokens, tmp_path / "work", spill=False)[0]
+    assert (ours - theirs).norm() / theirs.norm() < 2e-5
+
+
+@pytest.mark.parametrize("types", [None, ["full_attention", "sliding_attention"]])
+def test_windows_of_layers(types: list[str] | None, tmp_path: Path) -> None:
+    changes = {"sliding_window": 20, "num_hidden_layers": 2, "head_dim": 16, "layer_types": types}
+    config = both.small_config("mistral", **changes)
+    both.write(tmp_path / "model", config, both.small_tensors(both.shapes_of(config)))
+    assert_same_logits(tmp_path / "model", tmp_path)
+
+
+def test_a_window_that_a_llama_does_not_have(tmp_path: Path) -> None:
+    """transformers' class does not read it."""
+    config = both.small_config("llama", sliding_window=8)
+    both.write(tmp_path / "model", config, both.small_tensors(both.shapes_of(config)))
+    assert_same_logits(tmp_path / "model", tmp_path)
 
 
 def test_experts_in_one_tensor_are_the_same_experts(tmp_path: Path) -> None:
