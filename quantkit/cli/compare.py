@@ -155,6 +155,8 @@ def _reference(
 
     found = pick_reference(subjects, wish)
     if found is not None:
+        if checkpoint is not None:
+            note(f"{found.name} is the reference; --checkpoint is not needed to build one.")
         return found
     folder = (first if first.is_dir() else first.absolute().parent) / REFERENCE_FOLDER
     if checkpoint is None:

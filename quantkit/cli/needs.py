@@ -339,9 +339,13 @@ PUBLISH: tuple[Need[PublishWish], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class FitWish:
-    """What is fitted: whether it is a GGUF, which is the one variant that it is."""
+    """What is fitted: whether it is a GGUF, which is the one variant that it is.
+
+    ``formats`` are those of the quants that are asked for.
+    """
 
     is_gguf: bool
+    formats: frozenset[str]
 
 
 def _planning(option: str, parameter: str) -> Need[FitWish]:
@@ -351,6 +355,12 @@ def _planning(option: str, parameter: str) -> Need[FitWish]:
 
 FIT: tuple[Need[FitWish], ...] = (
     _planning("--quant", "quant"),
+    Need(
+        "--quant",
+        "quant",
+        lambda wish: "gguf" in wish.formats,
+        "chooses GGUF quants, and what transformers loads is shown in any case; leave it out",
+    ),
     _planning("--shard-size", "shard_size"),
     _planning("--imatrix", "imatrix"),
 )

@@ -110,6 +110,7 @@ OTHERS: list[tuple[Words, Words]] = [
         ("fit", "absent.gguf"),
         [("-q", "q8_0"), ("--shard-size", "1GB"), ("--imatrix", "absent.gguf")],
     ),
+    *pairs(("fit", "absent"), [("-q", "bnb-nf4")]),
 ]
 
 
