@@ -183,7 +183,7 @@ def build(
     memory = parse_size(max_memory)
     quants = find_quants(quant)
     overrides = [parse_override(pattern) for pattern in tensor_type or ()]
-    asked = BuildWish(quants, overrides, imatrix, smoke, cluster, publish, delete_published)
+    asked = BuildWish(quants, overrides, imatrix, cluster, publish, delete_published)
     refuse_idle(command, BUILD, asked)
     publication = plan_publication(
         publish,
@@ -322,7 +322,7 @@ def _refuse_early(
 
     needed = on_text.look_ahead(hashed=hashed)
     if work is not None:
-        engine.divide_memory(work, memory)
+        engine.divide_memory(work.read_ahead, memory)
         guessed = on_text.wants_matrix and not on_text.has_matrix
         needed += engine.look_ahead(work, on_text.folder, hashed=hashed, guessed=guessed)
         get_ready(work, on_text.folder, memory, smoke=False)
@@ -421,11 +421,15 @@ def _finish(
 
 def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
     if as_json:
-        entries = {
-            a.layout.name: {**a.entry, **({} if a.fresh else {"was_there_already": a.recognized})}
-            for a in artifacts
-        }
-        emit_json({"folder": str(folder), "artifacts": entries})
+        emit_json(
+            {
+                "folder": str(folder),
+                "artifacts": {a.layout.name: a.entry for a in artifacts},
+                "was_there_already": {
+                    a.layout.name: a.recognized for a in artifacts if not a.fresh
+                },
+            }
+        )
         return
     table = Table(title=escape(str(folder)), title_justify="left")
     table.add_column("file", no_wrap=True)

@@ -88,7 +88,7 @@ def compare(
                 "--against-transformers looks at one checkpoint, and more are given; leave out all "
                 "but one."
             )
-        _check_conversion(checkpoint or artifacts[0], text, chunks, context, as_json)
+        _check_conversion(checkpoint or artifacts[0], text, chunks, context, threads, as_json)
         return
     if layers is not None or html is not None or plots is not None:
         require("matplotlib", "matplotlib", "plot", "Drawing pictures")
@@ -155,6 +155,8 @@ def _reference(
 
     found = pick_reference(subjects, wish)
     if found is not None:
+        if checkpoint is not None:
+            note(f"{found.name} is the reference; --checkpoint is not needed to build one.")
         return found
     folder = (first if first.is_dir() else first.absolute().parent) / REFERENCE_FOLDER
     if checkpoint is None:
@@ -200,11 +202,18 @@ def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: P
 
 
 def _check_conversion(
-    checkpoint: Path, text: Path | None, chunks: int | None, context: int, as_json: bool
+    checkpoint: Path,
+    text: Path | None,
+    chunks: int | None,
+    context: int,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     from quantkit.verify.conversion import LIMIT, against_transformers
 
-    found = against_transformers(checkpoint, text=text, windows=chunks or 2, context=context)
+    found = against_transformers(
+        checkpoint, text=text, windows=chunks or 2, context=context, threads=threads
+    )
     if as_json:
         emit_json({**found.as_numbers(), "limit": LIMIT})
     else:
