@@ -1,9 +1,10 @@
 """``quantkit compare``: how far artifacts are from the model they were made from."""
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,6 +76,7 @@ def compare(
     Perplexity, KL divergence and top-token agreement have llama-perplexity's definitions. An
     artifact that crashes llama.cpp fails alone; the exit code is 1 when any fails.
     """
+    from quantkit.verify.compare import as_numbers
     from quantkit.verify.compare import compare as run_compare
     from quantkit.verify.subjects import find_subjects, is_quantized
 
@@ -121,10 +123,9 @@ def compare(
             timeout=timeout,
             report=lambda what: note(f"Measuring {what}"),
         )
+        _keep(result, artifacts)
         _draw(result, layers, html, plots)
     if as_json:
-        from quantkit.verify.compare import as_numbers
-
         emit_json(as_numbers(result))
     else:
         _show(result)
@@ -178,6 +179,24 @@ def _open(file: Path) -> "Subject":
     from quantkit.verify.subjects import open_subject
 
     return open_subject(file)
+
+
+def _keep(result: "Comparison", places: Sequence[Path]) -> None:
+    """Leave the figures in each folder of artifacts, where quantkit publish looks for them."""
+    from quantkit.verify.compare import FILE, as_numbers
+    from quantkit.verify.subjects import holds_artifacts
+
+    for folder in places:
+        if not (folder.is_dir() and holds_artifacts(folder)):
+            continue
+        try:
+            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+                json.dump(as_numbers(result), file, indent=2)
+            Path(file.name).replace(folder / FILE)
+        except OSError as error:
+            note(f"{folder / FILE} cannot be written ({error.strerror}); the figures are not kept.")
+        else:
+            note(f"Kept in {folder / FILE}.")
 
 
 def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: Path | None) -> None:
@@ -245,6 +264,9 @@ def _show(result: "Comparison") -> None:
         if row.speed is not None:
             speed.add_row(*_speed_cells(row))
     console.print(quality)
+    for row in result.results:
+        if row.verdict.ok and not row.verdict.judged:
+            note(f"{row.subject.name}: {row.verdict.reason}")
     console.print(speed)
     best = result.results[0].measures
     error = f" PPL \u00b1 {best.ppl_pm:.2f} for all." if best is not None else ""
@@ -272,7 +294,7 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
 def _quality_cells(row: "Result") -> tuple[str, ...]:
     verdict = "[red]failed[/]"
     if row.verdict.ok:
-        verdict = "[green]healthy[/]" if row.verdict.limits else "[yellow]not judged[/]"
+        verdict = "[green]healthy[/]" if row.verdict.judged else "[yellow]not judged[/]"
     if row.is_reference:
         verdict = "reference"
     name, size = escape(row.subject.quant or row.subject.name), format_size(row.subject.n_bytes)

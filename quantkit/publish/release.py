@@ -34,6 +34,7 @@ from quantkit.publish.layout import Artifact, Placed
 from quantkit.publish.prompt import render_prompt
 from quantkit.publish.source import Source, find_source
 from quantkit.publish.upload import Report, Upload, Uploader
+from quantkit.verify.compare import FILE as COMPARISON
 
 _SMALL = 10 * 10**6
 
@@ -265,7 +266,7 @@ def _describe_imatrix(file: Path) -> dict[str, Any]:
 def _find_comparison(
     folder: Path, wish: Path | None, artifacts: Sequence[Artifact]
 ) -> measured.Measured | None:
-    file = wish or folder / measured.FILE
+    file = wish or folder / COMPARISON
     if wish is None and not file.is_file():
         return None
     return measured.read_comparison(file, artifacts)

@@ -20,6 +20,9 @@ from quantkit.verify.quality import Verdict, judge
 from quantkit.verify.smoke import artifact_files, time_limit
 from quantkit.verify.subjects import Subject, is_quantized, open_subject
 
+FILE = "compare.json"
+"""What a comparison is kept as, in the folder of the build."""
+
 _FORM = 1  # of the cache; another number makes old entries useless
 _SECONDS_PER_WINDOW = 5.0
 _BYTES_PER_SECOND = 50_000_000  # of the model, per window, on a slow processor

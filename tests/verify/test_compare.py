@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,6 +12,7 @@ import pytest
 from quantkit.core.errors import CompareError, GGUFError, QuantkitError, TextError
 from quantkit.plan.quants import folder_quants
 from quantkit.verify.compare import Comparison, compare, default_text, mean_divergence
+from quantkit.verify.divergence import Measures
 from quantkit.verify.layers import weight_errors
 from quantkit.verify.llama import Run, run_worker
 from quantkit.verify.quality import find_limits, judge
@@ -77,6 +79,57 @@ def test_healthy_builds_of_the_whole_ladder_pass(ladder: Comparison) -> None:
         assert result.measures.n_tokens == 28 * 255
         assert 25 < result.measures.ppl < 29
         assert result.measures.kld_max >= result.measures.kld_percentiles[-1]
+
+
+@pytest.mark.parametrize(("context", "windows"), [(512, 1), (512, 3), (512, 8), (128, 2), (128, 9)])
+def test_healthy_builds_do_not_fail_over_a_short_text(
+    folder: Path, cache: Path, context: int, windows: int
+) -> None:
+    """In a mixture a few positions, routed otherwise, make up most of a short text's divergence."""
+    wanted = [open_subject(of(folder, quant)) for quant in ("q8_0", "q6_k", "q4_k_m")]
+    reference = open_subject(of(folder, "f32"))
+    found = compare(wanted, reference, context=context, windows=windows, cache=cache, threads=1)
+    for result in found.results[1:]:
+        verdict, measures = result.verdict, result.measures
+        assert verdict.ok, verdict.reason
+        assert measures is not None
+        assert verdict.limits is not None
+        decides = 3 * measures.kld_pm <= verdict.limits.kld and measures.n_tokens >= 250
+        assert verdict.judged == decides
+        assert verdict.reason.startswith("healthy" if decides else "Too few windows to judge")
+    if (context, windows) in ((512, 1), (128, 2)):
+        assert not all(result.verdict.judged for result in found.results[1:])
+
+
+def measured(kld: float, pm: float, top: float, n: int) -> Measures:
+    zeros = dict.fromkeys((field.name for field in fields(Measures)), 0.0)
+    given = {"n_tokens": n, "kld": kld, "kld_pm": pm, "same_top": top, "kld_percentiles": (0.0,)}
+    return Measures(**{**zeros, **given})
+
+
+@pytest.mark.parametrize(
+    ("measures", "ok", "judged", "words"),
+    [
+        (measured(0.0010, 0.0001, 0.99, 7000), True, True, "healthy"),
+        (measured(0.0013, 0.0001, 0.99, 7000), True, True, "healthy"),  # 1.1 and 3 errors
+        (measured(0.0015, 0.0001, 0.99, 7000), False, True, "mean KLD 0.0015 is above 0.0011"),
+        (measured(0.0015, 0.0004, 0.99, 700), True, False, "Too few windows"),
+        (measured(0.0003, 0.0004, 0.99, 700), True, False, "Too few windows"),
+        (measured(0.5, 0.1, 0.5, 700), False, True, "mean KLD 0.5 is above"),
+        (measured(0.5, 0.1, 0.5, 60), True, False, "Too few windows"),
+        (measured(0.0005, 0.0001, 0.977, 7000), True, True, "healthy"),
+        (measured(0.0005, 0.0001, 0.970, 7000), False, True, "top token agrees in 97.0%"),
+        (measured(0.0005, 0.0001, 0.970, 700), True, True, "healthy"),
+        (measured(float("nan"), 0.0, 0.99, 7000), False, True, "mean KLD nan is above"),
+    ],
+)
+def test_limits_widen_by_three_standard_errors(
+    folder: Path, measures: Measures, ok: bool, judged: bool, words: str
+) -> None:
+    """Of q8_0 below 100 million parameters: 0.0011 and 98.1 %."""
+    verdict = judge(open_subject(of(folder, "q8_0")), open_subject(of(folder, "f32")), measures)
+    assert (verdict.ok, verdict.judged) == (ok, judged), verdict
+    assert words in verdict.reason
 
 
 def test_speed_and_memory_come_from_the_same_run(ladder: Comparison) -> None:
