@@ -82,6 +82,7 @@ def describe_artifact(
             "search": _search(work, layout),
         },
         "imatrix": _describe_imatrix(work),
+        "remarks": list(layout.remarks),
         **(layout.record if isinstance(layout, FolderLayout) else {}),
     }
 

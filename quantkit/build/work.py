@@ -50,6 +50,11 @@ class Work:
         """Bytes of all artifacts."""
         return sum(layout.n_bytes for layout in self.layouts)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What users must hear of these artifacts: sentences that reject none of them."""
+        return tuple(dict.fromkeys(text for layout in self.layouts for text in layout.remarks))
+
 
 def prepare(
     source: Path | Checkpoint,

@@ -242,6 +242,8 @@ def build(
         kept=kept,
     )
     if dry_run:
+        for remark in work.remarks:
+            note(remark)
         show_plan(work.base_name, (*work.layouts, *gptq_layouts), as_json)
         return
     is_gguf = all(layout.plan.quant.format == "gguf" for layout in work.layouts)
@@ -288,6 +290,8 @@ def run_build(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
         f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
     )
+    for remark in work.remarks:
+        note(remark)
     meter = open_meter()
 
     def report(progress: "Progress") -> None:

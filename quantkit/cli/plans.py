@@ -60,6 +60,7 @@ def _numbers(layout: Any) -> dict[str, Any]:
         "quant": layout.plan.quant.name,
         **({"plan_sha256": layout.digest} if layout.digest else {}),
         "bytes": layout.n_bytes,
+        "remarks": layout.remarks,
         "bits_per_weight": layout.plan.bits_per_weight,
         **(layout.record if is_folder else {}),
         "files": [

@@ -5,7 +5,7 @@ checkpoint side follow the modeling files of transformers.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from quantkit.core.errors import CheckpointError
@@ -89,7 +89,18 @@ def describe_decoder(
         take("lm_head.weight", "output.weight", "output", embeddings)
     if factors := llama3_rope_factors(hparams):
         targets.append(Target("rope_freqs.weight", "rope_freqs", (len(factors),), values=factors))
-    return Model(family, "llama", hparams, sources, tuple(targets))
+    window = config.get("sliding_window", defaults.get("sliding_window"))
+    remarks = tuple(_window_remarks(window, hparams.max_position_embeddings))
+    return Model(family, "llama", hparams, sources, tuple(targets), remarks)
+
+
+def _window_remarks(window: Any, context: int) -> Iterator[str]:
+    """What llama.cpp, whose architecture ``llama`` has no window, does otherwise beyond one."""
+    if isinstance(window, int) and window < context:
+        yield (
+            f"The model attends to the last {window:,} tokens (sliding_window); llama.cpp attends "
+            "to all of them, so in texts that are longer it is not the same model."
+        )
 
 
 def gated_mlp(

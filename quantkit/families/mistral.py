@@ -13,6 +13,7 @@ DEFAULTS = {
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
+    "sliding_window": 4096,
 }
 
 

@@ -98,13 +98,18 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A config made concrete: its hyperparameters, the shapes it expects, the targets it yields."""
+    """A config made concrete: its hyperparameters, the shapes it expects, the targets it yields.
+
+    ``remarks`` are sentences about what llama.cpp will not do as the original does, and what a
+    user must therefore know of a GGUF.
+    """
 
     family: str
     arch: str  # the architecture's name in GGUF
     hparams: Hyperparameters
     sources: Mapping[str, tuple[int, ...]]
     targets: tuple[Target, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:

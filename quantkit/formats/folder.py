@@ -142,7 +142,8 @@ class FolderLayout:
     """The files of one artifact in a folder.
 
     ``record`` is what the manifest says of the format, with the versions of what encodes under
-    ``tools``; ``session`` is entered around encoding.
+    ``tools``; ``session`` is entered around encoding. There are no ``remarks`` as a rule: config
+    and tokenizer are the checkpoint's own.
     """
 
     plan: FolderPlan
@@ -154,6 +155,7 @@ class FolderLayout:
     session: Callable[[], AbstractContextManager[object]] = nullcontext
     scratch: Shard | None = None
     settled: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:

@@ -133,6 +133,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "tools": sorted(tools),
         "llamas": list(dict.fromkeys(row["llama"] for row in rows if row["llama"])),
         "forced": [a.name for a in artifacts if not a.passed],
+        "remarks": list(dict.fromkeys(r for a in artifacts for r in a.entry.get("remarks") or ())),
         "measured": facts.measured.comparison if facts.measured else None,
         "unhealthy": [
             (found.subject.name, found.verdict.reason)

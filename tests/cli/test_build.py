@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.build.disks import mount_read_only
-from tests.cli.command import quantkit, refusal
+from tests.cli.command import quantkit, refusal, sentences
 from tests.random_checkpoints import random_checkpoint
 
 BUILD = ("build", "-q", "q4_0", "--no-smoke")
@@ -63,6 +63,21 @@ def test_tensor_types(checkpoint: Path, tmp_path: Path) -> None:
     assert encodings["attn_v"] == "Q8_0"
     assert {encodings[f"ffn_{part}"] for part in ("gate", "up", "down")} == {"Q5_1"}
     assert encodings["attn_q"] == "Q4_0"
+
+
+def test_remarks_are_said_and_kept(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "model", "mistral", num_hidden_layers=1, sliding_window=8)
+    said = "attends to the last 8 tokens (sliding_window)"
+    build = ("build", folder, "-q", "q4_0", "-o", tmp_path / "out", "--no-smoke")
+    plan = quantkit(*build, "--dry-run", "--json")
+    assert said in plan.err
+    [remark] = json.loads(plan.out)["artifacts"][0]["remarks"]
+    outcome = quantkit(*build, "--json")
+    assert sentences(outcome.err).count(remark) == 1
+    [artifact] = json.loads(outcome.out)["artifacts"].values()
+    assert artifact["remarks"] == [remark]
+    manifest = json.loads((tmp_path / "out" / "quantkit.json").read_text())
+    assert [entry["remarks"] for entry in manifest["artifacts"].values()] == [[remark]]
 
 
 def test_the_best_search_is_in_the_manifest(checkpoint: Path, tmp_path: Path) -> None:

@@ -130,6 +130,19 @@ def test_what_is_not_known_is_left_out() -> None:
         assert word not in card, word
 
 
+def test_remarks_are_said_once_each() -> None:
+    facts = gguf()
+    remarks = (["It has no window.", "A *second* one."], ["It has no window."])
+    artifacts = tuple(
+        replace(artifact, entry={**artifact.entry, "remarks": of_it})
+        for artifact, of_it in zip(facts.artifacts, remarks, strict=True)
+    )
+    card = render_card(replace(facts, artifacts=artifacts))
+    said = "\n\n> [!NOTE]\n> It has no window.\n>\n> A \\*second\\* one.\n\n## Files\n"
+    assert said in card
+    assert card.replace(said, "\n\n## Files\n") == render_card(facts)
+
+
 def test_hostile_facts_stay_text() -> None:
     """Whatever a source's author writes is shown as text in its place, or not at all."""
     facts = gguf()

@@ -37,12 +37,16 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of one artifact. ``folder`` holds the shards of a split one, else None."""
+    """The files of one artifact. ``folder`` holds the shards of a split one, else None.
+
+    ``remarks`` are the sentences that its user must hear (see `ModelMetadata`).
+    """
 
     plan: Plan
     name: str
     folder: str | None
     files: tuple[PlannedFile, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -90,7 +94,8 @@ def lay_out(
     name = f"{metadata.base_name}-{plan.quant.name.upper()}"
     entries = (*metadata.entries, *_quant_entries(plan, imatrix))
     if shard_size is None or sum(map(_padded, plan.tensors)) <= shard_size:
-        return Layout(plan, name, None, (_place(f"{name}.gguf", entries, plan.tensors),))
+        file = _place(f"{name}.gguf", entries, plan.tensors)
+        return Layout(plan, name, None, (file,), metadata.remarks)
     shards = _divide(plan.tensors, shard_size)
     files = []
     for index, tensors in enumerate(shards):
@@ -102,7 +107,7 @@ def lay_out(
         )
         file_name = f"{name}-{index + 1:05d}-of-{len(shards):05d}.gguf"
         files.append(_place(file_name, (*entries, *split) if index == 0 else split, tensors))
-    return Layout(plan, name, name, tuple(files))
+    return Layout(plan, name, name, tuple(files), metadata.remarks)
 
 
 def _quant_entries(plan: Plan, imatrix: Imatrix | None) -> Iterable[KeyValue]:

@@ -36,11 +36,13 @@ class KeyValue:
 class ModelMetadata:
     """What every quant of one model has in common.
 
-    ``base_name`` is the file name without the quant, by the GGUF naming rules.
+    ``base_name`` is the file name without the quant, by the GGUF naming rules. ``remarks`` are
+    sentences about what the file cannot say of the checkpoint: the model's, and others'.
     """
 
     base_name: str
     entries: tuple[KeyValue, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def describe_checkpoint(
@@ -76,7 +78,8 @@ def describe_checkpoint(
         general.size_label,
         output_type=None,
     )
-    return ModelMetadata(base_name.strip().replace(" ", "-").replace("/", "-"), entries)
+    file_name = base_name.strip().replace(" ", "-").replace("/", "-")
+    return ModelMetadata(file_name, entries, model.remarks)
 
 
 def add_hyperparameters(writer: "GGUFWriter", hparams: Hyperparameters) -> None:
