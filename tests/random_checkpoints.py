@@ -34,6 +34,8 @@ def sentencepiece_model(size: int = VOCABULARY) -> bytes:
         vocab_size=size,
         byte_fallback=True,
         character_coverage=0.999,
+        normalization_rule_name="identity",  # llama.cpp changes no text before it merges
+        remove_extra_whitespaces=False,
         minloglevel=2,
         num_threads=1,
     )

@@ -4,15 +4,16 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_header
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INDEX = "model.safetensors.index.json"
@@ -32,7 +33,7 @@ _LISTED = 3
 # The tensors of weight files, file by file, in the order asked for.
 HeaderReader = Callable[[tuple[Path, ...]], Iterable[dict[str, SourceTensor]]]
 # (name, first row, count) -> little-endian bytes, 1-D
-RowReader: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
+RowReader: TypeAlias = Callable[[str, int, int], "NDArray[np.uint8]"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,19 +114,27 @@ def write(
 
 
 @cache
-def sentencepiece_model(vocab_size: int = 420) -> bytes:
-    """A tokenizer.model: BPE with byte fallback; ids 0 to 2 are <unk>, <s>, </s>."""
+def sentencepiece_model(vocab_size: int = 420, **options: Any) -> bytes:
+    """A tokenizer.model: BPE with byte fallback, as Llama's; ids 0 to 2 are <unk>, <s>, </s>.
+
+    ``options`` are SentencePiece's own, and change what is said here; lists are tuples.
+    """
     from sentencepiece import SentencePieceTrainer
 
+    llama = {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    }
     out = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(_lines()),
         model_writer=out,
         vocab_size=vocab_size,
-        model_type="bpe",
-        byte_fallback=True,
         num_threads=1,
         minloglevel=2,
+        **{k: list(o) if isinstance(o, tuple) else o for k, o in {**llama, **options}.items()},
     )
     return out.getvalue()
 
