@@ -17,7 +17,7 @@ from quantkit.cli.calibrated import (
     make_imatrix,
     plan_gptq_quants,
 )
-from quantkit.cli.checks import check_artifact, expect_tokens_of
+from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_tokenizers
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source
 from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
@@ -290,8 +290,9 @@ def run_build(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
         f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
     )
-    tokens = expect_tokens_of(work.checkpoint) if smoke else None
-    if tokens:
+    tokens = None
+    if smoke or has_several_tokenizers(work.checkpoint):
+        tokens = expect_tokens_of(work.checkpoint)
         work = work.remarking(tokens.remarks)
     for remark in work.remarks:
         note(remark)

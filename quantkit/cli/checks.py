@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 SMOKE_QUANT = "q8_0"
 
 
+def has_several_tokenizers(checkpoint: "Checkpoint") -> bool:
+    """Whether a checkpoint has several tokenizers, which may contradict each other."""
+    from quantkit.checkpoint.tokenizer.reference import reference_files
+
+    return len(reference_files(checkpoint.path)) > 1
+
+
 def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens":
     """What the checkpoint's own tokenizer gives, its chat template's output included.
 

@@ -107,7 +107,7 @@ def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dic
     from quantkit.verify.texts import hurting_texts
 
     source = read_source(folder, config)
-    first, *others = reference_files(source)
+    first, *others = reference_files(folder)
     reference = _guard(folder / first, lambda: open_reference(source, first))
     words = _guard(folder / first, lambda: _sample(reference))
     added = [token.text for token in reference.traits.added]

@@ -1,5 +1,6 @@
 """Tokenizer files as they lie in checkpoints: trained here, or rebuilt from real vocabularies."""
 
+import base64
 import io
 import json
 from collections.abc import Sequence
@@ -23,6 +24,34 @@ LLAMA3_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = LLAMA3_SPLIT.replace("{1,3}", "")
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# What Mistral's files up to version 7 have where they list none (mistral_common's tekken.py).
+TEKKEN_SPECIALS = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
+)
 
 BYTE_LEVEL = {
     "type": "ByteLevel",
@@ -219,6 +248,33 @@ def byte_level(
         "post_processor": post_processor,
         "decoder": {**BYTE_LEVEL},
         "model": _bpe(dict(vocab), list(merges), **model),
+    }
+
+
+def tekken(n_tokens: int = 414, specials: Sequence[str] = TEKKEN_SPECIALS, **config: Any) -> Json:
+    """A tekken.json with the small byte-level vocabulary and 24 special tokens."""
+    from tokenizers.decoders import ByteLevel
+
+    letters, _ = _byte_level_model()
+    longer = [token for token in sorted(letters, key=letters.__getitem__) if len(token) > 1]
+    ordinary = [bytes([b]) for b in range(256)]
+    ordinary += [ByteLevel().decode([token]).encode() for token in longer]
+    settings = {
+        "pattern": TEKKEN_SPLIT,
+        "num_vocab_tokens": len(ordinary),
+        "default_vocab_size": n_tokens,
+        "default_num_special_tokens": 24,
+        "version": "v7",
+    }
+    return {
+        "config": {**settings, **config},
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+            for i, token in enumerate(ordinary)
+        ],
+        "special_tokens": [
+            {"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(specials)
+        ],
     }
 
 

@@ -99,9 +99,9 @@ class Reference:
     simplify: Callable[[], Callable[[str], list[int]]]
 
 
-def reference_files(source: TokenizerSource) -> tuple[str, ...]:
+def reference_files(folder: Path) -> tuple[str, ...]:
     """The tokenizers in a folder: first the one that a GGUF's vocabulary is made of."""
-    return tuple(n for n in (FAST, MODEL, TEKKEN) if (source.folder / n).is_file())
+    return tuple(name for name in (FAST, MODEL, TEKKEN) if (folder / name).is_file())
 
 
 def open_reference(source: TokenizerSource, file: str) -> Reference:
