@@ -119,6 +119,7 @@ def _blocks() -> list[str]:
     return texts
 
 
+_MANY = 100  # tokens, from which on a text shows several things
 _UNKNOWN = ("Cn", "Cs", "Co")
 
 
@@ -141,6 +142,9 @@ def hurting_texts(tokens: Iterable[str] = (), more: Sequence[str] = ()) -> list[
         texts += [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
     texts += [*_CHARACTERS, *_blocks()]
     texts += more
+    tokens = list(tokens)
     for token in tokens:
-        texts += [token, f"a{token}b", f"a {token} b", f"{token}{token}", f".{token}\n{token}1"]
+        texts += [token, f"a{token}b"]
+        apart = [f"a {token} b", f"{token}{token}", f".{token}\n{token}1"]
+        texts += apart if len(tokens) <= _MANY else ["".join(apart)]
     return list(dict.fromkeys(texts))

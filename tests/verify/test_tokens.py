@@ -6,6 +6,7 @@ left them, so that each test fails without the comparison, whatever is mended el
 
 import json
 import re
+import resource
 import unicodedata
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -482,6 +483,49 @@ def test_texts_are_many_short_and_the_same_every_time() -> None:
     for token in ("<tool>", "a<tool>b", "a <tool> b", "<tool><tool>"):
         assert token in texts
     assert unicodedata.normalize("NFD", "ещё этих йод її") in texts
+    many = [f"<{i}>" for i in range(200)]
+    for text in ("<7>", "a<7>b", "a <7> b<7><7>.<7>\n<7>1"):
+        assert text in hurting_texts(many)
+
+
+def test_it_takes_half_a_second_of_processor_time(tmp_path: Path) -> None:
+    """For 32,000 tokens, 1,000 of them special; the limit leaves room for a machine that is slow.
+
+    benchmarks/tokens.py measures it.
+    """
+    config = {**CONFIG, "vocab_size": 32_000}
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pairs = [(a, b) for a in letters for b in letters]
+    triples = [(a + b, c) for a, b in pairs for c in letters]
+    longer = [(a + b, c) for a, b in triples for c in letters[:1]]
+    fast = v.piece_bpe()
+    bytes_ = list(fast["model"]["vocab"])[:259]
+    merges = [*pairs, *triples, *longer][: 31_000 - 259 - 27]
+    tokens = [*bytes_, "\u2581", *letters, *map("".join, merges)]
+    specials = [v.added(len(tokens) + i, f"<|special {i}|>") for i in range(1000)]
+    fast["model"] |= {"vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges}
+    fast["added_tokens"] += specials
+    folder = v.write(tmp_path / "folder", fast=fast, settings=LLAMA)
+    before = _children()
+    expected = expect_tokens(folder, config)
+    asking = _children() - before
+    assert len(expected.texts) > 4000
+
+    def add(writer: Any) -> None:
+        add_tokenizer(writer, folder, config)
+
+    file = write_specimen(tmp_path / "model.gguf", add_vocabulary=add, n_vocab=32_000)
+    spent = []
+    for compared in (None, expected):
+        before = _children()
+        smoke(file, threads=1, tokens=compared)
+        spent.append(_children() - before)
+    assert asking + spent[1] - spent[0] < 2.5
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_what_is_shown_is_cut_around_the_first_difference() -> None:
