@@ -107,7 +107,8 @@ def _count(file: Path) -> int:
         return 1 + max(*fast["model"]["vocab"].values(), *(t["id"] for t in fast["added_tokens"]))
     from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 
-    return int(open_model(file).vocab_size())
+    n_vocab: int = open_model(file).vocab_size()
+    return n_vocab
 
 
 if __name__ == "__main__":
