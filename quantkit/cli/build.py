@@ -18,7 +18,7 @@ from quantkit.cli.calibrated import (
     plan_gptq_quants,
     plan_on_text,
 )
-from quantkit.cli.checks import check_artifact
+from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_tokenizers
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
@@ -364,6 +364,10 @@ def run_build(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
         f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
     )
+    tokens = None
+    if smoke or has_several_tokenizers(work.checkpoint):
+        tokens = expect_tokens_of(work.checkpoint)
+        work = work.remarking(tokens.remarks)
     for remark in work.remarks:
         note(remark)
     meter = open_meter()
@@ -376,7 +380,8 @@ def run_build(
         meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)
 
     def check(path: Path) -> "Check":
-        return check_artifact(path, threads, memory)
+        assert tokens is not None  # noqa: S101 - it is called in smoke tests only
+        return check_artifact(path, threads, memory, tokens)
 
     try:
         artifacts = engine.build(
@@ -408,6 +413,8 @@ def _finish(
             more = "" if "sha256" in artifact.recognized else "; --verify compares its sha256"
             note(f"{artifact.path.name} was there already, {artifact.recognized}{more}.")
     _show_artifacts(artifacts, folder, as_json)
+    for remark in _token_remarks(artifacts):
+        note(remark)
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
         failures = "; ".join(f"{a.path.name}: {a.check.verdict}" for a in rejected if a.check)
@@ -417,6 +424,15 @@ def _finish(
         )
     if publication is not None:
         publication.end(folder)
+
+
+def _token_remarks(artifacts: "list[Artifact]") -> list[str]:
+    """How llama.cpp's tokens differ from the model's, where no GGUF can say what is needed."""
+    from quantkit.checkpoint.tokenizer.deviations import describe_tokens
+
+    details = [(artifact.entry.get("smoke") or {}).get("details", {}) for artifact in artifacts]
+    records = [found["tokens"] for found in details if found.get("tokens", {}).get("deviations")]
+    return list(dict.fromkeys(map(describe_tokens, records)))
 
 
 def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:

@@ -174,6 +174,21 @@ def test_remarks_are_said_once_each() -> None:
     assert card.replace(said, "\n\n## Files\n") == render_card(facts)
 
 
+def test_how_llama_cpps_tokens_compare_is_said_once() -> None:
+    facts = gguf()
+    record = {"tokenizer": "tokenizer.json", "texts": 2649, "deviations": {"NFC": 28}}
+    artifacts = copy.deepcopy(facts.artifacts)
+    for artifact in artifacts:
+        artifact.entry["smoke"]["details"]["tokens"] = record
+    card = render_card(replace(facts, artifacts=artifacts))
+    said = (
+        "llama.cpp gives the tokens of the checkpoint's tokenizer.json in 2,649 texts but for what "
+        "no GGUF can say: it does not compose decomposed characters \\(28\\).\n\n"
+    )
+    assert card.count(said) == 1
+    assert card.replace(said, "") == render_card(facts)
+
+
 def test_hostile_facts_stay_text() -> None:
     """Whatever a source's author writes is shown as text in its place, or not at all."""
     facts = gguf()
