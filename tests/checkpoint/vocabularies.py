@@ -250,12 +250,13 @@ def byte_level(
 
 def tekken(n_tokens: int = 414, specials: Sequence[str] = TEKKEN_SPECIALS, **config: Any) -> Json:
     """A tekken.json with the small byte-level vocabulary and 24 special tokens."""
-    from tokenizers.decoders import ByteLevel
+    from quantkit.checkpoint.tokenizer.vocabulary import BYTE_LETTERS
 
+    bytes_ = {chr(letter): byte for byte, letter in BYTE_LETTERS.items()}
     letters, _ = _byte_level_model()
     longer = [token for token in sorted(letters, key=letters.__getitem__) if len(token) > 1]
     ordinary = [bytes([b]) for b in range(256)]
-    ordinary += [ByteLevel().decode([token]).encode() for token in longer]
+    ordinary += [bytes(bytes_[letter] for letter in token) for token in longer]
     settings = {
         "pattern": TEKKEN_SPLIT,
         "num_vocab_tokens": len(ordinary),
