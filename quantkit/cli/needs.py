@@ -83,12 +83,22 @@ class BuildWish:
         """Whether some tensor may get a K-quant's format. All mixtures of blocks but one have."""
         from quantkit.encodings.kernel import IMPROVED
 
-        mixed = any(
+        chosen = {override.encoding.name for override in self.overrides}
+        return self._mixes or (self.has_blocks and bool(chosen & IMPROVED))
+
+    @property
+    def weighs(self) -> bool:
+        """Whether importance changes how some tensor is rounded: Q8_0 has no use for it."""
+        chosen = (override.encoding for override in self.overrides)
+        others = any(kind.is_block and kind.name != "Q8_0" for kind in chosen)
+        return self._mixes or (self.has_blocks and others)
+
+    @property
+    def _mixes(self) -> bool:
+        return any(
             quant.format == "gguf" and quant.encoding.is_block and quant.encoding.name != "Q8_0"
             for quant in self.quants
         )
-        chosen = {override.encoding.name for override in self.overrides}
-        return mixed or (self.has_blocks and bool(chosen & IMPROVED))
 
     @property
     def has_4_bit_bnb(self) -> bool:
@@ -150,6 +160,12 @@ BUILD: tuple[_Build, ...] = (
         "search",
         lambda wish: wish.has_k_quants,
         "is for K-quants, and no tensor of what is asked for is one; leave it out",
+    ),
+    Need(
+        "--imatrix auto",
+        "imatrix",
+        lambda wish: wish.imatrix != AUTO or not wish.has_blocks or wish.weighs,
+        "would calibrate for nothing: Q8_0 is rounded alike whatever is important; leave it out",
     ),
     Need(
         "--tensor-type",

@@ -61,7 +61,7 @@ def pairs(given: Words, *idle: Iterable[Words]) -> list[tuple[Words, Words]]:
 BUILDS: list[tuple[Words, Words]] = [
     *pairs(("-q", "q4_k_m"), CALIBRATION, GPTQ, BNB_4_BIT, BNB, PUBLISHING),
     *pairs(("-q", "q4_k_m", "--imatrix", "absent.gguf"), CALIBRATION),
-    *pairs(("-q", "q8_0"), K_QUANTS, CALIBRATION),
+    *pairs(("-q", "q8_0"), K_QUANTS, CALIBRATION, [("--imatrix", "auto")]),
     *pairs(("-q", "f16"), K_QUANTS, BLOCKS, CALIBRATION),
     *pairs(("-q", "f32", "-q", "bf16"), K_QUANTS, BLOCKS),
     *pairs(("-q", "bnb-nf4"), CALIBRATION, GPTQ, GGUF, K_QUANTS, BLOCKS),
@@ -170,7 +170,7 @@ TABLES: dict[str, tuple[Sequence[needs.Need[Any]], Callable[..., None]]] = {
 @pytest.mark.parametrize("command", TABLES)
 def test_every_row_of_every_table_is_tested(command: str) -> None:
     table, function = TABLES[command]
-    rows = {name for need in table for name in need.option.split("/")}
+    rows = {name for need in table for name in need.option.split()[0].split("/")}
     typed = {option[0].replace("-q", "--quant") for given, option in OTHERS if given[0] == command}
     if command == "build":
         typed = {option[0].replace("--no-", "--") for _, option in BUILDS}
