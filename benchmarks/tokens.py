@@ -104,7 +104,9 @@ def main() -> None:
 def _count(file: Path) -> int:
     if file.suffix == ".json":
         fast = json.loads(file.read_text())
-        return 1 + max(*fast["model"]["vocab"].values(), *(t["id"] for t in fast["added_tokens"]))
+        added = (token["id"] for token in fast["added_tokens"])
+        last: int = max(*fast["model"]["vocab"].values(), *added)
+        return last + 1
     from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 
     n_vocab: int = open_model(file).vocab_size()
