@@ -171,7 +171,7 @@ def quantkit_build(checkpoint: Path, out: Path, options: argparse.Namespace) -> 
 def build_arguments(checkpoint: Path, out: Path, options: argparse.Namespace) -> list[str | Path]:
     quants = [word for quant in options.quants for word in ("-q", quant)]
     jobs = ["--jobs", str(options.threads)]
-    how = ["--kernel", options.kernel, "--no-smoke"]
+    how = ["--no-smoke", *(["--kernel", "ggml"] if options.kernel == "ggml" else [])]
     return ["build", checkpoint, *quants, "-o", out, *jobs, *how]
 
 

@@ -76,7 +76,9 @@ def run(job: str, model: Path, folder: Path, options: argparse.Namespace) -> Cos
     sizes = ["--chunks", str(options.chunks), "--context", str(options.context)]
     quantkit = [sys.executable, "-m", "quantkit"]
     if job == "calibrate":
-        return measure([*quantkit, job, model, "-o", folder / "imatrix.gguf", *sizes])
+        return measure(
+            [*quantkit, job, model, "-o", folder / "imatrix.gguf", "--overwrite", *sizes]
+        )
     wish: list[str | Path] = ["build", model, "-q", job, "-o", folder / "out", "--no-smoke", *sizes]
     return measure([*quantkit, *wish])
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,14 +49,12 @@ class HubServer:
     gated: bool = False
     status: int | None = None
     """Answer everything with this status."""
-    delay: float = 0.0
-    """Seconds before each range, so that parallel requests meet."""
+    meet: int = 0
+    """Answers with weights wait until there have been so many at once."""
     drop: Callable[[str, int], bool] = lambda _name, _time: False
     """Whether to break off in the middle of a file's nth answer, n from 1."""
     drop_every: int | None = None
     """Break off in the middle of every nth answer with bytes of weights."""
-    bytes_per_second: float | None = None
-    """How fast each connection is."""
     refuse: Callable[[str, int], tuple[int, dict[str, str]] | None] = lambda _name, _time: None
     """A status and headers instead of a file's nth answer, n from 1."""
     before: Callable[[str, int], None] = lambda _name, _time: None
@@ -77,6 +74,7 @@ class HubServer:
     _running: int = 0
     _answers: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _met: threading.Event = field(default_factory=threading.Event)
 
     def files(self) -> dict[str, Path]:
         return {
@@ -93,11 +91,18 @@ class HubServer:
         with self._lock:
             self._running += 1
             self.most_at_once = max(self.most_at_once, self._running)
+            if self.most_at_once >= self.meet:
+                self._met.set()
         try:
             yield
         finally:
             with self._lock:
                 self._running -= 1
+
+    def wait_for_others(self) -> None:
+        """Until as many as ``meet`` have been answered at once."""
+        if self.meet:
+            self._met.wait()
 
     def sent(self, n_bytes: int) -> None:
         with self._lock:
@@ -215,7 +220,8 @@ class Handler(BaseHTTPRequestHandler):
         self._start(status, end - start, headers)
         if self.command == "GET":
             with self.hub.counted():
-                time.sleep(self.hub.delay)
+                if name.endswith(".safetensors"):
+                    self.hub.wait_for_others()
                 self._send_file(path, start, end, self.hub.drops(name, nth))
         return None
 
@@ -224,8 +230,6 @@ class Handler(BaseHTTPRequestHandler):
         with path.open("rb") as file:
             file.seek(start)
             while start < stop and self._send(file.read(min(_CHUNK, stop - start))):
-                if self.hub.bytes_per_second:
-                    time.sleep((file.tell() - start) / self.hub.bytes_per_second)
                 start = file.tell()
         if drop:
             self.close_connection = True

@@ -26,10 +26,39 @@ TIME_LIMIT_SECONDS = 3600
 OUTPUT_TAIL_LINES = 20
 
 # llama.cpp's tools log in a thread that they do not wait for at their end (common/log.cpp), so on a
-# busy machine the last lines are lost. With this library such a process ends half a second later.
+# busy machine the last lines are lost. With this library such a process ends when all of its other
+# threads sleep: then that one has nothing left to print.
 _LINGER = """
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
-__attribute__((destructor)) static void linger(void) { usleep(500000); }
+
+static int others_sleep(void) {
+    int sleep = 1;
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *entry;
+    while (tasks && (entry = readdir(tasks))) {
+        char path[300], line[600] = "";
+        if (entry->d_name[0] == '.' || atoi(entry->d_name) == gettid()) continue;
+        snprintf(path, sizeof path, "/proc/self/task/%s/stat", entry->d_name);
+        FILE *file = fopen(path, "r");
+        if (!file) continue;
+        if (!fgets(line, sizeof line, file)) line[0] = 0;
+        fclose(file);
+        char *state = strrchr(line, ')');
+        if (state && state[2] != 'S') sleep = 0;
+    }
+    if (tasks) closedir(tasks);
+    return sleep;
+}
+
+__attribute__((destructor)) static void linger(void) {
+    for (int seen = 0; seen < 3; seen = others_sleep() ? seen + 1 : 0)
+        usleep(1000);  // # time: between two looks, of which there are as many as it takes
+}
 """
 
 
@@ -130,7 +159,7 @@ def run(
     """Run a tool and return all that it printed; raise ToolError if it fails or leaves no file.
 
     ``libraries`` is a folder with other builds of libllama and ggml, which the tool is to use.
-    One that is to ``linger`` has the time to print what it has logged.
+    One that is to ``linger`` prints all that it has logged.
     """
     program = Path(command[1] if command[0] == PYTHON else command[0])
     # The stamp is the last thing that a build leaves.
@@ -159,7 +188,7 @@ def run(
             text=True,
             errors="replace",
             env=environment,
-            timeout=TIME_LIMIT_SECONDS,
+            timeout=TIME_LIMIT_SECONDS,  # time: one that hangs ends the benchmarks, too
             check=False,
         )
     except subprocess.TimeoutExpired as error:

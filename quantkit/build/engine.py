@@ -145,7 +145,7 @@ def build(
         Interrupted: Ctrl-C; what was done is kept.
 
     """
-    ahead = divide_memory(work, max_memory)
+    ahead = divide_memory(work.read_ahead, max_memory)
     with locked(out):
         refuse_links(out / manifest.NAME, out / JOURNAL)
         entries = manifest.sound_entries(out)
@@ -189,14 +189,18 @@ def build(
     ]
 
 
-def divide_memory(work: Work, max_memory: int) -> int:
+def divide_memory(read_ahead: int, max_memory: int) -> int:
     """How much of the memory may be read ahead, in bytes; the rest is for units in flight.
+
+    Args:
+        read_ahead: the most that the reader likes to hold.
+        max_memory: bytes for both.
 
     Raises:
         PlanError: it is not enough for one unit.
 
     """
-    ahead = min(work.read_ahead, max_memory // 4)
+    ahead = min(read_ahead, max_memory // 4)
     if max_memory - ahead < UNIT_MEMORY:
         least = UNIT_MEMORY * 4 // 3 if ahead else UNIT_MEMORY
         raise PlanError(

@@ -106,7 +106,7 @@ def describe_artifact(
             "search": _search(work, layout),
         },
         "imatrix": _describe_imatrix(work),
-        "remarks": list(layout.remarks),
+        "remarks": [*work.checkpoint.remarks, *layout.remarks],
         **(layout.record if isinstance(layout, FolderLayout) else {}),
     }
 

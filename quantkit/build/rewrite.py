@@ -97,6 +97,31 @@ def rewrite(
     return layout.n_bytes
 
 
+def look_ahead(
+    checkpoint: Checkpoint, model: Model, out: Path, *, max_memory: int, shard_size: int | None
+) -> int:
+    """The bytes that a rewritten checkpoint will have. Reads and writes nothing.
+
+    For those who have something expensive to do before they write it.
+
+    Args:
+        checkpoint: its tensors as they will be named and shaped.
+        model: the checkpoint's.
+        out: the folder.
+        max_memory: bytes of slabs in flight.
+        shard_size: the most bytes of tensors per file.
+
+    Raises:
+        OutputError: the folder is taken.
+        PlanError: the memory or a shard is too small.
+
+    """
+    require_free(out)
+    engine.divide_memory(0, max_memory)
+    layout = lay_out_plain(checkpoint, model, out.name, recipe={}, shard_size=shard_size)
+    return layout.n_bytes
+
+
 def require_free(out: Path) -> None:
     """Refuse a folder that holds something.
 

@@ -17,6 +17,7 @@ from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.bnb.plan import lay_out_bnb
 from quantkit.formats.dequantized import open_artifact
+from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.llama_quantize import Override
@@ -52,7 +53,18 @@ class Work:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What users must hear of these artifacts: sentences that reject none of them."""
-        return tuple(dict.fromkeys(text for layout in self.layouts for text in layout.remarks))
+        remarks = (text for layout in self.layouts for text in layout.remarks)
+        return tuple(dict.fromkeys((*self.checkpoint.remarks, *remarks)))
+
+    def remarking(self, remarks: Sequence[str]) -> "Work":
+        """The same work with more remarks on its GGUF files."""
+        layouts = tuple(
+            layout
+            if isinstance(layout, FolderLayout)
+            else replace(layout, remarks=(*layout.remarks, *remarks))
+            for layout in self.layouts
+        )
+        return replace(self, layouts=layouts)
 
 
 def prepare(

@@ -5,10 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.remote import RemoteRepo
@@ -18,6 +15,10 @@ from quantkit.core.errors import CheckpointError
 from quantkit.core.names import is_plain_name
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INDEX = "model.safetensors.index.json"
@@ -43,7 +44,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 # The tensors of weight files, file by file, in the order asked for.
 HeaderReader = Callable[[tuple[Path, ...]], Iterable[dict[str, SourceTensor]]]
 # (name, first row, count) -> little-endian bytes, 1-D
-RowReader: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
+RowReader: TypeAlias = Callable[[str, int, int], "NDArray[np.uint8]"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from quantkit.cli.calibrated import (
     plan_gptq_quants,
     plan_on_text,
 )
-from quantkit.cli.checks import check_artifact
+from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_tokenizers
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
@@ -182,7 +182,7 @@ def build(
     memory = parse_size(max_memory)
     quants = find_quants(quant)
     overrides = [parse_override(pattern) for pattern in tensor_type or ()]
-    asked = BuildWish(quants, overrides, imatrix, smoke, cluster, publish, delete_published)
+    asked = BuildWish(quants, overrides, imatrix, cluster, publish, delete_published)
     refuse_idle(command, BUILD, asked)
     publication = plan_publication(
         publish,
@@ -292,7 +292,7 @@ def _show_plans(
 ) -> None:
     """What a dry run shows: of slabs, if there are any, and of GPTQ."""
     title, layouts = plan_gptq_quants(source, gptq, name) if gptq.quants else ("", [])
-    for remark in (*work.checkpoint.remarks, *work.remarks) if work is not None else ():
+    for remark in work.remarks if work is not None else ():
         note(remark)
     planned = work.layouts if work is not None else ()
     show_plan(title or (work.base_name if work else ""), (*planned, *layouts), as_json)
@@ -321,7 +321,7 @@ def _refuse_early(
 
     needed = on_text.look_ahead(hashed=hashed)
     if work is not None:
-        engine.divide_memory(work, memory)
+        engine.divide_memory(work.read_ahead, memory)
         guessed = on_text.wants_matrix and not on_text.has_matrix
         needed += engine.look_ahead(work, on_text.folder, hashed=hashed, guessed=guessed)
         get_ready(work, on_text.folder, memory, smoke=False)
@@ -363,7 +363,11 @@ def run_build(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
         f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
     )
-    for remark in (*work.checkpoint.remarks, *work.remarks):
+    tokens = None
+    if smoke or has_several_tokenizers(work.checkpoint):
+        tokens = expect_tokens_of(work.checkpoint)
+        work = work.remarking(tokens.remarks)
+    for remark in work.remarks:
         note(remark)
     meter = open_meter()
 
@@ -375,7 +379,8 @@ def run_build(
         meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)
 
     def check(path: Path) -> "Check":
-        return check_artifact(path, threads, memory)
+        assert tokens is not None  # noqa: S101 - it is called in smoke tests only
+        return check_artifact(path, threads, memory, tokens)
 
     try:
         artifacts = engine.build(
@@ -407,6 +412,8 @@ def _finish(
             more = "" if "sha256" in artifact.recognized else "; --verify compares its sha256"
             note(f"{artifact.path.name} was there already, {artifact.recognized}{more}.")
     _show_artifacts(artifacts, folder, as_json)
+    for remark in _token_remarks(artifacts):
+        note(remark)
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
         failures = "; ".join(f"{a.path.name}: {a.check.verdict}" for a in rejected if a.check)
@@ -418,13 +425,26 @@ def _finish(
         publication.end(folder)
 
 
+def _token_remarks(artifacts: "list[Artifact]") -> list[str]:
+    """How llama.cpp's tokens differ from the model's, where no GGUF can say what is needed."""
+    from quantkit.checkpoint.tokenizer.deviations import describe_tokens
+
+    details = [(artifact.entry.get("smoke") or {}).get("details", {}) for artifact in artifacts]
+    records = [found["tokens"] for found in details if found.get("tokens", {}).get("deviations")]
+    return list(dict.fromkeys(map(describe_tokens, records)))
+
+
 def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
     if as_json:
-        entries = {
-            a.layout.name: {**a.entry, **({} if a.fresh else {"was_there_already": a.recognized})}
-            for a in artifacts
-        }
-        emit_json({"folder": str(folder), "artifacts": entries})
+        emit_json(
+            {
+                "folder": str(folder),
+                "artifacts": {a.layout.name: a.entry for a in artifacts},
+                "was_there_already": {
+                    a.layout.name: a.recognized for a in artifacts if not a.fresh
+                },
+            }
+        )
         return
     table = Table(title=escape(str(folder)), title_justify="left")
     table.add_column("file", no_wrap=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.cli.calibrate import Device, open_model, remarks_on, run
-from quantkit.cli.checks import check_artifact
+from quantkit.cli.checks import check_artifact, expect_tokens_of
 from quantkit.cli.output import note, open_meter
 from quantkit.core.errors import OutputError
 
@@ -125,10 +125,12 @@ class OnText:
         from quantkit.calibrate.gptq import build_gptq
 
         remarks = remarks_on(self.corpus, self.asked)
+        tokens = expect_tokens_of(self.checkpoint) if smoke else None
         meter = open_meter(layers=True)
 
         def check(path: Path) -> "Check":
-            return check_artifact(path, threads, memory)
+            assert tokens is not None  # noqa: S101 - it is called in smoke tests only
+            return check_artifact(path, threads, memory, tokens)
 
         artifacts = []
         try:

@@ -6,25 +6,57 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Check
+    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.verify.tokens import ExpectedTokens
 
 # What an artifact that is no GGUF is exported to for its smoke test.
 SMOKE_QUANT = "q8_0"
 
 
-def check_artifact(path: Path, threads: int, memory: int) -> "Check":
+def has_several_tokenizers(checkpoint: "Checkpoint") -> bool:
+    """Whether a checkpoint has several tokenizers, which may contradict each other."""
+    from quantkit.checkpoint.tokenizer.reference import reference_files
+
+    return len(reference_files(checkpoint.path)) > 1
+
+
+def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens":
+    """What the checkpoint's own tokenizer gives, its chat template's output included.
+
+    Raises:
+        TokenizerError: its library cannot open it.
+
+    """
+    from quantkit.checkpoint.tokenizer.chat_template import special_tokens
+    from quantkit.checkpoint.tokenizer.source import read_source
+    from quantkit.checkpoint.tokenizer.special import special_metadata
+    from quantkit.publish.prompt import render_prompt
+    from quantkit.verify.tokens import expect_tokens
+
+    source = read_source(checkpoint.path, checkpoint.config)
+    template = special_metadata(source).get("tokenizer.chat_template")
+    prompt = None
+    if isinstance(template, str) and template:
+        prompt = render_prompt(template, special_tokens(checkpoint.path))
+    return expect_tokens(checkpoint.path, checkpoint.config, [prompt] if prompt else [])
+
+
+def check_artifact(path: Path, threads: int, memory: int, tokens: "ExpectedTokens") -> "Check":
     """Run a GGUF in llama.cpp, a folder through a temporary GGUF of its dequantized weights."""
-    return _check_folder(path, threads, memory) if path.is_dir() else _check_gguf(path, threads)
+    if path.is_dir():
+        return _check_folder(path, threads, memory, tokens)
+    return _check_gguf(path, threads, tokens)
 
 
-def _check_gguf(path: Path, threads: int) -> "Check":
+def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens") -> "Check":
     from quantkit.build.engine import Check
     from quantkit.verify.smoke import smoke
 
-    result = smoke(path, threads=threads)
+    result = smoke(path, threads=threads, tokens=tokens)
     return Check(result.ok, result.verdict, asdict(result))
 
 
-def _check_folder(folder: Path, threads: int, memory: int) -> "Check":
+def _check_folder(folder: Path, threads: int, memory: int, tokens: "ExpectedTokens") -> "Check":
     from quantkit.build import engine
     from quantkit.build.output import remove, trial_of
     from quantkit.build.work import prepare_export
@@ -35,6 +67,6 @@ def _check_folder(folder: Path, threads: int, memory: int) -> "Check":
     try:
         work = prepare_export(folder, find_quants([SMOKE_QUANT]))
         (exported,) = engine.build(work, temporary, jobs=threads, max_memory=memory)
-        return _check_gguf(exported.path, threads)
+        return _check_gguf(exported.path, threads, tokens)
     finally:
         remove(temporary)

@@ -1,9 +1,10 @@
 """``quantkit compare``: how far artifacts are from the model they were made from."""
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,6 +75,7 @@ def compare(
     Perplexity, KL divergence and top-token agreement have llama-perplexity's definitions. An
     artifact that crashes llama.cpp fails alone; the exit code is 1 when any fails.
     """
+    from quantkit.verify.compare import as_numbers
     from quantkit.verify.compare import compare as run_compare
     from quantkit.verify.subjects import find_subjects, is_quantized
 
@@ -87,7 +89,7 @@ def compare(
                 "--against-transformers looks at one checkpoint, and more are given; leave out all "
                 "but one."
             )
-        _check_conversion(checkpoint or artifacts[0], text, chunks, context, as_json)
+        _check_conversion(checkpoint or artifacts[0], text, chunks, context, threads, as_json)
         return
     if layers is not None or html is not None or plots is not None:
         require("matplotlib", "matplotlib", "plot", "Drawing pictures")
@@ -120,10 +122,9 @@ def compare(
             timeout=timeout,
             report=lambda what: note(f"Measuring {what}"),
         )
+        _keep(result, artifacts)
         _draw(result, layers, html, plots)
     if as_json:
-        from quantkit.verify.compare import as_numbers
-
         emit_json(as_numbers(result))
     else:
         _show(result)
@@ -154,6 +155,8 @@ def _reference(
 
     found = pick_reference(subjects, wish)
     if found is not None:
+        if checkpoint is not None:
+            note(f"{found.name} is the reference; --checkpoint is not needed to build one.")
         return found
     folder = (first if first.is_dir() else first.absolute().parent) / REFERENCE_FOLDER
     if checkpoint is None:
@@ -175,6 +178,24 @@ def _open(file: Path) -> "Subject":
     from quantkit.verify.subjects import open_subject
 
     return open_subject(file)
+
+
+def _keep(result: "Comparison", places: Sequence[Path]) -> None:
+    """Leave the figures in each folder of artifacts, where quantkit publish looks for them."""
+    from quantkit.verify.compare import FILE, as_numbers
+    from quantkit.verify.subjects import holds_artifacts
+
+    for folder in places:
+        if not (folder.is_dir() and holds_artifacts(folder)):
+            continue
+        try:
+            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+                json.dump(as_numbers(result), file, indent=2)
+            Path(file.name).replace(folder / FILE)
+        except OSError as error:
+            note(f"{folder / FILE} cannot be written ({error.strerror}); the figures are not kept.")
+        else:
+            note(f"Kept in {folder / FILE}.")
 
 
 def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: Path | None) -> None:
@@ -199,11 +220,18 @@ def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: P
 
 
 def _check_conversion(
-    checkpoint: Path, text: Path | None, chunks: int | None, context: int, as_json: bool
+    checkpoint: Path,
+    text: Path | None,
+    chunks: int | None,
+    context: int,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     from quantkit.verify.conversion import LIMIT, against_transformers
 
-    found = against_transformers(checkpoint, text=text, windows=chunks or 2, context=context)
+    found = against_transformers(
+        checkpoint, text=text, windows=chunks or 2, context=context, threads=threads
+    )
     if as_json:
         emit_json({**found.as_numbers(), "limit": LIMIT})
     else:
@@ -235,6 +263,9 @@ def _show(result: "Comparison") -> None:
         if row.speed is not None:
             speed.add_row(*_speed_cells(row))
     console.print(quality)
+    for row in result.results:
+        if row.verdict.ok and not row.verdict.judged:
+            note(f"{row.subject.name}: {row.verdict.reason}")
     console.print(speed)
     best = result.results[0].measures
     error = f" PPL \u00b1 {best.ppl_pm:.2f} for all." if best is not None else ""
@@ -262,7 +293,7 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
 def _quality_cells(row: "Result") -> tuple[str, ...]:
     verdict = "[red]failed[/]"
     if row.verdict.ok:
-        verdict = "[green]healthy[/]" if row.verdict.limits else "[yellow]not judged[/]"
+        verdict = "[green]healthy[/]" if row.verdict.judged else "[yellow]not judged[/]"
     if row.is_reference:
         verdict = "reference"
     name, size = escape(row.subject.quant or row.subject.name), format_size(row.subject.n_bytes)

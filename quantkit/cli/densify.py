@@ -20,6 +20,7 @@ from quantkit.cli.import_ import JobsOption, MemoryOption, OutOption, ShardOptio
 from quantkit.cli.needs import DENSIFY, DensifyWish, refuse_idle
 from quantkit.cli.output import JsonOption, note, open_meter
 from quantkit.core.errors import PlanError
+from quantkit.core.units import parse_size
 
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Step
@@ -64,7 +65,8 @@ def densify(
     dense part that does on a text what the experts do. Everything but the experts and their router
     is taken over byte for byte.
     """
-    from quantkit.build.rewrite import require_free
+    from quantkit.build.output import check_space
+    from quantkit.build.rewrite import look_ahead, require_free
     from quantkit.checkpoint.densified import densified, require_experts
     from quantkit.formats.merge_card import write_merge_card
 
@@ -73,15 +75,20 @@ def densify(
     wish = DensifyWish(merge.value if merge else None)
     refuse_idle(command, DENSIFY, wish)
     require_free(out)
+    memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None
     source, model = open_source(checkpoint)
     require_experts(source, model)
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
 
     def finish(dense: "Checkpoint", dense_model: "Model", how: str, recipe: dict[str, Any]) -> None:
         card = write_merge_card(out.absolute().name, source, model, dense_model, how)
-        write(dense, dense_model, out, recipe, card, shard_size, jobs, max_memory, as_json)
+        write(dense, dense_model, out, recipe, card, most_bytes, jobs, memory, as_json)
 
     if wish.runs:
+        # A merge by weights has the names and shapes of any other.
+        like = densified(source, model, [[1.0] * experts] * layers)
+        needed = look_ahead(*like, out, max_memory=memory, shard_size=most_bytes)
+        check_space(out.absolute().parent, needed)
         with _on_text(source, model, out, merge, text, chunks, context, rounds, device) as (
             made,
             how,

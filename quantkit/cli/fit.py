@@ -107,12 +107,14 @@ def fit(
             "Give a model: a checkpoint folder, a GGUF file, a Hub id, or one of these, which "
             f"need no network: {', '.join(bundled_models())}."
         )
-    refuse_idle(command, FIT, FitWish(model.lower().endswith(".gguf")))
+    quants = find_quants(quant or ())
+    formats = frozenset(chosen.format for chosen in quants)
+    refuse_idle(command, FIT, FitWish(model.lower().endswith(".gguf"), formats))
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
     machine = _machine(gpu or [], ram, hardware)
     # What transformers loads is shown in any case.
-    gguf = tuple(q for q in find_quants(quant or ()) if q.format == "gguf")
+    gguf = tuple(q for q in quants if q.format == "gguf")
     wishes = Wishes(
         gguf or None,
         parse_size(shard_size) if shard_size else None,

@@ -50,10 +50,11 @@ def import_(
             "consolidated.safetensors or consolidated.00.pth."
         )
     require_free(out)
+    memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None
     checkpoint, model = open_model(raw)
     if checkpoint.read_rows is None:
         raise CheckpointError(f"{raw} is a Hugging Face checkpoint already; use it as it is.")
-    write(checkpoint, model, out, {"import": 1}, None, shard_size, jobs, max_memory, as_json)
+    write(checkpoint, model, out, {"import": 1}, None, most_bytes, jobs, memory, as_json)
 
 
 def write(
@@ -62,9 +63,9 @@ def write(
     out: Path,
     recipe: "Mapping[str, Any]",
     card: str | None,
-    shard_size: str | None,
+    shard_size: int | None,
     jobs: int | None,
-    max_memory: str,
+    max_memory: int,
     as_json: bool,
 ) -> None:
     """Write a checkpoint folder with a progress bar, and say what it is."""
@@ -86,8 +87,8 @@ def write(
             recipe=recipe,
             card=card,
             jobs=jobs or usable_cores(),
-            max_memory=parse_size(max_memory),
-            shard_size=parse_size(shard_size) if shard_size else None,
+            max_memory=max_memory,
+            shard_size=shard_size,
             report=report,
             say=note,
         )

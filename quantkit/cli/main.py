@@ -1,97 +1,32 @@
-"""The ``quantkit`` command: its subcommands, and errors turned into sentences and exit codes."""
+"""The process of a ``quantkit`` command, which Ctrl-C may end at any moment without a traceback."""
 
-import logging
+import signal
 import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Annotated
-
-import typer
-
-import quantkit
-from quantkit.cli import (
-    build,
-    calibrate,
-    compare,
-    densify,
-    doctor,
-    export,
-    fit,
-    import_,
-    inspect,
-    perplexity,
-    publish,
-    quants,
-    smoke,
-    verify,
-)
-from quantkit.cli.output import fail
-from quantkit.core.errors import Interrupted, QuantkitError
-from quantkit.core.system import require_supported
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="Build, inspect and smoke-test every quant of a large language model.",
-)
-
-
-def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with Ctrl-C as an error of ours: typer would end without a word."""
-
-    @wraps(command)
-    def run(*args: object, **options: object) -> None:
-        try:
-            command(*args, **options)
-        except KeyboardInterrupt:
-            raise Interrupted("Stopped.") from None
-
-    return run
-
-
-for command in (
-    fit.fit,
-    build.build,
-    calibrate.calibrate,
-    export.export,
-    import_.import_,
-    densify.densify,
-    quants.quants,
-    inspect.inspect,
-    smoke.smoke,
-    compare.compare,
-    publish.publish,
-    verify.verify,
-    perplexity.perplexity,
-    doctor.doctor,
-):
-    app.command(command.__name__.rstrip("_"))(_stoppable(command))
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"quantkit {quantkit.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    _version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """Build, inspect and smoke-test every quant of a large language model."""
 
 
 def main() -> None:
-    """Run the command line; exit 0, or 1, 2 or 130 after one sentence on stderr."""
-    # gguf-py logs what it guesses about a model; quantkit reports what matters itself.
-    logging.getLogger().addHandler(logging.NullHandler())
+    """Run the command line; exit 0, or 1, 2 or 130 after one sentence on stderr.
+
+    Ctrl-C ends the process at once while it is being loaded, stops the command while that runs,
+    and comes too late once it is over, when exit handlers have something to put away. SIGTERM stops
+    a command as Ctrl-C does. A signal that was ignored when the process began, as shells do with
+    SIGINT for what they start in the background, stays ignored.
+    """
+    signals = {s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN}
+    _handle(signals, signal.SIG_DFL)
+    from quantkit.cli.app import run
+
     try:
-        require_supported()
-        app(args=fit.complete(sys.argv[1:]))
-    except QuantkitError as error:
-        fail(str(error))
-        sys.exit(error.exit_code)
+        try:
+            _handle(signals, signal.default_int_handler)
+            run()
+        finally:
+            _handle(signals & {signal.SIGINT}, signal.SIG_IGN)
+            _handle(signals & {signal.SIGTERM}, signal.SIG_DFL)
+    except KeyboardInterrupt:  # between the command and the line above
+        sys.exit(130)
+
+
+def _handle(signals: set[signal.Signals], handler: "signal._HANDLER") -> None:
+    for number in signals:
+        signal.signal(number, handler)

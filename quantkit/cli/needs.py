@@ -1,6 +1,7 @@
 """Which options do something only beside others; given where they would not, they are refused.
 
-One table per command. What is asked of a dry run is judged as the command without it would be, so
+One table per command. Limits (``--jobs``, ``--max-memory``) are not in them: who needs less keeps
+them. What is asked of a dry run is judged as the command without it would be, so
 that ``--dry-run`` can be added to any.
 """
 
@@ -59,7 +60,6 @@ class BuildWish:
     quants: "Sequence[Quant]"
     overrides: "Sequence[Override]"
     imatrix: Path | None
-    smoke: bool
     cluster: str | None
     publish: str | None
     delete_published: bool
@@ -83,22 +83,27 @@ class BuildWish:
         """Whether some tensor may get a K-quant's format. All mixtures of blocks but one have."""
         from quantkit.encodings.kernel import IMPROVED
 
-        mixed = any(
+        chosen = {override.encoding.name for override in self.overrides}
+        return self._mixes or (self.has_blocks and bool(chosen & IMPROVED))
+
+    @property
+    def weighs(self) -> bool:
+        """Whether importance changes how some tensor is rounded: Q8_0 has no use for it."""
+        chosen = (override.encoding for override in self.overrides)
+        others = any(kind.is_block and kind.name != "Q8_0" for kind in chosen)
+        return self._mixes or (self.has_blocks and others)
+
+    @property
+    def _mixes(self) -> bool:
+        return any(
             quant.format == "gguf" and quant.encoding.is_block and quant.encoding.name != "Q8_0"
             for quant in self.quants
         )
-        chosen = {override.encoding.name for override in self.overrides}
-        return mixed or (self.has_blocks and bool(chosen & IMPROVED))
 
     @property
     def has_4_bit_bnb(self) -> bool:
         """Whether some quant has the blocks of bitsandbytes."""
         return any(q.format == "bnb" and q.name != "bnb-int8" for q in self.quants)
-
-    @property
-    def encodes_here(self) -> bool:
-        """Whether slabs are encoded on this machine."""
-        return self.has("gguf", "bnb") and self.cluster in (None, "local")
 
 
 _Build: TypeAlias = Need[BuildWish]
@@ -157,6 +162,12 @@ BUILD: tuple[_Build, ...] = (
         "is for K-quants, and no tensor of what is asked for is one; leave it out",
     ),
     Need(
+        "--imatrix auto",
+        "imatrix",
+        lambda wish: wish.imatrix != AUTO or not wish.has_blocks or wish.weighs,
+        "would calibrate for nothing: Q8_0 is rounded alike whatever is important; leave it out",
+    ),
+    Need(
         "--tensor-type",
         "tensor_type",
         lambda wish: wish.has_blocks,
@@ -167,18 +178,6 @@ BUILD: tuple[_Build, ...] = (
         "imatrix",
         lambda wish: wish.has_blocks,
         "is for GGUF quants of fewer than 16 bits, and none is asked for; leave it out",
-    ),
-    Need(
-        "--jobs",
-        "jobs",
-        lambda wish: wish.encodes_here or wish.smoke,
-        "is for what is encoded and run on this machine, and nothing is; leave it out",
-    ),
-    Need(
-        "--max-memory",
-        "max_memory",
-        lambda wish: wish.encodes_here or (wish.smoke and wish.has("gptq", "bnb")),
-        "is for what is encoded on this machine, and nothing is; leave it out",
     ),
     Need(
         "--cluster",
@@ -302,12 +301,6 @@ PERPLEXITY: tuple[Need[PerplexityWish], ...] = (
         "is for checkpoints, and all of these are run in llama.cpp; leave it out",
     ),
     Need(
-        "--max-memory",
-        "max_memory",
-        lambda wish: bool(wish.checkpoints),
-        "is for checkpoints, and all of these are run in llama.cpp; leave it out",
-    ),
-    Need(
         "--threads",
         "threads",
         lambda wish: bool(wish.artifacts),
@@ -334,7 +327,7 @@ def _comparing(option: str) -> Need[CompareWish]:
 
 
 COMPARE: tuple[Need[CompareWish], ...] = tuple(
-    map(_comparing, ("--reference", "--threads", "--timeout", "--layers", "--html", "--plots"))
+    map(_comparing, ("--reference", "--timeout", "--layers", "--html", "--plots"))
 )
 
 
@@ -362,9 +355,13 @@ PUBLISH: tuple[Need[PublishWish], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class FitWish:
-    """What is fitted: whether it is a GGUF, which is the one variant that it is."""
+    """What is fitted: whether it is a GGUF, which is the one variant that it is.
+
+    ``formats`` are those of the quants that are asked for.
+    """
 
     is_gguf: bool
+    formats: frozenset[str]
 
 
 def _planning(option: str, parameter: str) -> Need[FitWish]:
@@ -374,6 +371,12 @@ def _planning(option: str, parameter: str) -> Need[FitWish]:
 
 FIT: tuple[Need[FitWish], ...] = (
     _planning("--quant", "quant"),
+    Need(
+        "--quant",
+        "quant",
+        lambda wish: "gguf" in wish.formats,
+        "chooses GGUF quants, and what transformers loads is shown in any case; leave it out",
+    ),
     _planning("--shard-size", "shard_size"),
     _planning("--imatrix", "imatrix"),
 )

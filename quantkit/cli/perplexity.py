@@ -15,7 +15,7 @@ from quantkit.cli.calibrate import Device, DeviceOption
 from quantkit.cli.densify import open_source
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
-from quantkit.core.errors import CompareError
+from quantkit.core.errors import CompareError, GGUFError
 from quantkit.core.units import format_count, parse_size
 from quantkit.core.writing import write_file
 
@@ -73,6 +73,7 @@ def perplexity(
     Both score the second half of every window, as llama-perplexity does, so that the figures can
     be set beside each other.
     """
+    from quantkit.checkpoint.densified import require_experts
     from quantkit.core.packages import require
     from quantkit.verify.compare import DEFAULT_TEXT
 
@@ -80,15 +81,23 @@ def perplexity(
     artifacts = [name for name in models if _is_artifact(name)]
     checkpoints = [name for name in models if name not in artifacts]
     refuse_idle(command, PERPLEXITY, PerplexityWish(checkpoints, artifacts))
+    opened = {}
     if checkpoints:
         require("torch", "PyTorch", "calibrate", "The perplexity of a checkpoint")
+        for name in checkpoints:
+            opened[name] = open_source(name)
+            if experts:
+                require_experts(*opened[name])
+    for name in artifacts:
+        if not Path(name).exists():
+            raise GGUFError(f"{name} is not there; check the path.")
     rows: list[_Row] = []
     with _text(text) as file:
         for name in models:
             if name in artifacts:
                 rows += _run_artifacts(Path(name), file, context, chunks, threads)
                 continue
-            rows += _stream(name, file, context, chunks, device, memory, experts)
+            rows += _stream(name, *opened[name], file, context, chunks, device, memory, experts)
     title = text.name if text else DEFAULT_TEXT
     if as_json:
         emit_json({"text": title, "context": context, "models": [_numbers(row) for row in rows]})
@@ -136,6 +145,8 @@ def _run_artifacts(
 
 def _stream(
     name: str,
+    checkpoint: "Checkpoint",
+    model: "Model",
     text: Path,
     context: int,
     chunks: int | None,
@@ -146,15 +157,13 @@ def _stream(
     """A checkpoint, and where it is asked for what becomes of its experts."""
     from quantkit.calibrate.calibrate import Settings
     from quantkit.calibrate.text import make_corpus
-    from quantkit.checkpoint.densified import densified, require_experts
+    from quantkit.checkpoint.densified import densified
 
-    checkpoint, model = open_source(name)
     corpus = make_corpus(checkpoint, (text,), chunks or _ALL, context)
     settings = Settings(device.value, 0, memory)
     title = Path(name).name
     variants = [(title, checkpoint, model)]
     if experts:
-        require_experts(checkpoint, model)
         count, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
         for expert in range(count):
             alone = [float(number == expert) for number in range(count)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantkit.cli.checks import expect_tokens_of
 from quantkit.cli.output import JsonOption, console, emit_json, escape
 from quantkit.core.errors import CompareError, SmokeError
 
@@ -20,6 +21,10 @@ def smoke(
         Path | None,
         typer.Option(metavar="FILE", help="Its unquantized GGUF, to measure and judge against."),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Its checkpoint, whose tokens it must give."),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds  [default: grows with the size]")
     ] = None,
@@ -28,13 +33,17 @@ def smoke(
     """Load an artifact in llama.cpp, check it, generate with it, and judge.
 
     Where the folder has a manifest (quantkit.json), the file is first compared with its sha256.
-    With --reference it is also measured over a short text, as quantkit compare does.
+    With --checkpoint its tokens are compared with those of the checkpoint's own tokenizer, as a
+    build does. With --reference it is also measured over a short text, as quantkit compare does.
     """
     from quantkit.build.manifest import known_sha256
+    from quantkit.checkpoint.folder import open_checkpoint
+    from quantkit.checkpoint.tokenizer.deviations import describe_tokens
     from quantkit.verify.smoke import smoke as run_smoke
 
     expected = known_sha256(artifact)
-    result = run_smoke(artifact, timeout=timeout, threads=threads, expected=expected)
+    tokens = expect_tokens_of(open_checkpoint(checkpoint)) if checkpoint else None
+    result = run_smoke(artifact, timeout=timeout, threads=threads, expected=expected, tokens=tokens)
     measured = None
     if result.ok and reference is not None:
         measured = _measure(artifact, reference, timeout, threads)
@@ -45,6 +54,8 @@ def smoke(
         speed = f"{result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
         console.print(f"[green]passed[/]: {escape(artifact.name)} ({checked}{speed})")
         console.print(escape(f"It said: {result.text!r}"))
+        if tokens:
+            console.print(escape(describe_tokens(result.details["tokens"])), soft_wrap=True)
         if measured is not None and measured.measures is not None:
             m = measured.measures
             console.print(

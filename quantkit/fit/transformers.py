@@ -16,6 +16,7 @@ from quantkit.plan.quants import folder_quants
 _EXPERTS = (
     "; load it with quantkit, plain load_in_4bit and load_in_8bit leave the experts in 16 bits"
 )
+_GPTQ_EXPERTS = "; transformers 5 fills the experts with random numbers, see docs/gptq.md"
 
 
 def formats_of(model: Model) -> tuple[Stored, ...]:
@@ -51,7 +52,8 @@ def _gptq(model: Model, name: str) -> Stored:
     options = GptqOptions(group_size=size)
     n_bytes = outline_gptq(model, folder_quants()[name], options, {}).n_bytes
     option = "" if size == usual else f" (--group-size {size})"
-    return Stored(name, n_bytes, "exact", f"GPTQ in groups of {size}{option}, for vLLM")
+    experts = _GPTQ_EXPERTS if model.hparams.num_local_experts else ""
+    return Stored(name, n_bytes, "exact", f"GPTQ in groups of {size}{option}{experts}")
 
 
 def _nearest(sizes: tuple[int, ...], usual: int) -> int | None:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.tokenizer.deviations import describe_tokens
 from quantkit.core.files import read_file
 from quantkit.core.units import format_count, format_size
 from quantkit.publish.fits import Fits
@@ -22,7 +23,7 @@ from quantkit.verify.compare import Result
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$])")
 _EXAMPLES = ("q4_k_m", "q5_k_m", "q4_k_s", "iq4_xs", "q6_k", "q3_k_m", "q8_0")
-_LIBRARIES = {"gguf": "gguf", "gptq": "transformers", "bnb": "transformers"}
+_LIBRARIES = {"gguf": "gguf", "gptq": "auto-gptq", "bnb": "transformers"}
 _TAGS = {
     "gguf": ("gguf", "llama.cpp"),
     "gptq": ("gptq",),
@@ -134,6 +135,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "tools": sorted(tools),
         "llamas": list(dict.fromkeys(row["llama"] for row in rows if row["llama"])),
         "forced": [a.name for a in artifacts if not a.passed],
+        "token_comparisons": _token_comparisons(artifacts),
         "remarks": list(dict.fromkeys(r for a in artifacts for r in a.entry.get("remarks") or ())),
         "measured": facts.measured.comparison if facts.measured else None,
         "unhealthy": [
@@ -197,6 +199,13 @@ def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
         "kernel": _kernel(entry.get("kernel") or {}),
         "tools": entry.get("tools") or {},
     }
+
+
+def _token_comparisons(artifacts: Sequence[Artifact]) -> list[str]:
+    """What the smoke tests found of llama.cpp's tokens, once each."""
+    details = [(artifact.entry.get("smoke") or {}).get("details") or {} for artifact in artifacts]
+    records = [found["tokens"] for found in details if "tokens" in found]
+    return list(dict.fromkeys(map(describe_tokens, records)))
 
 
 def _kernel(kernel: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Which files of a build go into a repository, and under which names.
 
 One repository holds one format family. GGUF files keep their names, shards their folder. The one
-artifact of a family for transformers lies at the top, where ``from_pretrained`` looks; several lie
-in a folder each. The published manifest lists the published artifacts, under these names.
+artifact of a family of folders lies at the top, where its readers look; several lie in a folder
+each. The published manifest lists the published artifacts, under these names.
 """
 
 import copy

@@ -17,9 +17,6 @@ from quantkit.verify.divergence import Measures
 from quantkit.verify.quality import Verdict
 from quantkit.verify.subjects import Subject
 
-FILE = "compare.json"
-"""Where the results are looked for, in the folder of the build."""
-
 _FIX = "write it with quantkit compare --json"
 
 

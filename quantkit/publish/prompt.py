@@ -1,16 +1,10 @@
-"""A chat template, rendered for two turns: in jinja2's sandbox, in a process of its own.
+"""A chat template, rendered for two turns."""
 
-The sandbox keeps a template from Python's objects. It does not keep it from counting for hours or
-filling the memory, so the process has a time limit and a memory limit.
-"""
-
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 
+from quantkit.checkpoint.tokenizer.rendering import render
+
 _SECONDS = 10
-_MEMORY = 2**30
 _MOST_CHARACTERS = 4000
 _TURNS = (
     {"role": "user", "content": "{prompt}"},
@@ -30,48 +24,17 @@ def render_prompt(template: str, tokens: Mapping[str, str]) -> str | None:
         tokens: ``bos_token`` and ``eos_token``.
 
     """
-    request = json.dumps({"template": template, "tokens": dict(tokens)})
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", __file__],
-            input=request,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=True,
-        )
-        text = json.loads(done.stdout)["text"]
-    except (subprocess.SubprocessError, OSError, ValueError, KeyError):
+    jobs = [
+        {
+            "way": "original",
+            "template": template,
+            "tokens": dict(tokens),
+            "chat": {"messages": messages, "add_generation_prompt": True},
+        }
+        for messages in ((_SYSTEM, *_TURNS), _TURNS)
+    ]
+    texts = [answer.get("text", "") for answer in render(jobs, _SECONDS)]
+    if not texts:
         return None
-    return text if isinstance(text, str) and 0 < len(text) <= _MOST_CHARACTERS else None
-
-
-def _render(template: str, tokens: Mapping[str, str]) -> str:
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda _format: "{date}"
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    compiled = environment.from_string(template)
-    turns: tuple[Mapping[str, str], ...]
-    try:
-        turns = (_SYSTEM, *_TURNS)
-        text = compiled.render(messages=turns, add_generation_prompt=True, **tokens)
-        if _SYSTEM["content"] in text:
-            return text
-    except TemplateError:
-        pass
-    return compiled.render(messages=_TURNS, add_generation_prompt=True, **tokens)
-
-
-if __name__ == "__main__":
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    asked = json.load(sys.stdin)
-    json.dump({"text": _render(asked["template"], asked["tokens"])}, sys.stdout)
+    text = texts[0] if _SYSTEM["content"] in texts[0] else texts[1]
+    return text if 0 < len(text) <= _MOST_CHARACTERS else None

@@ -17,6 +17,7 @@ from quantkit.core.errors import (
     QuantkitError,
     UploadError,
 )
+from quantkit.core.files import has_file
 from quantkit.core.packages import require
 from quantkit.publish import layout, measured
 from quantkit.publish.card import Facts, Imatrix, render_card, title_of
@@ -34,6 +35,7 @@ from quantkit.publish.layout import Artifact, Placed
 from quantkit.publish.prompt import render_prompt
 from quantkit.publish.source import Source, find_source
 from quantkit.publish.upload import Report, Upload, Uploader
+from quantkit.verify.compare import FILE as COMPARISON
 
 _SMALL = 10 * 10**6
 
@@ -265,8 +267,8 @@ def _describe_imatrix(file: Path) -> dict[str, Any]:
 def _find_comparison(
     folder: Path, wish: Path | None, artifacts: Sequence[Artifact]
 ) -> measured.Measured | None:
-    file = wish or folder / measured.FILE
-    if wish is None and not file.is_file():
+    file = wish or folder / COMPARISON
+    if wish is None and not has_file(file, error=PublishError):
         return None
     return measured.read_comparison(file, artifacts)
 

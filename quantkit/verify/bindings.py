@@ -296,16 +296,24 @@ class Model:
             return None
         return int(self._llama.llama_vocab_bos(self._vocab))
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Token ids of ``text``, with the model's BOS or EOS where ``add_special`` is set."""
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
+        """Token ids of ``text``.
+
+        With the model's BOS or EOS where ``add_special`` is set; where ``parse_special`` is, a
+        control token's text becomes that token.
+        """
         data = text.encode()
-        tokens = (ctypes.c_int32 * (len(data) + 8))()
-        count = self._llama.llama_tokenize(
-            self._vocab, data, len(data), tokens, len(tokens), add_special, False
-        )
-        if count < 0:
-            raise SmokeError(f"llama.cpp cannot tokenize {text!r}.")
-        return list(tokens[:count])
+        size = len(data) + 8
+        while True:
+            tokens = (ctypes.c_int32 * size)()
+            count: int = self._llama.llama_tokenize(
+                self._vocab, data, len(data), tokens, size, add_special, parse_special
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            if count == -(2**31):
+                raise SmokeError(f"llama.cpp cannot tokenize {text!r}.")
+            size = -count  # more tokens than bytes: a space has three bytes in SentencePiece
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for."""

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import SmokeError
 from quantkit.verify.bindings import Model, data_end, facts
+from quantkit.verify.tokens import show_ids, show_text
 
 _SENTENCEPIECE, _BPE = 1, 2  # LLAMA_VOCAB_TYPE_*
 _ATTR_NORMAL, _ATTR_BYTE = 1 << 2, 1 << 5  # LLAMA_TOKEN_ATTR_*
@@ -40,6 +42,7 @@ def check_model(
     extra_buffers: bool,
     threads: int,
     n_tokens: int,
+    tokens: Mapping[str, Any] | None,
     report: dict[str, Any],
     begin: Callable[[str], None],
 ) -> None:
@@ -50,6 +53,7 @@ def check_model(
         extra_buffers: whether llama.cpp may use its special CPU weight layouts.
         threads: how many threads llama.cpp computes with.
         n_tokens: how many tokens to generate, greedily.
+        tokens: what the checkpoint's own tokenizer gives, the fields of an `ExpectedTokens`.
         report: gains ``load_seconds``, ``text``, ``tokens_per_second`` and ``details``.
         begin: told what comes next, as words that fit after "while".
 
@@ -76,7 +80,10 @@ def check_model(
     begin("reading the vocabulary")
     vocabulary = _check_vocabulary(model)
     begin("tokenizing")
-    details["round_trips"] = _check_round_trips(model, vocabulary)
+    if tokens is None:
+        details["round_trips"] = _check_round_trips(model, vocabulary)
+    else:
+        details["tokens"] = _compare_tokens(model, tokens, begin)
     begin("evaluating the prompt")
     prompt = _prompt(model, vocabulary)
     details["prompt_tokens"] = len(prompt)
@@ -172,6 +179,44 @@ def _check_round_trips(model: Model, vocabulary: frozenset[bytes]) -> int:
             )
         count += 1
     return count
+
+
+def _compare_tokens(
+    model: Model, expected: Mapping[str, Any], begin: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compare llama.cpp's tokens with those of the checkpoint's own tokenizer.
+
+    Returns:
+        ``tokenizer``: the file; ``texts``: how many were compared; ``deviations``: by name, how
+        many texts come out otherwise because no GGUF key can say what the tokenizer does.
+
+    """
+    texts, file = expected["texts"], expected["file"]
+    excused: Counter[str] = Counter()
+    wrong = []
+    for text, ids, simpler, names in texts:
+        # llama.cpp aborts on what a vocabulary cannot spell, so each text is announced.
+        begin(f"tokenizing {show_text(text)}")
+        found = model.tokenize(text, add_special=False, parse_special=True)
+        if found == ids:
+            continue
+        if simpler is not None and found == simpler:
+            excused.update(names)
+        else:
+            wrong.append((text, ids, found))
+    text, ids = expected["framed"]
+    begin(f"tokenizing {show_text(text)} with the tokens around it")
+    found = model.tokenize(text, add_special=True, parse_special=True)
+    if found != ids:
+        wrong.append((text, ids, found))
+    if wrong:
+        text, ids, found = wrong[0]
+        raise SmokeError(
+            f"Its tokens are not the model's: {show_text(text)} is {show_ids(ids, found)} for "
+            f"{file} and {show_ids(found, ids)} for llama.cpp ({len(wrong)} of {len(texts) + 1} "
+            "texts differ)."
+        )
+    return {"tokenizer": file, "texts": len(texts) + 1, "deviations": dict(excused)}
 
 
 def _prompt(model: Model, vocabulary: frozenset[bytes]) -> list[int]:

@@ -25,6 +25,9 @@ from quantkit.verify.quality import Verdict, judge
 from quantkit.verify.smoke import artifact_files, time_limit
 from quantkit.verify.subjects import Subject, is_quantized, open_subject
 
+FILE = "compare.json"
+"""What a comparison is kept as, in the folder of the build."""
+
 _FORM = 1  # of the cache; another number makes old entries useless
 _MOST_CACHED = 20 * 10**9
 _IN_USE_SECONDS = 24 * 3600

@@ -6,6 +6,7 @@ the settings in the header are compared with the reference's as well.
 """
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 from quantkit.checkpoint.gguf import read_header
@@ -17,6 +18,10 @@ from quantkit.verify.subjects import Subject, is_quantized
 _ROWS = 32  # of each tensor or expert: an error of all of it shows in any few rows
 _AS_IT_IS = "as it is"
 _SMALL = 100_000_000  # parameters; below, the limits measured on the tiny checkpoints hold
+# A figure is beyond a limit when it is so by more than three standard errors, which count positions
+# of one window as independent, though they are not quite. One window of 512 tokens scores 255.
+_ERRORS = 3
+_FEWEST_POSITIONS = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``reason`` is ``healthy``, or one sentence on what is wrong or was not judged."""
+    """``reason`` is ``healthy``, or one sentence on what is wrong or was not judged.
+
+    ``judged`` is False where no limits are known, or the text was too short to tell.
+    """
 
     ok: bool
     reason: str
     limits: Limits | None
+    judged: bool = True
 
 
 def find_limits(quant: str | None, n_parameters: int) -> Limits | None:
@@ -55,8 +64,10 @@ def judge(
 ) -> Verdict:
     """Judge an artifact by its mean KL divergence, its agreement on the top token and its weights.
 
-    A quantized reference has an error of its own, which may add to the artifact's: then its limit
-    is added too, and only settings and divergence are judged.
+    Limits are widened by the measurement's own error. Where that is larger than the limit of the
+    divergence, or next to nothing was measured, only what does not depend on it is judged. A
+    quantized reference has an error of its own, which may add to the artifact's: then its limit is
+    added too, and only settings and divergence are judged.
 
     Raises:
         CompareError: the two do not hold the same tensors.
@@ -69,21 +80,49 @@ def judge(
     exact = not is_quantized(reference)
     if exact:
         faults += _weight_faults(subject, reference)
+    unsure = ""
     if limits is not None and measures is not None:
         own = None if exact else find_limits(reference.quant, reference.n_parameters)
         most = limits.kld + (own.kld if own else 0.0)
-        if not measures.kld <= most:
-            faults.append(f"its mean KLD {measures.kld:.3g} is above {most:.3g}")
-        if exact and not measures.same_top >= limits.same_top:
-            faults.append(
-                f"its top token agrees in {measures.same_top:.1%}, below {limits.same_top:.1%}"
+        least = limits.same_top if exact else 0.0
+        beyond = _beyond(measures, most, least)
+        if measures.n_tokens < _FEWEST_POSITIONS or not _decides(measures, most, beyond):
+            unsure = (
+                f"Too few windows to judge: mean KLD {measures.kld:.2g} \u00b1 "
+                f"{measures.kld_pm:.1g} beside a limit of {most:.2g}; give a longer text, or more "
+                "--chunks."
             )
+        else:
+            faults += beyond
     if faults:
         return Verdict(ok=False, reason=f"{_join(faults)}.", limits=limits)
     if limits is None:
         name = subject.quant or "an unknown quant"
-        return Verdict(ok=True, reason=f"No limits are known for {name}.", limits=None)
-    return Verdict(ok=True, reason="healthy", limits=limits)
+        return Verdict(
+            ok=True, reason=f"No limits are known for {name}.", limits=None, judged=False
+        )
+    return Verdict(ok=True, reason=unsure or "healthy", limits=limits, judged=not unsure)
+
+
+def _beyond(measures: Measures, most: float, least: float) -> list[str]:
+    """What is worse than its limit by more than its error explains."""
+    found = []
+    kld_error = _ERRORS * measures.kld_pm
+    if not measures.kld <= most + kld_error:
+        found.append(f"its mean KLD {measures.kld:.3g} is above {most:.3g} (+ {kld_error:.2g})")
+    # The error of a share at its limit: at 100 % the one measured would be 0.
+    top_error = _ERRORS * sqrt(least * (1 - least) / max(1, measures.n_tokens - 1))
+    if not measures.same_top >= least - top_error:
+        found.append(
+            f"its top token agrees in {measures.same_top:.1%}, below {least:.1%} "
+            f"(- {top_error:.1%})"
+        )
+    return found
+
+
+def _decides(measures: Measures, most: float, beyond: list[str]) -> bool:
+    """Whether the text was long enough to tell twice the limit from the limit, or worse from it."""
+    return bool(beyond) or _ERRORS * measures.kld_pm <= most
 
 
 def _join(faults: list[str]) -> str:

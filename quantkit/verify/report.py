@@ -305,7 +305,7 @@ def _quality_table(comparison: Comparison) -> str:
         m = row.measures
         cells = _first_cells(row)
         kind = "good" if row.verdict.ok else "bad"
-        word = "healthy" if row.verdict.limits else "not judged"
+        word = "healthy" if row.verdict.judged else "not judged"
         word = "reference" if row.is_reference else word if row.verdict.ok else "failed"
         cells.insert(1, (f"<span class='{kind}'>{word}</span>", word))
         if m is None:

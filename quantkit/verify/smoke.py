@@ -4,7 +4,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from quantkit.core.files import open_file
 from quantkit.verify.llama import Run, run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.specimen import write_specimen
+from quantkit.verify.tokens import ExpectedTokens
 
 N_TOKENS = 32
 _BASE_SECONDS = 60
@@ -44,6 +45,7 @@ def smoke(
     timeout: float | None = None,
     threads: int | None = None,
     expected: Mapping[str, str] | None = None,
+    tokens: ExpectedTokens | None = None,
 ) -> SmokeResult:
     """Load a GGUF artifact in llama.cpp, check it, generate with it, and judge.
 
@@ -56,6 +58,7 @@ def smoke(
         threads: threads llama.cpp computes with; by default the cores this process may use.
         expected: sha256 in hex by file name, as in the manifest. A file that it names and that
             has another sum fails before llama.cpp starts.
+        tokens: what the checkpoint's own tokenizer gives; llama.cpp must give the same.
 
     Raises:
         GGUFError: the artifact or one of its shards is not there.
@@ -68,7 +71,7 @@ def smoke(
         return _failed(damage)
     if timeout is None:
         timeout = time_limit(sum(file.stat().st_size for file in files))
-    run = _run(files, extra_buffers=False, timeout=timeout, threads=threads)
+    run = _run(files, extra_buffers=False, timeout=timeout, threads=threads, tokens=tokens)
     if run.crashed:
         _check_machine(run)
     if run.failure or run.result is None:
@@ -108,13 +111,21 @@ def time_limit(n_bytes: int) -> float:
     return _BASE_SECONDS + n_bytes / _BYTES_PER_SECOND
 
 
-def _run(files: list[Path], *, extra_buffers: bool, timeout: float, threads: int | None) -> Run:
+def _run(
+    files: list[Path],
+    *,
+    extra_buffers: bool,
+    timeout: float,
+    threads: int | None,
+    tokens: ExpectedTokens | None = None,
+) -> Run:
     request = {
         "task": "smoke",
         "files": [str(file) for file in files],
         "extra_buffers": extra_buffers,
         "threads": threads or usable_cores(),
         "n_tokens": N_TOKENS,
+        "tokens": tokens and asdict(tokens),
     }
     return run_worker(request, timeout=timeout)
 

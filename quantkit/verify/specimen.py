@@ -29,6 +29,7 @@ def write_specimen(
     encoding: str = "Q8_0",
     *,
     add_vocabulary: Callable[[Any], None] | None = None,
+    n_vocab: int = N_VOCAB,
     split_max_tensors: int = 0,
 ) -> Path:
     """Write the specimen with its matrices in ``encoding``.
@@ -36,8 +37,9 @@ def write_specimen(
     Args:
         file: where; the names of shards are made from it.
         encoding: F32, F16, Q4_0, Q8_0 or Q4_K.
-        add_vocabulary: puts ``N_VOCAB`` tokens into a ``gguf.GGUFWriter``; by default a
+        add_vocabulary: puts ``n_vocab`` tokens into a ``gguf.GGUFWriter``; by default a
             SentencePiece vocabulary with byte fallback.
+        n_vocab: rows of the embeddings.
         split_max_tensors: tensors per shard; 0 for one file.
 
     """
@@ -56,7 +58,7 @@ def write_specimen(
     writer.add_layer_norm_rms_eps(1e-5)
     (add_vocabulary or _add_sentencepiece)(writer)
     rng = np.random.default_rng(1)
-    for name, rows in _matrices().items():
+    for name, rows in _matrices(n_vocab).items():
         data = _random_rows(rng, rows, encoding)
         writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[encoding])
     for name in ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"):
@@ -68,12 +70,12 @@ def write_specimen(
     return file
 
 
-def _matrices() -> dict[str, int]:
+def _matrices(n_vocab: int) -> dict[str, int]:
     """Rows of each matrix; all have ``WIDTH`` columns."""
     kv_rows = WIDTH // _N_HEAD * _N_HEAD_KV
     layer = {"attn_q": WIDTH, "attn_k": kv_rows, "attn_v": kv_rows, "attn_output": WIDTH}
     layer |= {"ffn_gate": WIDTH, "ffn_up": WIDTH, "ffn_down": WIDTH}
-    return {"token_embd.weight": N_VOCAB, "output.weight": N_VOCAB} | {
+    return {"token_embd.weight": n_vocab, "output.weight": n_vocab} | {
         f"blk.0.{role}.weight": rows for role, rows in layer.items()
     }
 

@@ -60,6 +60,7 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
             extra_buffers=request["extra_buffers"],
             threads=request["threads"],
             n_tokens=request["n_tokens"],
+            tokens=request["tokens"],
             report=report,
             begin=lambda stage: send(stage=stage),
         )

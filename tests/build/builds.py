@@ -5,11 +5,13 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -85,7 +87,11 @@ def counting_encodes(work: Work, count: Callable[[], None]) -> Work:
 
 @dataclass(frozen=True)
 class Job:
-    """A build in a process of its own; ``die_at`` is the step (see ``_STEPS``) it does not take."""
+    """A build in a process of its own.
+
+    ``die_at`` is the step (see ``_STEPS``) that it does not take, ``die_after`` the number of slabs
+    that it encodes, in the middle of which other threads may be at anything.
+    """
 
     checkpoint: Path
     out: Path
@@ -95,44 +101,65 @@ class Job:
     jobs: int = 2
     shard_size: int | None = None
     die_at: int | None = None
+    die_after: int | None = None
 
 
-def start(job: Job) -> tuple[ForkServerProcess, Callable[[], int]]:
-    """The running process, and how many slabs it has encoded so far."""
-    encodes = PROCESSES.Value("l", 0)
-    process = PROCESSES.Process(target=_run, args=(job, encodes))
+@dataclass(frozen=True)
+class Done:
+    """What a build has done so far."""
+
+    steps: int
+    slabs: int
+
+
+def start(job: Job) -> tuple[ForkServerProcess, Callable[[], Done]]:
+    """The running process, and what it has done so far."""
+    # Without locks: one that a killed process held would be held for ever.
+    steps, slabs = PROCESSES.RawValue("l", 0), PROCESSES.RawValue("l", 0)
+    process = PROCESSES.Process(target=_run, args=(job, steps, slabs))
     process.start()
-    return process, lambda: int(encodes.value)
+    return process, lambda: Done(steps.value, slabs.value)
 
 
-def run(job: Job) -> int:
-    """Let a build finish, in a process of its own; how many slabs it encoded."""
-    process, encodes = start(job)
+def run(job: Job) -> Done:
+    """Let a build finish, in a process of its own; what that took."""
+    process, done = start(job)
     process.join()
     assert process.exitcode == 0
-    return encodes()
+    return done()
 
 
-def _run(job: Job, encodes: Any) -> None:
+def _run(job: Job, steps: Any, slabs: Any) -> None:
+    lock = threading.Lock()
+
     def count() -> None:
-        with encodes.get_lock():
-            encodes.value += 1
+        with lock:
+            slabs.value += 1
+            if slabs.value == job.die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     work = prepare(job.checkpoint, find_quants(job.quants), shard_size=job.shard_size)
-    with small_slabs(job.slab, job.commit_seconds), at_step(job.die_at, _die):
+    with small_slabs(job.slab, job.commit_seconds), at_step(job.die_at, _die, steps):
         build_work(counting_encodes(work, count), job.out, jobs=job.jobs)
 
 
-def at_step(number: int | None, act: Callable[[str, tuple[Any, ...]], None]) -> ExitStack:
-    """Call ``act`` with the name and arguments of the given step, before it is taken."""
+def at_step(
+    number: int | None, act: Callable[[str, tuple[Any, ...]], None], steps: Any = None
+) -> ExitStack:
+    """Call ``act`` with the name and arguments of the given step, before it is taken.
+
+    ``steps.value`` becomes the number of steps.
+    """
     stack = ExitStack()
-    done = 0
+    steps = SimpleNamespace(value=0) if steps is None else steps
+    lock = threading.Lock()
 
     def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **options: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done - 1 == number:
+            with lock:
+                steps.value += 1
+                is_it = steps.value - 1 == number
+            if is_it:
                 act(name, args)
             return real(*args, **options)
 

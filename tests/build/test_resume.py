@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,37 +59,29 @@ def check_finished(out: Path, reference: dict[str, str]) -> None:
 
 
 def test_twenty_kills_at_random_moments(mixtral: Path, tmp_path: Path) -> None:
-    """Every other kill comes at a moment of the clock, the rest after some number of slabs.
+    """Every other kill comes before one of the steps, the rest after one of the slabs.
 
-    A small model's build is start and end for the most part, so moments of the clock alone may
-    never fall between the first slab and the last.
+    A small model's build is start and end for the most part, so steps alone may never fall between
+    the first slab and the last.
     """
     rng = random.Random(20)
     job = Job(mixtral, tmp_path / "uninterrupted", QUANTS, slab=2**14, commit_seconds=0)
-    all_encodes = run(job)
+    all_of = run(job)
     reference = artifacts_in(job.out)
     assert len(reference) == len(QUANTS)
-    begun = time.monotonic()
-    run(replace(job, out=tmp_path / "again"))
-    duration = time.monotonic() - begun
 
     kills = resumed = 0
     for round_ in itertools.count():
         out = tmp_path / f"killed-{round_}"
         was_killed = False
         while True:
-            process, encodes = start(replace(job, out=out))
-            if kills >= KILLS:
-                process.join()
-            elif kills % 2:
-                process.join(rng.uniform(0, duration))
-            else:
-                slabs = rng.randrange(1, all_encodes)
-                while process.is_alive() and encodes() < slabs:
-                    time.sleep(1e-4)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            again = replace(job, out=out)
+            if kills < KILLS and kills % 2:
+                again = replace(again, die_at=rng.randrange(all_of.steps))
+            elif kills < KILLS:
+                again = replace(again, die_after=rng.randrange(1, all_of.slabs))
+            process, done = start(again)
+            process.join()
             if process.exitcode == 0:
                 break
             assert process.exitcode == -signal.SIGKILL
@@ -98,7 +89,7 @@ def test_twenty_kills_at_random_moments(mixtral: Path, tmp_path: Path) -> None:
             was_killed = True
             check_unfinished(out, reference)
         check_finished(out, reference)
-        resumed += was_killed and encodes() < all_encodes
+        resumed += was_killed and done().slabs < all_of.slabs
         if kills >= KILLS:
             break
     assert resumed > 0
@@ -140,19 +131,24 @@ class Counter:
 
 
 @pytest.mark.parametrize(
-    ("stage", "seconds"),
-    [("encode", 0), ("encode", 0.03), ("verify", 0), ("check", 0.2)],
+    ("moment", "sent"),
+    [
+        ("encode", "SIGINT"),
+        ("slab", "SIGINT"),
+        ("slab", "SIGTERM"),
+        ("verify", "SIGINT"),
+        ("check", "SIGTERM"),
+        ("generate", "SIGINT"),
+    ],
 )
-def test_ctrl_c(mistral: Path, tmp_path: Path, stage: str, seconds: float) -> None:
-    """With a quant that is slow to encode, and llama.cpp running in the last stage."""
+def test_ctrl_c(mistral: Path, tmp_path: Path, moment: str, sent: str) -> None:
     out = tmp_path / "out"
-    quant = "iq4_xs" if stage == "encode" else "q8_0"
-    command = [sys.executable, "-m", "tests.build.ctrl_c", stage, str(seconds)]
+    quant = "q8_0"
+    command = [sys.executable, "-m", "tests.build.ctrl_c", moment, sent]
     stopped = subprocess.run(
         [*command, "build", mistral, "-q", quant, "-o", out, "--jobs", "1"],
         capture_output=True,
         text=True,
-        timeout=300,
         start_new_session=True,
         check=False,
     )
@@ -167,7 +163,7 @@ def test_ctrl_c(mistral: Path, tmp_path: Path, stage: str, seconds: float) -> No
     )
     assert match, sentence
     done, total = map(int, match.groups())
-    assert done < total if stage == "encode" else done == total
+    assert done < total if moment in ("encode", "slab") else done == total
     assert not artifacts_in(out)
 
     count = Counter()

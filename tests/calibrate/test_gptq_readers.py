@@ -67,8 +67,15 @@ def llama_logits(gguf: Path) -> NDArray[np.float32]:
     return np.stack(chunks)
 
 
-def relative_error(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+def check_same(case: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+    """The logits are the same, to within what a cache in float16 costs, at every position.
+
+    In a mixture at nine of ten: where two experts are as good as each other, how a processor
+    rounds decides between them. Weights that were read wrongly would spoil all.
+    """
+    errors = np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    print(f"{case}: median {np.median(errors):.5f}, largest {errors.max():.5f}")  # noqa: T201 - shown with -s
+    assert (errors < 1e-2).mean() >= (0.9 if "mixtral" in case else 1)
 
 
 def export(artifact: Path, out: Path) -> Path:
@@ -82,8 +89,7 @@ def test_our_export_in_llama_cpp(case: str, tmp_path: Path) -> None:
     name, quant, options = CASES[case]
     artifact = built(TINY / name, tmp_path, quant, chunks=2, **options).path
     wanted = dequantized_logits(TINY / name, artifact, tmp_path / "work")
-    error = relative_error(llama_logits(export(artifact, tmp_path / "gguf")), wanted)
-    assert error < 1e-2, error
+    check_same(case, llama_logits(export(artifact, tmp_path / "gguf")), wanted)
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def read_by_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Read]:
 @pytest.mark.parametrize("case", CASES)
 def test_auto_gptq(read_by_others: dict[str, Read], case: str) -> None:
     read = read_by_others[case]
-    assert relative_error(read.auto_gptq, read.wanted) < 1e-2
+    check_same(case, read.auto_gptq, read.wanted)
 
 
 @pytest.mark.native
@@ -129,7 +135,7 @@ def test_auto_gptq(read_by_others: dict[str, Read], case: str) -> None:
 def test_llama_cpps_converter(read_by_others: dict[str, Read], case: str) -> None:
     """It has no 3 bits."""
     read = read_by_others[case]
-    assert relative_error(llama_logits(read.converted), read.wanted) < 1e-2
+    check_same(case, llama_logits(read.converted), read.wanted)
 
 
 @pytest.mark.skipif(
@@ -144,4 +150,4 @@ def test_transformers(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32)
     with torch.inference_mode():
         found = model(torch.from_numpy(TOKENS)).logits.numpy()
-    assert relative_error(found, wanted) < 1e-2
+    check_same("mistral", found, wanted)

@@ -44,7 +44,7 @@ def test_agrees_with_gguf_py(sparse_gguf: Path) -> None:
         assert ours.metadata[key] == theirs.fields[key].contents()
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200, derandomize=True, deadline=None)  # time: pytest's
 @given(data=st.data())
 def test_damage_is_an_error_or_another_header(
     sparse_gguf: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

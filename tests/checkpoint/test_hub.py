@@ -83,7 +83,7 @@ def mixtral_8x22b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_59_files_cost_under_3_mb_and_are_read_at_the_same_time(
     hub: Serve, mixtral_8x22b: Path
 ) -> None:
-    server = hub(mixtral_8x22b, delay=0.05)
+    server = hub(mixtral_8x22b, meet=4)
 
     checkpoint = open_hub_checkpoint("someone/Model")
 

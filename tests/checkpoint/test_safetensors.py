@@ -1,7 +1,6 @@
 import json
 import os
 import re
-from datetime import timedelta
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -215,7 +214,7 @@ def test_folder_instead_of_a_file(tmp_path: Path) -> None:
     refusal(tmp_path / "x.safetensors", "not a regular file")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)  # time: whoever opens a pipe waits for ever; being refused takes none
 def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
     refusal(tmp_path / "x.safetensors", "not a regular file")
@@ -472,7 +471,7 @@ def test_a_huge_name_does_not_fill_the_screen(tmp_path: Path) -> None:
 
 # --- any damage at all -----------------------------------------------------------------------
 
-FUZZ = settings(derandomize=True, database=None, max_examples=200, deadline=timedelta(seconds=5))
+FUZZ = settings(derandomize=True, database=None, max_examples=200, deadline=None)  # time: pytest's
 
 
 @pytest.fixture(scope="module")

@@ -491,7 +491,9 @@ class TestChatTemplates:
     @pytest.mark.parametrize(
         "files",
         [
-            {"settings": {**BOS_EOS, "chat_template": TEMPLATE}, "chat_template__jinja": "no"},
+            {"settings": {**BOS_EOS, "chat_template": "no"}, "chat_template__jinja": TEMPLATE},
+            {"settings": {"chat_template": None, **BOS_EOS}, "chat_template__jinja": TEMPLATE},
+            {"chat_template__jinja": TEMPLATE},
             {"settings": BOS_EOS, "chat_template__jinja": TEMPLATE, "chat_template__json": {}},
             {"settings": BOS_EOS, "chat_template__json": {"chat_template": TEMPLATE}},
             {"settings": {"chat_template": [{"name": "default", "template": TEMPLATE}]}},
@@ -503,10 +505,8 @@ class TestChatTemplates:
     @pytest.mark.parametrize(
         "files",
         [
-            {"settings": {"chat_template": None, **BOS_EOS}, "chat_template__jinja": TEMPLATE},
             {"settings": {"chat_template": 7}},
             {"settings": {"chat_template": ""}},
-            {"chat_template__jinja": TEMPLATE},
         ],
     )
     def test_none(self, tmp_path: Path, files: Any) -> None:

@@ -376,6 +376,11 @@ DIFFERENCES = {
     ),
 }
 
+ONLY_OURS = {
+    "pieces_template_null": "tokenizer_config.json's null hides chat_template.jinja from it.",
+    "pieces_jinja_without_settings": "Without tokenizer_config.json it looks for no template.",
+}
+
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -402,6 +407,9 @@ def test_every_key_is_the_converters(converted: dict[str, Path], name: str) -> N
     theirs = tokenizer_fields(Path(f"{folder}.gguf"))
     ours = tokenizer_fields(write_vocabulary(folder))
     fast = only_fast(folder)
+    if name in ONLY_OURS:  # a template that transformers takes and the converter does not
+        assert "tokenizer.chat_template" not in theirs
+        assert ours.pop("tokenizer.chat_template").value == TEMPLATE, ONLY_OURS[name]
     if NO_BOS in ours and NO_BOS not in theirs:
         assert ours.pop(NO_BOS).value is False, "llama.cpp assumes that there is one"
         assert name in ("bpe_added", "bpe_prefix_space"), "of a class that adds none"

@@ -5,7 +5,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
-from quantkit.cli.main import main
+from quantkit.cli.app import run
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ def quantkit(*arguments: object) -> Outcome:
     before, sys.argv = sys.argv, ["quantkit", *map(str, arguments)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            main()
+            run()
     except SystemExit as stop:
         code = stop.code
     finally:

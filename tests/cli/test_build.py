@@ -2,9 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -12,6 +15,7 @@ from tests.build.disks import mount_read_only
 from tests.cli.command import quantkit, refusal, sentences
 from tests.random_checkpoints import random_checkpoint
 
+TINY_MISTRAL = Path(__file__).parents[1] / "checkpoints" / "tiny-mistral"
 BUILD = ("build", "-q", "q4_0", "--no-smoke")
 
 
@@ -78,6 +82,74 @@ def test_remarks_are_said_and_kept(tmp_path: Path) -> None:
     assert artifact["remarks"] == [remark]
     manifest = json.loads((tmp_path / "out" / "quantkit.json").read_text())
     assert [entry["remarks"] for entry in manifest["artifacts"].values()] == [[remark]]
+
+
+def test_what_llama_cpp_renders_otherwise_is_said(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1)
+    template = "{% for m in messages %}{{ m.content | wordwrap(9) }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    build = ("build", folder, "-q", "q4_0", "-o", tmp_path / "out", "--no-smoke", "--json")
+    outcome = quantkit(*build)
+    assert outcome.code == 0, outcome
+    [artifact] = json.loads(outcome.out)["artifacts"].values()
+    [remark] = (text for text in artifact["remarks"] if "chat template" in text)
+    assert "llama.cpp cannot render the chat template (every conversation)" in remark
+    assert "no filter 'wordwrap'" in remark
+    assert sentences(outcome.err).count(remark) == 1
+
+
+def test_tokens_that_are_not_the_models_reject_what_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GGUF, and a folder through its GGUF; as if scores were not known, or not written."""
+    from quantkit.checkpoint.tokenizer.vocabulary import Vocabulary
+
+    def flat(self: Vocabulary) -> dict[str, Any]:
+        scores = [-1000.0] * len(self.tokens)
+        return {**written(self), "tokenizer.ggml.scores": scores}
+
+    written = Vocabulary.metadata
+    monkeypatch.setattr(Vocabulary, "metadata", flat)
+    folder = random_checkpoint(tmp_path / "model", "mistral", num_hidden_layers=1)
+    quants = ("-q", "q8_0", "-q", "bnb-nf4")
+    outcome = quantkit("build", folder, *quants, "-o", tmp_path / "out", "--json")
+    assert outcome.code == 1
+    assert outcome.err.count(".rejected: Its tokens are not the model's: ") == 2
+    assert re.search(r"\[.*\] for tokenizer\.\w+ and \[.*\] for llama\.cpp \(", outcome.err)
+    assert all(path.name.endswith(".rejected") for path in (tmp_path / "out").iterdir())
+
+
+def test_the_manifest_says_what_was_compared(tmp_path: Path) -> None:
+    template = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}"
+    records = []
+    for name, more in (("without", {}), ("with", {"chat_template": template})):
+        folder = random_checkpoint(tmp_path / name, "mistral", num_hidden_layers=1)
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+        outcome = quantkit("build", folder, "-q", "q8_0", "-o", tmp_path / "out" / name, "--json")
+        [artifact] = json.loads(outcome.out)["artifacts"].values()
+        records.append(artifact["smoke"]["details"]["tokens"])
+    assert records[0] == {"tokenizer": "tokenizer.model", "texts": ANY, "deviations": {}}
+    assert records[1]["texts"] == records[0]["texts"] + 1
+    [file] = (tmp_path / "out" / "with").glob("*.gguf")
+    said = quantkit("smoke", file, "--checkpoint", tmp_path / "with").out
+    assert f"tokenizer.model in all of {records[1]['texts']:,} texts." in said
+    refusal(quantkit("smoke", file, "--checkpoint", tmp_path / "none"))
+
+
+def test_tokenizers_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    """By a line of the build and in the manifest; what is built follows one of them."""
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_MISTRAL, folder)
+    path = folder / "tokenizer.json"
+    fast = json.loads(path.read_text())
+    fast["model"]["merges"].reverse()
+    path.write_text(json.dumps(fast))
+    build = ("build", folder, "-q", "q8_0", "-o", tmp_path / "out", "--no-smoke", "--json")
+    outcome = quantkit(*build)
+    [remark] = [line for line in outcome.err.splitlines() if "contradict each other" in line]
+    [artifact] = json.loads(outcome.out)["artifacts"].values()
+    assert artifact["remarks"] == [remark]
 
 
 def test_the_best_search_is_in_the_manifest(checkpoint: Path, tmp_path: Path) -> None:

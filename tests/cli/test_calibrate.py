@@ -49,7 +49,8 @@ def test_it_says_what_it_runs_over(tmp_path: Path) -> None:
     out = tmp_path / "i.gguf"
     done = quantkit("calibrate", TINY / "tiny-mistral", "-o", out, *SMALL)
     assert "built-in text" in done.err
-    done = quantkit("calibrate", TINY / "tiny-mistral", "-o", out, *SMALL, "--random-tokens")
+    wish = ("-o", out, *SMALL, "--random-tokens", "--overwrite")
+    done = quantkit("calibrate", TINY / "tiny-mistral", *wish)
     assert done.code == 0
     assert "random tokens" in done.err
     assert load_imatrix(out).datasets == ("random tokens",)

@@ -32,8 +32,25 @@ def of(folder: Path, quant: str) -> Path:
     return file
 
 
-# On so short a text the divergence of a healthy build may be above its limit, so these tests look
-# at exit codes only where weights decide.
+def test_too_few_windows_are_said_and_no_failure(folder: Path) -> None:
+    outcome = quantkit("compare", folder, *FEW)
+    assert outcome.code in (0, None)
+    assert outcome.out.count("not judged") == 2
+    assert outcome.err.count("Too few windows to judge") == 2
+
+
+def test_the_figures_are_kept_beside_the_artifacts(folder: Path) -> None:
+    """Where quantkit publish looks for them; what lay there before is replaced, not written to."""
+    elsewhere = folder.with_name("elsewhere")
+    elsewhere.write_text("mine")
+    (folder / "compare.json").unlink(missing_ok=True)
+    (folder / "compare.json").symlink_to(elsewhere)
+    printed = json.loads(quantkit("compare", folder, *FEW, "--json").out)
+    kept = json.loads((folder / "compare.json").read_text())
+    assert not (folder / "compare.json").is_symlink()
+    assert elsewhere.read_text() == "mine"
+    assert kept == printed
+    assert {path.suffix for path in folder.iterdir()} == {".gguf", ".json"}
 
 
 def test_json_tells_everything_and_a_broken_norm_fails_alone(folder: Path, tmp_path: Path) -> None:

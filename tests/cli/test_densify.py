@@ -49,7 +49,7 @@ def test_import_needs_no_torch(tmp_path: Path) -> None:
         f"o = quantkit('import', {str(raw)!r}, '-o', {str(tmp_path / 'hf')!r}); "
         "assert o.code in (None, 0), o; assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", program], check=True)
     assert (tmp_path / "hf" / "model.safetensors").is_file()
 
 

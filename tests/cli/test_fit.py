@@ -11,7 +11,7 @@ from quantkit.fit.subject import bundled_models
 from quantkit.plan.quants import all_quants
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
-from tests.measured import Cost, measure
+from tests.measured import measure
 from tests.parity.cases import TRAINED
 
 GIB = 2**30
@@ -108,14 +108,12 @@ def test_mistral_22b_fits() -> None:
 
 def test_the_usual_question_is_answered_quickly_offline_and_in_little_memory() -> None:
     command = guarded("fit", "mixtral-8x22b", *BOX, "--documented")
-    costs: list[Cost] = []
-    while len(costs) < 10 and (not costs or costs[-1].cpu_seconds >= 3):  # if the host is busy
-        costs.append(measure(command))
-    # Other tests run at the same time. They leave the processor's time of this one much as it is,
-    # which alone takes no less than the clock: its steps wait for each other.
-    assert costs[-1].cpu_seconds < 3
-    assert max(cost.peak_memory for cost in costs) < 200 * 10**6
-    text = costs[0].output
+    cost, numpy = measure(command), measure([sys.executable, "-c", "import numpy"])
+    # Processor time, beside that of something well known on the same machine. Measured: ten times,
+    # 1.2 seconds. Alone it takes no longer by the clock: its steps wait for each other.
+    assert cost.cpu_seconds < 40 * numpy.cpu_seconds
+    assert cost.peak_memory < 200 * 10**6
+    text = cost.output
     assert "q4_k_m" in text
     assert "does not hold" in text
     assert "q2_k: the best that fits with its experts partly in RAM" in text

@@ -62,7 +62,7 @@ def browse(page: Path, tmp_path: Path, *options: str) -> str:
             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000",
             *options, page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout
 

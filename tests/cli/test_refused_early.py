@@ -252,3 +252,44 @@ def test_without_matplotlib_nothing_is_measured(
     sentence = refusal(quantkit(*MEASURING[case]))
     assert "matplotlib, which is not installed" in sentence
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (("--shard-size", "12XB"), "'12XB' is not a size"),
+        (("--shard-size", "1kB"), "shard"),
+        (("--max-memory", "12XB"), "'12XB' is not a size"),
+        (("--max-memory", "1MiB"), "is below one slab"),
+    ],
+)
+def test_a_merge_that_could_not_be_written(
+    tmp_path: Path, options: tuple[str, ...], names: str
+) -> None:
+    model = random_checkpoint(tmp_path / "model", "mixtral", num_hidden_layers=1)
+    wish = ("densify", model, "-o", tmp_path / "out", "--merge", "routed", "--chunks", "2")
+    sentence = refusal(quantkit(*wish, "--text", text_file(tmp_path), "--context", "64", *options))
+    assert names in sentence
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "training.txt"]
+
+
+@pytest.mark.parametrize(
+    ("others", "names"),
+    [
+        (("absent",), "absent"),
+        (("absent.gguf",), "absent.gguf"),
+        (("dense", "--experts"), "expert"),
+    ],
+)
+def test_all_models_are_looked_at_before_the_first_is_measured(
+    tmp_path: Path, others: tuple[str, ...], names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit.calibrate import perplexity
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(perplexity, "token_losses", None)
+    random_checkpoint(tmp_path / "model", "mixtral", num_hidden_layers=1)
+    random_checkpoint(tmp_path / "dense", "mistral", num_hidden_layers=1)
+    wish = ("perplexity", "model", *others, "--text", text_file(tmp_path), "--context", "64")
+    assert names in refusal(quantkit(*wish))

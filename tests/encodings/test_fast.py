@@ -186,7 +186,7 @@ class TestCache:
 
 def test_importing_quantkit_does_not_import_numba() -> None:
     code = (
-        "import sys, quantkit.cli.main, quantkit.cli.build, quantkit.build.engine\n"
+        "import sys, quantkit.cli.app, quantkit.cli.build, quantkit.build.engine\n"
         "assert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quantkit.formats.gptq.packing import fits, pack, packed_shapes, unpack
+from quantkit.formats.gptq.packing import fits, pack, packed_shapes, quantize_config, unpack
 
 BITS = (2, 3, 4, 8)
 
@@ -52,6 +52,17 @@ def test_whole_fractions_of_a_word(bits: int) -> None:
         wanted = sum(int(levels[0, at + j]) << bits * j for j in range(per_word))
         assert packed.qweight[word, 0].view(np.uint32) == wanted
     assert packed.qzeros[0, 0].view(np.uint32) == sum(1 << bits * j for j in range(per_word))
+
+
+def test_the_config_has_what_both_readers_take() -> None:
+    """What auto-gptq 0.7.1 writes, but for the key that GPTQModel 7.7 refuses."""
+    found = quantize_config(4, 128, 0.01, act_order=True, symmetric=False)
+    auto_gptq = {
+        "bits", "group_size", "damp_percent", "desc_act", "static_groups", "sym", "true_sequential",
+        "model_name_or_path", "model_file_base_name",
+    }  # fmt: skip
+    assert set(found) == auto_gptq | {"quant_method", "checkpoint_format"}
+    assert found["checkpoint_format"] == found["quant_method"] == "gptq"
 
 
 def test_what_does_not_fit() -> None:

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from quantkit.publish.prompt import render_prompt
 from quantkit.publish.source import Source
 from tests.publish.cards import CARDS, GOLDEN, gguf
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "{{ ''.__class__.__mro__ }}{% for x in ().__class__.__bases__ %}</td><script>`|x`\n# Hi"
 
 
@@ -40,7 +42,7 @@ def test_front_matter_is_valid(name: str) -> None:
     assert data.pipeline_tag == "text-generation"
     assert fields.get("base_model_relation") == ("quantized" if facts.source.repo_id else None)
     assert fields["quantized_by"] == "someone"
-    assert fields["library_name"] == ("gguf" if name == "gguf" else "transformers")
+    assert fields["library_name"] == {"gguf": "gguf", "gptq": "auto-gptq"}.get(name, "transformers")
     assert {"moe", "mixtral", "quantized", "quantkit"} <= set(fields["tags"])
 
 
@@ -121,6 +123,35 @@ def test_what_the_manifest_says_is_what_the_card_says(change: str) -> None:
     assert new <= _traced(replace(facts, artifacts=other))
 
 
+@pytest.mark.parametrize("family", ["mixtral", "mistral"])
+@pytest.mark.parametrize("name", ["gptq", "bnb"])
+def test_only_what_a_test_has_loaded_is_offered(name: str, family: str) -> None:
+    """transformers 5 with GPTQModel fills a mixture's experts with random numbers, silently."""
+    facts = CARDS[name]()
+    entry = {**facts.artifacts[0].entry}
+    entry["source"] = {**entry["source"], "family": family}
+    card = render_card(replace(facts, artifacts=(replace(facts.artifacts[0], entry=entry),)))
+    offered = "\n".join(re.findall(r"```\w*\n(.*?)```", card, re.S)).lower()
+    assert "vllm" not in card.lower()
+    assert "gptqmodel" not in offered
+    if name == "gptq":
+        assert "automodelforcausallm" not in offered
+        tested = (ROOT / "vendor" / "auto-gptq" / "constraints.txt").read_text(encoding="utf-8")
+        [pins] = re.findall(r"pip install (auto-gptq.*)", offered)
+        assert {pin for pin in pins.split() if f"\n{pin}" not in tested} == set()
+        assert ("fill them with" in card) == (family == "mixtral")
+
+
+def test_no_page_offers_what_gives_random_experts() -> None:
+    profile = ROOT / "profiles" / "transformers.toml"
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), profile):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"pip install[^`]*gptqmodel|vllm serve|in vLLM", text, re.I), page
+    gptq = (ROOT / "docs" / "gptq.md").read_text(encoding="utf-8")
+    assert "transformers reads it" not in gptq
+    assert "| transformers 5 with GPTQModel | not tested | **no**: random experts |" in gptq
+
+
 def test_what_is_not_known_is_left_out() -> None:
     facts = replace(gguf(), measured=None, fits=None, imatrices=(), prompt=None, has_picture=False)
     facts = replace(facts, source=Source(license="mit"), is_signed=False, has_license=False)
@@ -141,6 +172,21 @@ def test_remarks_are_said_once_each() -> None:
     said = "\n\n> [!NOTE]\n> It has no window.\n>\n> A \\*second\\* one.\n\n## Files\n"
     assert said in card
     assert card.replace(said, "\n\n## Files\n") == render_card(facts)
+
+
+def test_how_llama_cpps_tokens_compare_is_said_once() -> None:
+    facts = gguf()
+    record = {"tokenizer": "tokenizer.json", "texts": 2649, "deviations": {"NFC": 28}}
+    artifacts = copy.deepcopy(facts.artifacts)
+    for artifact in artifacts:
+        artifact.entry["smoke"]["details"]["tokens"] = record
+    card = render_card(replace(facts, artifacts=artifacts))
+    said = (
+        "llama.cpp gives the tokens of the checkpoint's tokenizer.json in 2,649 texts but for what "
+        "no GGUF can say: it does not compose decomposed characters \\(28\\).\n\n"
+    )
+    assert card.count(said) == 1
+    assert card.replace(said, "") == render_card(facts)
 
 
 def test_hostile_facts_stay_text() -> None:

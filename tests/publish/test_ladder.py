@@ -18,7 +18,6 @@ pytestmark = pytest.mark.native
 REPOS = {family: f"someone/Tiny-Mixtral-{family}" for family in ("GGUF", "GPTQ", "bnb")}
 
 
-@pytest.mark.timeout(1800)
 def test_the_ladder(hub: HubStore, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard, snapshot_download
 

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,25 +134,32 @@ def test_a_killed_run_sends_and_reads_nothing_twice(
     hub: Hub, local: dict[str, str], model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    hub.source.bytes_per_second = 2e6
-    command = [sys.executable, "-m", "tests.build.hub_build", str(SLAB), str(PIECE), "build", ID]
+    command = [sys.executable, "-m", "tests.build.hub_build", str(SLAB), str(PIECE), "0", "build"]
     wish = ["--publish", REPO, "--delete-published", *SHARDS, "-o", str(out)]
+    running: list[int] = []
+    begun = threading.Event()
+
+    def kill_at_the_fourth(_oid: str, _received: int) -> None:
+        """In the middle of its upload, which cannot end before this returns."""
+        begun.wait()
+        if running and len(hub.weights()) >= 3:
+            os.kill(running.pop(), signal.SIGKILL)
+
+    hub.store.on_upload = kill_at_the_fourth
     process = subprocess.Popen(
-        [*command, *ARGUMENTS, *wish],
+        [*command, ID, *ARGUMENTS, *wish],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and len(hub.weights()) < 3:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    running.append(process.pid)
+    begun.set()
     assert process.wait() == -signal.SIGKILL
     there = hub.weights()
     assert 3 <= len(there) < len(local)
     assert "README.md" not in hub.files()
     assert all(part.endswith(".partial") or "/" not in part for part in _folders(out))
 
-    hub.source.bytes_per_second = None
     hub.source.bytes_sent = 0
     assert publish(ID, out, *SHARDS).code == 0
 
@@ -271,10 +278,10 @@ def test_nodes_of_a_cluster_write_what_leaves(
 ) -> None:
     """The driver sends and deletes shards that other processes have written."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tests.build.hub_build", str(SLAB), str(PIECE), "build", ID]
+    command = [sys.executable, "-m", "tests.build.hub_build", str(SLAB), str(PIECE), "0", "build"]
     wish = ["--publish", REPO, "--delete-published", *SHARDS, "-o", str(out), "--cluster", "local"]
     built = subprocess.run(
-        [*command, *ARGUMENTS, *wish],
+        [*command, ID, *ARGUMENTS, *wish],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"},
         capture_output=True,

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,21 @@ import pytest
 import quantkit
 from quantkit.core.errors import NativeError
 from quantkit.verify.llama import Run, run_worker
+from tests.verify.hanging import HANG, Hanging
 
 ROOT = Path(quantkit.__file__).parents[1]
 
 
-def run(code: str, *, timeout: float = 20) -> Run:
-    return run_worker({"task": "facts"}, timeout=timeout, command=[sys.executable, "-c", code])
+# time: far more than anything here takes; where it is up, something else says when.
+LIMIT = 600.0
+
+
+def run(code: str, *, limit: float = LIMIT) -> Run:
+    return run_worker({"task": "facts"}, timeout=limit, command=[sys.executable, "-c", code])
 
 
 def test_the_real_worker_tells_about_llama_cpp() -> None:
-    result = run_worker({"task": "facts"}, timeout=60)
+    result = run_worker({"task": "facts"}, timeout=LIMIT)
     assert result.failure is None
     assert result.result is not None
     assert result.result["version"]
@@ -80,57 +84,45 @@ def test_half_a_line_and_noise_are_no_result() -> None:
     assert noisy.failure
 
 
-def hangs_with_a_child(pid_file: Path) -> str:
-    return (
-        "import os, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        f"open({str(pid_file) + '.new'!r}, 'w').write(str(child.pid))\n"
-        f"os.rename({str(pid_file) + '.new'!r}, {str(pid_file)!r})\n"
-        'print(\'{"stage": "generating"}\', flush=True)\n'
-        "time.sleep(60)"
-    )
+HANGS_WITH_A_CHILD = f"""
+{HANG}
+import sys
+print('{{"stage": "generating"}}', flush=True)
+hang(sys.argv[1], children=1)
+"""
 
 
 def test_time_is_up_for_the_whole_process_group(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    start = time.monotonic()
-    hung = run(hangs_with_a_child(pid_file), timeout=1)
-    assert time.monotonic() - start < 10
-    assert hung.failure == "llama.cpp timed out after 1 s while generating."
+    hanging = Hanging(tmp_path)
+    command = [sys.executable, "-c", HANGS_WITH_A_CHILD, str(hanging.pipe)]
+    with hanging.then_time_is_up(LIMIT):
+        hung = run_worker({}, timeout=LIMIT, command=command)
+    assert hung.failure == "llama.cpp timed out after 600 s while generating."
     assert not hung.crashed
-    assert _gone(int(pid_file.read_text()))
+    hanging.wait_for_the_end()
+
+
+def test_no_time_at_all() -> None:
+    """The limit itself, without anybody's help."""
+    assert run("while True: pass", limit=0).failure == (
+        "llama.cpp timed out after 0 s while starting."
+    )
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
+    hanging = Hanging(tmp_path)
     code = (
         "import sys\n"
         "from quantkit.verify.llama import run_worker\n"
-        "run_worker({}, timeout=60, command=[sys.executable, '-c', sys.argv[1]])"
+        "run_worker({}, timeout=1e6, command=[sys.executable, '-c', *sys.argv[1:]])"  # time: no end
     )
-    command = [sys.executable, "-c", code, hangs_with_a_child(pid_file)]
+    command = [sys.executable, "-c", code, HANGS_WITH_A_CHILD, str(hanging.pipe)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        while not pid_file.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
+        hanging.wait()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate()
     assert b"KeyboardInterrupt" in err
-    assert _gone(int(pid_file.read_text()))
-
-
-def _gone(pid: int) -> bool:
-    """Whether the process has ended. Its parent is dead too, so nobody may reap it for a while."""
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (ProcessLookupError, FileNotFoundError):
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
+    hanging.wait_for_the_end()
 
 
 def test_the_users_settings_do_not_reach_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:

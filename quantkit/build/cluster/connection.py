@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +86,7 @@ def connect(
     elif address == _RUNNING:
         _try()
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), _our_sigterm():
             ray.init(address, **options)
     except Exception as error:  # of no narrower class where a node of Ray does not start
         raise _unreachable(address, str(error)) from error
@@ -102,6 +104,17 @@ def connect(
         yield Cluster(most, None if is_far else ray.get_runtime_context().get_node_id(), log)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Leave what SIGTERM does as it was: Ray would have it end the process with its number."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def _try() -> None:

@@ -6,8 +6,11 @@ the beginning-of-sequence token in front themselves. Source: ``tokenization_util
 ``tokenization_utils_fast.py`` of transformers 4.57.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
@@ -125,15 +128,7 @@ def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
         TokenizerError: the tokenizers package cannot read it.
 
     """
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_file(str(source.fast_file))
-    except Exception as error:  # tokenizers raises nothing more precise
-        raise TokenizerError(
-            f"{source.fast_file} is no tokenizer that the tokenizers package reads ({error}); "
-            "download it again, or update tokenizers."
-        ) from error
+    backend = _load(source.fast_file)
     settings = _settings(source)
     kind = _CLASSES.get(_class_name(source), _TokenizerClass())
     roles = _roles(settings, kind, backend.padding)
@@ -154,6 +149,35 @@ def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
         frame=_frame(settings, kind, ids) if kind.frames else None,
         tidies=bool(settings.get("clean_up_tokenization_spaces")),
     )
+
+
+def _load(path: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    try:
+        with _silent_stderr():  # a panic writes a page of stack there
+            return Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception
+        reason = " ".join(str(error).split())
+        raise TokenizerError(
+            f"{path} is no tokenizer that the tokenizers package reads ({reason}); "
+            "download it again, or update tokenizers."
+        ) from None
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what is written to file descriptor 2 from the user."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def require_room(source: TokenizerSource, by_id: Mapping[int, str]) -> None:

@@ -66,8 +66,7 @@ def special_metadata(
     _collect(found, ids or {}, n_vocab)
     metadata: Metadata = {_ID_KEYS[k]: i for k, i in found.items() if k in _ID_KEYS}
     metadata |= {_ADD_KEYS[kind]: flag for kind, flag in adds.items() if kind in _ADD_KEYS}
-    if source.settings:
-        metadata |= template_metadata(source)
+    metadata |= template_metadata(source)
     return metadata | _normalizer_metadata(source.fast.get("normalizer"))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint.card import read_front_matter
 from quantkit.checkpoint.folder import Checkpoint, read_json
 from quantkit.checkpoint.tokenizer import add_tokenizer
+from quantkit.checkpoint.tokenizer.chat_template import chat_remarks
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file
 from quantkit.core.names import is_plain_name
@@ -68,10 +69,12 @@ def describe_checkpoint(
     general = _add_general(writer, checkpoint, model, name)
     add_hyperparameters(writer, model.hparams)
     add_tokenizer(writer, checkpoint.path, checkpoint.config)
+    keys = {key: entry.value for key, entry in writer.kv_data[0].items()}
+    remarks = (*model.remarks, *chat_remarks(checkpoint.path, keys))
     entries = tuple(
         _pack_checked(checkpoint.path, key, entry) for key, entry in writer.kv_data[0].items()
     )
-    return ModelMetadata(_file_name(checkpoint.path, name, general), entries, model.remarks)
+    return ModelMetadata(_file_name(checkpoint.path, name, general), entries, remarks)
 
 
 def _file_name(folder: Path, name: str | None, general: "Metadata") -> str:

@@ -93,7 +93,12 @@ def fits(shape: tuple[int, ...], group_size: int) -> bool:
 def quantize_config(
     bits: int, group_size: int, damp: float, act_order: bool, symmetric: bool
 ) -> dict[str, Any]:
-    """What ``quantize_config.json`` and, with the method, ``quantization_config`` hold."""
+    """What ``quantize_config.json`` and ``quantization_config`` hold.
+
+    Keys are those that auto-gptq 0.7.1 and GPTQModel 7.7 both take. auto-gptq also writes
+    ``is_marlin_format``, which GPTQModel refuses (``QuantizeConfig.from_quant_config``);
+    without it auto-gptq assumes false.
+    """
     return {
         "bits": bits,
         "group_size": group_size,
@@ -104,7 +109,6 @@ def quantize_config(
         "true_sequential": True,
         "model_name_or_path": None,
         "model_file_base_name": "model",
-        "is_marlin_format": False,
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
     }

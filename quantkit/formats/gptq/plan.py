@@ -141,7 +141,8 @@ def lay_out_gptq(
 
     """
     bits, size = bits_of(quant), options.group_size
-    if not 0 <= options.damp <= 1:
+    # Its readers refuse a folder whose damping is 0 or 1.
+    if not 0 < options.damp < 1:
         raise PlanError(f"--damp {options.damp:g} is no share of the diagonal; try 0.01.")
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
     plan = outline_gptq(model, quant, options, dtypes)

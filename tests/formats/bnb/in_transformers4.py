@@ -20,13 +20,17 @@ def main(folder: str, ids: str) -> None:
         for name, module in model.named_modules()
         if isinstance(module, Linear4bit | Linear8bitLt)
     ]
+    is_mixture = any(name.endswith(".gate") for name, _ in model.named_modules())
+    options = {"output_router_logits": True} if is_mixture else {}
     with torch.no_grad():
-        logits = model(torch.tensor([json.loads(ids)])).logits
+        output = model(torch.tensor([json.loads(ids)]), **options)
+    routers = output.router_logits if is_mixture else ()
     result = {
         "version": transformers.__version__,
         "experts": sum(".experts." in name for name in quantized),
         "others": sum(".experts." not in name for name in quantized),
-        "logits": logits.float().flatten().tolist(),
+        "logits": output.logits.float().flatten().tolist(),
+        "taken": [layer.float().topk(2).indices.tolist() for layer in routers],
     }
     print("RESULT " + json.dumps(result))  # noqa: T201 - the result
 

@@ -18,6 +18,7 @@ from tests.formats.bnb.folders import (
     relative_error,
     write_dequantized,
 )
+from tests.formats.bnb.routing import Choices, following
 
 pytestmark = [pytest.mark.native, pytest.mark.filterwarnings("ignore")]
 
@@ -34,7 +35,6 @@ def in_transformers4(folder: Path) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     (line,) = (x for x in done.stdout.splitlines() if x.startswith("RESULT "))
@@ -62,9 +62,15 @@ def test_experts_load_quantized(quant: str, options: dict[str, Any], tmp_path: P
     weights = write_dequantized(folder, tmp_path / "weights")
     assert dequantized(folder).keys() >= {"lm_head.weight"}
     exact = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
-    with torch.no_grad():
-        ours = load(folder)(torch.tensor([IDS])).logits.flatten()
-        expected = exact(torch.tensor([IDS])).logits.flatten()
+    choices = Choices([torch.tensor(layer) for layer in result["taken"]])
+    ids = torch.tensor([IDS])
+    with torch.no_grad(), following(exact, choices) as agreement:
+        expected = exact(ids).logits.flatten()
+    agreement.check(4 * len(IDS))
+    model = load(folder)
+    with torch.no_grad(), following(model, choices) as agreement:
+        ours = model(ids).logits.flatten()
+    agreement.check(4 * len(IDS))
     errors = relative_error(found, expected), relative_error(found, ours)
     print(f"{quant} {options}: from the weights {errors[0]:.4f}, from load {errors[1]:.4f}")  # noqa: T201 - shown with -s
     assert errors[0] < 1.5e-2

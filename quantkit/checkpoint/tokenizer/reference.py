@@ -1,0 +1,425 @@
+"""A checkpoint's own tokenizer, opened by the library that it was made for.
+
+What became of it as GGUF metadata is not asked here: this is what that is compared with.
+``tokenizer.json`` is opened by tokenizers (as transformers opens it, see `fast`),
+``tokenizer.model`` by SentencePiece, ``tekken.json`` by tiktoken, as mistral-common does.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.checkpoint.folder import read_json
+from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model
+from quantkit.checkpoint.tokenizer.source import TokenizerSource, has_tokenizer_file
+from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
+from quantkit.core.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MODEL, FAST, TEKKEN = "tokenizer.model", "tokenizer.json", "tekken.json"
+
+# A NormalizerSpec (field 3 of a ModelProto) with add_dummy_prefix (its field 3) false. Protocol
+# buffers merge what is appended. Source: sentencepiece_model.proto.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+# Expressions by which text is split, and what llama.cpp has in their place: it knows upper and
+# lower case in ASCII only, and combining marks are no letters. Source: llm_tokenizer_bpe in
+# llama.cpp's src/llama-vocab.cpp (LLAMA_VOCAB_PRE_TYPE_TEKKEN and _GPT4O).
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_NOT_LOWER, _NOT_UPPER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _cased(upper: str, lower: str, ending: str, digits: str) -> str:
+    before = r"[^\r\n\p{L}\p{N}]?"
+    return f"{before}{upper}*{lower}+{ending}|{before}{upper}+{lower}*{ending}|{digits}|{_REST}"
+
+
+_ASCII_CASE = {
+    _cased(_UPPER, _LOWER, *kind): _cased(_NOT_LOWER, _NOT_UPPER, *kind)
+    for kind in (("", r"\p{N}"), ("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}"))
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in raw text before anything else is done with it.
+
+    The flags are those of tokenizers' ``AddedToken``: the token takes the white space on its left
+    or right with it, is only found as a whole word, or is looked for in the normalized text.
+    """
+
+    text: str
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a tokenizer does besides merging; `deviations` tells what of it a GGUF cannot say."""
+
+    added: tuple[AddedToken, ...] = ()
+    composes: bool = False
+    """It brings text into Unicode's form NFC."""
+    prefixes_first: bool = False
+    """Only the begin of a text gets a space in front, what follows an added token gets none."""
+    keeps_space: bool = False
+    """What begins with a space gets no further one in front."""
+    splits_by_case: bool = False
+    """It splits words where letters of any script change their case; see `_ASCII_CASE`."""
+    normalizes: bool = False
+    """It changes text before it looks for added tokens that are ``normalized``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An opened tokenizer.
+
+    ``encode`` gives the ids of a text, special tokens in it parsed and none put around it;
+    ``framed`` the same with those that surround a text. ``simplify`` makes of the tokenizer what
+    a GGUF can say of it (no trait that `deviations` lists) and returns what then encodes; the
+    tokenizer is changed by that, so neither of the other two must be used afterwards. ``decode``
+    gives a text for ids below ``n_ids``, with signs of replacement for what is none.
+    """
+
+    file: str
+    traits: Traits
+    n_ids: int
+    encode: Callable[[str], list[int]]
+    framed: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    simplify: Callable[[], Callable[[str], list[int]]]
+
+
+def reference_files(folder: Path) -> tuple[str, ...]:
+    """The tokenizers in a folder: first the one that a GGUF's vocabulary is made of."""
+    return tuple(name for name in (FAST, MODEL, TEKKEN) if has_tokenizer_file(folder / name))
+
+
+def open_reference(source: TokenizerSource, file: str) -> Reference:
+    """Open one of a folder's tokenizers.
+
+    Args:
+        source: the tokenizer files.
+        file: one of `reference_files`.
+
+    Raises:
+        TokenizerError: its library cannot read it.
+
+    """
+    opener = {MODEL: _open_sentencepiece, FAST: _open_fast, TEKKEN: _open_tekken}[file]
+    return opener(source)
+
+
+# tokenizer.json
+
+
+def _open_fast(source: TokenizerSource) -> Reference:
+    tokenizer = open_tokenizer(source)
+    backend = tokenizer.backend
+    backend.encode_special_tokens = False
+    normalizer = _steps(source.fast.get("normalizer"), "normalizers")
+    metaspace = _metaspace(tokenizer)
+    flags = ("lstrip", "rstrip", "single_word", "normalized")
+    traits = Traits(
+        added=tuple(
+            AddedToken(token.content, **{flag: getattr(token, flag) for flag in flags})
+            for token in tokenizer.added.values()
+        ),
+        composes=any(step.get("type") == "NFC" for step in normalizer),
+        prefixes_first=metaspace.get("prepend_scheme") == "first",
+        keeps_space=metaspace.get("prepend_scheme", "never") != "never",
+        splits_by_case=any(map(_splits_by_case, _steps(tokenizer.pre_tokenizer, "pretokenizers"))),
+        normalizes=bool(normalizer),
+    )
+
+    def encode(text: str) -> list[int]:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def simplify() -> Callable[[str], list[int]]:
+        _simplify(tokenizer, normalizer, metaspace)
+        return encode
+
+    return Reference(
+        FAST, traits, tokenizer.base_size, encode, tokenizer.encode, backend.decode, simplify
+    )
+
+
+def _simplify(
+    tokenizer: FastTokenizer, normalizer: Sequence[Mapping[str, Any]], metaspace: Mapping[str, Any]
+) -> None:
+    from tokenizers import AddedToken as Added
+
+    steps = [step for step in normalizer if step.get("type") != "NFC"]
+    splits = [_in_ascii(step) for step in _steps(tokenizer.pre_tokenizer, "pretokenizers")]
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": splits} if splits else {}
+    if metaspace.get("prepend_scheme", "never") != "never":
+        # What a SentencePiece vocabulary of llama.cpp does: a space before each stretch of text.
+        steps.append({"type": "Prepend", "prepend": WORD_BOUNDARY})
+        pre_tokenizer = {**metaspace, "prepend_scheme": "never"}
+    parts = _parts(steps, pre_tokenizer)
+    tokenizer.backend.normalizer = parts.normalizer
+    tokenizer.backend.pre_tokenizer = parts.pre_tokenizer
+    tokenizer.backend.add_tokens(
+        [
+            Added(token.content, normalized=False, special=token.special)
+            for token in tokenizer.added.values()
+        ]
+    )
+
+
+def _splits_by_case(step: Mapping[str, Any]) -> bool:
+    return (step.get("pattern") or {}).get("Regex") in _ASCII_CASE
+
+
+def _in_ascii(step: Mapping[str, Any]) -> dict[str, Any]:
+    if not _splits_by_case(step):
+        return dict(step)
+    return {**step, "pattern": {"Regex": _ASCII_CASE[step["pattern"]["Regex"]]}}
+
+
+def _parts(
+    normalizer: Sequence[Mapping[str, Any]], pre_tokenizer: Mapping[str, Any]
+) -> "Tokenizer":
+    """A tokenizer without a vocabulary that has these parts."""
+    from tokenizers import Tokenizer
+
+    document: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": list(normalizer)} if normalizer else None,
+        "pre_tokenizer": dict(pre_tokenizer) or None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
+    }
+    return Tokenizer.from_str(json.dumps(document))
+
+
+def _metaspace(tokenizer: FastTokenizer) -> Mapping[str, Any]:
+    """The pre-tokenizer that stands for SentencePiece's treatment of spaces, if it is that."""
+    part = tokenizer.pre_tokenizer
+    if part.get("type") != "Metaspace":
+        return {}
+    # Files from before tokenizers 0.19 say add_prefix_space instead.
+    scheme = "always" if part.get("add_prefix_space", True) else "never"
+    return {"prepend_scheme": scheme, **part}
+
+
+def _steps(part: Any, key: str) -> list[Mapping[str, Any]]:
+    """The steps of a part of tokenizer.json that is one step or a nested sequence of them."""
+    if not part:
+        return []
+    if isinstance(part.get(key), list):
+        return [step for inner in part[key] for step in _steps(inner, key)]
+    return [part]
+
+
+# tokenizer.model
+
+
+def _open_sentencepiece(source: TokenizerSource) -> Reference:
+    """SentencePiece, with what stands between added tokens encoded on its own.
+
+    So do transformers' tokenizers that are not fast (``tokenization_utils.py`` of 4.57), and
+    llama.cpp. Where tokenizer_config.json says ``"legacy": false``, only the begin of a text gets
+    SentencePiece's space in front (``LlamaTokenizer.tokenize`` there).
+    """
+    assert source.model_file is not None  # noqa: S101 - it is one of reference_files
+    path = source.model_file
+    pieces = open_model(path)
+    added = _sentencepiece_tokens(source, pieces)
+    # A model without SentencePiece's dummy prefix has none to leave out.
+    first_only = source.settings.get("legacy") is False and pieces.EncodeAsPieces("a")[0] != "a"
+    ids = {token.text: token_id for token_id, token in added.items()}
+
+    def encoder(tokens: Iterable[AddedToken], later: Any) -> Callable[[str], list[int]]:
+        split = splitter(tokens)
+
+        def encode(text: str) -> list[int]:
+            found: list[int] = []
+            for number, (part, is_token) in enumerate(split(text)):
+                found += (
+                    [ids[part]] if is_token else (later if number else pieces).EncodeAsIds(part)
+                )
+            return found
+
+        return encode
+
+    encode = encoder(added.values(), _without_prefix(path) if first_only else pieces)
+    before, after = _frame(source, pieces, ids)
+    return Reference(
+        MODEL,
+        Traits(tuple(added.values()), prefixes_first=first_only),
+        pieces.vocab_size(),
+        encode,
+        framed=lambda text: [*before, *encode(text), *after],
+        decode=pieces.DecodeIds,
+        simplify=lambda: encoder([AddedToken(text) for text in ids], pieces),
+    )
+
+
+def _sentencepiece_tokens(source: TokenizerSource, pieces: Any) -> dict[int, AddedToken]:
+    """By id, what is found in raw text: control tokens and what other files add."""
+    tokens = {
+        i: AddedToken(pieces.IdToPiece(i))
+        for i in range(pieces.vocab_size())
+        if pieces.IsControl(i) or pieces.IsUnknown(i)
+    }
+    tokens |= {i: AddedToken(text) for text, i in source.added.items()}
+    for i, entry in (source.decoder or {}).items():
+        strips = {flag: bool(entry.get(flag)) for flag in ("lstrip", "rstrip")}
+        tokens[i] = AddedToken(entry["content"], **strips)
+    return {i: token for i, token in tokens.items() if token.text and i < source.vocab_size}
+
+
+def _without_prefix(path: Path) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=path.read_bytes() + _NO_DUMMY_PREFIX)
+
+
+def _frame(
+    source: TokenizerSource, pieces: Any, ids: Mapping[str, int]
+) -> tuple[list[int], list[int]]:
+    """Ids before and after a text: what transformers' LlamaTokenizer puts there."""
+
+    def token(role: str, own: int) -> list[int]:
+        named = source.settings.get(role)
+        text = named.get("content") if isinstance(named, dict) else named
+        found = ids.get(text, own) if isinstance(text, str) else own
+        return [found] if found >= 0 else []
+
+    adds_bos = source.settings.get("add_bos_token", True)
+    adds_eos = source.settings.get("add_eos_token", False)
+    return (
+        token("bos_token", pieces.bos_id()) if adds_bos else [],
+        token("eos_token", pieces.eos_id()) if adds_eos else [],
+    )
+
+
+# tekken.json
+
+
+def _open_tekken(source: TokenizerSource) -> Reference:
+    """tiktoken, with special tokens taken out of the text first.
+
+    Special tokens have the first ids, and the vocabulary is cut to its stated size. Source:
+    ``Tekkenizer`` in mistral-common 1.8, which finds no special token in text; transformers'
+    ``MistralConverter`` does.
+    """
+    from tiktoken import Encoding
+
+    path = source.folder / TEKKEN
+    document = read_json(path)
+    try:
+        config = document["config"]
+        n_special = int(config["default_num_special_tokens"])
+        n_ordinary = int(config["default_vocab_size"]) - n_special
+        ranks = {
+            base64.b64decode(entry["token_bytes"]): int(entry["rank"])
+            for entry in document["vocab"][:n_ordinary]
+        }
+        named = _tekken_specials(document, n_special)
+        pattern = str(config["pattern"])
+        encoding = Encoding(TEKKEN, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TokenizerError(
+            f"{path} is not laid out as Mistral's tekken.json ({error!r}); download it again."
+        ) from None
+    split = splitter(map(AddedToken, named))
+
+    def encoder(encoding: Any) -> Callable[[str], list[int]]:
+        def encode(text: str) -> list[int]:
+            found: list[int] = []
+            for part, is_token in split(text):
+                if is_token:
+                    found.append(named[part])
+                else:
+                    found += [token + n_special for token in encoding.encode_ordinary(part)]
+            return found
+
+        return encode
+
+    def simplify() -> Callable[[str], list[int]]:
+        if pattern not in _ASCII_CASE:
+            return encode
+        ascii_case = _ASCII_CASE[pattern]
+        return encoder(
+            Encoding(TEKKEN, pat_str=ascii_case, mergeable_ranks=ranks, special_tokens={})
+        )
+
+    encode = encoder(encoding)
+    bos = [named["<s>"]] if "<s>" in named else []
+    return Reference(
+        TEKKEN,
+        Traits(tuple(map(AddedToken, named)), splits_by_case=pattern in _ASCII_CASE),
+        len(ranks),
+        encode,
+        framed=lambda text: [*bos, *encode(text)],
+        decode=encoding.decode,
+        simplify=simplify,
+    )
+
+
+# What the first releases, whose files list none, have. Source: DEPRECATED_SPECIAL_TOKENS there.
+_OLD_TEKKEN = (
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+    *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]"),
+    *("[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+    "[TOOL_CONTENT]",
+)
+
+
+def _tekken_specials(document: Mapping[str, Any], count: int) -> dict[str, int]:
+    """Ids of the special tokens by text; those without a name are called by their number."""
+    listed = document.get("special_tokens")
+    if listed:
+        named = {int(entry["rank"]): str(entry["token_str"]) for entry in listed}
+    else:
+        named = dict(enumerate(_OLD_TEKKEN))
+    return {named.get(rank, f"<SPECIAL_{rank}>"): rank for rank in range(count)}
+
+
+# What tokenizer.model and tekken.json share: their libraries know nothing of added tokens.
+
+
+def splitter(tokens: Iterable[AddedToken]) -> Callable[[str], Iterator[tuple[str, bool]]]:
+    """What cuts a text into added tokens and what is between them, each with whether it is one.
+
+    The leftmost token counts, and the longest of those that begin there; white space that a token
+    takes with it is in no part.
+    """
+    known = {token.text: token for token in tokens}
+    lengths: dict[str, list[int]] = {}
+    for text in sorted(known, key=len, reverse=True):
+        if len(text) not in (found := lengths.setdefault(text[0], [])):
+            found.append(len(text))
+
+    def split(text: str) -> Iterator[tuple[str, bool]]:
+        end = at = 0
+        while at < len(text):
+            there = (text[at : at + n] for n in lengths.get(text[at], ()))
+            token = next((known[piece] for piece in there if piece in known), None)
+            if token is None:
+                at += 1
+                continue
+            between = text[end:at]
+            if between := between.rstrip() if token.lstrip else between:
+                yield between, False
+            yield token.text, True
+            end = at = at + len(token.text)
+            while token.rstrip and text[at : at + 1].isspace():
+                end = at = at + 1
+        if end < len(text):
+            yield text[end:], False
+
+    return split

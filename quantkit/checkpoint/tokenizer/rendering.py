@@ -1,0 +1,175 @@
+"""Chat templates rendered, and what llama.cpp makes of them beside what transformers does."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.tokenizer.chats import CHATS
+
+_SANDBOX = Path(__file__).with_name("sandbox.py")
+SECONDS = 10
+_NAMED = 4  # kinds of conversations that a remark lists
+_BEFORE, _SHOWN = 12, 40  # characters of a text around a difference
+
+
+def render_template(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tokens: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+) -> str | None:
+    """A conversation as transformers' ``apply_chat_template`` renders it, dates as ``{date}``.
+
+    Args:
+        template: in jinja2, as in ``tokenizer_config.json``.
+        messages: with ``role``, ``content`` and what else they have.
+        tokens: the special tokens by name: ``bos_token``, ``eos_token`` and so on.
+        tools: as JSON schemas.
+        add_generation_prompt: whether the answer is to follow.
+
+    Returns:
+        None where the template refuses the conversation or does not render within 10 s and 1 GiB.
+
+    """
+    chat = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+    found = render([{"way": "original", "template": template, "tokens": tokens, "chat": chat}])
+    return found[0].get("text") if found else None
+
+
+def render(jobs: Sequence[Mapping[str, Any]], seconds: float | None = None) -> list[dict[str, str]]:
+    """What `sandbox.answer` gives for each job, empty where time or memory ran out."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", _SANDBOX],
+            input=json.dumps(jobs),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS if seconds is None else seconds,
+            check=True,
+        )
+        answers: list[dict[str, str]] = json.loads(done.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError):
+        return []
+    return answers
+
+
+def template_remarks(
+    templates: Mapping[str, str],
+    tokens: Mapping[str, str],
+    llama_tokens: Mapping[str, str],
+    *,
+    adds_bos: bool,
+) -> tuple[str, ...]:
+    """Sentences about what llama.cpp renders otherwise than transformers; none where all is equal.
+
+    Conversations of all kinds are rendered both ways (`chats`, `sandbox`).
+
+    Args:
+        templates: by name; ``default``, and perhaps ``tool_use`` for conversations with tools.
+        tokens: the special tokens that transformers hands to a template.
+        llama_tokens: ``bos_token`` and ``eos_token`` as the GGUF has them.
+        adds_bos: whether llama.cpp puts the first of these in front of every text.
+
+    """
+    if "default" not in templates:
+        return ()
+    parts = (templates, tokens, llama_tokens)
+    return _remarks(*(tuple(sorted(part.items())) for part in parts), adds_bos)
+
+
+_Items = tuple[tuple[str, str], ...]
+
+
+@cache
+def _remarks(
+    templates: _Items, tokens: _Items, llama_tokens: _Items, adds_bos: bool
+) -> tuple[str, ...]:
+    named = dict(templates)
+    jobs = []
+    for chat in CHATS.values():
+        name = "tool_use" if chat["tools"] and "tool_use" in named else "default"
+        for way, special in (("original", tokens), ("llama", llama_tokens)):
+            job = {"way": way, "template": named[name], "tokens": dict(special), "chat": chat}
+            jobs.append(job)
+    answers = render(jobs)
+    if not answers:
+        return (f"The chat template does not render within {SECONDS} s and 1 GiB.",)
+    bos = dict(llama_tokens).get("bos_token", "") if adds_bos else ""
+    for answer in answers[1::2]:
+        if bos and "text" in answer:
+            answer["text"] = bos + answer["text"].removeprefix(bos)
+    return tuple(
+        _compare(dict(zip(CHATS, zip(answers[::2], answers[1::2], strict=True), strict=True)))
+    )
+
+
+def _compare(answers: Mapping[str, tuple[dict[str, str], dict[str, str]]]) -> Iterator[str]:
+    """One sentence for each way in which two answers can differ."""
+    unreadable = [o["unreadable"] for o, _ in answers.values() if "unreadable" in o]
+    if unreadable:
+        yield f"The chat template is not jinja2, so nothing can use it: {_line(unreadable[0])}."
+        return
+    unknown = {m["unreadable"]: None for _, m in answers.values() if "unreadable" in m}
+    if unknown:
+        what = _line(next(iter(unknown)))
+        yield (
+            f"llama.cpp cannot read the chat template: it does not know {what}. Give it another "
+            "with --chat-template-file."
+        )
+    other = {
+        name: (original["text"], llama["text"])
+        for name, (original, llama) in answers.items()
+        if "text" in original and "text" in llama and original["text"] != llama["text"]
+    }
+    if other:
+        wanted, found = _difference(*next(iter(other.values())))
+        yield (
+            f"llama.cpp renders the chat template otherwise than transformers "
+            f"({_names(other, len(answers))}): {found} instead of {wanted}."
+        )
+    failing = {
+        name: llama["refusal"]
+        for name, (original, llama) in answers.items()
+        if "text" in original and "refusal" in llama
+    }
+    if failing:
+        yield (
+            f"llama.cpp cannot render the chat template ({_names(failing, len(answers))}): "
+            f"{_line(next(iter(failing.values())))}."
+        )
+    refused = {
+        name: original["refusal"]
+        for name, (original, llama) in answers.items()
+        if "refusal" in original and "text" in llama
+    }
+    if refused:
+        yield (
+            f"The chat template refuses what llama.cpp renders all the same "
+            f"({_names(refused, len(answers))}): {_line(next(iter(refused.values())))}."
+        )
+
+
+def _names(found: Mapping[str, Any], of: int) -> str:
+    if len(found) == of:
+        return "every conversation"
+    names = list(found)
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _difference(wanted: str, found: str) -> tuple[str, str]:
+    """Both texts where they first differ."""
+    pairs = enumerate(zip(wanted, found, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(found)))
+    start = max(at - _BEFORE, 0)
+    return repr(wanted[start : start + _SHOWN]), repr(found[start : start + _SHOWN])
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")
