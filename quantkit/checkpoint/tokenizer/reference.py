@@ -18,6 +18,7 @@ from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, has_tokenizer_file
 from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.errors import TokenizerError
+from quantkit.core.files import read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -284,7 +285,7 @@ def _sentencepiece_tokens(source: TokenizerSource, pieces: Any) -> dict[int, Add
 def _without_prefix(path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
-    return SentencePieceProcessor(model_proto=path.read_bytes() + _NO_DUMMY_PREFIX)
+    return SentencePieceProcessor(model_proto=read_file(path) + _NO_DUMMY_PREFIX)
 
 
 def _frame(
