@@ -52,12 +52,12 @@ def make_sound(root: Path) -> None:
         root / "bpe" / "Model", "mixtral", num_local_experts=2, **MODEL, vocab_size=300
     )
     (bpe / "tokenizer.model").unlink()
-    _write_bpe(bpe)
+    write_bpe(bpe)
     (bpe / "README.md").write_text(_CARD)
     one = random_checkpoint(root / "one" / "Model", "mixtral", num_local_experts=2, **MODEL)
     for layout in ("pth", "safetensors-stacked"):
         raw_release(one, root / layout / "Model", layout)
-    _write_gptq(root / "gptq" / "Model")
+    make_gptq(root / "gptq" / "Model")
     _write_bnb(one, root / "bnb")
     q, up = np.ones((1, 64), np.float32), np.ones((1, 64), np.float32)
     entries = {
@@ -112,7 +112,7 @@ _SIDE_FILES: dict[str, Any] = {
 }
 
 
-def _write_bpe(folder: Path) -> None:
+def write_bpe(folder: Path) -> None:
     """A byte-level BPE of 300 tokens."""
     from pydoc_data.topics import topics
 
@@ -133,10 +133,12 @@ def _write_bpe(folder: Path) -> None:
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    settings["unk_token"] = "<s>"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def _write_gptq(folder: Path) -> None:
+def make_gptq(folder: Path) -> Path:
+    """A GPTQ folder whose weights are all alike."""
     from quantkit.families import find_family
     from quantkit.formats.gptq.packing import PARTS, pack, quantize_config
     from tests.random_checkpoints import config_of, random_tensors, write_tokenizer
@@ -159,6 +161,7 @@ def _write_gptq(folder: Path) -> None:
     config["quantization_config"] = quantize_config(4, 32, 0.01, False, True)
     write_checkpoint(folder, tensors, config)
     write_tokenizer(folder)
+    return folder
 
 
 def _write_bnb(checkpoint: Path, out: Path) -> None:
