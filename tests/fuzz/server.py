@@ -1,7 +1,8 @@
 """``python -m tests.fuzz.server SOUND FIRST COUNT``: runs cases, each in a fork of this process.
 
 What every case imports is imported here, once. A line on stdout is a case that went wrong, as JSON;
-the last line is ``{"cases": N, "slowest": seconds of processor time, "kinds": {...}}``.
+the last line is ``{"cases": N, "slowest": S, "seconds": T, "kinds": {...}}``: the processor time
+of the slowest case, and of all.
 """
 
 import json
@@ -30,19 +31,20 @@ def main(sound: Path, first: int, count: int) -> None:
     if not sound.exists():
         make_sound(sound)
     kinds: Counter[str] = Counter()
-    slowest = 0.0
+    slowest = total = 0.0
     with tempfile.TemporaryDirectory(prefix="quantkit-fuzz-") as scratch:
         for seed in range(first, first + count):
             folder = Path(scratch) / str(seed)
             folder.mkdir()
             case = make_case(seed, sound, folder)
             faults, seconds, ending = run_forked(case, folder, sound)
-            slowest = max(slowest, seconds)
+            slowest, total = max(slowest, seconds), total + seconds
             kinds[f"{case.what.partition(':')[0]}: {ending}"] += 1
             for fault in faults:
                 _say({"seed": seed, "what": case.what, "fault": fault})
             shutil.rmtree(folder)
-    _say({"cases": count, "slowest": slowest, "kinds": dict(sorted(kinds.items()))})
+    ending_counts = dict(sorted(kinds.items()))
+    _say({"cases": count, "slowest": slowest, "seconds": total, "kinds": ending_counts})
 
 
 def _say(document: dict[str, Any]) -> None:
