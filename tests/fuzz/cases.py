@@ -132,8 +132,8 @@ def write_bpe(folder: Path) -> None:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>"}
-    settings["unk_token"] = "<s>"
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<s>"}
+    settings = {"tokenizer_class": "GPT2Tokenizer", **roles}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
