@@ -117,6 +117,11 @@ def judge(case: Case, code: int, out: str, err: str) -> list[str]:
     return faults
 
 
+def _may_come_before(line: str) -> bool:
+    """Whether a line is what a build says before it begins: its size, and what will be lost."""
+    return " parameters, " in line or " of an interrupted build " in line
+
+
 def _run_and_exit(case: Case, folder: Path, said: Path, refused: Path) -> None:
     """Be the child."""
     code = 70
