@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json
+from quantkit.cli.output import JsonOption, emit_json, show_table
 from quantkit.core.units import format_count, format_size
 
 _LONGEST_VALUE = 100
@@ -33,18 +33,18 @@ def inspect(
     for key in ("path", "kind", "family", "parameters", "bytes", "bits_per_weight", "files"):
         if key in facts:
             summary.add_row(key.replace("_", " "), escape(_for_people(key, facts[key])))
-    console.print(summary)
+    show_table(summary)
     metadata = Table(title="Metadata", title_justify="left", show_header=False)
     for key, value in facts["metadata"].items():
         metadata.add_row(key, escape(_shorten(value)))
-    console.print(metadata)
+    show_table(metadata)
     table = Table(title="Tensors", title_justify="left")
     for heading in ("role", "encoding", "tensors", "parameters", "size"):
         table.add_column(heading, justify="left" if heading in ("role", "encoding") else "right")
     for row in facts["tensors"]:
         sizes = format_count(row["parameters"]), format_size(row["bytes"])
         table.add_row(row["role"], row["encoding"], str(row["count"]), *sizes)
-    console.print(table)
+    show_table(table)
 
 
 def _gguf(path: Path) -> dict[str, Any]:

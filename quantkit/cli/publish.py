@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter, show_table
 from quantkit.core.errors import PublishError
 from quantkit.core.units import format_size
 
@@ -156,7 +156,7 @@ def _show(release: "Release", published: "Published | None", private: bool) -> N
         total += upload.n_bytes
         size = format_size(upload.n_bytes)
         table.add_row(escape(upload.path), size, upload.sha256[:12], escape(last))
-    console.print(table)
+    show_table(table)
     commits = f"{len(release.uploads)} files, {format_size(total)}"
     if published:
         from huggingface_hub.constants import ENDPOINT
