@@ -108,6 +108,11 @@ def prepare(
     if hashed:
         refuse_changed(folder, placed, hashed=True, report=report)
     notes: list[str] = []
+    if source.repo_id is None:
+        notes.append(
+            "The card names no base model, so the Hub shows no lineage; if the checkpoint is on "
+            "the Hub, name it with quantkit publish --base-model NAMESPACE/NAME."
+        )
     imatrices, imatrix_file = _find_imatrices(folder, artifacts, notes)
     comparison = _find_comparison(folder, wishes.comparison, artifacts)
     picture = _draw(comparison, notes)
