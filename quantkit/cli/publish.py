@@ -72,6 +72,7 @@ def publish(
     Every file is read and compared with the manifest first. Stopped or killed, the same command
     goes on where it was; what the Hub has already is not sent again.
     """
+    from quantkit.publish.earlier import find_earlier
     from quantkit.publish.release import Wishes, prepare
     from quantkit.publish.release import publish as send
 
@@ -94,6 +95,7 @@ def publish(
             repo,
             wishes,
             hashed=not (dry_run or card_only),
+            look=(lambda _repo_id: None) if dry_run else find_earlier,
             report=lambda _what, done, total: meter.show("Checking", done, total),
         )
         for remark in release.notes:
