@@ -3,6 +3,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,9 +99,9 @@ def test_healthy_builds_do_not_fail_over_a_short_text(
 
 
 def measured(kld: float, pm: float, top: float, n: int) -> Measures:
-    zeros = dict.fromkeys((field.name for field in fields(Measures)), 0.0)
-    given = {"n_tokens": n, "kld": kld, "kld_pm": pm, "same_top": top, "kld_percentiles": (0.0,)}
-    return Measures(**{**zeros, **given})
+    figures: dict[str, Any] = dict.fromkeys((field.name for field in fields(Measures)), 0.0)
+    figures |= {"n_tokens": n, "kld": kld, "kld_pm": pm, "same_top": top, "kld_percentiles": (0.0,)}
+    return Measures(**figures)
 
 
 @pytest.mark.parametrize(
