@@ -22,7 +22,7 @@ from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_to
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.cli.output import JsonOption, emit_json, note, open_meter, show_table
 from quantkit.cli.plans import show_plan
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
@@ -466,4 +466,4 @@ def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) ->
             f"{speed:,.0f}" if speed else "",
             f"[{colour}]{escape(verdict)}[/]" + ("" if artifact.fresh else " (was there already)"),
         )
-    console.print(table)
+    show_table(table)

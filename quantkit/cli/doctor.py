@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json
+from quantkit.cli.output import JsonOption, emit_json, show_table
 
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
@@ -24,6 +24,6 @@ def doctor(as_json: JsonOption = False) -> None:
             status = f"[{_COLOURS[finding.status]}]{finding.status}[/]"
             advice = f"\n[dim]{escape(finding.advice)}[/]" if finding.advice else ""
             table.add_row(status, finding.name, escape(finding.value) + advice)
-        console.print(table)
+        show_table(table)
     if any(finding.status == "missing" for finding in findings):
         raise typer.Exit(1)

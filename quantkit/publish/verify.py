@@ -11,7 +11,7 @@ from quantkit.build.manifest import read_manifest
 from quantkit.checkpoint.hub import parse_hub_id
 from quantkit.core.errors import PublishError, VerificationError
 from quantkit.publish.hashes import Expected, Report, find_faults
-from quantkit.publish.layout import SIGNATURE, SUMS, check_path, read_sums
+from quantkit.publish.layout import IMATRIX, SIGNATURE, SUMS, check_path, read_sums
 
 _WEIGHTS = (".gguf", ".safetensors")
 
@@ -94,6 +94,7 @@ def _verify_folder(folder: Path, key: Path | None, report: Report) -> Verificati
         for path in sorted(folder.rglob("*"))
         if path.name.endswith(_WEIGHTS) and path.is_file()
     )
+    unlisted = (path for path in unlisted if not _is_ours(path))
     return Verification(
         place=str(folder),
         artifacts=tuple(entries),
@@ -102,6 +103,11 @@ def _verify_folder(folder: Path, key: Path | None, report: Report) -> Verificati
         read=True,
         unlisted=tuple(path for path in unlisted if path not in expected),
     )
+
+
+def _is_ours(path: str) -> bool:
+    """Whether quantkit left a file beside the artifacts: a matrix, or in a folder of its own."""
+    return path == IMATRIX or path.startswith(".quantkit-")
 
 
 def _verify_repo(place: str, repo_id: str, revision: str | None, key: Path | None) -> Verification:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.core.errors import OutputError
+from quantkit.core.packages import why_missing
 from quantkit.core.units import format_size
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import PERCENTILES
@@ -37,9 +38,7 @@ def draw_all(
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        raise OutputError(
-            "Pictures need matplotlib, which is not installed; pip install 'quantkit[plot]'."
-        ) from None
+        raise OutputError(why_missing("matplotlib", "plot", "A picture")) from None
     rows = [row for row in comparison.results if row.measures and not row.is_reference]
     figures: dict[str, Any] = {}
     if rows:
@@ -72,9 +71,7 @@ def draw_frontier(comparison: Comparison, file: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise OutputError(
-            "Pictures need matplotlib, which is not installed; pip install 'quantkit[plot]'."
-        ) from None
+        raise OutputError(why_missing("matplotlib", "plot", "A picture")) from None
     rows = [row for row in comparison.results if row.measures and not row.is_reference]
     figure = _frontier(Figure(figsize=(8, 5), layout="constrained"), rows)
     try:

@@ -276,7 +276,7 @@ def test_without_ray(tmp_path: Path) -> None:
     )
     assert refused.returncode == 2
     assert refused.stderr == (
-        "Error: --cluster needs Ray; install it with: pip install 'quantkit[ray]'\n"
+        "Error: --cluster needs Ray, which is not installed; pip install 'ray[client]'.\n"
     )
     assert not (tmp_path / "out").exists()
 
