@@ -20,6 +20,7 @@ import quantkit
 from quantkit.build import manifest
 from quantkit.build.encode import sessions
 from quantkit.build.executor import Assignment, Crcs, Executor, ThisProcess, Workers
+from quantkit.build.journal import NAME as JOURNAL
 from quantkit.build.journal import Journal, Record, partial_paths, remove_stale
 from quantkit.build.output import (
     Layout,
@@ -28,6 +29,8 @@ from quantkit.build.output import (
     locked,
     naming_failures,
     remove,
+    trial_bytes,
+    trial_of,
 )
 from quantkit.build.readback import ReadBackError, Written, written_to
 from quantkit.build.shipping import (
@@ -52,6 +55,7 @@ from quantkit.core.errors import (
     WeightsError,
 )
 from quantkit.core.units import format_size
+from quantkit.core.writing import refuse_links
 from quantkit.formats.folder import FolderLayout
 
 # Per unit in flight: the source bytes, two float32 copies of them (rows, and tiles for our own
@@ -143,7 +147,8 @@ def build(
     """
     ahead = divide_memory(work.read_ahead, max_memory)
     with locked(out):
-        entries = manifest.read_manifest(out)["artifacts"]
+        refuse_links(out / manifest.NAME, out / JOURNAL)
+        entries = manifest.sound_entries(out)
         to_build = []
         found = {}
         for x in work.layouts:
@@ -170,7 +175,7 @@ def build(
             except PlaceLostError:
                 artifacts = run()  # only what was there is built again
             built = {a.layout.name: a for a in artifacts}
-        known = manifest.read_manifest(out)["artifacts"]
+        known = manifest.sound_entries(out)
         if shipping is not None:
             with naming_failures(out, lambda: 0):
                 for x in work.layouts:
@@ -276,6 +281,7 @@ class _Run:
         self._artifacts = workers.place(out, layouts)
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
         self._units = cut_units(targets, work.checkpoint.tensors)
+        self._trial = 0  # bytes of disk that checking a folder takes
         self._done, self._total = 0, sum(unit.n_bytes for unit in self._units)
         self._stamps = stamps_of(work.checkpoint)
         artifacts = {a.partial.name: self._identify(a.layout) for a in self._artifacts}
@@ -286,6 +292,8 @@ class _Run:
         self._unrecorded: list[tuple[int, Record]] = []
 
     def execute(self, check: Callable[[Path], Check] | None) -> list[Artifact]:
+        if check is not None:
+            self._trial = max(trial_bytes(artifact.layout) for artifact in self._artifacts)
         try:
             with naming_failures(self._out, self._missing):
                 self._prepare()
@@ -373,6 +381,7 @@ class _Run:
             artifacts = sum(artifact.missing for artifact in self._artifacts)
         return (
             artifacts
+            + self._trial
             + (kept.missing if kept is not None and kept.shares_disk_with(self._out) else 0)
             + _SIDE_FILES
         )
@@ -380,7 +389,9 @@ class _Run:
     def _prepare(self) -> None:
         """Take over an interrupted build of the same, or clear away one of another."""
         for artifact in self._artifacts:
+            refuse_links(artifact.final)
             _refuse_taken(artifact)
+            remove(trial_of(artifact.partial))  # of a run that was killed
         journal = self._journal
         journal.resume()
         self._forget_absent()

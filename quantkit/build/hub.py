@@ -15,7 +15,8 @@ from quantkit.build.source import Reading, group_by_file, read_exactly
 from quantkit.build.units import Unit
 from quantkit.checkpoint.ahead import Range, ReadAhead
 from quantkit.checkpoint.remote import RemoteRepo
-from quantkit.core.errors import SourceChangedError
+from quantkit.core.errors import CheckpointError, SourceChangedError
+from quantkit.core.files import open_file
 from quantkit.core.tensors import SourceTensor
 
 _CHUNK = 8 * 2**20
@@ -158,7 +159,10 @@ class _Stream:
         self._ahead = ahead
         self._keep = keep
         self._at = 0
-        self._fd = os.open(file.here, os.O_RDONLY) if file.here and file.n_here else None
+        self._fd = None
+        if file.here and file.n_here:
+            with open_file(file.here, error=CheckpointError) as here:
+                self._fd = os.dup(here.fileno())
 
     def take(self, n_bytes: int) -> NDArray[np.uint8]:
         """The next bytes."""

@@ -8,18 +8,28 @@ whole with their sha256, and files that were sent elsewhere with theirs. A line 
 is ignored.
 """
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 from quantkit.build.output import PARTIAL
+from quantkit.core.documents import parse_object
+from quantkit.core.errors import FileError, OutputError
+from quantkit.core.files import read_file
+from quantkit.core.names import is_plain_name
+from quantkit.core.writing import open_to_append, replace_file
 
 NAME = ".quantkit-journal"
 _HASHED, _SENT = "hashed", "sent"
+_MOST_BYTES = 2**29
+_UNIT = re.compile("[0-9]{1,9}")
+_SUM = re.compile("[0-9a-f]{64}")
 
 # What a unit gave: per artifact, a CRC-32 of each piece; None where it was not encoded for one.
 Record: TypeAlias = list[list[int] | None]
@@ -65,14 +75,14 @@ class Journal:
         records: dict[int, Record] = {}
         for line in lines:
             if serves:
-                self.hashed |= _mapping(line.pop(_HASHED, None))
-                self.sent |= _mapping(line.pop(_SENT, None))
+                self.hashed |= _sums(line.pop(_HASHED, None))
+                self.sent |= _sums(line.pop(_SENT, None))
             records |= {
                 int(unit): crcs
                 for unit, crcs in line.items()
-                if unit.isdecimal() and _is_record(crcs, len(earlier))
+                if _UNIT.fullmatch(unit) and _is_record(crcs, len(earlier))
             }
-        columns = {name: column for column, name in enumerate(earlier)}
+        columns = {name: column for column, name in enumerate(earlier) if _is_partial(name)}
         ours = {
             name: column
             for name, column in columns.items()
@@ -95,12 +105,10 @@ class Journal:
 
     def start(self) -> None:
         """Write the record anew, durably: what is finished so far, without what was lost."""
-        temporary = self.path.with_name(NAME + PARTIAL)
-        units = {index: self._line(index) for index in {*self.finished, *self._left}}
-        with temporary.open("wb") as file:
-            _append(file, {"artifacts": {**self._artifacts, **self.left}, **self._identity})
-            _append(file, {_HASHED: self.hashed, _SENT: self.sent, **units})
-        temporary.replace(self.path)
+        units = {index: self._record(index) for index in {*self.finished, *self._left}}
+        first = {"artifacts": {**self._artifacts, **self.left}, **self._identity}
+        begun: dict[Any, Any] = {_HASHED: self.hashed, _SENT: self.sent, **units}
+        replace_file(self.path, _line(first) + _line(begun), self.path.with_name(NAME + PARTIAL))
 
     def record(
         self,
@@ -114,14 +122,12 @@ class Journal:
             return
         self.finished.update(batch)
         self.hashed.update(new)
-        lines: dict[Any, Any] = {index: self._line(index) for index in batch}
-        with self._lock, self.path.open("ab") as file:
-            _append(file, {_HASHED: new, **lines} if new else lines)
+        lines: dict[Any, Any] = {index: self._record(index) for index in batch}
+        self._append({_HASHED: new, **lines} if new else lines)
 
     def record_sent(self, name: str, sha256: str) -> None:
         """Append that a file lies elsewhere now."""
-        with self._lock, self.path.open("ab") as file:
-            _append(file, {_SENT: {name: sha256}})
+        self._append({_SENT: {name: sha256}})
         self.sent[name] = sha256
 
     def forget(self, number: int, units: Iterable[int] | None = None) -> None:
@@ -152,7 +158,13 @@ class Journal:
         """Delete the record: the build is finished, or given up."""
         self.path.unlink(missing_ok=True)
 
-    def _line(self, index: int) -> Record:
+    def _append(self, document: Mapping[Any, Any]) -> None:
+        with self._lock, open_to_append(self.path) as file:
+            file.write(_line(document))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _record(self, index: int) -> Record:
         """What a unit gave to the artifacts of this build, and to those that were left."""
         ours = self.finished.get(index, [None] * len(self._artifacts))
         return [*ours, *self._left.get(index, [None] * len(self.left))]
@@ -161,9 +173,9 @@ class Journal:
 def partial_paths(folder: Path) -> list[Path]:
     """The unfinished files that the journal in a folder answers for, whether or not they exist."""
     lines = _read_lines(folder / NAME)
-    names = lines[0].get("artifacts", ()) if lines else ()
+    names = _mapping(lines[0].get("artifacts")) if lines else {}
     # Nobody's journal, however it came here, makes a build delete anything else.
-    return [folder / name for name in names if Path(name).name == name and name.endswith(PARTIAL)]
+    return [folder / name for name in names if _is_partial(name)]
 
 
 def remove_stale(folder: Path) -> None:
@@ -172,15 +184,24 @@ def remove_stale(folder: Path) -> None:
         (folder / NAME).unlink(missing_ok=True)
 
 
-def _append(file: BinaryIO, document: Mapping[Any, Any]) -> None:
+def _line(document: Mapping[Any, Any]) -> bytes:
     # The leading newline ends a line that a crash cut short, so that it spoils only itself.
-    file.write(b"\n" + json.dumps(document).encode())
-    file.flush()
-    os.fsync(file.fileno())
+    return b"\n" + json.dumps(document).encode()
 
 
 def _mapping(found: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
+
+
+def _sums(found: Any) -> dict[str, str]:
+    """The sha256 by name in a journal's entry."""
+    sums = _mapping(found).items()
+    return {name: sum_ for name, sum_ in sums if isinstance(sum_, str) and _SUM.fullmatch(sum_)}
+
+
+def _is_partial(name: str) -> bool:
+    """Whether a name in a journal is that of an unfinished artifact beside it."""
+    return is_plain_name(name) and name.endswith(PARTIAL)
 
 
 def _is_record(found: Any, count: int) -> bool:
@@ -196,16 +217,11 @@ def _is_record(found: Any, count: int) -> bool:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not path.is_symlink() and not path.exists():
         return []
+    raw = read_file(path, most=_MOST_BYTES, error=OutputError, fix="remove it", follow=False)
     lines = []
-    for line in text.split("\n"):
-        try:
-            document = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(document, dict):
-            lines.append(document)
+    for line in filter(None, raw.split(b"\n")):
+        with contextlib.suppress(FileError):
+            lines.append(parse_object(line, path))
     return lines

@@ -5,14 +5,18 @@ import os
 import shutil
 from pathlib import Path
 
-from quantkit.build.output import PARTIAL, sync_folder
+from quantkit.build.output import PARTIAL
 from quantkit.checkpoint.folder import INDEX, LICENSES, Checkpoint
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
-from quantkit.core.errors import NoSpaceError, OutputError
+from quantkit.core.errors import CheckpointError, NoSpaceError, OutputError
+from quantkit.core.files import has_file, read_file
 from quantkit.core.units import format_size
+from quantkit.core.writing import open_to_append, replace_file, sync_folder
 
 _BESIDE = ("config.json", "generation_config.json", INDEX, "README.md")
+
+_ELSEWHERE = "choose another folder with --keep-source"
 
 
 class Kept:
@@ -40,7 +44,7 @@ class Kept:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for file in (*names, *tokenizer_files(source)):
-                if file.is_file():
+                if has_file(file, error=CheckpointError):
                     self._put(file, self.folder / file.relative_to(source))
         except OSError as error:
             raise OutputError(
@@ -53,15 +57,13 @@ class Kept:
                 raise self._another(path)
 
     def _put(self, source: Path, target: Path) -> None:
-        data = source.read_bytes()
-        if target.exists():
-            if target.read_bytes() != data:
+        data = read_file(source, error=CheckpointError)
+        if has_file(target, error=OutputError, fix=_ELSEWHERE):
+            if read_file(target, error=OutputError, fix=_ELSEWHERE) != data:
                 raise self._another(target)
             return
         target.parent.mkdir(exist_ok=True)
-        partial = target.with_name(target.name + PARTIAL)
-        partial.write_bytes(data)
-        partial.replace(target)
+        replace_file(target, data, target.with_name(target.name + PARTIAL))
 
     def _another(self, path: Path) -> OutputError:
         return OutputError(
@@ -108,7 +110,7 @@ class KeptFile:
         self._final = kept.path(name)
         self._partial, self.n_bytes = kept.begun(name)
         self._known = repo.hashes.get(name)
-        self._file = self._partial.open("ab", buffering=0)
+        self._file = open_to_append(self._partial, buffering=0)
 
     def close(self) -> None:
         """Close it as it is."""

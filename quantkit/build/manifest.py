@@ -2,48 +2,72 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import quantkit
-from quantkit.build.output import Layout, sync_folder
+from quantkit.build.entries import fault_of
+from quantkit.build.output import Layout
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
-from quantkit.core.errors import OutputError
+from quantkit.core.documents import parse_object
+from quantkit.core.errors import CheckpointError, OutputError
+from quantkit.core.files import has_file, open_file, read_if_there
+from quantkit.core.names import resolve
+from quantkit.core.writing import replace_file
 from quantkit.encodings.kernel import IMPROVED
 from quantkit.formats.folder import FolderLayout
 
 NAME = "quantkit.json"
 _VERSION = 1
+_AWAY = "move it away"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an output folder; an empty one where there is none.
+
+    Its entries may be of another form: `sound_entries` has those that describe something.
 
     Raises:
         OutputError: it is not one that quantkit wrote.
 
     """
     path = folder / NAME
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    raw = read_if_there(path, error=OutputError, fix=_AWAY)
+    if raw is None:
         return {"version": _VERSION, "artifacts": {}}
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be read ({error}); move it away.") from None
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("version") != _VERSION
-        or not isinstance(manifest.get("artifacts"), dict)
-    ):
-        raise OutputError(f"{path} was not written by this version of quantkit; move it away.")
+    manifest = parse_object(raw, path, error=OutputError, fix=_AWAY)
+    if manifest.get("version") != _VERSION or not isinstance(manifest.get("artifacts"), dict):
+        raise OutputError(f"{path} was not written by this version of quantkit; {_AWAY}.")
     return manifest
+
+
+def sound_entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a folder's manifest that are as quantkit writes them, by artifact.
+
+    Whatever another one looks like, it makes no file finished, and these stand for themselves.
+
+    Raises:
+        OutputError: the manifest is not one that quantkit wrote.
+
+    """
+    entries = read_manifest(folder)["artifacts"].items()
+    return {name: entry for name, entry in entries if fault_of(name, entry) is None}
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """The file that a manifest's entry names.
+
+    Raises:
+        OutputError: it is none of the folder's.
+
+    """
+    return resolve(folder, name, folder / NAME, error=OutputError, fix="build it again")
 
 
 def describe_artifact(
@@ -102,7 +126,9 @@ def _describe_imatrix(work: Work) -> dict[str, str] | None:
 def _settings(folder: Path) -> list[Path]:
     """The small files that the metadata was made from."""
     own = (folder / "config.json", folder / "generation_config.json", folder / "README.md")
-    return [file for file in (*own, *tokenizer_files(folder)) if file.is_file()]
+    return [
+        file for file in (*own, *tokenizer_files(folder)) if has_file(file, error=CheckpointError)
+    ]
 
 
 def _describe_repo(repo: RemoteRepo | None) -> dict[str, str]:
@@ -137,15 +163,8 @@ def add_artifact(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     """Record one artifact, atomically and durably, beside those already there."""
     manifest = read_manifest(folder)
     manifest["artifacts"][name] = entry
-    path = folder / NAME
-    temporary = path.with_name(f".{NAME}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(folder)
+    text = json.dumps(manifest, indent=2) + "\n"
+    replace_file(folder / NAME, text.encode(), folder / f".{NAME}.partial")
 
 
 def find_finished(
@@ -166,7 +185,7 @@ def find_finished(
         OutputError: it was built here, and a file of it is not what was built.
 
     """
-    entry = read_manifest(folder)["artifacts"].get(layout.name)
+    entry = sound_entries(folder).get(layout.name)
     if (
         entry is None
         or entry["plan_sha256"] != layout.digest
@@ -177,7 +196,7 @@ def find_finished(
         return None
     if elsewhere:
         return "not compared: it lies elsewhere"
-    files = [(folder / file["name"], file) for file in entry["files"]]
+    files = [(file_of(folder, file["name"]), file) for file in entry["files"]]
     if not any(path.exists() for path, _ in files):
         return None
     known_times = True
@@ -203,7 +222,7 @@ def find_finished(
 
 def is_planned(folder: Path, layout: Layout) -> bool:
     """Whether an artifact in a folder was built by this very plan, whatever it was made from."""
-    entry = read_manifest(folder)["artifacts"].get(layout.name, {})
+    entry = sound_entries(folder).get(layout.name, {})
     return bool(entry.get("plan_sha256") == layout.digest)
 
 
@@ -238,7 +257,7 @@ def _sha256(path: Path, _modified_ns: int) -> str:
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path, error=CheckpointError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -251,8 +270,8 @@ def known_sha256(artifact: Path) -> dict[str, str]:
     artifact = artifact.absolute()
     for folder in (artifact.parent, artifact.parent.parent):
         known = {
-            folder / file["name"]: file["sha256"]
-            for entry in read_manifest(folder)["artifacts"].values()
+            file_of(folder, file["name"]): file["sha256"]
+            for entry in sound_entries(folder).values()
             for file in entry["files"]
         }
         if artifact in known:

@@ -1,7 +1,6 @@
 """The output folder: locked, checked for room, filled under partial names, renamed at the end."""
 
 import errno
-import fcntl
 import os
 import shutil
 import zlib
@@ -14,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import NoSpaceError, OutputError
+from quantkit.core.system import lock, sync_data
 from quantkit.core.units import format_size
+from quantkit.core.writing import is_own, open_to_resume, refuse_links
+from quantkit.core.writing import sync_folder as sync_folder
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import Layout as GGUFLayout
 from quantkit.formats.place import Place
@@ -25,6 +27,8 @@ PARTIAL = ".partial"
 REJECTED = ".rejected"
 _LONGEST_NAME = 255  # bytes of a file's name, in all file systems of Linux and macOS
 _LONGEST_ENDING = ".partial-smoke"
+_TRIAL = "-smoke"
+_TRIAL_HEADER = 32 * 10**6
 _NOT_HERE = -1  # instead of a file descriptor
 
 
@@ -50,12 +54,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{folder} is not writable; choose another folder with -o.")
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(fd):
             raise OutputError(
                 f"Another build is writing to {folder}; wait for it or choose another with -o."
-            ) from None
+            )
         yield
     finally:
         os.close(fd)
@@ -152,8 +154,13 @@ class PartialArtifact:
         """Bytes that are still to be written; those of sparse files count where they are there."""
         if self.final.exists():
             return 0
-        there = sum(path.stat().st_blocks * 512 for path in self.paths if path.is_file())
+        there = sum(path.stat().st_blocks * 512 for path in self.paths if is_own(path))
         return max(0, sum(file.n_bytes for file in self.layout.files) - there)
+
+    @property
+    def _in_a_link(self) -> bool:
+        """Whether its folder of shards is none of its own."""
+        return bool(self.layout.folder) and self.partial.is_symlink()
 
     def where(self, _file: int) -> dict[str, str]:
         """What the manifest says of where a file is, if it is not here."""
@@ -161,7 +168,9 @@ class PartialArtifact:
 
     def absent(self) -> set[int]:
         """The files that are not there, by number: nothing that was written to them is left."""
-        return {number for number, path in enumerate(self.paths) if not path.exists()}
+        if self._in_a_link:
+            return set(range(len(self.paths)))
+        return {number for number, path in enumerate(self.paths) if not is_own(path)}
 
     def discard(self) -> None:
         """Delete what there is of it."""
@@ -174,10 +183,14 @@ class PartialArtifact:
 
     def open(self) -> None:
         """Open the files at their full size (sparse), keeping what they hold."""
+        if self._in_a_link:
+            remove(self.partial)
         for path, file in zip(self.paths, self.layout.files, strict=True):
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            if not is_own(path):
+                remove(path)  # a link, which leads to what is somebody else's
+            fd = open_to_resume(path)
             self._fds.append(fd)
             os.ftruncate(fd, file.n_bytes)
 
@@ -190,7 +203,7 @@ class PartialArtifact:
         """
         for path in self.paths:
             is_here = all_here or path.exists()
-            self._fds.append(os.open(path, os.O_RDWR) if is_here else _NOT_HERE)
+            self._fds.append(open_to_resume(path) if is_here else _NOT_HERE)
 
     def write(self, places: Sequence[Place], pieces: Sequence[memoryview]) -> list[int]:
         """Write bytes at their places; a CRC-32 of each."""
@@ -202,7 +215,7 @@ class PartialArtifact:
         """Force what was written to the disk."""
         for fd in self._fds:
             if fd != _NOT_HERE:
-                os.fdatasync(fd)
+                sync_data(fd)
 
     def complete(self) -> None:
         """Write what a folder's format makes of whole matrices, and settle the last sizes.
@@ -228,7 +241,7 @@ class PartialArtifact:
     def write_header(self, index: int) -> None:
         """Write the header of one file that has everything else."""
         self._write_all(index, 0, memoryview(self.layout.files[index].header))
-        os.fdatasync(self._fds[index])
+        sync_data(self._fds[index])
 
     def write_headers(self) -> None:
         """Write the headers, last of all: until now no program takes the files for an artifact."""
@@ -246,6 +259,7 @@ class PartialArtifact:
     def publish(self) -> Path:
         """Rename to the final name, durably; the path of what was renamed."""
         self._drop_scratch()
+        refuse_links(self.final)
         self.partial.rename(self.final)
         sync_folder(self._folder)
         return self.final
@@ -276,18 +290,22 @@ class PartialArtifact:
             done += os.pwrite(fd, data[done:], offset + done)
 
 
+def trial_of(partial: Path) -> Path:
+    """Where a GGUF of an unfinished folder lies while it is run, which shows whether it can be."""
+    return partial.with_name(partial.name + _TRIAL)
+
+
+def trial_bytes(layout: Layout) -> int:
+    """About how many bytes such a GGUF takes: Q8_0 of every weight, and the vocabulary."""
+    if not isinstance(layout, FolderLayout):
+        return 0
+    n_elements = sum(stored.target.n_elements for stored in layout.plan.tensors)
+    return n_elements * 17 // 16 + _TRIAL_HEADER
+
+
 def remove(path: Path) -> None:
-    """Delete a file or a folder of files; nothing where there is none."""
-    if path.is_dir():
+    """Delete a file, a link or a folder of files; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

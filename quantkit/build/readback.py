@@ -8,6 +8,7 @@ from pathlib import Path
 from quantkit.build.output import PartialArtifact
 from quantkit.build.units import Unit
 from quantkit.core.errors import OutputError
+from quantkit.core.writing import open_written
 
 _READ_BACK = 8 * 2**20
 
@@ -70,7 +71,7 @@ def read_back(
 
     """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_written(path) as stream:
         for offset, n_bytes, crc in [(0, len(header), zlib.crc32(header)), *sorted(written)]:
             digest.update(stream.read(offset - stream.tell()))  # alignment padding
             found = 0

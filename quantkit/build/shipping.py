@@ -20,6 +20,7 @@ from quantkit.build.readback import read_back, written_to
 from quantkit.build.units import Unit
 from quantkit.core.errors import NoSpaceError
 from quantkit.core.units import format_size
+from quantkit.core.writing import write_at_start
 from quantkit.formats.folder import FolderLayout
 
 STAGED = f".published{PARTIAL}"
@@ -179,9 +180,7 @@ def leaves_by_shards(layout: Layout) -> bool:
 
 def hollow(path: Path, header: bytes, n_bytes: int) -> None:
     """Give back the disk that a file takes up behind its header."""
-    with path.open("r+b") as file:
-        file.truncate(len(header))
-        file.truncate(n_bytes)
+    write_at_start(path, header, n_bytes)
 
 
 def is_sent(entry: Mapping[str, Any], shipping: Shipping | None) -> bool:

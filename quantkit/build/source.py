@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quantkit.build.units import Unit
 from quantkit.checkpoint.folder import Checkpoint, RowReader
 from quantkit.core.errors import CheckpointError
+from quantkit.core.files import open_file
 
 _GAP_CHUNK = 8 * 2**20
 
@@ -180,10 +181,8 @@ class SourceReader:
         self, path: Path, units: Iterable[Unit]
     ) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         digest = hashlib.sha256()
-        try:
-            self._open = fd = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise _unreadable(path, error) from None
+        with open_file(path, error=CheckpointError) as file:
+            self._open = fd = os.dup(file.fileno())
         at = 0
         for unit in units:
             self._hash_gap(digest, path, at, unit.offset)
@@ -238,7 +237,7 @@ def hash_source(path: Path, known: Stamp) -> str:
         CheckpointError: it does not bear it any more.
 
     """
-    with path.open("rb") as file:
+    with open_file(path, error=CheckpointError) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if stamp(path) != known:
         raise CheckpointError(f"{path} changed while it was read; run the same command again.")

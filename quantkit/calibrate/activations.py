@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import OutputError
+from quantkit.core.files import open_file
+from quantkit.core.writing import create, is_own, open_to_resume
 
 _DTYPE = np.dtype("<f4")
 
@@ -40,7 +42,7 @@ class Activations:
     def start(self, values: NDArray[np.float32]) -> None:
         """Begin with the embeddings."""
         if self._spill:
-            self._open(1, "w+")
+            self._open(1, anew=True)
         self.hidden[:] = values
 
     def resume(self, layers: int) -> None:
@@ -52,21 +54,20 @@ class Activations:
         """
         turn = (layers - 1) % 2
         path = self._file(turn)
-        if not path.is_file() or path.stat().st_size != self.n_bytes:
-            raise OutputError(f"{path} is missing or damaged; delete {self._folder} to start anew.")
+        if not is_own(path) or path.stat().st_size != self.n_bytes:
+            raise OutputError(f"{path} is missing or damaged; {self._anew}.")
         if self._spill:
-            self._open(turn, "r+")
+            self._open(turn, anew=False)
         else:
-            self.hidden[:] = np.fromfile(path, _DTYPE).reshape(self._shape)
+            with open_file(path, error=OutputError, fix=self._anew, follow=False) as file:
+                self.hidden[:] = np.fromfile(file, _DTYPE).reshape(self._shape)
         self._turn = layers % 2
 
     def keep(self) -> NDArray[np.float32]:
         """A copy of what ``out`` holds now, where the other arrays are."""
         if not self._spill:
             return self.out.copy()
-        copy: NDArray[np.float32] = np.memmap(
-            self._folder / "kept.f32", _DTYPE, "w+", shape=self._shape
-        )
+        copy: NDArray[np.float32] = self._map(self._folder / "kept.f32")
         copy[:] = self.out
         return copy
 
@@ -75,7 +76,7 @@ class Activations:
         if self._spill:
             cast("np.memmap[Any, Any]", self.out).flush()
             return
-        with self._file(self._turn).open("wb") as file:
+        with create(self._file(self._turn)) as file:
             self.out.tofile(file)
             file.flush()
             os.fsync(file.fileno())
@@ -83,18 +84,24 @@ class Activations:
     def turn_over(self) -> None:
         """What was committed, and recorded as such, is the next layer's input."""
         if self._spill:
-            self._open(self._turn, "r+")
+            self._open(self._turn, anew=False)
         self._turn = 1 - self._turn
 
-    def _open(self, turn: int, mode: Literal["r+", "w+"]) -> None:
+    def _open(self, turn: int, *, anew: bool) -> None:
         """Map the files: ``hidden`` is the one of ``turn``, ``out`` the other."""
+        self.hidden = self._map(self._file(turn), anew=anew)
+        self.out = self._map(self._file(1 - turn))
+        self.middle = self._map(self._folder / "middle.f32")
 
-        def mapped(name: Path, how: Literal["r+", "w+"]) -> NDArray[np.float32]:
-            return np.memmap(name, _DTYPE, how, shape=self._shape)
+    def _map(self, path: Path, *, anew: bool = True) -> NDArray[np.float32]:
+        """A file as an array, the file of before if it is not to be ``anew``."""
+        with create(path) if anew else os.fdopen(open_to_resume(path), "r+b") as file:
+            mode: Literal["r+", "w+"] = "w+" if anew else "r+"
+            return np.memmap(file, _DTYPE, mode, shape=self._shape)
 
-        self.hidden = mapped(self._file(turn), mode)
-        self.out = mapped(self._file(1 - turn), "w+")
-        self.middle = mapped(self._folder / "middle.f32", "w+")
+    @property
+    def _anew(self) -> str:
+        return f"delete {self._folder} to start anew"
 
     def _file(self, turn: int) -> Path:
         return self._folder / f"states-{turn}.f32"

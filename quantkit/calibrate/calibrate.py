@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, read_note, write_imatrix
 from quantkit.core.errors import CalibrationError, Interrupted, OutputError
+from quantkit.core.writing import create, open_written
 from quantkit.families.model import Model
 
 FEWEST_TOKENS = 256
@@ -115,7 +117,7 @@ def calibrate(
         arrays = {}
         for role, sums in visitor.take().items():
             arrays[f"{role}.squares"], arrays[f"{role}.counts"] = sums.squares, sums.counts
-        with (run.folder / f"layer-{layer}.npz").open("wb") as file:
+        with create(run.folder / f"layer-{layer}.npz") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type] # allow_pickle is no array
             file.flush()
             os.fsync(file.fileno())
@@ -223,7 +225,23 @@ class Run:
         settings: Settings,
         folder: Path,
         identity: Mapping[str, Any],
+        *,
+        more_arrays: int = 0,
+        more_bytes: int = 0,
     ) -> None:
+        """Prepare a run; no weights are read.
+
+        Args:
+            checkpoint: whose weights.
+            model: the checkpoint's.
+            corpus: the text.
+            settings: how to run.
+            folder: for what must survive a kill.
+            identity: what tells this run from others.
+            more_arrays: of activations that the visitor or merger keeps beside the usual ones.
+            more_bytes: of disk that ``finish_layer`` and the like write in all.
+
+        """
         self.folder = folder
         self._checkpoint = checkpoint
         self.model = model
@@ -237,8 +255,9 @@ class Run:
         )
         self._shape = (corpus.chunks, corpus.context, model.hparams.hidden_size)
         one = int(np.prod(self._shape)) * 4
-        self._spills = _KEPT_ARRAYS * one > settings.max_memory
-        self.n_bytes = (_SPILLED_ARRAYS if self._spills else _KEPT_ARRAYS) * one
+        self._spills = (_KEPT_ARRAYS + more_arrays) * one > settings.max_memory
+        arrays = _SPILLED_ARRAYS + more_arrays if self._spills else _KEPT_ARRAYS
+        self.n_bytes = arrays * one + more_bytes
         self.states: Activations
         self.routing: tuple[Routing, ...] = ()
         self.records: tuple[Mapping[str, Any], ...] = ()
@@ -324,10 +343,19 @@ def _gather(run: Run) -> dict[str, Sums]:
     """The sums of all layers by the tensors' names."""
     entries = {}
     for layer in range(run.model.hparams.num_hidden_layers):
-        with np.load(run.folder / f"layer-{layer}.npz") as arrays:
-            for key in arrays.files:
-                role, _, kind = key.rpartition(".")
-                if kind == "squares":
-                    name = run.weights.target(layer, role).name
-                    entries[name] = Sums(arrays[key], arrays[f"{role}.counts"])
+        for role, sums in _read_sums(run.folder / f"layer-{layer}.npz").items():
+            entries[run.weights.target(layer, role).name] = sums
     return entries
+
+
+def _read_sums(path: Path) -> dict[str, Sums]:
+    """What an earlier run may have left of a layer, by role."""
+    with open_written(path) as file:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                roles = [key.removesuffix(".squares") for key in arrays if key.endswith(".squares")]
+                return {r: Sums(arrays[f"{r}.squares"], arrays[f"{r}.counts"]) for r in roles}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise OutputError(
+                f"{path} is damaged ({error}); delete {path.parent} and run the same command again."
+            ) from None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quantkit.calibrate.calibrate import Run, Settings, Step, digest, identify
-from quantkit.calibrate.forward import Routing
+from quantkit.calibrate.forward import Routing, require_finite
 from quantkit.calibrate.least_squares import Part, Samples, fit
 from quantkit.calibrate.perplexity import Bystander
 from quantkit.calibrate.progress import working_folder
@@ -27,6 +27,7 @@ from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.densified import densified, require_experts
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.safetensors import read_header
+from quantkit.core.writing import create
 from quantkit.encodings.merge import narrow
 from quantkit.families.model import Model
 from quantkit.formats.safetensors import StoredTensor, place
@@ -80,7 +81,17 @@ def merged(
     require_experts(checkpoint, model)
     settings = replace(settings, fewest_tokens=0)
     identity = {**identify(checkpoint, corpus, settings), "merge": rounds}
-    run = Run(checkpoint, model, corpus, settings, folder, identity)
+    fits = rounds is not None
+    run = Run(
+        checkpoint,
+        model,
+        corpus,
+        settings,
+        folder,
+        identity,
+        more_arrays=int(fits),
+        more_bytes=_written(model) if fits else 0,
+    )
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
     with working_folder(folder, run.n_bytes):
         if rounds is None:
@@ -100,6 +111,12 @@ def merged(
         yield Merged(*parts, digest(identity), run.routing)
 
 
+def _written(model: Model) -> int:
+    """Bytes of the matrices that a fit writes in all, if they were float32."""
+    hparams = model.hparams
+    return hparams.num_hidden_layers * 3 * hparams.hidden_size * hparams.intermediate_size * 4
+
+
 class _Fit:
     """A `Merger`: neurons are chosen, fitted, rounded as they will be stored, and written."""
 
@@ -112,6 +129,8 @@ class _Fit:
     def __call__(
         self, layer: int, inputs: Tensor, outputs: Tensor, routing: Routing
     ) -> Callable[[Tensor], Tensor]:
+        for values in (inputs, outputs):
+            require_finite(values, f"the experts of layer {layer}")
         samples = Samples(inputs, outputs, self._weights.device)
         part = fit(samples, self._choose(layer, routing), self._rounds)
         return self._store(layer, part)
@@ -160,7 +179,7 @@ class _Fit:
             tensors.append(StoredTensor(full, dtype, tuple(values.shape)))
             rounded[short] = self._weights.widen(raw, dtype).view(values.shape)
         shard = place(_file(self._folder, layer).name, tensors)
-        with _file(self._folder, layer).open("wb") as file:
+        with create(_file(self._folder, layer)) as file:
             file.write(shard.header)
             for tensor in shard.tensors:
                 file.write(raws[tensor.name])

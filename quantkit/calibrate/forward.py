@@ -389,11 +389,8 @@ class _Layer:
             self._visitor.observe(site, inputs, share)
 
     def _require_finite(self) -> None:
-        if not all(torch.isfinite(self._out[batch.tokens]).all() for batch in self._all()):
-            raise CalibrationError(
-                f"Layer {self._layer} gives activations that are not finite; a weight of it is "
-                "damaged or the model does not fit its config.json. Download it again."
-            )
+        for batch in self._all():
+            require_finite(self._out[batch.tokens], f"what layer {self._layer} gives")
 
     def _all(self) -> _Batches:
         return _cut(torch.arange(len(self._out)))
@@ -403,6 +400,20 @@ class _Layer:
 
     def _to_device(self, chunk: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(chunk).to(self._forward.device)
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Refuse activations, or sums of them, that nothing can be solved with.
+
+    Raises:
+        CalibrationError: one is NaN or infinite.
+
+    """
+    if not torch.isfinite(values).all():
+        raise CalibrationError(
+            f"The activations are not finite in {what}; a weight before it is damaged or huge, or "
+            "the model does not fit its config.json. Download it again."
+        )
 
 
 @contextmanager

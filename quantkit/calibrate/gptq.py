@@ -20,6 +20,8 @@ from quantkit.build.output import (
     locked,
     naming_failures,
     remove,
+    trial_bytes,
+    trial_of,
 )
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
@@ -28,7 +30,9 @@ from quantkit.calibrate.forward import Site
 from quantkit.calibrate.quantizer import Quantizer, Recipe
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.folder import Checkpoint
-from quantkit.core.errors import OutputError
+from quantkit.core.errors import CheckpointError, OutputError
+from quantkit.core.files import open_file
+from quantkit.core.writing import open_written, refuse_links
 from quantkit.encodings.gptq import Grid, Rounded
 from quantkit.encodings.kernel import load_kernel
 from quantkit.families.model import Model
@@ -124,10 +128,11 @@ def build_gptq(
     layout = build.layout
     with locked(out):
         if how := manifest.find_finished(out, build.work, layout, hashed=hashed):
-            entry = manifest.read_manifest(out)["artifacts"][layout.name]
+            entry = manifest.sound_entries(out)[layout.name]
             path = out / layout.name
             return Artifact(layout, path, entry, None, fresh=False, recognized=how)
         artifact = PartialArtifact(out, layout)
+        refuse_links(artifact.final, out / manifest.NAME)
         if artifact.final.exists():
             raise OutputError(
                 f"{artifact.final} is there already and was not built from this checkpoint with "
@@ -173,7 +178,9 @@ class _Build:
         if not whole:
             remove(run.folder)  # layers that it has done would be missing
         run.folder.mkdir(parents=True, exist_ok=True)
-        check_space(self._out, artifact.missing + run.n_bytes)
+        remove(trial_of(artifact.partial))  # of a run that was killed
+        trial = trial_bytes(artifact.layout) if check is not None else 0
+        check_space(self._out, artifact.missing + max(run.n_bytes, trial))
         try:
             artifact.open()
             visitor = Quantizer(self._build.recipe, run.weights.device, self._keep)
@@ -227,7 +234,7 @@ class _Build:
         sha256 = hashlib.sha256()
         parts = [(len(file.header), zlib.crc32(file.header))]
         parts += [(tensor.n_bytes, crcs[tensor.name]) for tensor in file.tensors]
-        with path.open("rb") as stream:
+        with open_written(path) as stream:
             for n_bytes, crc in parts:
                 found = 0
                 for at in range(0, n_bytes, _READ):
@@ -282,7 +289,7 @@ class _Build:
 
 def _sha256(path: Path) -> str:
     before = stamp(path)
-    with path.open("rb") as file:
+    with open_file(path, error=CheckpointError) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if stamp(path) != before:
         raise OutputError(f"{path} changed while it was read; run the same command again.")

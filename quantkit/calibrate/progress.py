@@ -1,16 +1,20 @@
 """What a run that goes layer by layer has finished, on disk, so that a killed one resumes."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quantkit.build.output import locked, naming_failures, sync_folder
+from quantkit.build.output import locked, naming_failures
+from quantkit.core.documents import parse_object
+from quantkit.core.errors import FileError
+from quantkit.core.files import read_file
+from quantkit.core.writing import is_own, refuse_links, replace_file
 
 _NAME = "journal.json"
+_MOST_BYTES = 2**29
 _OURS = (".json", ".new", ".f32", ".npz", ".gguf", ".safetensors")
 
 
@@ -47,13 +51,8 @@ class Journal:
         """One more layer is done; everything of it must be on the disk already."""
         self.layers.append(layer)
         path = self.folder / _NAME
-        temporary = path.with_suffix(".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"identity": self._identity, "layers": self.layers}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(self.folder)
+        text = json.dumps({"identity": self._identity, "layers": self.layers})
+        replace_file(path, text.encode(), path.with_suffix(".new"))
 
 
 @contextmanager
@@ -64,14 +63,17 @@ def working_folder(folder: Path, missing: int) -> Iterator[None]:
         OutputError: it cannot be made or written, or another run holds it.
 
     """
+    refuse_links(folder)
     with locked(folder), naming_failures(folder, lambda: missing):
         yield
         shutil.rmtree(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    if not is_own(path):
         return {}
-    return document if isinstance(document, dict) else {}
+    try:
+        document = parse_object(read_file(path, most=_MOST_BYTES, follow=False), path)
+        return {"identity": document["identity"], "layers": list(document["layers"])}
+    except (FileError, KeyError, TypeError):
+        return {}

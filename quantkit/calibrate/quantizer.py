@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.calibrate.forward import Site
+from quantkit.calibrate.forward import Site, require_finite
 from quantkit.calibrate.statistics import SecondMoment
 from quantkit.encodings.gptq import Grid, Rounded, prepare, solve
 
@@ -53,8 +53,10 @@ class Quantizer:
         moment = self._moment or SecondMoment(weights[0].shape[1], self._device)
         self._moment = None
         recipe = self._recipe
-        compensation = prepare(moment.mean(), act_order=recipe.act_order, damp=recipe.damp)
-        del moment
+        mean = moment.mean()
+        require_finite(mean, f"what goes into {' and '.join(site.roles)} of layer {site.layer}")
+        compensation = prepare(mean, act_order=recipe.act_order, damp=recipe.damp)
+        del moment, mean
         replaced = []
         for role, weight in zip(site.roles, weights, strict=True):
             rounded = solve(weight, compensation, recipe.grid, search=recipe.search)

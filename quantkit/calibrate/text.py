@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.tokenizer.encode import encode_text
 from quantkit.core.errors import CalibrationError
+from quantkit.core.files import MOST_TEXT, read_file
 
 BUILT_IN = "built-in text (Python's help topics and standard library)"
 RANDOM = "random tokens"
@@ -129,7 +130,7 @@ def _sources() -> Iterator[str]:
     for name in _MODULES.split():
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-            yield from Path(spec.origin).read_text(encoding="utf-8").split("\n\n\n")
+            yield from read_file(Path(spec.origin)).decode().split("\n\n\n")
 
 
 def _pieces(parts: Iterator[str]) -> Iterator[str]:
@@ -145,10 +146,9 @@ def _pieces(parts: Iterator[str]) -> Iterator[str]:
 
 
 def _read(file: Path) -> str:
+    raw = read_file(file, most=MOST_TEXT, error=CalibrationError, fix="give a text file")
     try:
-        text = file.read_bytes().decode()
-    except OSError as error:
-        raise CalibrationError(f"{file} cannot be read: {error.strerror}.") from None
+        text = raw.decode()
     except UnicodeDecodeError:
         raise CalibrationError(f"{file} is not UTF-8 text; convert it first.") from None
     # llama.cpp's tools drop the newline that ends a file.

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.rows import open_rows, read_stored
 from quantkit.core.errors import CheckpointError, PlanError
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
 from quantkit.encodings.merge import weighted_mean
+from quantkit.encodings.widen import widen
 from quantkit.families import find_family, mixtral
 from quantkit.families.model import Block, Model
 
@@ -54,7 +56,8 @@ def densified(
 
     Raises:
         CheckpointError: the model has no experts.
-        PlanError: there are not as many weights as experts, or they add up to nothing.
+        PlanError: there are not as many weights as experts, or they add up to nothing. Rows raise
+            it where a mean is beyond the range of its dtype.
 
     """
     require_experts(checkpoint, model)
@@ -95,9 +98,21 @@ def densified(
         raws = [read_block(block, first, count) for block in mean.blocks]
         if len(raws) == 1:
             return raws[0]
-        return weighted_mean(raws, mean.weights, tensors[name].dtype)
+        dtype = tensors[name].dtype
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = weighted_mean(raws, mean.weights, dtype)
+        if not _is_finite(found, dtype) and all(_is_finite(raw, dtype) for raw in raws):
+            raise PlanError(
+                f"The mean of the experts is beyond what {dtype} holds in {quoted(name)}; give "
+                "other weights, or take one expert with --expert."
+            )
+        return found
 
     return replace(checkpoint, config=config, tensors=tensors, read_rows=read_rows), dense
+
+
+def _is_finite(raw: NDArray[np.uint8], dtype: str) -> bool:
+    return bool(np.isfinite(widen(raw, dtype)).all())
 
 
 def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:

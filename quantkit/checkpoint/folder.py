@@ -1,23 +1,19 @@
 """A checkpoint folder as the Hugging Face Hub serves it: config.json and safetensors files."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.remote import RemoteRepo
-from quantkit.checkpoint.safetensors import (
-    GIT_LFS_POINTER,
-    is_unneeded_buffer,
-    only_floats,
-    quoted,
-    read_header,
-)
+from quantkit.checkpoint.safetensors import is_unneeded_buffer, only_floats, read_header
+from quantkit.core.documents import read_object
 from quantkit.core.errors import CheckpointError
+from quantkit.core.names import is_plain_name
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 
 if TYPE_CHECKING:
@@ -257,29 +253,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, unreadable, not JSON, or not a JSON object.
 
     """
-    try:
-        # Reading a pipe would wait for its writer, so nothing but a plain file is opened.
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} is not a regular file; download it again.")
-        # A byte order mark, which Windows' editors leave, means nothing.
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; download it again.") from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except RecursionError:
-        raise CheckpointError(f"{path} is nested too deeply; download it again.") from None
-    except json.JSONDecodeError as error:
-        if error.doc.startswith(GIT_LFS_POINTER.decode()):
-            raise CheckpointError(
-                f"{path} is a Git LFS pointer and not the file; run `git lfs pull` in its folder."
-            ) from None
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error
-    except ValueError as error:  # of UTF-8, or of an integer with thousands of digits
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; download it again.")
-    return value
+    return read_object(path, error=CheckpointError)
 
 
 def _list_folder(path: Path) -> list[str]:
@@ -349,21 +323,13 @@ def read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download it again.")
     for tensor, file in weight_map.items():
-        if not _is_plain_name(file):
+        if not is_plain_name(file):
             raise CheckpointError(
                 f"{index} puts tensor {quoted(tensor)} in {quoted(file)}, which is not the name of "
                 "a file in its folder; don't trust this checkpoint, download it again from its "
                 "origin."
             )
     return weight_map
-
-
-def _is_plain_name(name: object) -> bool:
-    """Whether a value names a file in a folder: nothing that leads elsewhere on any system."""
-    if not isinstance(name, str) or name in ("", "..") or not name.isprintable():
-        return False
-    # Windows paths know both separators, and drives.
-    return PureWindowsPath(name).name == name
 
 
 def _find_shards(path: Path, names: list[str], weight_map: dict[str, str]) -> tuple[Path, ...]:

@@ -7,21 +7,31 @@ expert) and ``<name>.counts``; the legacy ``.dat`` holds means that were scaled 
 """
 
 import hashlib
+import os
 import re
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.core.errors import ImatrixError
+from quantkit.checkpoint.gguf import HeaderTensor, read_header
+from quantkit.core.errors import GGUFError, ImatrixError
+from quantkit.core.files import open_file
+from quantkit.core.printable import quoted
 from quantkit.families.model import Target
 
 _LAYER = re.compile(r"blk\.([0-9]+)\.(.+)")
+_AGAIN = "make it anew"
+# What the old format may hold at most: it has no header that could be checked against the file.
+_MOST_ENTRIES = 2**16
+_MOST_NAME = 4096
+_MOST_VALUES = 2**28
+_MOST_PADDING = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,72 +183,86 @@ def write_imatrix(
 
 def read_note(path: Path, key: str) -> str | None:
     """A string key of an importance matrix in GGUF format; None where it has none."""
-    from gguf import GGUFReader
-
     try:
-        field = GGUFReader(path).get_field(key)
-        return None if field is None else str(field.contents())
-    except (OSError, ValueError, TypeError, IndexError, KeyError, OverflowError):
+        value = read_header(path).metadata.get(key)
+    except GGUFError:
         return None
+    return value if isinstance(value, str) else None
 
 
 def load_imatrix(path: Path) -> Imatrix:
     """Read an importance matrix, normalized as llama-quantize does before it uses one.
 
     Raises:
-        ImatrixError: the file is missing, of neither format, cut short, or not finite.
+        ImatrixError: the file is missing, of neither format, cut short, or holds values that no
+            mean of squares can have.
 
     """
-    try:
-        with path.open("rb") as file:
+    with open_file(path, error=ImatrixError, fix="give a file of llama-imatrix") as file:
+        try:
             is_gguf = file.read(4) == b"GGUF"
             file.seek(0)
+            read = _read_gguf if is_gguf else _read_legacy
+            entries, chunk_count, datasets, end = read(path, file)
+            if os.fstat(file.fileno()).st_size > end + _MOST_PADDING:
+                raise ImatrixError(f"{path} is longer than what it holds; {_AGAIN}.")
+            file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        imatrix = (_read_gguf if is_gguf else _read_legacy)(path, sha256)
-    except OSError as error:
-        raise ImatrixError(f"{path} cannot be read: {error.strerror}.") from None
-    for name, values in imatrix.entries.items():
+        except OSError as error:
+            raise ImatrixError(f"{path} cannot be read: {error.strerror}.") from None
+    for name, values in entries.items():
         if not np.isfinite(values).all():
-            raise ImatrixError(f"{path} has a NaN or infinite importance for {name}; make it anew.")
-    return imatrix
+            raise ImatrixError(
+                f"{path} has a NaN or infinite importance for {quoted(name)}; {_AGAIN}."
+            )
+        if (values < 0).any():
+            raise ImatrixError(f"{path} has a negative importance for {quoted(name)}; {_AGAIN}.")
+    return Imatrix(path, sha256, entries, chunk_count, datasets)
 
 
-def _read_gguf(path: Path, sha256: str) -> Imatrix:
-    from gguf import GGUFReader
+# Values by name, chunks, texts, and where in the file they end.
+_Content = tuple[dict[str, NDArray[np.float32]], int, tuple[str, ...], int]
 
+
+def _read_gguf(path: Path, file: BinaryIO) -> _Content:
     try:
-        reader = GGUFReader(path)
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        chunks = reader.get_field("imatrix.chunk_count")
-        texts = reader.get_field("imatrix.datasets")
-        if chunks is None or texts is None or not tensors:
-            raise ImatrixError(f"{path} is a GGUF file but no importance matrix.")
-        chunk_count, datasets = int(chunks.contents()), texts.contents()
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
-        raise ImatrixError(f"{path} is a damaged GGUF file ({error}); make it anew.") from None
+        header = read_header(path)
+    except GGUFError as error:
+        raise ImatrixError(f"{str(error).removesuffix('.')}; {_AGAIN}.") from None
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    chunks = header.metadata.get("imatrix.chunk_count")
+    texts = header.metadata.get("imatrix.datasets")
+    if type(chunks) is not int or not isinstance(texts, list) or not tensors:
+        raise ImatrixError(f"{path} is a GGUF file but no importance matrix.")
+
+    def values(tensor: HeaderTensor) -> NDArray[np.float32]:
+        file.seek(header.data_offset + tensor.offset)
+        return np.frombuffer(file.read(tensor.n_bytes), "<f4").astype(np.float32)
+
     entries: dict[str, NDArray[np.float32]] = {}
     for name, tensor in tensors.items():
         base, _, kind = name.rpartition(".")
         if kind not in ("in_sum2", "counts"):
             continue
         other = tensors.get(f"{base}.counts" if kind == "in_sum2" else f"{base}.in_sum2")
-        if other is None or tensor.tensor_type.name != "F32":
-            raise ImatrixError(f"{path} has no matching sums and counts for {base}; make it anew.")
+        if other is None or tensor.encoding.name != "F32" or other.encoding.name != "F32":
+            raise ImatrixError(
+                f"{path} has no matching sums and counts for {quoted(base)}; {_AGAIN}."
+            )
         if kind == "in_sum2":
-            sums, counts = np.asarray(tensor.data), np.asarray(other.data)
-            if counts.size == 0 or sums.size % counts.size:
+            if tensor.n_elements % other.n_elements:
                 raise ImatrixError(
-                    f"{path} has {sums.size} sums but {counts.size} counts for {base}; make it "
-                    "anew."
+                    f"{path} has {tensor.n_elements} sums but {other.n_elements} counts for "
+                    f"{quoted(base)}; {_AGAIN}."
                 )
-            entries[base] = _means(sums, counts)
-    return Imatrix(
-        path,
-        sha256,
-        entries,
-        chunk_count,
-        tuple(datasets) if isinstance(datasets, list) else (str(datasets),),
-    )
+            counts = values(other)
+            if not (np.isfinite(counts).all() and (counts >= 0).all()):
+                raise ImatrixError(
+                    f"{path} has counts for {quoted(base)} that are no counts; {_AGAIN}."
+                )
+            entries[base] = _means(values(tensor), counts)
+    end = max(tensor.offset + tensor.n_bytes for tensor in header.tensors)
+    return entries, chunks, tuple(map(str, texts)), header.data_offset + end
 
 
 def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -249,33 +273,39 @@ def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np
     return np.divide(rows, n, out=np.ones_like(rows), where=n > 0).ravel()
 
 
-def _read_legacy(path: Path, sha256: str) -> Imatrix:
-    data = path.read_bytes()
-    at = 0
+def _read_legacy(path: Path, file: BinaryIO) -> _Content:
+    left = size = os.fstat(file.fileno()).st_size
 
-    def take(size: int) -> bytes:
-        nonlocal at
-        if size < 0 or at + size > len(data):
-            raise ImatrixError(f"{path} is no importance matrix, or was cut short; make it anew.")
-        at += size
-        return data[at - size : at]
+    def take(size: int, most: int) -> bytes:
+        nonlocal left
+        if not 0 <= size <= min(left, most):
+            raise ImatrixError(f"{path} is no importance matrix, or was cut short; {_AGAIN}.")
+        left -= size
+        return file.read(size)
 
     def number() -> int:
-        return int(struct.unpack("<i", take(4))[0])
+        return int(struct.unpack("<i", take(4, 4))[0])
+
+    def text() -> str:
+        return take(number(), _MOST_NAME).decode("utf-8", errors="replace").rstrip("\0")
 
     entries: dict[str, NDArray[np.float32]] = {}
     n_entries = number()
-    if n_entries < 1:
+    if not 1 <= n_entries <= _MOST_ENTRIES:
         raise ImatrixError(f"{path} is no importance matrix.")
     for _ in range(n_entries):
-        name = take(number()).decode("utf-8", errors="replace").rstrip("\0")
+        name = text()
         calls, n_values = number(), number()
         if n_values < 1:
-            raise ImatrixError(f"{path} holds no values for {name}; make it anew.")
-        values = np.frombuffer(take(4 * n_values), "<f4").astype(np.float32)
+            raise ImatrixError(f"{path} holds no values for {quoted(name)}; {_AGAIN}.")
+        if name in entries or calls < 0:
+            raise ImatrixError(
+                f"{path} has {quoted(name)} twice or a negative count for it; {_AGAIN}."
+            )
+        values = np.frombuffer(take(4 * n_values, 4 * _MOST_VALUES), "<f4").astype(np.float32)
         entries[name] = values / np.float32(calls) if calls > 0 else values
-    chunk_count = number() if at + 4 <= len(data) else 0
+    chunk_count = number() if left >= 4 else 0
     dataset = ""
-    if at + 4 <= len(data) and (length := number()) > 0:
-        dataset = take(length).decode("utf-8", errors="replace").rstrip("\0")
-    return Imatrix(path, sha256, entries, chunk_count, (dataset,) if dataset else ())
+    if left >= 4 and (length := number()) > 0:
+        dataset = take(length, _MOST_NAME).decode("utf-8", errors="replace").rstrip("\0")
+    return entries, chunk_count, (dataset,) if dataset else (), size - left

@@ -6,19 +6,25 @@ is run by an unpickler that knows a few names and hands out objects that can do 
 other name ends it before anything is called. Layout: PyTorch's ``torch/serialization.py``.
 """
 
+import io
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, ClassVar, NoReturn
 
-from quantkit.checkpoint.safetensors import GIT_LFS_POINTER, quoted
 from quantkit.core.errors import CheckpointError
+from quantkit.core.files import GIT_LFS_POINTER, open_file
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
 
-_MOST_PICKLE_BYTES = 100 * 10**6
+_MOST_PICKLE_BYTES = 4 * 10**6  # a tensor takes some 200
+_BYTE_ORDER_BYTES = 16
+_MOST_DIMS = 8
+_MOST_SIZE = 2**48  # elements of anything
 _LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name
 # safetensors' names for what a storage holds, and its bytes. Only floats can be weights.
 _STORAGES = {
@@ -44,82 +50,100 @@ def read_pth(path: Path) -> dict[str, SourceTensor]:
             plain containers.
 
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(path, archive)
-    except zipfile.BadZipFile:
-        if _starts_as_pointer(path):
+    with open_file(path, error=CheckpointError) as file:
+        try:
+            if file.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER:
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its "
+                    "folder."
+                )
+            with zipfile.ZipFile(file) as archive:
+                return _read(path, file, archive)
+        except CheckpointError:
+            raise
+        except OSError as error:
             raise CheckpointError(
-                f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its "
-                "folder."
+                f"{path} cannot be read ({error.strerror or error}); check the file and its "
+                "permissions."
             ) from None
-        raise CheckpointError(
-            f"{path} is no zip file, as PyTorch has saved since 1.6; download it again, or if it "
-            "is older load it with torch.load(weights_only=True) and save it anew."
-        ) from None
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror or error}); check the file and its "
-            "permissions."
-        ) from None
+        except Exception:  # noqa: BLE001 - of a damaged archive zipfile raises eight kinds
+            raise CheckpointError(
+                f"{path} is no sound zip file, as PyTorch has saved since 1.6; download it again, "
+                "or if it is older load it with torch.load(weights_only=True) and save it anew."
+            ) from None
 
 
-def _starts_as_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER
-
-
-def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, SourceTensor]:
+def _read(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, SourceTensor]:
     entries = {info.filename: info for info in archive.infolist()}
     programs = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+    if len(entries) != len(archive.infolist()):
+        _refuse(path, "it holds two entries of one name")
     if len(programs) != 1 or programs[0].count("/") != 1:
         _refuse(path, "it has no data.pkl of torch.save")
     root = programs[0].removesuffix("data.pkl")
-    if entries[programs[0]].file_size > _MOST_PICKLE_BYTES:
-        _refuse(path, "its data.pkl has over 100 MB")
-    if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+    order = entries.get(f"{root}byteorder")
+    if order is not None and _stored(path, file, order, _BYTE_ORDER_BYTES) != b"little":
         _refuse(path, "its bytes are in big-endian order")
-    with archive.open(programs[0]) as stream:
-        unpickler = _Unpickler(stream)
-        try:
-            state = unpickler.load()
-        except _ForbiddenError as error:
-            _refuse(path, str(error))
-        except Exception as error:  # noqa: BLE001 - a damaged pickle can raise anything
-            _refuse(path, f"its data.pkl is damaged ({type(error).__name__})")
+    state = _run(path, _stored(path, file, entries[programs[0]], _MOST_PICKLE_BYTES))
     if not isinstance(state, Mapping) or not state:
         _refuse(path, "it holds no tensors by name")
-    file_bytes = path.stat().st_size
     tensors = {}
-    with path.open("rb") as file:
-        for name, value in state.items():
-            if not isinstance(name, str) or not isinstance(value, _Tensor):
-                _refuse(path, f"its entry {quoted(name)} is no tensor")
-            info = entries.get(f"{root}data/{value.storage.key}")
-            if info is None or info.compress_type != zipfile.ZIP_STORED:
-                _refuse(path, f"the storage of {quoted(name)} is missing or compressed")
-            start = _data_offset(file, info)
-            item = _ITEM_BYTES[value.storage.dtype]
-            n_bytes = prod(value.shape) * item
-            first = value.offset * item
-            if first + n_bytes > info.file_size or start + info.file_size > file_bytes:
-                _refuse(path, f"{quoted(name)} reaches beyond its storage")
-            if not value.is_contiguous:
-                _refuse(path, f"{quoted(name)} is a view that is not contiguous")
-            tensors[name] = SourceTensor(
-                name, value.storage.dtype, value.shape, path, start + first, n_bytes
-            )
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, _Tensor):
+            _refuse(path, f"its entry {quoted(name)} is no tensor")
+        info = entries.get(f"{root}data/{value.storage.key}")
+        if info is None:
+            _refuse(path, f"the storage of {quoted(name)} is missing")
+        start = _data_offset(path, file, info)
+        item = _ITEM_BYTES[value.storage.dtype]
+        n_bytes = prod(value.shape) * item
+        first = value.offset * item
+        if first + n_bytes > info.file_size:
+            _refuse(path, f"{quoted(name)} reaches beyond its storage")
+        if not value.is_contiguous:
+            _refuse(path, f"{quoted(name)} is a view that is not contiguous")
+        tensors[name] = SourceTensor(
+            name, value.storage.dtype, value.shape, path, start + first, n_bytes
+        )
     return tensors
 
 
-def _data_offset(file: Any, info: zipfile.ZipInfo) -> int:
-    """Where an entry's data begins; the local header's lengths may differ from the directory's."""
+def _run(path: Path, program: bytes) -> Any:
+    """What a pickle makes, of the few things that it may make."""
+    try:
+        return _Unpickler(io.BytesIO(program)).load()
+    except _ForbiddenError as error:
+        _refuse(path, str(error))
+    except Exception as error:  # noqa: BLE001 - a damaged pickle can raise anything
+        _refuse(path, f"its data.pkl is damaged ({type(error).__name__})")
+
+
+def _stored(path: Path, file: BinaryIO, info: zipfile.ZipInfo, most: int) -> bytes:
+    """The bytes of a small entry."""
+    if info.file_size > most:
+        _refuse(path, f"its {quoted(info.filename)} has over {most:,} bytes")
+    file.seek(_data_offset(path, file, info))
+    return file.read(info.file_size)
+
+
+def _data_offset(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Where an entry's data begins; the local header's lengths may differ from the directory's.
+
+    torch.save compresses nothing and encrypts nothing, so every entry lies as it is, whole, in
+    the file: none is inflated here.
+    """
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        _refuse(path, f"its {quoted(info.filename)} is compressed or encrypted")
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER_BYTES)
     if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(b"PK\x03\x04"):
         raise zipfile.BadZipFile
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    return info.header_offset + _LOCAL_HEADER_BYTES + name + extra
+    start = info.header_offset + _LOCAL_HEADER_BYTES + name + extra
+    end = start + info.file_size
+    if info.compress_size != info.file_size or end > os.fstat(file.fileno()).st_size:
+        _refuse(path, f"its {quoted(info.filename)} reaches beyond its end")
+    return start
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +197,7 @@ class _MakeTensor:
             and _are_sizes((offset,))
             and _are_sizes(shape)
             and _are_sizes(stride)
-            and len(shape) == len(stride)
+            and 1 <= len(shape) == len(stride) <= _MOST_DIMS
         ):
             raise _ForbiddenError("it holds a tensor that is not described as torch.save does it")
         return _Tensor(storage, offset, tuple(shape), tuple(stride))
@@ -197,8 +221,28 @@ class _StorageKind:
         self.dtype = dtype
 
 
-class _Unpickler(pickle.Unpickler):
+# What torch.save has ever put into a state dict. The others make, of a few bytes, lists of any size
+# (the memo of the unpickler in C is one) and arrays of bytes.
+_OPCODES = (
+    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
+    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.INT, pickle.BINFLOAT),
+    *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
+    *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE),
+    *(pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.LIST),
+    *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS, pickle.DICT),
+    *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
+    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.PERSID, pickle.BINPERSID),
+    *(pickle.REDUCE, pickle.BUILD, pickle.NEWOBJ),
+)
+
+
+class _Unpickler(pickle._Unpickler):
     """Gives tensors and plain containers, or raises before it calls anything."""
+
+    dispatch: ClassVar = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}
 
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
@@ -226,7 +270,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(n) is int and n >= 0 for n in values)
+    return isinstance(values, tuple) and all(
+        type(n) is int and 0 <= n <= _MOST_SIZE for n in values
+    )
 
 
 def _refuse(path: Path, why: str) -> NoReturn:

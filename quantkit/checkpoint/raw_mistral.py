@@ -21,9 +21,12 @@ from quantkit.checkpoint.folder import Checkpoint, folder_name, read_json
 from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.raw_tokenizer import add_tokenizer_files
 from quantkit.checkpoint.rows import Joined, View, ViewReader, file_order, read_stored
-from quantkit.checkpoint.safetensors import only_floats, quoted, read_header
-from quantkit.core.errors import CheckpointError
+from quantkit.checkpoint.safetensors import only_floats, read_header
+from quantkit.core.apart import run_apart
+from quantkit.core.errors import CheckpointError, TokenizerError
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
+from quantkit.core.writing import replace_file
 from quantkit.families import find_family
 from quantkit.families.model import Model
 
@@ -50,6 +53,7 @@ _COPIES_COMPARED = 16 * 2**20  # bytes of a tensor that every shard has: norms, 
 # window, and the context of the 7B and 8x7B.
 _THETA, _THETA_WITH_WINDOW = 1e6, 1e4
 _CONTEXT = 32768
+_TOKENIZER_SECONDS = 120
 
 # What becomes of the keys of params.json: those that _config reads, those that change nothing, and
 # those of which only certain values can be built. Any other goes into config.json as it is, where
@@ -136,7 +140,7 @@ def open_raw_mistral(path: Path) -> Checkpoint:
     dtype = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     folder, token_ids = _small_files(path)
     config |= token_ids | {"torch_dtype": dtype[tensors["model.embed_tokens.weight"].dtype]}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return Checkpoint(folder, config, tensors, files, read_rows=ViewReader(views))
 
 
@@ -348,4 +352,11 @@ def _small_files(path: Path) -> tuple[Path, dict[str, int]]:
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     folder = temporary / folder_name(path)
     folder.mkdir()
-    return folder, add_tokenizer_files(path, folder)
+    ids = run_apart(
+        lambda: add_tokenizer_files(path, folder),
+        f"The tokenizer in {path}",
+        seconds=_TOKENIZER_SECONDS,
+        error=TokenizerError,
+        fix="download it again",
+    )
+    return folder, ids

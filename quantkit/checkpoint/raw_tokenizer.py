@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe
 from quantkit.checkpoint.tokenizer.source import tokenizer_files
 from quantkit.checkpoint.tokenizer.tekken import read_tekken
 from quantkit.core.errors import TokenizerError
+from quantkit.core.files import has_file, read_file
+from quantkit.core.writing import create, replace_file
 
 _MODEL = "tokenizer.model"
 _TEKKEN = "tekken.json"
@@ -31,16 +32,16 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
 
     """
     for file in (*tokenizer_files(raw), *(raw / name for name in _SIDE_FILES)):
-        if file.is_file():
+        if has_file(file, error=TokenizerError):
             target = folder / file.relative_to(raw)
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
+            _copy(file, target)
     model = _find_model(raw)
     if model is None:
         tekken = read_tekken(raw / _TEKKEN)
         return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
-    settings = read_settings(model.read_bytes())
-    shutil.copyfile(model, folder / _MODEL)
+    settings = read_settings(read_file(model, error=TokenizerError))
+    _copy(model, folder / _MODEL)
     pieces = open_model(folder / _MODEL)
     ids = {
         f"{kind}_token_id": token
@@ -62,8 +63,13 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     for name, content in documents.items():
         if not (folder / name).is_file():
             document = json.dumps(content, indent=2, ensure_ascii=False)
-            (folder / name).write_text(document + "\n", encoding="utf-8")
+            replace_file(folder / name, f"{document}\n".encode())
     return ids
+
+
+def _copy(file: Path, target: Path) -> None:
+    with create(target) as copy:
+        copy.write(read_file(file, error=TokenizerError))
 
 
 def _find_model(raw: Path) -> Path | None:
@@ -73,9 +79,9 @@ def _find_model(raw: Path) -> Path | None:
         TokenizerError: there is no tokenizer.
 
     """
-    if (raw / _TEKKEN).is_file():
+    if has_file(raw / _TEKKEN, error=TokenizerError):
         return None
-    if (raw / _MODEL).is_file():
+    if has_file(raw / _MODEL, error=TokenizerError):
         return raw / _MODEL
     numbered = {
         int(match[1]): file for file in raw.iterdir() if (match := _NUMBERED.fullmatch(file.name))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.folder import Checkpoint, RowReader
 from quantkit.core.errors import CheckpointError
+from quantkit.core.files import open_file
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 
 
@@ -40,16 +41,16 @@ def read_stored(tensor: SourceTensor, first: int, count: int) -> NDArray[np.uint
 
     """
     n_bytes = count * tensor.row_bytes
-    try:
-        # The file is opened for each slab: nothing stays open, and nothing is mapped, so memory is
-        # the slab.
-        raw = np.fromfile(
-            tensor.file, np.uint8, n_bytes, offset=tensor.offset + first * tensor.row_bytes
-        )
-    except OSError as error:
-        raise CheckpointError(
-            f"{tensor.file} cannot be read: {error.strerror}; download it again."
-        ) from None
+    # The file is opened for each slab: nothing stays open, and nothing is mapped, so memory is the
+    # slab.
+    with open_file(tensor.file, error=CheckpointError) as file:
+        try:
+            offset = tensor.offset + first * tensor.row_bytes
+            raw = np.fromfile(file, np.uint8, n_bytes, offset=offset)
+        except OSError as error:
+            raise CheckpointError(
+                f"{tensor.file} cannot be read: {error.strerror}; download it again."
+            ) from None
     if raw.size != n_bytes:
         raise CheckpointError(f"{tensor.file} became shorter while it was read; download it again.")
     return raw

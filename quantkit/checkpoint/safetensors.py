@@ -5,20 +5,20 @@ leave exactly one way to read a file: the tensors tile its data without gap or o
 that breaks one is damaged or hostile, and says so here rather than halfway through a build.
 """
 
-import json
-import stat
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from reprlib import Repr
 from typing import Any, NoReturn
 
+from quantkit.core.documents import parse_json
 from quantkit.core.errors import SafetensorsError
+from quantkit.core.files import GIT_LFS_POINTER, open_file
+from quantkit.core.printable import quoted as quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 
 LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INTEGER = 2**63 - 1
-GIT_LFS_POINTER = b"version https://git-lfs"
 
 # Bits, because the format's smallest floats share a byte.
 _DTYPE_BITS = {
@@ -34,10 +34,6 @@ _DTYPE_BITS = {
 
 # Constants that old exporters saved next to the weights, some as integers or booleans.
 _BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
-
-_short = Repr()
-_short.maxstring = 120
-_short.maxlist = 8
 
 
 def read_header(path: Path, *, any_dtype: bool = False) -> dict[str, SourceTensor]:
@@ -98,29 +94,19 @@ def is_unneeded_buffer(name: str) -> bool:
     return name.endswith(_BUFFERS)
 
 
-def quoted(value: object) -> str:
-    """A value from a checkpoint for an error message: escaped, and cut where it is long."""
-    return _short.repr(value)
-
-
 def _read_raw_header(path: Path) -> tuple[bytes, int]:
     """The bytes of the JSON header, and the size of the whole file."""
-    try:
-        status = path.stat()
-        # Checked before opening, because opening a pipe would wait for its writer.
-        if not stat.S_ISREG(status.st_mode):
-            raise SafetensorsError(f"{path} is not a regular file; put the weights there.")
-        with path.open("rb") as file:
+    with open_file(path, error=SafetensorsError) as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        try:
             start = file.read(len(GIT_LFS_POINTER))
-            header_bytes = header_length(path, start, status.st_size)
+            header_bytes = header_length(path, start, file_bytes)
             file.seek(LENGTH_BYTES)
-            return file.read(header_bytes), status.st_size
-    except FileNotFoundError:
-        raise SafetensorsError(f"{path} does not exist; download it again.") from None
-    except OSError as error:
-        raise SafetensorsError(
-            f"{path} cannot be read ({error.strerror}); check the file and its permissions."
-        ) from error
+            return file.read(header_bytes), file_bytes
+        except OSError as error:
+            raise SafetensorsError(
+                f"{path} cannot be read ({error.strerror}); check the file and its permissions."
+            ) from error
 
 
 def header_length(path: Path, start: bytes, file_bytes: int) -> int:
@@ -157,39 +143,15 @@ def header_length(path: Path, start: bytes, file_bytes: int) -> int:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     """The header's JSON object, with no key twice and no value that JSON does not know."""
-
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        unique: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in unique:
-                _broken(path, f"its header has the key {quoted(key)} twice")
-            unique[key] = value
-        return unique
-
-    def integer(digits: str) -> int:
-        # Python spends quadratic time on long integers, and takes -0 for one.
-        if len(digits) > len(str(_MAX_INTEGER)) or digits == "-0":
-            _broken(path, f"its header holds the number {quoted(digits)}, which is no size")
-        return int(digits)
-
-    def constant(name: str) -> NoReturn:
-        _broken(path, f"its header holds {name}, which is not JSON")
-
     if not raw.startswith(b"{"):
         _broken(path, "its header does not begin with '{'")
-    try:
-        header: dict[str, Any] = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=without_duplicates,
-            parse_int=integer,
-            parse_constant=constant,
-        )
-    except UnicodeDecodeError:
-        _broken(path, "its header is not UTF-8")
-    except RecursionError:
-        _broken(path, "its header is nested too deeply")
-    except ValueError as error:
-        _broken(path, f"its header is not JSON ({error})")
+    header: dict[str, Any] = parse_json(
+        raw,
+        f"{path} is not a valid safetensors file: its header",
+        error=SafetensorsError,
+        fix="download it again or save it anew",
+        plain=True,
+    )
     return header
 
 
@@ -203,11 +165,6 @@ def _check_metadata(path: Path, metadata: object) -> None:
 def _tensor(path: Path, name: str, entry: object, data_start: int) -> SourceTensor:
     """One checked entry of the header, of any dtype that the format knows."""
     tensor = f"tensor {quoted(name)}"
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        # JSON can escape half of a surrogate pair, which is no text.
-        _broken(path, f"{tensor} has a name that is not Unicode text")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         _broken(path, f"{tensor} is not described by exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -27,6 +27,7 @@ from quantkit.cli import (
 )
 from quantkit.cli.output import fail, spell
 from quantkit.core.errors import Interrupted, QuantkitError
+from quantkit.core.system import require_supported
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,6 +91,7 @@ def run() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     spell()
     try:
+        require_supported()
         app(args=fit.complete(sys.argv[1:]))
     except QuantkitError as error:
         fail(str(error))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from quantkit.cli.calibrate import ChunksOption, ContextOption, Device, DeviceOption, TextOption
@@ -23,7 +22,7 @@ from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_to
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
-from quantkit.cli.output import JsonOption, emit_json, note, open_meter, show_table
+from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import show_plan
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError

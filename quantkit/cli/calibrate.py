@@ -6,11 +6,10 @@ from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter, show_table
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -58,11 +58,11 @@ def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens") -> "Check":
 
 def _check_folder(folder: Path, threads: int, memory: int, tokens: "ExpectedTokens") -> "Check":
     from quantkit.build import engine
-    from quantkit.build.output import remove
+    from quantkit.build.output import remove, trial_of
     from quantkit.build.work import prepare_export
     from quantkit.plan.quants import find_quants
 
-    temporary = folder.with_name(f"{folder.name}-smoke")
+    temporary = trial_of(folder)
     remove(temporary)
     try:
         work = prepare_export(folder, find_quants([SMOKE_QUANT]))

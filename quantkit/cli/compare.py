@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from quantkit.cli.needs import COMPARE, CompareWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, note, show_table
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.core.errors import CompareError, GGUFError, OutputError, QuantkitError
 from quantkit.core.packages import require
 from quantkit.core.units import format_size

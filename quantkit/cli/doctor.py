@@ -3,10 +3,9 @@
 from dataclasses import asdict
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, emit_json, show_table
+from quantkit.cli.output import JsonOption, emit_json, escape, show_table
 
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 

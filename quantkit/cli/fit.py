@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from quantkit.cli.needs import FIT, FitWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, note, show_table
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.core.errors import QuantkitError
 from quantkit.core.packages import require
 from quantkit.core.units import format_count, format_size, parse_size
@@ -150,7 +149,7 @@ def fit(
 def complete(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments in which ``--hardware`` always has a value."""
     completed = []
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         completed.append(argument)
         if argument == "--hardware" and following.startswith("-"):
             completed.append(LIST)
@@ -355,7 +354,7 @@ def _footnotes(result: "Answer") -> str:
         lines.append("N x experts in RAM: of N layers; all else is in VRAM.")
     if result.subject.origin in ("bundled", "config"):
         lines.append("Tensors are exact; a file's header counts an estimated vocabulary (< 1 MB).")
-    return "[dim]" + escape("\n".join(lines)) + "[/]"
+    return "[dim]" + "\n".join(map(escape, lines)) + "[/]"
 
 
 def _show_claims(findings: "tuple[Finding, ...]", title: str) -> None:

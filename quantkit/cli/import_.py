@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
 from quantkit.core.errors import CheckpointError
 from quantkit.core.units import format_count, format_size, parse_size
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, emit_json, note, show_table
+from quantkit.cli.output import JsonOption, emit_json, escape, note, show_table
 from quantkit.core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -59,19 +58,19 @@ def inspect(
         note(remark)
     metadata = Table(title="Metadata", title_justify="left", show_header=False)
     for key, value in facts["metadata"].items():
-        metadata.add_row(key, escape(_shorten(value)))
+        metadata.add_row(escape(_shorten(key)), escape(_shorten(value)))
     show_table(metadata)
     table = Table(title="Tensors", title_justify="left")
     for heading in ("role", "encoding", "tensors", "parameters", "size"):
         table.add_column(heading, justify="left" if heading in ("role", "encoding") else "right")
     for row in facts["tensors"]:
         sizes = format_count(row["parameters"]), format_size(row["bytes"])
-        table.add_row(row["role"], row["encoding"], str(row["count"]), *sizes)
+        table.add_row(escape(row["role"]), row["encoding"], str(row["count"]), *sizes)
     show_table(table)
 
 
 def _gguf(path: Path) -> dict[str, Any]:
-    from quantkit.formats.gguf.reader import read_header
+    from quantkit.checkpoint.gguf import read_header
 
     header = read_header(path)
     tensors = [(_role(t.name), t.encoding.name, t.n_elements, t.n_bytes) for t in header.tensors]

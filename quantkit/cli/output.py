@@ -15,7 +15,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console, ConsoleDimensions
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
@@ -28,6 +28,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from quantkit.core.printable import one_line
 from quantkit.core.units import format_size
 
 _NO_LIMIT = 100_000  # columns of what is no terminal
@@ -142,6 +143,11 @@ def _show_lines(table: Table) -> None:
                 indent = "  " if place else ""
                 heading = f"{column.header}: " if str(column.header) else ""
                 console.print(f"{indent}{heading}{cell}", soft_wrap=True)
+
+
+def escape(text: object) -> str:
+    """A text from anywhere as it may be printed: one line, nothing in it that anybody obeys."""
+    return without_markup(one_line(str(text)))
 
 
 def note(text: str) -> None:

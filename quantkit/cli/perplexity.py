@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from quantkit.cli.calibrate import Device, DeviceOption
 from quantkit.cli.densify import open_source
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter, show_table
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import CompareError, GGUFError
 from quantkit.core.units import format_count, parse_size
+from quantkit.core.writing import write_file
 
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Settings
@@ -204,7 +204,7 @@ def _text(text: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / "text"
-        file.write_text(default_text(), encoding="utf-8")
+        write_file(file, default_text().encode())
         yield file
 
 

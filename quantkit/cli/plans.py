@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import emit_json, show_table
+from quantkit.cli.output import emit_json, escape, show_table
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from quantkit.cli.checks import expect_tokens_of
-from quantkit.cli.output import JsonOption, console, emit_json, note
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note
 from quantkit.core.errors import CompareError, GGUFError, SmokeError
 
 if TYPE_CHECKING:

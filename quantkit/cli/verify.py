@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json, note, open_meter, show_table
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import VerificationError
 from quantkit.core.units import format_size
 

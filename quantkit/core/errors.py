@@ -1,14 +1,28 @@
 """One error class per cause, each raised with one sentence that names the file and the fix.
 
 Only ``quantkit.cli`` turns these into text and exit codes. ``exit_code`` is 2 where the input is
-at fault (the user can mend it) and 1 where the work itself failed.
+at fault (the user can mend it) and 1 where the work itself failed. A sentence may hold whatever
+stood in a file; ``str`` gives it as one line that is safe to print.
 """
+
+from quantkit.core.printable import one_line
 
 
 class QuantkitError(Exception):
     """Base of every error that quantkit raises on purpose."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+class FileError(QuantkitError):
+    """A file cannot be read, or is not of the form that it should have."""
+
+
+class UnsupportedSystemError(QuantkitError):
+    """quantkit cannot run on this operating system."""
 
 
 class CheckpointError(QuantkitError):

@@ -8,9 +8,28 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from quantkit.core.errors import CheckpointError
+from quantkit.core.printable import quoted
 from quantkit.families.config_keys import check_keys
 from quantkit.families.model import Block, Hyperparameters, Model, Rope, Target
 from quantkit.families.rope import above_zero, read_rope
+
+# What a number of config.json may be at most. Layers and experts are llama.cpp's (LLAMA_MAX_LAYERS,
+# LLAMA_MAX_EXPERTS in src/llama-hparams.h); the others are far beyond what models have, and near
+# enough that nothing sized by them gets slow or large.
+_MOST = {
+    "num_hidden_layers": 512,
+    "num_local_experts": 512,
+    "num_experts_per_tok": 512,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "vocab_size": 2**20,
+    "max_position_embeddings": 2**31 - 1,
+    "sliding_window": 2**31 - 1,
+}
+_MOST_EXPERTS = 2**16  # of all layers together
 
 # (sources with their shapes, targets) of one layer's feed-forward part
 FeedForward = Callable[
@@ -186,14 +205,21 @@ def read_hyperparameters(
             raise CheckpointError(f"config.json has no {key}; copy it from the original model.")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(
-                f"config.json says {key} = {value!r}; it must be a whole number above 0."
+                f"config.json says {key} = {quoted(value)}; it must be a whole number above 0."
+            )
+        if value > _MOST[key]:
+            raise CheckpointError(
+                f"config.json says {key} = {value}, and {_MOST[key]} is the most that quantkit "
+                "takes; copy it from the original model."
             )
         return value
 
     def flag(key: str) -> bool:
         value = config.get(key)
         if not isinstance(value, bool | None):
-            raise CheckpointError(f"config.json says {key} = {value!r}; it must be true or false.")
+            raise CheckpointError(
+                f"config.json says {key} = {quoted(value)}; it must be true or false."
+            )
         return bool(value)
 
     heads = whole("num_attention_heads")
@@ -216,7 +242,7 @@ def read_hyperparameters(
         if config.get("num_experts") not in (None, experts):
             raise CheckpointError(
                 f"config.json says num_local_experts = {experts} and num_experts = "
-                f"{config['num_experts']!r}; correct or remove the second."
+                f"{quoted(config['num_experts'])}; correct or remove the second."
             )
     if used > experts:
         raise CheckpointError(
@@ -224,6 +250,11 @@ def read_hyperparameters(
         )
     has_window = family != "llama" and config.get("sliding_window") is not None
     layers = whole("num_hidden_layers")
+    if layers * experts > _MOST_EXPERTS:
+        raise CheckpointError(
+            f"config.json says {layers} layers of {experts} experts, and {_MOST_EXPERTS} experts "
+            "are the most that quantkit takes; copy it from the original model."
+        )
     context = whole("max_position_embeddings")
     rope, remarks = read_rope(said, head_dim, context, defaults["rope_theta"])
     hparams = Hyperparameters(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import GGUFError, NativeError, QuantkitError
+from quantkit.core.writing import write_file
 from quantkit.encodings.encoding import encoding
 from quantkit.fit.subject import Hollow, Shape, Subject
 from quantkit.verify.llama import run_worker
@@ -219,9 +220,7 @@ def _dry_run(
 def _write_hollow(folder: Path, hollow: Sequence[Hollow]) -> Path:
     """Files with real headers and holes for their weights; the first of them."""
     for file in hollow:
-        with (folder / file.name).open("wb") as stream:
-            stream.write(file.header)
-            stream.truncate(file.n_bytes)
+        write_file(folder / file.name, file.header, file.n_bytes)
     return folder / hollow[0].name
 
 

@@ -21,8 +21,10 @@ from quantkit.checkpoint.folder import (
     read_json,
     read_weight_map,
 )
+from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import CheckpointError, GGUFError
+from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
 from quantkit.families import find_family
 from quantkit.families.model import Hyperparameters, Model
@@ -35,7 +37,6 @@ from quantkit.formats.gguf.metadata import (
     describe_checkpoint,
     pack,
 )
-from quantkit.formats.gguf.reader import Header, HeaderTensor, read_header
 from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, check_sources, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
@@ -469,7 +470,7 @@ def _from_gguf(
 
 
 def _hollow(name: str, file: Path, header: Header, n_bytes: int) -> Hollow:
-    with file.open("rb") as stream:
+    with open_file(file, error=GGUFError) as stream:
         return Hollow(name, stream.read(header.data_offset), n_bytes)
 
 

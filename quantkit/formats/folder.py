@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint.folder import LICENSES
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import CheckpointError
+from quantkit.core.files import has_file, read_file
 from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Target
 from quantkit.formats.place import Place
@@ -295,10 +296,10 @@ def carried_files(folder: Path) -> dict[str, bytes]:
         CheckpointError: one of them cannot be read.
 
     """
-    own = [folder / name for name in _SIDE_FILES if (folder / name).is_file()]
+    own = [folder / n for n in _SIDE_FILES if has_file(folder / n, error=CheckpointError)]
     try:
         files = (*tokenizer_files(folder), *own)  # some templates lie in a folder of their own
-        return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+        return {file.relative_to(folder).as_posix(): read_file(file) for file in files}
     except OSError as error:
         raise CheckpointError(
             f"{error.filename} cannot be read ({error.strerror}); check its permissions."

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.errors import CheckpointError
+from quantkit.core.files import read_if_there
 from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Model
 from quantkit.families.published import published_names
@@ -62,8 +64,8 @@ def lay_out_plain(
     own_card = checkpoint.path / "README.md"
     if card is not None:
         files["README.md"] = card.encode()
-    elif own_card.is_file():
-        files["README.md"] = own_card.read_bytes()
+    elif (own := read_if_there(own_card, error=CheckpointError)) is not None:
+        files["README.md"] = own
     quant = Quant("unquantized", "plain", -1, Encoding("unquantized", -1, 1, 0), (), "")
     layout = lay_out_folder(FolderPlan(quant, tuple(tensors)), name, files, {}, shard_size)
     digest = hashlib.sha256(json.dumps([layout.digest, recipe], sort_keys=True).encode())

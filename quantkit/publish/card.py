@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.tokenizer.deviations import describe_tokens
+from quantkit.core.files import read_file
 from quantkit.core.packages import DISTRIBUTION
 from quantkit.core.units import format_count, format_size
 from quantkit.publish.fits import Fits
@@ -80,7 +81,7 @@ def _template() -> Any:
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters |= {"md": _md, "code": _code, "fenced": _fenced}
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return environment.from_string(read_file(_TEMPLATE).decode())
 
 
 def front_matter(facts: Facts) -> str:
@@ -261,7 +262,10 @@ def _rebuild(facts: Facts) -> str:
     if facts.imatrices:
         words.append(f"--imatrix {facts.imatrices[0].name}")
     config = entry.get("quantization_config") or {}
-    if facts.family == "gptq":
+    if (
+        facts.family == "gptq"
+        and {"group_size", "damp_percent", "desc_act", "sym"} <= config.keys()
+    ):
         words.append(f"--group-size {config['group_size']} --damp {config['damp_percent']}")
         words.append("--desc-act" if config["desc_act"] else "--no-desc-act")
         words.append("--sym" if config["sym"] else "--asym")

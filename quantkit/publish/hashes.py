@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.core.errors import FileError
+from quantkit.core.files import has_file, open_file
+
 _READ = 4 * 2**20
 
 # Told while files are read: what is read, bytes done of all files, bytes of all files.
@@ -33,7 +36,7 @@ def find_fault(
 
     """
     try:
-        if not expected.file.is_file():
+        if not has_file(expected.file):
             return "missing"
         size = expected.file.stat().st_size
         if expected.n_bytes is not None and size != expected.n_bytes:
@@ -41,12 +44,12 @@ def find_fault(
         if not hashed:
             return None
         digest = hashlib.sha256()
-        with expected.file.open("rb") as stream:
+        with open_file(expected.file) as stream:
             while data := stream.read(_READ):
                 digest.update(data)
                 tell(len(data))
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
+    except (OSError, FileError) as error:
+        return f"unreadable: {error.strerror if isinstance(error, OSError) else error}"
     return None if digest.hexdigest() == expected.sha256 else "another sha256"
 
 

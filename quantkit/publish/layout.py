@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME as MANIFEST
-from quantkit.build.manifest import read_manifest
+from quantkit.build.manifest import file_of, read_manifest
 from quantkit.core.errors import PublishError
+from quantkit.core.files import has_file
+from quantkit.core.printable import quoted
 from quantkit.core.units import format_size
 from quantkit.plan.quants import Quant, all_quants, find_quants, folder_quants
 
@@ -109,20 +112,22 @@ def find_artifacts(
         UnknownQuantError: a name stands for no quant.
 
     """
-    if not (folder / MANIFEST).is_file():
+    if not has_file(folder / MANIFEST, error=PublishError):
         raise PublishError(
             f"{folder} has no {MANIFEST}, so nothing tells what was built there; give the output "
             "folder of quantkit build."
         )
-    entries = read_manifest(folder)["artifacts"]
+    manifest = read_manifest(folder)
+    require_sound(manifest, folder / MANIFEST, "build it again")
+    entries = manifest["artifacts"]
     known = all_quants() | folder_quants()
     by_family: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
-        quant = known.get(str(_get(entry, "quant")))
-        if quant is None or not _is_sound(entry):
+        quant = known.get(entry["quant"])
+        if quant is None:
             raise PublishError(
-                f"{folder / MANIFEST} describes {name[:80]!r} in a way that this version of "
-                "quantkit did not write; build it again."
+                f"{folder / MANIFEST} says that {quoted(name)} is {quoted(entry['quant'])}, which "
+                "this version of quantkit does not know; build it again."
             )
         by_family.setdefault(quant.format, {})[name] = entry
     chosen = by_family.get(_choose_family(folder, repo_id, by_family, family), {})
@@ -168,8 +173,8 @@ def _check_one_model(folder: Path, entries: Mapping[str, Any]) -> None:
     """One repository is about one model: all its artifacts were made of the same weights."""
     by_weights: dict[str, str] = {}
     for name, entry in entries.items():
-        weights = _get(entry["source"], "weights") or ()
-        by_weights.setdefault(json.dumps([_get(file, "sha256") for file in weights]), name)
+        sums = [file.get("sha256") for file in entry["source"]["weights"]]
+        by_weights.setdefault(json.dumps(sums), name)
     if len(by_weights) > 1:
         raise PublishError(
             f"{folder} holds artifacts of different weights ({', '.join(by_weights.values())}); "
@@ -200,7 +205,8 @@ def _place(folder: Path, name: str, quant: Quant, entry: Any, *, alone: bool) ->
                 f"{format_size(MOST_FILE_BYTES)} that go through everywhere; build it again with "
                 "--shard-size 45GB."
             )
-        placed.append(Placed(folder / file["name"], path, file["bytes"], file["sha256"]))
+        local = file_of(folder, file["name"])
+        placed.append(Placed(local, path, file["bytes"], file["sha256"]))
     if quant.format == "gguf":
         for file in placed:
             _check_gguf_name(file.path, quant)
@@ -219,7 +225,7 @@ def check_path(path: str) -> None:
     fine = all(_NAME.fullmatch(part) and not part.endswith(".") for part in parts)
     if not fine or len(path) > _LONGEST:
         raise PublishError(
-            f"{path[:80]!r} is no name for a file in a repository: it may hold letters, digits, "
+            f"{quoted(path)} is no name for a file in a repository: it may hold letters, digits, "
             "'.', '_', '+' and '-'; build again with another --name."
         )
 
@@ -233,25 +239,6 @@ def _check_gguf_name(path: str, quant: Quant) -> None:
             f"{path} breaks the rules for names of GGUF files: it must end with "
             f"-{quant.name.upper()}.gguf; build it again."
         )
-
-
-def _is_sound(entry: Any) -> bool:
-    files = _get(entry, "files")
-    return (
-        isinstance(files, list)
-        and bool(files)
-        and all(
-            isinstance(_get(file, "name"), str)
-            and isinstance(_get(file, "bytes"), int)
-            and re.fullmatch("[0-9a-f]{64}", str(_get(file, "sha256")))
-            for file in files
-        )
-        and isinstance(_get(entry, "source"), dict)
-    )
-
-
-def _get(value: Any, key: str) -> Any:
-    return value.get(key) if isinstance(value, dict) else None
 
 
 def published_manifest(artifacts: Iterable[Artifact]) -> bytes:
@@ -290,7 +277,7 @@ def read_sums(data: bytes) -> dict[str, str]:
     for line in data.decode(errors="replace").splitlines():
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
-            raise PublishError(f"{SUMS} has a line that is no sum: {line[:80]!r}.")
+            raise PublishError(f"{SUMS} has a line that is no sum: {quoted(line)}.")
         check_path(match[2])
         sums[match[2]] = match[1]
     return sums

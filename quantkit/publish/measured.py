@@ -1,18 +1,50 @@
 """What ``quantkit compare --json`` found about the artifacts that are published."""
 
-import json
+import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
+
+from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import PublishError
+from quantkit.core.files import read_file
 from quantkit.publish.layout import Artifact
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import Measures
 from quantkit.verify.quality import Verdict
 from quantkit.verify.subjects import Subject
+
+_FIX = "write it with quantkit compare --json"
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    ok: bool
+    reason: str
+
+
+class _Row(msgspec.Struct, frozen=True):
+    name: str
+    bytes: int
+    is_reference: bool
+    verdict: _Verdict
+    measures: Measures | None = None
+    quant: str | None = None
+
+
+class _Document(msgspec.Struct, frozen=True):
+    """What is used of a ``compare.json``."""
+
+    reference: str
+    text: str
+    text_sha256: str
+    context: int
+    windows: int
+    threads: int
+    artifacts: list[_Row]
+    reference_quant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +62,27 @@ def read_comparison(file: Path, artifacts: Sequence[Artifact]) -> Measured | Non
         PublishError: the file is not what quantkit compare printed, or older than an artifact.
 
     """
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        written = file.stat().st_mtime
-    except (OSError, ValueError) as error:
-        raise PublishError(
-            f"{file} cannot be read ({error}); write it with quantkit compare --json."
-        ) from None
-    try:
-        found = _by_artifact(document, artifacts)
-        reference = Path(document["reference"])
-        rows = {name: _result(row) for name, row in found.items()}
-        comparison = Comparison(
-            reference=Subject(reference.name, reference, document["reference_quant"], 0, 0),
-            text=str(document["text"]),
-            text_sha256=str(document["text_sha256"]),
-            context=int(document["context"]),
-            windows=int(document["windows"]),
-            threads=int(document["threads"]),
-            results=tuple(rows.values()),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise PublishError(
-            f"{file} is not what this version of quantkit compare --json prints; run it again."
-        ) from None
+    document = to_type(
+        read_object(file, error=PublishError, fix=_FIX),
+        _Document,
+        f"{file} is not what this version of quantkit compare --json prints: it",
+        error=PublishError,
+        fix="run it again",
+    )
+    written = file.stat().st_mtime
+    rows = {name: _result(row) for name, row in _by_artifact(document, artifacts).items()}
+    if not all(map(_is_finite, rows.values())):
+        raise PublishError(f"{file} has figures that are no numbers; {_FIX}.")
+    reference = Path(document.reference)
+    comparison = Comparison(
+        reference=Subject(reference.name, reference, document.reference_quant, 0, 0),
+        text=document.text,
+        text_sha256=document.text_sha256,
+        context=document.context,
+        windows=document.windows,
+        threads=document.threads,
+        results=tuple(rows.values()),
+    )
     for artifact in artifacts:
         if artifact.name in rows and any(
             placed.local.stat().st_mtime > written for placed in artifact.files
@@ -64,7 +93,7 @@ def read_comparison(file: Path, artifacts: Sequence[Artifact]) -> Measured | Non
     return Measured(comparison, rows) if rows else None
 
 
-def _by_artifact(document: dict[str, Any], artifacts: Sequence[Artifact]) -> dict[str, Any]:
+def _by_artifact(document: _Document, artifacts: Sequence[Artifact]) -> dict[str, _Row]:
     """The rows with figures, by the name of the artifact of that file name and size."""
     places = {}
     for artifact in artifacts:
@@ -75,23 +104,26 @@ def _by_artifact(document: dict[str, Any], artifacts: Sequence[Artifact]) -> dic
             shown = files[0]["name"].rpartition("/")[2]
         places[shown, size] = artifact.name
     return {
-        places[row["name"], row["bytes"]]: row
-        for row in document["artifacts"]
-        if row["measures"] is not None and (row["name"], row["bytes"]) in places
+        places[row.name, row.bytes]: row
+        for row in document.artifacts
+        if row.measures is not None and (row.name, row.bytes) in places
     }
 
 
-def _result(row: dict[str, Any]) -> Result:
-    figures, verdict = row["measures"], row["verdict"]
-    percentiles = tuple(map(float, figures["kld_percentiles"]))
-    numbers = {key: float(value) for key, value in figures.items() if key != "kld_percentiles"}
+def _result(row: _Row) -> Result:
     return Result(
-        subject=Subject(str(row["name"]), Path(row["name"]), row["quant"], int(row["bytes"]), 0),
-        measures=Measures(**(numbers | {"kld_percentiles": percentiles})),  # type: ignore[arg-type]  # by name
+        subject=Subject(row.name, Path(row.name), row.quant, row.bytes, 0),
+        measures=row.measures,
         speed=None,
-        verdict=Verdict(ok=bool(verdict["ok"]), reason=str(verdict["reason"]), limits=None),
-        is_reference=bool(row["is_reference"]),
+        verdict=Verdict(ok=row.verdict.ok, reason=row.verdict.reason, limits=None),
+        is_reference=row.is_reference,
     )
+
+
+def _is_finite(result: Result) -> bool:
+    figures = asdict(result.measures) if result.measures else {}
+    figures["kld_percentiles"] = sum(figures.get("kld_percentiles", ()))
+    return all(math.isfinite(figure) for figure in figures.values())
 
 
 def draw_frontier(measured: Measured) -> bytes | None:
@@ -108,4 +140,4 @@ def draw_frontier(measured: Measured) -> bytes | None:
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / "frontier.png"
         draw(measured.comparison, file)
-        return file.read_bytes()
+        return read_file(file)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.build.manifest import NAME as MANIFEST
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import (
     GGUFError,
     MissingPackageError,
@@ -16,8 +17,8 @@ from quantkit.core.errors import (
     QuantkitError,
     UploadError,
 )
+from quantkit.core.files import has_file
 from quantkit.core.packages import require
-from quantkit.formats.gguf.reader import read_header
 from quantkit.plan.quants import all_quants, folder_quants
 from quantkit.publish import layout, measured
 from quantkit.publish.card import Facts, Imatrix, render_card, title_of
@@ -286,7 +287,7 @@ def _find_comparison(
     folder: Path, wish: Path | None, artifacts: Sequence[Artifact]
 ) -> measured.Measured | None:
     file = wish or folder / COMPARISON
-    if wish is None and not file.is_file():
+    if wish is None and not has_file(file, error=PublishError):
         return None
     return measured.read_comparison(file, artifacts)
 

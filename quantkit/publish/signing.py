@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quantkit.core.errors import PublishError, VerificationError
+from quantkit.core.files import read_file
 from quantkit.core.packages import require
+from quantkit.core.writing import write_file
 from quantkit.publish.layout import CARD, PICTURE, SIGNATURE
 
 # What is not signed: the card and its picture, which may change, and what clients leave in folders.
@@ -68,7 +70,7 @@ def sign(name: str, sums: Mapping[str, str], key: Path) -> bytes:
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / SIGNATURE
         Signer(key).sign(payload).write(file)
-        return file.read_bytes()
+        return read_file(file)
 
 
 def signed_sums(signature: bytes, key: Path) -> dict[str, str]:
@@ -93,7 +95,7 @@ def signed_sums(signature: bytes, key: Path) -> dict[str, str]:
         raise PublishError(f"{key} is no public key of an elliptic curve in a PEM file.") from None
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / SIGNATURE
-        file.write_bytes(signature)
+        write_file(file, signature)
         try:
             found = verifier.verify(Signature.read(file))
         except InvalidSignature:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.card import read_front_matter
 from quantkit.checkpoint.folder import Checkpoint, snapshot_of
+from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.hub import without_address
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
-from quantkit.formats.gguf.reader import read_header
+from quantkit.core.files import has_file, read_file
 from quantkit.publish.layout import Artifact
 
 if TYPE_CHECKING:
@@ -106,10 +107,10 @@ def _merge(first: Source, better: Source) -> Source:
 
 def _of_folder(folder: Path, described: Mapping[str, Any]) -> Source:
     config = folder / "config.json"
-    if not config.is_file():
+    if not has_file(config, error=CheckpointError):
         raise CheckpointError(f"{folder} has no config.json; give the folder of the checkpoint.")
     expected = {file["name"]: file["sha256"] for file in described.get("settings", ())}
-    _check_same(str(folder), expected.get("config.json"), config.read_bytes())
+    _check_same(str(folder), expected.get("config.json"), read_file(config, error=CheckpointError))
     source = _of_files(folder)
     if snapshot := snapshot_of(folder):
         source = replace(source, repo_id=snapshot[0], commit=snapshot[1])
@@ -136,7 +137,7 @@ def _of_hub(repo_id: str, revision: str | None, described: Mapping[str, Any]) ->
     paths = [download(repo, name) for name in small]
     folder = paths[0].parent
     expected = {file["name"]: file["sha256"] for file in described.get("settings", ())}
-    _check_same(str(repo), expected.get("config.json"), (folder / "config.json").read_bytes())
+    _check_same(str(repo), expected.get("config.json"), read_file(folder / "config.json"))
     with explained(repo_id, revision):
         listed = list_files(repo_id, revision=repo.commit)
     verified = _check_weights(repo, {path: file.sha256 for path, file in listed.items()}, described)
@@ -217,7 +218,7 @@ def _template(folder: Path) -> tuple[str | None, tuple[tuple[str, str], ...]]:
     try:
         from quantkit.checkpoint.folder import read_json
 
-        settings = read_json(path) if path.is_file() else {}
+        settings = read_json(path) if has_file(path, error=CheckpointError) else {}
         bare = TokenizerSource(folder, {}, 0, settings, {}, {}, None, {}, None)
         template = template_metadata(bare).get("tokenizer.chat_template")
     except QuantkitError:
@@ -238,13 +239,13 @@ def _license_text(folder: Path) -> bytes | None:
     places = (home, home.parent.parent / "blobs")  # the Hub's cache holds its contents there
     for name in _LICENSES:
         path = folder / name
-        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        if not has_file(path, error=PublishError) or path.stat().st_size > _MOST_BYTES:
             continue
         if not any(path.resolve().is_relative_to(place) for place in places):
             raise PublishError(
                 f"{path} is a link that leads out of its folder; put the licence itself there."
             )
-        return path.read_bytes()
+        return read_file(path, error=PublishError)
     return None
 
 

@@ -16,6 +16,9 @@ from quantkit.build import manifest
 from quantkit.build.shipping import STAGED, Shipping, is_sent
 from quantkit.build.work import Work
 from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.errors import OutputError
+from quantkit.core.files import read_file
+from quantkit.core.writing import write_file
 from quantkit.publish import release as releases
 from quantkit.publish.checks import refuse_license, refuse_others
 from quantkit.publish.release import Published, Wishes, with_wishes
@@ -100,9 +103,7 @@ def _stand_ins(work: Work, folder: Path) -> Path:
             name = f"{layout.folder}/{file.name}" if layout.folder else file.name
             path = folder / name
             path.parent.mkdir(exist_ok=True)
-            with path.open("wb") as stream:
-                stream.write(file.header)
-                stream.truncate(file.n_bytes)
+            write_file(path, file.header, file.n_bytes)
             files.append({"name": name, "bytes": file.n_bytes, "sha256": _UNKNOWN})
         unread = dict.fromkeys(work.checkpoint.files, _UNKNOWN)
         entry = manifest.describe_artifact(work, layout, files, unread)
@@ -114,7 +115,7 @@ def _stand_ins(work: Work, folder: Path) -> Path:
 
 def _write_manifest(folder: Path, entries: Mapping[str, object]) -> None:
     text = json.dumps({"version": 1, "artifacts": entries})
-    (folder / manifest.NAME).write_text(text, encoding="utf-8")
+    write_file(folder / manifest.NAME, text.encode())
 
 
 def end(
@@ -144,7 +145,7 @@ def end(
     staged = out / STAGED
     if not staged.is_dir():
         return None
-    known = manifest.read_manifest(out)["artifacts"]
+    known = manifest.sound_entries(out)
     entries = {
         name: entry
         for name, entry in known.items()
@@ -153,7 +154,9 @@ def end(
     _write_manifest(staged, entries)
     for entry in entries.values():
         if entry.get("imatrix") and (out / entry["imatrix"]["file"]).is_file():
-            shutil.copyfile(out / entry["imatrix"]["file"], staged / entry["imatrix"]["file"])
+            name = entry["imatrix"]["file"]
+            matrix = read_file(manifest.file_of(out, name), most=2 * 10**9, error=OutputError)
+            write_file(staged / name, matrix)
     ready = releases.prepare(staged, shipping.to, replace(wishes, force=True), hashed=False)
     for remark in ready.notes:
         note(remark)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quantkit.core.errors import PublishError, UploadError
+from quantkit.core.files import open_file
 from quantkit.publish.refusals import LOST, TRY_AGAIN, explained, response_of, wait_asked_for
 
 _ATTEMPTS = 6
@@ -251,7 +252,7 @@ def _git_id(upload: Upload) -> str:
     if isinstance(upload.content, bytes):
         digest.update(upload.content)
     else:
-        with upload.content.open("rb") as file:
+        with open_file(upload.content, error=PublishError, fix="build it again") as file:
             while data := file.read(_READ):
                 digest.update(data)
     return digest.hexdigest()

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME as MANIFEST
-from quantkit.build.manifest import read_manifest
+from quantkit.build.manifest import file_of, read_manifest
 from quantkit.checkpoint.hub import parse_hub_id
 from quantkit.core.errors import PublishError, VerificationError
+from quantkit.core.files import has_file, read_file, read_if_there
 from quantkit.publish.hashes import Expected, Report, find_faults
 from quantkit.publish.layout import IMATRIX, SIGNATURE, SUMS, check_path, read_sums
 
@@ -80,12 +82,16 @@ def verify(
 
 def _verify_folder(folder: Path, key: Path | None, report: Report) -> Verification:
     entries = _read_entries(folder, str(folder))
-    sums = read_sums((folder / SUMS).read_bytes()) if (folder / SUMS).is_file() else None
-    signature = folder / SIGNATURE
-    signed, state = _signed(signature.read_bytes() if signature.is_file() else None, key, folder)
+    raw_sums = read_if_there(folder / SUMS, error=PublishError)
+    sums = None if raw_sums is None else read_sums(raw_sums)
+    signature = read_if_there(folder / SIGNATURE, error=PublishError)
+    signed, state = _signed(signature, key, folder)
     expected = _expected(entries, sums, signed)
     faults = find_faults(
-        (Expected(folder / path, path, size, sha256) for path, (size, sha256) in expected.items()),
+        (
+            Expected(file_of(folder, path), path, size, sha256)
+            for path, (size, sha256) in expected.items()
+        ),
         report=report,
     )
     faults |= _disagreements(entries, sums, signed)
@@ -123,8 +129,8 @@ def _verify_repo(place: str, repo_id: str, revision: str | None, key: Path | Non
     folder = download(repo, MANIFEST).parent
     entries = _read_entries(folder, str(repo))
     small = {name: download(repo, name) for name in (SUMS, SIGNATURE) if name in repo.sizes}
-    sums = read_sums(small[SUMS].read_bytes()) if SUMS in small else None
-    signature = small[SIGNATURE].read_bytes() if SIGNATURE in small else None
+    sums = read_sums(read_file(small[SUMS], error=PublishError)) if SUMS in small else None
+    signature = read_file(small[SIGNATURE], error=PublishError) if SIGNATURE in small else None
     signed, state = _signed(signature, key, repo)
     expected = _expected(entries, sums, signed)
     with explained(repo_id, revision):
@@ -139,7 +145,9 @@ def _verify_repo(place: str, repo_id: str, revision: str | None, key: Path | Non
         else:
             found = there.sha256
             if found is None:  # in git itself, so it is small
-                found = hashlib.sha256(download(repo, path).read_bytes()).hexdigest()
+                found = hashlib.sha256(
+                    read_file(download(repo, path), error=PublishError)
+                ).hexdigest()
             if found != sha256:
                 faults[path] = "another sha256"
     faults |= _disagreements(entries, sums, signed)
@@ -156,22 +164,16 @@ def _verify_repo(place: str, repo_id: str, revision: str | None, key: Path | Non
 
 def _read_entries(folder: Path, place: str) -> dict[str, list[dict[str, Any]]]:
     """The files of every artifact in a manifest, all their names checked."""
-    if not (folder / MANIFEST).is_file():
+    if not has_file(folder / MANIFEST, error=PublishError):
         raise PublishError(
             f"{place} has no {MANIFEST}, so nothing tells what was built there; give the output "
             "folder of quantkit build, or a whole download."
         )
-    entries: dict[str, list[dict[str, Any]]] = {}
-    try:
-        for name, entry in read_manifest(folder)["artifacts"].items():
-            entries[name] = [
-                {"name": str(f["name"]), "bytes": int(f["bytes"]), "sha256": str(f["sha256"])}
-                for f in entry["files"]
-            ]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise PublishError(
-            f"The {MANIFEST} of {place} is damaged; build or download again."
-        ) from None
+    manifest = read_manifest(folder)
+    require_sound(manifest, f"The {MANIFEST} of {place}")
+    entries: dict[str, list[dict[str, Any]]] = {
+        name: entry["files"] for name, entry in manifest["artifacts"].items()
+    }
     for files in entries.values():
         for file in files:
             check_path(file["name"])

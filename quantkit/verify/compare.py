@@ -1,10 +1,12 @@
 """Artifacts measured against their reference, each in a llama.cpp process of its own."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +14,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from quantkit.core.errors import CompareError, TextError
+from quantkit.core.documents import read_object
+from quantkit.core.errors import CompareError, FileError, TextError
+from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.writing import write_file
 from quantkit.verify.divergence import PERCENTILES, Measures
 from quantkit.verify.llama import WORKER, run_worker
 from quantkit.verify.machine import usable_cores
@@ -24,6 +29,8 @@ FILE = "compare.json"
 """What a comparison is kept as, in the folder of the build."""
 
 _FORM = 1  # of the cache; another number makes old entries useless
+_MOST_CACHED = 20 * 10**9
+_IN_USE_SECONDS = 24 * 3600
 _SECONDS_PER_WINDOW = 5.0
 _BYTES_PER_SECOND = 50_000_000  # of the model, per window, on a slow processor
 
@@ -281,8 +288,9 @@ def _record(
     recorded, figures = folder / f"{key}.kld", folder / f"{key}.json"
     if recorded.is_file():
         try:
-            return recorded, json.loads(figures.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            os.utime(recorded)  # so that it is among the last to go
+            return recorded, read_object(figures)
+        except FileError:
             recorded.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,16 +300,33 @@ def _record(
             f"{folder} cannot hold the reference's log-probabilities: {error.strerror}."
         ) from None
     try:
+        with contextlib.suppress(OSError):
+            _make_room(folder)
         answer, failure = run(reference, "record", partial / recorded.name)
         if answer is None:
             raise CompareError(f"The reference {reference.name} cannot be measured: {failure}")
         # The figures first: a recorded file is only good together with them.
-        (partial / figures.name).write_text(json.dumps(answer), encoding="utf-8")
+        write_file(partial / figures.name, json.dumps(answer).encode())
         (partial / figures.name).replace(figures)
         (partial / recorded.name).replace(recorded)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return recorded, answer
+
+
+def _make_room(folder: Path) -> None:
+    """Delete the references that were not used for longest, where all of them take too much room.
+
+    Another comparison may be reading one, so those of the last day stay.
+    """
+    files = sorted(folder.glob("*.kld"), key=lambda file: file.stat().st_mtime)
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total <= _MOST_CACHED or time.time() - file.stat().st_mtime < _IN_USE_SECONDS:
+            return
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)
+        file.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _key(reference: Subject, run: _Runner, text_sha256: str) -> str:
@@ -322,12 +347,10 @@ def _text_file(text: Path | None) -> Iterator[tuple[Path, str]]:
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         if text is None:
             text = Path(folder) / "text"
-            text.write_text(default_text(), encoding="utf-8")
+            write_file(text, default_text().encode())
+        data = read_file(text, most=MOST_TEXT, error=TextError, fix="give a text file")
         try:
-            data = text.read_bytes()
             data.decode()
-        except OSError as error:
-            raise TextError(f"{text} cannot be read: {error.strerror}.") from None
         except UnicodeDecodeError:
             raise TextError(f"{text} is not UTF-8 text.") from None
         yield text, hashlib.sha256(data).hexdigest()

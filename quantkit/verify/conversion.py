@@ -13,6 +13,7 @@ import numpy as np
 
 from quantkit.core.errors import CompareError
 from quantkit.core.packages import why_missing
+from quantkit.core.writing import write_file
 from quantkit.verify.compare import default_text
 from quantkit.verify.llama import run_worker
 from quantkit.verify.machine import usable_cores
@@ -72,7 +73,7 @@ def against_transformers(
             gguf = build_reference(checkpoint, Path(folder) / "f32", "f32").gguf
         if text is None:
             text = Path(folder) / "text"
-            text.write_text(default_text(), encoding="utf-8")
+            write_file(text, default_text().encode())
         out = Path(folder) / "logits"
         request = {
             "task": "logits",

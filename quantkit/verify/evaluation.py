@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import SmokeError
+from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.system import most_resident_bytes
+from quantkit.core.writing import create
 from quantkit.verify.bindings import Model
 from quantkit.verify.divergence import Tally, mean_and_error, pack_log_probs
 from quantkit.verify.reference import Text, read_text, read_window, write_header, write_window
@@ -55,7 +58,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
         return _perplexity(model, text, begin)
     reference = Path(request["reference"])
     if request["task"] == "record":
-        with reference.open("wb") as file:
+        with create(reference) as file:
             write_header(file, text)
             tally, seconds = _run(model, text, begin, write_to=file)
     else:
@@ -82,7 +85,8 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
 
 def _split(model: Model, file: Path, context: int, windows: int | None) -> Text:
     # llama.cpp's tools drop one newline at the end of a file that they read as a prompt.
-    text = file.read_text(encoding="utf-8").removesuffix("\n")
+    raw = read_file(file, most=MOST_TEXT, error=SmokeError, fix="give a text file")
+    text = raw.decode(errors="replace").removesuffix("\n")
     tokens = np.array(model.tokenize(text, add_special=True), np.int32)
     n = len(tokens) // context
     if n < 1:
@@ -178,7 +182,7 @@ def _dump(model: Model, text: Text, out: Path, begin: Callable[[str], None]) -> 
     rows = Text(text.tokens.copy(), text.n_vocab)
     if model.first_token is not None:
         rows.tokens[:, 0] = model.first_token
-    with out.open("wb") as file:
+    with create(out) as file:
         for index in range(rows.n_windows):
             begin(f"evaluating window {index + 1} of {rows.n_windows}")
             model.forget()
@@ -191,9 +195,5 @@ def _resident() -> int | None:
     status = Path("/proc/self/status")
     if status.is_file():
         # getrusage would start from what the process that started this one held.
-        return int(status.read_text(encoding="ascii").partition("VmHWM:")[2].split()[0]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+        return int(read_file(status).partition(b"VmHWM:")[2].split()[0]) * 1024
+    return most_resident_bytes()

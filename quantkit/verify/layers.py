@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.checkpoint.gguf import HeaderTensor, read_header
 from quantkit.core.errors import CompareError
-from quantkit.formats.gguf.reader import HeaderTensor, read_header
 from quantkit.verify.smoke import artifact_files
 
 _SLAB = 1 << 24  # elements dequantized at a time

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.core.errors import FileError
+from quantkit.core.files import read_file
+
 # A flag of /proc/cpuinfo, x86 or Arm, and the name people know it by. Sets that only differ in
 # details (the many AVX-512 subsets) are listed where ggml has kernels for them.
 _INSTRUCTION_SETS = {
@@ -120,6 +123,6 @@ def _pairs(text: str) -> Iterator[tuple[str, int]]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
+        return read_file(file).decode(errors="replace").strip()
+    except FileError:
         return ""

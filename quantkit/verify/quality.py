@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.profiles import load_profile
-from quantkit.formats.gguf.reader import read_header
 from quantkit.verify.divergence import Measures
 from quantkit.verify.layers import WeightError, weight_errors
 from quantkit.verify.subjects import Subject, is_quantized

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import SmokeError
+from quantkit.core.files import open_file
 from quantkit.verify.divergence import pack_log_probs, row_words
 
 _MARK = b"_logits_"
 _HEADER = struct.Struct("<8s3i")
 _BLOCK = 32
+_MOST_TOKEN_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +81,20 @@ def read_text(file: Path) -> Text:
         SmokeError: it is not such a file, or cut short.
 
     """
-    with file.open("rb") as stream:
-        start = stream.read(_HEADER.size)
-        if len(start) < _HEADER.size or start[:8] != _MARK:
-            raise SmokeError(f"{file} holds no log-probabilities.")
-        _, context, n_vocab, n_windows = _HEADER.unpack(start)
-        tokens = np.fromfile(stream, "<i4", context * n_windows).astype(np.int32)
-    if min(context, n_vocab, n_windows) < 1 or tokens.size < context * n_windows:
+    with open_file(file, error=SmokeError, fix="measure it again") as stream:
+        try:
+            start = stream.read(_HEADER.size)
+            if len(start) < _HEADER.size or start[:8] != _MARK:
+                raise SmokeError(f"{file} holds no log-probabilities.")
+            _, context, n_vocab, n_windows = _HEADER.unpack(start)
+            n_bytes = 4 * context * n_windows
+            sound = min(context, n_vocab, n_windows) >= 1 and n_bytes <= _MOST_TOKEN_BYTES
+            tokens = np.frombuffer(stream.read(n_bytes) if sound else b"", "<i4")
+        except OSError as error:
+            raise SmokeError(f"{file} cannot be read: {error.strerror}.") from None
+    if not sound or tokens.size < context * n_windows:
         raise SmokeError(f"{file} is cut short.")
-    text = Text(tokens.reshape(n_windows, context), n_vocab)
+    text = Text(tokens.astype(np.int32).reshape(n_windows, context), n_vocab)
     if file.stat().st_size < text.file_bytes:
         raise SmokeError(f"{file} is cut short.")
     return text

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from quantkit.core.errors import OutputError
+from quantkit.core.files import read_file
 from quantkit.core.packages import why_missing
 from quantkit.core.units import format_size
+from quantkit.core.writing import replace_file
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import PERCENTILES
 from quantkit.verify.layers import WeightError
@@ -252,7 +254,7 @@ def write_page(
     ]
     for picture in pictures:
         if picture.suffix == ".svg":
-            data = base64.b64encode(picture.read_bytes()).decode()
+            data = base64.b64encode(read_file(picture)).decode()
             caption = _CAPTIONS[picture.stem]
             parts.append(
                 f"<figure><img alt='{caption}' src='data:image/svg+xml;base64,{data}'>"
@@ -261,10 +263,8 @@ def write_page(
     if errors:
         parts += [f"<h2>Weights of {html.escape(artifact)}</h2>", _weights_table(errors)]
     parts.append(f"<script>{_SCRIPT}</script>\n</body>\n</html>\n")
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        partial.write_text("\n".join(parts), encoding="utf-8")
-        partial.replace(file)
+        replace_file(file, "\n".join(parts).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror}.") from None
 

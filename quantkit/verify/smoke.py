@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import GGUFError, NativeError
+from quantkit.core.files import open_file
 from quantkit.verify.llama import Run, run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.specimen import write_specimen
@@ -167,7 +168,7 @@ def _compare(files: list[Path], expected: Mapping[str, str]) -> str | None:
         sum_expected = expected.get(file.name)
         if sum_expected is None:
             continue
-        with file.open("rb") as stream:
+        with open_file(file, error=GGUFError, fix="build or copy it again") as stream:
             sum_found = hashlib.file_digest(stream, "sha256").hexdigest()
         if sum_found != sum_expected.lower():
             return (

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from quantkit.build.manifest import NAME, read_manifest
+from quantkit.build.entries import require_sound
+from quantkit.build.manifest import NAME, file_of, read_manifest, sound_entries
 from quantkit.checkpoint.folder import is_quantized as is_quantized_checkpoint
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import GGUFError, QuantkitError
-from quantkit.formats.gguf.reader import read_header
+from quantkit.core.files import has_file
 from quantkit.plan.quants import all_quants, find_quants
 from quantkit.verify.smoke import artifact_files
 
@@ -68,7 +70,7 @@ def find_subjects(
 
 def holds_artifacts(folder: Path) -> bool:
     """Whether a folder is what a build left, or holds GGUF files."""
-    return (folder / NAME).is_file() or bool(next(folder.glob("*.gguf"), None))
+    return has_file(folder / NAME, error=GGUFError) or bool(next(folder.glob("*.gguf"), None))
 
 
 def artifacts_in(folder: Path) -> list[Path]:
@@ -78,11 +80,14 @@ def artifacts_in(folder: Path) -> list[Path]:
 
     Raises:
         GGUFError: there is none, or the header of a file is unsound.
+        OutputError: the manifest is damaged.
 
     """
-    if (folder / NAME).is_file():
-        entries = read_manifest(folder)["artifacts"].items()
-        first = {name: folder / entry["files"][0]["name"] for name, entry in entries}
+    if has_file(folder / NAME, error=GGUFError):
+        manifest = read_manifest(folder)
+        require_sound(manifest, folder / NAME)
+        entries = manifest["artifacts"].items()
+        first = {name: file_of(folder, entry["files"][0]["name"]) for name, entry in entries}
         files = [file if file.suffix == ".gguf" else folder / name for name, file in first.items()]
     else:
         files = [
@@ -138,7 +143,7 @@ def export_subject(artifact: Path, exports: Path) -> Subject:
 
     work = prepare_export(artifact, find_quants(["f16"]))
     [made] = engine.build(work, exports / artifact.name, jobs=usable_cores(), max_memory=2**30)
-    entry = read_manifest(artifact.parent)["artifacts"].get(artifact.name, {})
+    entry = sound_entries(artifact.parent).get(artifact.name, {})
     return replace(
         open_subject(made.path),
         name=artifact.name,

@@ -180,19 +180,21 @@ def test_entries_of_another_form_spoil_only_themselves(mixtral: Path, tmp_path: 
 
 
 def test_a_journal_knows_its_artifacts_by_what_they_depend_on(tmp_path: Path) -> None:
-    earlier = Journal(tmp_path, {"source": "s"}, {"a": "1", "b": "1"})
-    for name in ("a", "b"):
+    earlier = Journal(tmp_path, {"source": "s"}, {"a.partial": "1", "b.partial": "1"})
+    for name in ("a.partial", "b.partial"):
         (tmp_path / name).touch()
     earlier.start()
     earlier.record([(0, [[1], [2]]), (1, [[3], [4]])])
-    later = Journal(tmp_path, {"source": "s"}, {"c": "1", "b": "1", "a": "2"})
+    later = Journal(
+        tmp_path, {"source": "s"}, {"c.partial": "1", "b.partial": "1", "a.partial": "2"}
+    )
     later.resume()
     assert later.finished == {0: [None, [2], None], 1: [None, [4], None]}
-    assert (later.done, later.left, later.lost) == (set(), {}, {"a": 2})
+    assert (later.done, later.left, later.lost) == (set(), {}, {"a.partial": 2})
     later.start()
     later.record([(0, [[5], [2], [6]])])
-    last = Journal(tmp_path, {"source": "s"}, {"a": "2", "c": "1"})
+    last = Journal(tmp_path, {"source": "s"}, {"a.partial": "2", "c.partial": "1"})
     last.resume()
     assert last.finished == {0: [[6], [5]]}
     assert last.done == {0}
-    assert dict(last.left_units()) == {"b": 2}
+    assert dict(last.left_units()) == {"b.partial": 2}

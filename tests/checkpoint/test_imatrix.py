@@ -1,5 +1,6 @@
 """Importance matrices that are read, and those that are refused."""
 
+import os
 import random
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_gguf_holds_sums_and_counts(tmp_path: Path) -> None:
 def test_counts_are_rounded_halves_up(tmp_path: Path) -> None:
     sums = np.full((4, 32), 6, np.float32)
     path = write_gguf_imatrix(
-        tmp_path / "imatrix.gguf", {EXPERTS: (sums, np.array([2.5, 2.4, 0.4, -3]))}
+        tmp_path / "imatrix.gguf", {EXPERTS: (sums, np.array([2.5, 2.4, 0.4, 0]))}
     )
     assert load_imatrix(path).entries[EXPERTS].reshape(4, 32)[:, 0].tolist() == [2, 3, 1, 1]
 
@@ -97,8 +98,11 @@ def test_columns_are_those_of_the_target(tmp_path: Path) -> None:
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    assert "cannot be read: No such file" in refusal(tmp_path / "none.gguf")
-    assert "cannot be read: Is a directory" in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path / "none.gguf")
+    assert "is a folder" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a pipe" in refusal(tmp_path / "pipe")
+    assert "is a device" in refusal(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -109,7 +113,19 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
     legacy = tmp_path / "a.dat"
     legacy.write_bytes(legacy_imatrix({Q: (values, 3)}))
     for path in (gguf, legacy):
-        assert f"has a NaN or infinite importance for {Q}" in refusal(path)
+        assert f"has a NaN or infinite importance for '{Q}'" in refusal(path)
+
+
+def test_values_and_counts_below_zero(tmp_path: Path) -> None:
+    values = np.ones((1, 64), np.float32)
+    counted = write_gguf_imatrix(tmp_path / "counts.gguf", {Q: (values, np.array([-3]))})
+    assert f"counts for '{Q}' that are no counts" in refusal(counted)
+    values[0, 9] = -1e-6
+    gguf = write_gguf_imatrix(tmp_path / "a.gguf", {Q: (values, np.array([3]))})
+    legacy = tmp_path / "a.dat"
+    legacy.write_bytes(legacy_imatrix({Q: (values, 3)}))
+    for path in (gguf, legacy):
+        assert f"has a negative importance for '{Q}'" in refusal(path)
 
 
 def test_the_old_format_cut_anywhere(tmp_path: Path) -> None:
@@ -127,7 +143,7 @@ def test_the_old_format_with_numbers_of_no_sense(tmp_path: Path) -> None:
     path.write_bytes(legacy_imatrix({}))
     assert "no importance matrix" in refusal(path)
     path.write_bytes(legacy_imatrix({Q: (np.ones(0), 3)}))
-    assert f"no values for {Q}" in refusal(path)
+    assert f"no values for '{Q}'" in refusal(path)
     path.write_bytes(b"Once upon a time there was a text.")
     assert "no importance matrix" in refusal(path)
 
@@ -177,9 +193,9 @@ def test_other_gguf_files(tmp_path: Path) -> None:
 def test_sums_and_counts_that_do_not_match(tmp_path: Path) -> None:
     path = tmp_path / "imatrix.gguf"
     write_gguf_imatrix(path, {Q: (np.ones((1, 32)), np.ones(3))})
-    assert f"has 32 sums but 3 counts for {Q}" in refusal(path)
+    assert f"has 32 sums but 3 counts for '{Q}'" in refusal(path)
 
     # The name of the counts is now another's.
     whole = write_gguf_imatrix(path, {Q: (np.ones((1, 32)), np.ones(1))}).read_bytes()
     path.write_bytes(whole.replace(b"attn_q.weight.counts", b"attn_k.weight.counts"))
-    assert "has no matching sums and counts for blk.0.attn_" in refusal(path)
+    assert "has no matching sums and counts for 'blk.0.attn_" in refusal(path)

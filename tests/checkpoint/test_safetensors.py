@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quantkit.checkpoint.safetensors import is_unneeded_buffer, quoted, read_header
+from quantkit.checkpoint.safetensors import is_unneeded_buffer, read_header
 from quantkit.core.errors import CheckpointError, SafetensorsError
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from tests.safetensors_writer import Tensor, tag, to_bf16, write_safetensors
 
@@ -309,8 +310,8 @@ def test_trailing_bytes(tmp_path: Path) -> None:
         (b'{"a\n": 1}', "not JSON"),
         (b'{"a": NaN}', "holds NaN, which is not JSON"),
         (b'{"a": [-Infinity]}', "holds -Infinity, which is not JSON"),
-        (b'{"a": ' + b"9" * 5_000_000 + b"}", r"the number '9+\.\.\.9+', which is no size"),
-        (b'{"a": -0}', "the number '-0', which is no size"),
+        (b'{"a": ' + b"9" * 5_000_000 + b"}", "holds a number of 5,000,000 digits"),
+        (b'{"a": -0}', "holds the number -0"),
         (b'{"a": ' + b"[" * 1_000_000 + b"}", "nested too deeply"),
         (b'{"a":' * 1_000_000, "nested too deeply"),
     ],
@@ -458,7 +459,7 @@ def test_a_left_out_buffer_still_takes_its_place(tmp_path: Path) -> None:
 
 def test_names_are_text(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "x.safetensors", json.dumps({"\ud800": entry()}), bytes(8))
-    refusal(path, r"'\\ud800'", "not Unicode text")
+    refusal(path, "its header holds half of a surrogate pair")
 
 
 def test_a_huge_name_does_not_fill_the_screen(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import CheckpointError, GGUFError
-from quantkit.formats.gguf.reader import read_header
 from quantkit.formats.gguf.remote import fetch_gguf_header
 from tests.hub_server import HubServer, serve
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import PlanError
-from quantkit.formats.gguf.reader import read_header
 from tests import native_tools
 from tests.parity.both_ways import Source, convert
 from tests.parity.cases import Case, random

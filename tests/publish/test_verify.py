@@ -160,7 +160,7 @@ def test_a_repository(hub: HubStore, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "..", "C:\\x"])
 def test_names_that_lead_elsewhere(folder: Path, name: str) -> None:
     edit_manifest(folder, lambda artifacts: artifacts[Q2]["files"][0].update(name=name))
-    assert "is no name for a file" in refusal(verify(folder))
+    assert "is none of its folder's files" in refusal(verify(folder))
     edit_manifest(folder, lambda artifacts: artifacts.pop(Q2))
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
     assert "is no name for a file" in refusal(verify(folder))
@@ -172,7 +172,7 @@ def test_places_that_are_none(tmp_path: Path) -> None:
     assert "is neither a folder nor a repository" in refusal(verify(tmp_path / "nothing"))
     assert "is not on the Hub" in refusal(verify("someone/Nothing"))
     (tmp_path / "quantkit.json").write_text('{"version": 1, "artifacts": {"a": []}}')
-    assert "is damaged" in refusal(verify(tmp_path))
+    assert "(Expected `object`, got `array`)" in refusal(verify(tmp_path))
 
 
 def test_keys_that_are_none(folder: Path, tmp_path: Path) -> None:

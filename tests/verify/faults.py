@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.gguf.reader import Header, HeaderTensor, read_header
+from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
 
 N_HEAD, N_HEAD_KV, N_EXPERTS = 4, 2, 8
 ROPE_BASE = 1_000_000.0

@@ -10,7 +10,10 @@ from typing import Any
 
 from quantkit.build.cluster import calls, tasks
 from quantkit.build.output import Layout, PartialArtifact, remove
-from quantkit.core.errors import OutputError, PlaceLostError
+from quantkit.core.documents import decode
+from quantkit.core.errors import FileError, OutputError, PlaceLostError
+from quantkit.core.files import read_file
+from quantkit.core.writing import replace_file
 from quantkit.formats.folder import FolderLayout
 
 
@@ -65,14 +68,14 @@ class ScatteredArtifact(PartialArtifact):
     def _read_note(self) -> dict[str, str]:
         """Where an earlier run put shards that are still there: storages by file name."""
         try:
-            noted = json.loads(self._note.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            noted = decode(read_file(self._note, follow=False), dict[str, str], self._note)
+        except FileError:
             return {}
         there = {name: self._ask(name, tasks.sizes_of, self.partial) for name in self._storages}
         return {
             file.name: noted[file.name]
             for file in self.layout.files
-            if there.get(noted.get(file.name), {}).get(file.name) == file.n_bytes
+            if there.get(noted.get(file.name, ""), {}).get(file.name) == file.n_bytes
         }
 
     def _divide(self) -> list[str]:
@@ -110,7 +113,7 @@ class ScatteredArtifact(PartialArtifact):
     def open(self) -> None:
         """Make the files on their storages."""
         noted = {file.name: name for name in self._storages for file in self._files_on(name)}
-        self._note.write_text(json.dumps(noted), encoding="utf-8")
+        replace_file(self._note, json.dumps(noted).encode())
         for name in self._storages:
             sizes = [(f.name, f.n_bytes, f.name in self._known) for f in self._files_on(name)]
             self.hosts[name] = self._ask(name, tasks.make_files, self.partial, self.final, sizes)

@@ -24,10 +24,13 @@ from quantkit.build.units import Unit
 from quantkit.checkpoint.folder import RowReader
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import OutputError
+from quantkit.core.files import read_file
+from quantkit.core.writing import create, open_to_append, refuse_links, write_at_start
 from quantkit.encodings.kernel import load_kernel
 
 STORAGE = ".quantkit-storage"
 """A file in an output folder that tells it from those of the same name on other nodes' disks."""
+_NAME_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +156,16 @@ def name_storage(out: Path) -> str:
     """Make an output folder, if it is not there, and name it, if it has none; its name."""
     out.mkdir(parents=True, exist_ok=True)
     new = out / f"{STORAGE}.{uuid.uuid4().hex}"
-    new.write_text(new.suffix)
+    with create(new) as file:
+        file.write(new.suffix.encode())
     try:
         os.link(new, out / STORAGE)  # as a whole, and only if nobody else was faster
     except FileExistsError:
         pass
     finally:
         new.unlink()
-    return (out / STORAGE).read_text()
+    name = read_file(out / STORAGE, most=_NAME_BYTES, error=OutputError, fix="remove it")
+    return name.decode("ascii", errors="replace")
 
 
 def make_files(partial: Path, final: Path, sizes: Sequence[tuple[str, int, bool]]) -> str:
@@ -181,12 +186,13 @@ def make_files(partial: Path, final: Path, sizes: Sequence[tuple[str, int, bool]
             f"{final} is on {socket.gethostname()} already and was not built from this checkpoint "
             "with these settings; move it away or choose another folder with -o."
         )
+    refuse_links(partial)
     partial.mkdir(parents=True, exist_ok=True)
     needed = 0
     for name, n_bytes, keep in sizes:
         if not keep:
             remove(partial / name)
-        with (partial / name).open("ab") as file:
+        with open_to_append(partial / name) as file:
             needed += n_bytes - os.fstat(file.fileno()).st_blocks * 512
             file.truncate(n_bytes)
     check_space(partial, needed)
@@ -203,10 +209,7 @@ def sizes_of(folder: Path) -> dict[str, int]:
 def write_headers(partial: Path, headers: Sequence[tuple[str, bytes]]) -> None:
     """Write the headers of files, by name."""
     for name, header in headers:
-        with (partial / name).open("r+b") as file:
-            file.write(header)
-            file.flush()
-            os.fsync(file.fileno())
+        write_at_start(partial / name, header)
 
 
 def rename(partial: Path, final: Path) -> None:

@@ -15,6 +15,7 @@ from quantkit.checkpoint.tokenizer.spaces import read_prefix
 from quantkit.checkpoint.tokenizer.special import special_metadata
 from quantkit.checkpoint.tokenizer.tekken import tekken_metadata
 from quantkit.checkpoint.tokenizer.vocabulary import Metadata, Vocabulary
+from quantkit.core.apart import run_apart
 from quantkit.core.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _CODE_LLAMA = 32016
 _CODE_LLAMA_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 _GRANITE = 49152
 
+_SECONDS = 120  # for a vocabulary; the largest take three
 # The pre-tokenizers with which llama.cpp puts BOS in front unless it is told otherwise, and the id
 # of that token in vocabularies of SentencePiece's. Source: src/llama-vocab.cpp, load.
 _PRE_WITH_BOS = (
@@ -56,7 +58,14 @@ def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, 
         CheckpointError: one of its files is not JSON.
 
     """
-    for key, value in _metadata(read_source(folder, config)).items():
+    keys = run_apart(
+        lambda: _metadata(read_source(folder, config)),
+        f"The tokenizer in {folder}",
+        seconds=_SECONDS,
+        error=TokenizerError,
+        fix="download it again",
+    )
+    for key, value in keys.items():
         if value == "" or value == []:
             continue
         if isinstance(value, str):

@@ -7,9 +7,14 @@ from typing import Any
 
 from quantkit.checkpoint.folder import read_json
 from quantkit.checkpoint.tokenizer.rendering import template_remarks
-from quantkit.checkpoint.tokenizer.source import TokenizerSource, extra_templates
+from quantkit.checkpoint.tokenizer.source import (
+    TokenizerSource,
+    extra_templates,
+    has_tokenizer_file,
+)
 from quantkit.checkpoint.tokenizer.vocabulary import Metadata
 from quantkit.core.errors import TokenizerError
+from quantkit.core.files import read_file
 
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits)
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -59,7 +64,7 @@ def chat_remarks(folder: Path, keys: Mapping[str, Any]) -> tuple[str, ...]:
 
     """
     prefix = "tokenizer.chat_template"
-    if prefix not in keys and (folder / "tekken.json").is_file():
+    if prefix not in keys and has_tokenizer_file(folder / "tekken.json"):
         return (_NO_TEMPLATE,)
     names = {"default": prefix} | {n: f"{prefix}.{n}" for n in keys.get(f"{prefix}s", ())}
     tokens = keys.get("tokenizer.ggml.tokens", ())
@@ -87,7 +92,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
     """
     found = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings = read_json(folder / name) if (folder / name).is_file() else {}
+        settings = read_json(folder / name) if has_tokenizer_file(folder / name) else {}
         for kind in _SPECIAL:
             token = settings.get(f"{kind}_token")
             token = token.get("content") if isinstance(token, dict) else token
@@ -120,17 +125,17 @@ def _named(source: TokenizerSource) -> dict[str, str]:
 
 def _from_files(folder: Path) -> dict[str, str]:
     path = folder / "chat_template.jinja"
-    default = {"default": _read(path)} if path.is_file() else {}
+    default = {"default": _read(path)} if has_tokenizer_file(path) else {}
     return default | {extra.stem: _read(extra) for extra in extra_templates(folder)}
 
 
 def _legacy(folder: Path) -> Any:
     path = folder / "chat_template.json"
-    return read_json(path).get("chat_template") if path.is_file() else None
+    return read_json(path).get("chat_template") if has_tokenizer_file(path) else None
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_file(path, error=TokenizerError).decode()
+    except UnicodeDecodeError as error:
         raise TokenizerError(f"{path} cannot be read ({error}); download it again.") from error

@@ -11,9 +11,11 @@ from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source
 from quantkit.checkpoint.tokenizer.special import special_metadata
 from quantkit.checkpoint.tokenizer.tekken import open_tekken, tekken_backend
+from quantkit.core.apart import run_apart
 from quantkit.core.errors import TokenizerError
 
 _SENTENCEPIECE_BOS = 1
+_SECONDS = 3600  # for a text of many megabytes; some tokenizers end after never
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,16 @@ def encode_text(folder: Path, config: Mapping[str, Any], text: str) -> EncodedTe
         TokenizerError: the tokenizer is missing or broken, or of another model.
 
     """
+    return run_apart(
+        lambda: _encode(folder, config, text),
+        f"The tokenizer in {folder}",
+        seconds=_SECONDS,
+        error=TokenizerError,
+        fix="download it again",
+    )
+
+
+def _encode(folder: Path, config: Mapping[str, Any], text: str) -> EncodedText:
     source = read_source(folder, config)
     if source.tekken_file is not None:
         tekken = open_tekken(source, source.tekken_file)

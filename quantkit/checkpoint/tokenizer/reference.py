@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint.folder import read_json
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model
-from quantkit.checkpoint.tokenizer.source import TokenizerSource
+from quantkit.checkpoint.tokenizer.source import TokenizerSource, has_tokenizer_file
 from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.errors import TokenizerError
+from quantkit.core.files import read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -101,7 +102,7 @@ class Reference:
 
 def reference_files(folder: Path) -> tuple[str, ...]:
     """The tokenizers in a folder: first the one that a GGUF's vocabulary is made of."""
-    return tuple(name for name in (FAST, MODEL, TEKKEN) if (folder / name).is_file())
+    return tuple(name for name in (FAST, MODEL, TEKKEN) if has_tokenizer_file(folder / name))
 
 
 def open_reference(source: TokenizerSource, file: str) -> Reference:
@@ -284,7 +285,7 @@ def _sentencepiece_tokens(source: TokenizerSource, pieces: Any) -> dict[int, Add
 def _without_prefix(path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
-    return SentencePieceProcessor(model_proto=path.read_bytes() + _NO_DUMMY_PREFIX)
+    return SentencePieceProcessor(model_proto=read_file(path) + _NO_DUMMY_PREFIX)
 
 
 def _frame(

@@ -15,6 +15,7 @@ from quantkit.checkpoint.tokenizer.vocabulary import (
     unused_token,
 )
 from quantkit.core.errors import TokenizerError
+from quantkit.core.files import read_file
 
 
 def read_vocabulary(source: TokenizerSource, model_file: Path) -> Vocabulary:
@@ -57,7 +58,7 @@ def read_alone(source: TokenizerSource, model_file: Path) -> tuple[Vocabulary, b
 
     """
     vocabulary = read_vocabulary(source, model_file)
-    settings = read_settings(model_file.read_bytes())
+    settings = read_settings(read_file(model_file, error=TokenizerError))
     wanted = source.settings.get("add_prefix_space")
     prefix = settings.dummy_prefix if wanted is None else bool(wanted)
     require_bpe(settings, model_file)
@@ -125,9 +126,10 @@ def open_model(model_file: Path) -> Any:
     """
     from sentencepiece import SentencePieceProcessor
 
+    raw = read_file(model_file, error=TokenizerError)
     processor = SentencePieceProcessor()
     try:
-        processor.LoadFromFile(str(model_file))
+        processor.LoadFromSerializedProto(raw)
     except (OSError, RuntimeError) as error:
         raise TokenizerError(
             f"{model_file} is not a SentencePiece model; download it again, or move it away if the "

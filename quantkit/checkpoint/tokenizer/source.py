@@ -7,6 +7,8 @@ from typing import Any
 
 from quantkit.checkpoint.folder import read_json
 from quantkit.core.errors import TokenizerError
+from quantkit.core.files import has_file
+from quantkit.core.printable import quoted
 
 # Every file that may take part, in the order of the manifest.
 TOKENIZER_FILES = (
@@ -54,8 +56,18 @@ class TokenizerSource:
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """The files of a checkpoint that make its tokenizer and its chat template."""
-    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    found = [folder / name for name in TOKENIZER_FILES if has_tokenizer_file(folder / name)]
     return (*found, *extra_templates(folder))
+
+
+def has_tokenizer_file(path: Path) -> bool:
+    """Whether a file is there. What is there and cannot be read is no absent tokenizer.
+
+    Raises:
+        TokenizerError: it is a link that leads nowhere, a folder or a pipe.
+
+    """
+    return has_file(path, error=TokenizerError)
 
 
 def extra_templates(folder: Path) -> tuple[Path, ...]:
@@ -85,14 +97,14 @@ def read_source(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
         added=_read_added(folder),
         decoder=_read_decoder(folder, settings),
         special_map=_optional(folder, "special_tokens_map.json"),
-        model_file=model_file if model_file.is_file() else None,
-        tekken_file=tekken_file if tekken_file.is_file() and not fast else None,
+        model_file=model_file if has_tokenizer_file(model_file) else None,
+        tekken_file=tekken_file if has_tokenizer_file(tekken_file) and not fast else None,
     )
 
 
 def _require_tokenizer(folder: Path) -> None:
     sought = ("tokenizer.model", "tokenizer.json", "tekken.json")
-    if not any((folder / name).is_file() for name in sought):
+    if not any(has_tokenizer_file(folder / name) for name in sought):
         raise TokenizerError(
             f"{folder} has no tokenizer: looked for {', '.join(sought)}; copy one from the "
             "original model, or save it with transformers if only vocab.json is there."
@@ -105,19 +117,19 @@ def _vocab_size(config: Mapping[str, Any]) -> int:
         return _ASSUMED_VOCAB_SIZE
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise TokenizerError(
-            f"config.json says vocab_size = {size!r}; it must be a whole number above 0."
+            f"config.json says vocab_size = {quoted(size)}; it must be a whole number above 0."
         )
     return size
 
 
 def _optional(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object, empty where the file is not there."""
-    return read_json(folder / name) if (folder / name).is_file() else {}
+    return read_json(folder / name) if has_tokenizer_file(folder / name) else {}
 
 
 def _read_fast(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not has_tokenizer_file(path):
         return {}
     fast = read_json(path)
     _expect(isinstance(fast.get("model"), dict), path, "its model is not an object")

@@ -10,6 +10,8 @@ from typing import Any
 
 import numba
 
+from quantkit.core.files import read_file
+
 _HERE = Path(__file__).resolve().parent
 _options = {"error_model": "numpy"}  # as in C, dividing by 0 gives infinity
 
@@ -44,7 +46,7 @@ def _cache_folder(given: str) -> Path | None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256()
     for source in sorted(_HERE.glob("*.py")):
-        digest.update(source.read_bytes())
+        digest.update(read_file(source))
     folder = root / "quantkit" / "kernels" / digest.hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,19 @@
 """A bitsandbytes folder, whoever wrote it, as dequantized rows."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Any
+from math import isfinite, prod
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.documents import decode
 from quantkit.core.errors import CheckpointError
+from quantkit.core.files import open_file
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.formats.bnb.codec import (
     TORCH_NAMES,
@@ -25,7 +28,21 @@ _STATE = ".quant_state.bitsandbytes__"
 _DTYPES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 _PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 
+_MOST_STATE_BYTES = 4096
+_Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
+
 ReadRows = Callable[[int, int], NDArray[np.uint8]]
+
+
+class _StoredState(msgspec.Struct, frozen=True):
+    """A quant state as bitsandbytes writes it; what else it says is not needed."""
+
+    quant_type: str
+    blocksize: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+    dtype: str
+    shape: Annotated[tuple[_Size, ...], msgspec.Meta(min_length=2, max_length=3)]
+    nested_blocksize: Annotated[int, msgspec.Meta(ge=0, le=2**20)] = 0
+    nested_offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +76,12 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
             readers[name] = _four_bit_rows(stored.tensors, tensor, state)
             tensors[name] = _as_source(tensor, state.dtype, state.shape)
         elif tensor.dtype == "I8" and scales is not None:
-            if scales.shape != tensor.shape[:1] or scales.dtype != "F32":
+            if len(tensor.shape) != 2 or scales.shape != tensor.shape[:1] or scales.dtype != "F32":
                 raise _damaged(tensor, "SCB does not fit its weight")
             readers[name] = _eight_bit_rows(tensor, scales)
             tensors[name] = _as_source(tensor, "F32", tensor.shape)
+        elif not tensor.shape or not tensor.n_elements:
+            raise _damaged(tensor, "it holds no numbers, or one without a shape")
         elif tensor.dtype in FLOAT_BYTES and not name.endswith((*_PARTS, ".SCB")):
             readers[name] = _plain_rows(tensor)
             tensors[name] = tensor
@@ -84,21 +103,26 @@ def read_state(tensors: Mapping[str, SourceTensor], name: str) -> FourBitState |
     if kind is None:
         return None
     tensor = tensors[f"{name}{_STATE}{kind}"]
-    try:
-        facts: dict[str, Any] = json.loads(bytes(read_bytes(tensor)))
-        state = FourBitState(
-            facts["quant_type"],
-            facts["blocksize"],
-            _DTYPES[facts["dtype"]],
-            tuple(facts["shape"]),
-            facts.get("nested_blocksize", 0),
-            facts.get("nested_offset", 0.0),
-        )
-    except (ValueError, KeyError, TypeError):
-        raise _damaged(tensor, "its quant state is not bitsandbytes'") from None
-    if state.kind != kind or state.block < 1:
-        raise _damaged(tensor, "its quant state is not bitsandbytes'")
-    return state
+    foreign = _damaged(tensor, "its quant state is not bitsandbytes'")
+    if tensor.n_bytes > _MOST_STATE_BYTES:
+        raise foreign
+    facts = decode(
+        bytes(read_bytes(tensor)),
+        _StoredState,
+        f"The quant state {quoted(tensor.name)} in {tensor.file}",
+        error=CheckpointError,
+        fix="build or copy it again",
+    )
+    if facts.quant_type != kind or facts.dtype not in _DTYPES or not isfinite(facts.nested_offset):
+        raise foreign
+    return FourBitState(
+        kind,
+        facts.blocksize,
+        _DTYPES[facts.dtype],
+        facts.shape,
+        facts.nested_blocksize,
+        facts.nested_offset,
+    )
 
 
 def read_bytes(tensor: SourceTensor, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
@@ -109,12 +133,12 @@ def read_bytes(tensor: SourceTensor, start: int = 0, stop: int | None = None) ->
 
     """
     n_bytes = (tensor.n_bytes if stop is None else stop) - start
-    try:
-        with tensor.file.open("rb") as file:
+    with open_file(tensor.file, error=CheckpointError) as file:
+        try:
             file.seek(tensor.offset + start)
             data = np.frombuffer(bytearray(file.read(n_bytes)), np.uint8)
-    except OSError as error:
-        raise CheckpointError(f"{tensor.file} cannot be read: {error.strerror}.") from None
+        except OSError as error:
+            raise CheckpointError(f"{tensor.file} cannot be read: {error.strerror}.") from None
     if data.size != n_bytes:
         raise CheckpointError(f"{tensor.file} became shorter while it was read.")
     return data

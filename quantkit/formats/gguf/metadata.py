@@ -6,20 +6,19 @@ card, ``config.json`` and the folder's name; the hyperparameters follow ``conver
 """
 
 import math
-import reprlib
-import shutil
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.card import read_front_matter
+from quantkit.checkpoint.folder import Checkpoint, read_json
 from quantkit.checkpoint.tokenizer import add_tokenizer
 from quantkit.checkpoint.tokenizer.chat_template import chat_remarks
 from quantkit.core.errors import CheckpointError
+from quantkit.core.files import has_file
+from quantkit.core.names import is_plain_name
+from quantkit.core.printable import quoted
 from quantkit.families.model import Hyperparameters, Model, Rope
 from quantkit.families.rope import yarn_magnitude
 
@@ -63,7 +62,7 @@ def describe_checkpoint(
         TokenizerError: the tokenizer is missing or of a kind llama.cpp cannot hold.
 
     """
-    from gguf import GGUFWriter, naming_convention
+    from gguf import GGUFWriter
 
     writer = GGUFWriter(path=None, arch=model.arch)
     writer.add_type("model")
@@ -75,16 +74,31 @@ def describe_checkpoint(
     entries = tuple(
         _pack_checked(checkpoint.path, key, entry) for key, entry in writer.kv_data[0].items()
     )
-    base_name = name or naming_convention(
-        general.name,
-        general.basename,
-        general.finetune,
-        general.version,
-        general.size_label,
-        output_type=None,
-    )
-    file_name = base_name.strip().replace(" ", "-").replace("/", "-")
-    return ModelMetadata(file_name, entries, remarks)
+    return ModelMetadata(_file_name(checkpoint.path, name, general), entries, remarks)
+
+
+def _file_name(folder: Path, name: str | None, general: "Metadata") -> str:
+    """The file name without the quant, which nothing in a model card makes a path."""
+    from gguf import naming_convention
+
+    try:
+        base_name = name or naming_convention(
+            general.name,
+            general.basename,
+            general.finetune,
+            general.version,
+            general.size_label,
+            output_type=None,
+        )
+        file_name = base_name.strip().replace(" ", "-").replace("/", "-")
+    except (TypeError, AttributeError):
+        file_name = ""
+    if not is_plain_name(file_name[:_SHOWN]):  # how long it may be is the output folder's affair
+        raise CheckpointError(
+            f"The model in {folder} is called {quoted(name or general.name)}, which cannot name a "
+            "file; give another with --name."
+        )
+    return file_name
 
 
 def add_hyperparameters(writer: "GGUFWriter", hparams: Hyperparameters) -> None:
@@ -141,23 +155,32 @@ def _add_general(
 ) -> "Metadata":
     """Add the ``general`` keys, as gguf-py finds them, and return them."""
     import gguf
-    import yaml
 
     total, shared, expert, n_experts = count_parameters(model)
-    folder = checkpoint.path.resolve()
+    folder = checkpoint.path
+    card = read_front_matter(folder / "README.md")
+    config = _optional(folder / "config.json")
+    generation = _optional(folder / "generation_config.json")
     try:
-        with _named(checkpoint, folder) as named:
-            general = gguf.Metadata.load(None, named, name, total)
+        # A name is half of what it goes by, and in the Hub's cache folders are named after commits.
+        named = Path(checkpoint.name)
+        general = gguf.Metadata.apply_metadata_heuristic(
+            gguf.Metadata(), card, config, named, total
+        )
+        for setting in _SAMPLING:
+            setattr(general, f"sampling_{setting}", generation.get(setting))
+        general.sampling_temp = generation.get("temperature")
         # gguf-py 0.19.0 does not know the Hub's usual name for this sampling setting yet.
         if general.sampling_penalty_repeat is None:
-            generation = gguf.Metadata.load_generation_config(folder)
             general.sampling_penalty_repeat = generation.get("repetition_penalty")
+        if name is not None:
+            general.name = name
         if general.name is None:
             general.name = checkpoint.name
         if general.size_label is None:
             general.size_label = gguf.size_label(total, shared, expert, n_experts)
         general.set_gguf_meta_model(writer)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"The model card or generation_config.json in {folder} cannot be read ({reason}); "
@@ -166,22 +189,18 @@ def _add_general(
     return general
 
 
-@contextmanager
-def _named(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
-    """A folder of the checkpoint's name with what gguf-py reads to describe it.
+_SHOWN = 100
 
-    The name is half of what it goes by, and in the Hub's cache folders are named after commits.
-    """
-    if folder.name == checkpoint.name:
-        yield folder
-        return
-    with TemporaryDirectory(prefix="quantkit-") as parent:
-        named = Path(parent, checkpoint.name)
-        named.mkdir()
-        for file in ("README.md", "config.json", "generation_config.json"):
-            if (folder / file).is_file():
-                shutil.copyfile(folder / file, named / file)
-        yield named
+# What gguf-py takes from generation_config.json under the same name.
+_SAMPLING = (
+    *("sequence", "top_k", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
+    *("penalty_last_n", "penalty_repeat", "mirostat", "mirostat_tau", "mirostat_eta"),
+)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is not there."""
+    return read_json(path) if has_file(path, error=CheckpointError) else {}
 
 
 def count_parameters(model: Model) -> tuple[int, int, int, int]:
@@ -198,7 +217,7 @@ def _pack_checked(folder: Path, key: str, entry: "GGUFValue") -> KeyValue:
         return KeyValue(key, pack(key, entry))
     except (TypeError, ValueError, OverflowError, struct.error):
         raise CheckpointError(
-            f"{folder} gives {key} as {reprlib.repr(entry.value)}, which GGUF cannot hold as "
+            f"{folder} gives {key} as {quoted(entry.value)}, which GGUF cannot hold as "
             f"{entry.type.name}; correct it in the model card, config.json or "
             "generation_config.json."
         ) from None

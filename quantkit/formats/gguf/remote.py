@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+from quantkit.checkpoint.gguf import parse_header
 from quantkit.checkpoint.remote import explained, open_repo, read_range
 from quantkit.core.errors import CheckpointError, GGUFError
-from quantkit.formats.gguf.reader import parse_header
+from quantkit.core.writing import replace_file
 
 # A header with a vocabulary of 32,000 pieces has some 700 KB, one of 256,000 about 10 MB.
 _FIRST_RANGE = 2**20
@@ -66,6 +67,5 @@ def fetch_gguf_header(repo_id: str, filename: str, revision: str | None = None) 
             )
         end *= 2
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(start[: header.data_offset])
-    part.replace(path)
+    replace_file(path, start[: header.data_offset], part)
     return path, n_bytes

@@ -2,19 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.folder import Checkpoint
+from quantkit.core.documents import to_type
 from quantkit.core.errors import CheckpointError
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.formats.bnb.reader import read_bytes
 from quantkit.formats.dequantized import Dequantized
-from quantkit.formats.gptq.packing import PARTS, Packed, packed_shapes, unpack
+from quantkit.formats.gptq.packing import PARTS, Packed, fits, packed_shapes, unpack
 
 _WEIGHT = "weight"
-_BITS = (2, 3, 4, 8)
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    """What ``quantization_config`` must say; what else it says is not needed to read weights."""
+
+    bits: Literal[2, 3, 4, 8]
+    group_size: int = -1
+    checkpoint_format: str | None = "gptq"
 
 
 def open_artifact(stored: Checkpoint) -> Dequantized:
@@ -31,13 +42,23 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
     for name, tensor in stored.tensors.items():
         module, _, part = name.rpartition(".")
         if part == PARTS[0]:
-            rows, words = tensor.shape[-1], tensor.shape[0]
+            words, rows = tensor.shape if len(tensor.shape) == 2 else (0, 0)
             shape = (rows, words * 32 // bits)
+            if not min(shape) or words * 32 % bits or not fits(shape, group_size):
+                raise CheckpointError(
+                    f"{quoted(name)} in {tensor.file} has the shape {quoted(tensor.shape)}, which "
+                    f"is none for {bits} bits in groups of {group_size}; build or copy it again."
+                )
             parts = _parts_of(stored.tensors, module, shape, bits, group_size)
             weight = f"{module}.{_WEIGHT}"
             packed[weight] = parts
             size = shape[0] * shape[1] * FLOAT_BYTES["F32"]
             tensors[weight] = replace(tensor, name=weight, dtype="F32", shape=shape, n_bytes=size)
+        elif not tensor.shape or not tensor.n_elements:
+            raise CheckpointError(
+                f"{quoted(name)} in {tensor.file} holds no numbers, or one without a shape; build "
+                "or copy it again."
+            )
         elif tensor.dtype in FLOAT_BYTES and f"{module}.{PARTS[0]}" not in stored.tensors:
             tensors[name] = tensor
         elif part == "bias" and tensor.dtype in FLOAT_BYTES:
@@ -46,8 +67,8 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
                 tensors[name] = tensor
         elif part not in PARTS:
             raise CheckpointError(
-                f"{name} in {tensor.file} is {tensor.dtype}, which has no place in a GPTQ folder; "
-                "build or copy it again."
+                f"{quoted(name)} in {tensor.file} is {tensor.dtype}, which has no place in a GPTQ "
+                "folder; build or copy it again."
             )
     latest: dict[str, Packed] = {}  # slabs of one matrix follow each other
 
@@ -67,19 +88,24 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
 
 def _settings(stored: Checkpoint) -> tuple[int, int]:
     """Bits and group size."""
-    config = stored.config["quantization_config"]
-    bits, group_size = config.get("bits"), config.get("group_size", -1)
-    if config.get("checkpoint_format", "gptq") != "gptq":
+    settings = to_type(
+        stored.config["quantization_config"],
+        _Settings,
+        f"The quantization_config of {stored.path}",
+        error=CheckpointError,
+        fix="build or copy it again",
+    )
+    if settings.checkpoint_format not in (None, "gptq"):
         raise CheckpointError(
-            f"{stored.path} is in the GPTQ format {config['checkpoint_format']!r}; quantkit reads "
-            "the first, 'gptq'."
+            f"{stored.path} is in the GPTQ format {quoted(settings.checkpoint_format)}; quantkit "
+            "reads the first, 'gptq'."
         )
-    if bits not in _BITS or not isinstance(group_size, int):
+    if settings.group_size != -1 and settings.group_size < 1:
         raise CheckpointError(
-            f"{stored.path}'s quantization_config says bits = {bits!r} and group_size = "
-            f"{group_size!r}, which no GPTQ folder has; build or copy it again."
+            f"{stored.path} says group_size = {settings.group_size}, which no GPTQ folder has; "
+            "build or copy it again."
         )
-    return bits, group_size
+    return settings.bits, settings.group_size
 
 
 def _parts_of(
@@ -94,7 +120,7 @@ def _parts_of(
         tensor = tensors.get(f"{module}.{part}")
         if tensor is None or tensor.dtype != dtype or tensor.shape != wanted:
             raise CheckpointError(
-                f"{module}.{part} is not there or does not fit {module}.qweight in "
+                f"{quoted(f'{module}.{part}')} is not there or does not fit its qweight in "
                 f"{tensors[f'{module}.qweight'].file}; build or copy the folder again."
             )
         parts[part] = tensor
@@ -103,9 +129,16 @@ def _parts_of(
 
 def _load(parts: Mapping[str, SourceTensor]) -> Packed:
     words = {part: read_bytes(tensor) for part, tensor in parts.items()}
-    return Packed(
+    packed = Packed(
         words["qweight"].view("<i4").reshape(parts["qweight"].shape),
         words["qzeros"].view("<i4").reshape(parts["qzeros"].shape),
         words["scales"].view("<f2").reshape(parts["scales"].shape),
         words["g_idx"].view("<i4"),
     )
+    groups = len(packed.scales)
+    if packed.g_idx.min() < 0 or packed.g_idx.max() >= groups:
+        raise CheckpointError(
+            f"{quoted(parts['g_idx'].name)} in {parts['g_idx'].file} names groups that are none of "
+            f"its {groups}; build or copy it again."
+        )
+    return packed

@@ -1,13 +1,17 @@
 """Reading a GGUF's header: metadata and tensor table, never the weights."""
 
 import io
+import os
 import struct
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from quantkit.core.errors import GGUFError
+from quantkit.core.files import open_file
+from quantkit.core.printable import quoted
 from quantkit.encodings.encoding import Encoding, encodings
 
 # GGUF value types by number; 8 is a string, 9 an array.
@@ -16,6 +20,15 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _MOST_DIMS = 4
+
+# What a header may have at most. The largest vocabularies have 262,144 tokens and twice as many
+# merges, in 20 MB; the largest models a few thousand tensors.
+_MOST_HEADER_BYTES = 2**26
+_MOST_TENSORS = _MOST_ENTRIES = 2**16
+_MOST_STRINGS = 2**21  # in all arrays together
+_MOST_NUMBERS = 2**22
+_MOST_SIZE = 2**63 - 1  # of any offset, dimension or product of them
+_MOST_ALIGNMENT = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +89,15 @@ def read_header(path: Path, n_bytes: int | None = None) -> Header:
         GGUFError: the file is missing, no GGUF, cut short, or contradicts itself.
 
     """
-    try:
-        with path.open("rb") as file:
-            return _Reader(file, n_bytes or path.stat().st_size).header()
-    except OSError as error:
-        raise GGUFError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, struct.error) as error:
-        plain = type(error) in (ValueError, _CutShortError)
-        reason = str(error) if plain else "its header is not readable"
-        raise GGUFError(f"{path} is not a sound GGUF file: {reason}.") from None
+    with open_file(path, error=GGUFError, fix="give another file") as file:
+        try:
+            return _Reader(file, n_bytes or os.fstat(file.fileno()).st_size).header()
+        except OSError as error:
+            raise GGUFError(f"{path} cannot be read: {error.strerror}.") from None
+        except (ValueError, struct.error) as error:
+            plain = type(error) in (ValueError, _CutShortError)
+            reason = str(error) if plain else "its header is not readable"
+            raise GGUFError(f"{path} is not a sound GGUF file: {reason}.") from None
 
 
 class _Reader:
@@ -94,6 +107,7 @@ class _Reader:
         self._file = file
         self._left = size
         self._at = 0
+        self._strings = self._numbers = 0  # in arrays
 
     def header(self) -> Header:
         if self._take(4) != b"GGUF":
@@ -102,24 +116,53 @@ class _Reader:
         if version not in (2, 3):
             raise ValueError(f"its version is {version}; known are 2 and 3")
         n_tensors, n_entries = self._number("Q"), self._number("Q")
-        metadata = {}
-        for _ in range(n_entries):
-            key = self._string()
-            metadata[key] = self._value(self._number("I"))
-        tensors = tuple(self._tensor() for _ in range(n_tensors))
+        if n_tensors > _MOST_TENSORS or n_entries > _MOST_ENTRIES:
+            raise ValueError(f"it claims {n_tensors} tensors and {n_entries} keys")
+        metadata = self._metadata(n_entries)
+        tensors = self._tensors(n_tensors)
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(f"its alignment is {alignment!r}")
+        if (
+            type(alignment) is not int
+            or not 1 <= alignment <= _MOST_ALIGNMENT
+            or alignment & (alignment - 1)
+        ):
+            raise ValueError(f"its alignment is {quoted(alignment)}, no power of two")
         data_offset = -(-self._at // alignment) * alignment
-        end = max((tensor.offset + tensor.n_bytes for tensor in tensors), default=0)
+        end = 0
+        for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+            if tensor.offset % alignment:
+                raise ValueError(f"{quoted(tensor.name)} lies at {tensor.offset}, unaligned")
+            if tensor.offset < end:
+                raise ValueError(f"{quoted(tensor.name)} overlaps the tensor before it")
+            end = tensor.offset + tensor.n_bytes
         if data_offset + end > self._at + self._left:
             missing = data_offset + end - self._at - self._left
             raise ValueError(f"it ends {missing} bytes before its last tensor does")
         return Header(metadata, tensors, data_offset)
 
+    def _metadata(self, n_entries: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = {}
+        for _ in range(n_entries):
+            key = self._string()
+            if key in metadata:
+                raise ValueError(f"it has the key {quoted(key)} twice")
+            metadata[key] = self._value(self._number("I"))
+        return metadata
+
+    def _tensors(self, n_tensors: int) -> tuple[HeaderTensor, ...]:
+        tensors: dict[str, HeaderTensor] = {}
+        for _ in range(n_tensors):
+            tensor = self._tensor()
+            if tensor.name in tensors:
+                raise ValueError(f"it has two tensors {quoted(tensor.name)}")
+            tensors[tensor.name] = tensor
+        return tuple(tensors.values())
+
     def _take(self, count: int) -> bytes:
         if count > self._left:
             raise ValueError("its header runs past its end")
+        if self._at + count > _MOST_HEADER_BYTES:
+            raise ValueError(f"its header has more than {_MOST_HEADER_BYTES:,} bytes")
         self._left -= count
         self._at += count
         taken = self._file.read(count)
@@ -140,8 +183,14 @@ class _Reader:
         if kind == _ARRAY:
             item, count = self._number("I"), self._number("Q")
             if item == _STRING:
+                self._strings += count
+                if self._strings > _MOST_STRINGS:
+                    raise ValueError(f"it claims more than {_MOST_STRINGS:,} texts")
                 return [self._string() for _ in range(count)]
             code = self._scalar(item)
+            self._numbers += count
+            if self._numbers > _MOST_NUMBERS:
+                raise ValueError(f"it claims more than {_MOST_NUMBERS:,} numbers")
             return list(struct.unpack(f"<{count}{code}", self._take(count * struct.calcsize(code))))
         code = self._scalar(kind)
         return struct.unpack(f"<{code}", self._take(struct.calcsize(code)))[0]
@@ -156,12 +205,21 @@ class _Reader:
         name = self._string()
         n_dims = self._number("I")
         if not 1 <= n_dims <= _MOST_DIMS:
-            raise ValueError(f"{name} has {n_dims} dimensions")
+            raise ValueError(f"{quoted(name)} has {n_dims} dimensions")
         dims = [self._number("Q") for _ in range(n_dims)]
+        if prod(dims) > _MOST_SIZE or not all(dims):
+            raise ValueError(f"{quoted(name)} has the dimensions {dims}")
         kind, offset = self._number("I"), self._number("Q")
-        encoding = next((e for e in encodings().values() if e.id == kind), None)
+        encoding = _by_id().get(kind)
         if encoding is None:
-            raise ValueError(f"{name} has the unknown type {kind}")
+            raise ValueError(f"{quoted(name)} has the unknown type {kind}")
         if not encoding.holds_rows_of(dims[0]):
-            raise ValueError(f"{name} has rows of {dims[0]}, no whole blocks of {encoding.name}")
+            raise ValueError(
+                f"{quoted(name)} has rows of {dims[0]}, no whole blocks of {encoding.name}"
+            )
         return HeaderTensor(name, tuple(reversed(dims)), encoding, offset)
+
+
+@cache
+def _by_id() -> dict[int, Encoding]:
+    return {encoding.id: encoding for encoding in encodings().values()}

@@ -1,0 +1,188 @@
+"""``python -m tests.fuzz.server SOUND FIRST COUNT``: runs cases, each in a fork of this process.
+
+What every case imports is imported here, once. A line on stdout is a case that went wrong, as JSON;
+the last line is ``{"cases": N, "slowest": S, "seconds": T, "kinds": {...}}``: the processor time
+of the slowest case, and of all.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.cases import ARTIFACT, Case, make_case, make_sound, sum_of
+
+CPU_SECONDS = 5
+MEMORY = 10**9
+HANGS_AFTER = 120  # seconds: nothing that waits for a pipe ends by itself
+LONGEST_LINE = 600
+
+
+def main(sound: Path, first: int, count: int) -> None:
+    """Run the cases."""
+    _import_everything()
+    if not sound.exists():
+        make_sound(sound)
+    kinds: Counter[str] = Counter()
+    slowest = total = 0.0
+    with tempfile.TemporaryDirectory(prefix="quantkit-fuzz-") as scratch:
+        for seed in range(first, first + count):
+            folder = Path(scratch) / str(seed)
+            folder.mkdir()
+            case = make_case(seed, sound, folder)
+            faults, seconds, ending = run_forked(case, folder, sound)
+            slowest, total = max(slowest, seconds), total + seconds
+            kinds[f"{case.what.partition(':')[0]}: {ending}"] += 1
+            for fault in faults:
+                _say({"seed": seed, "what": case.what, "fault": fault})
+            shutil.rmtree(folder)
+    ending_counts = dict(sorted(kinds.items()))
+    _say({"cases": count, "slowest": slowest, "seconds": total, "kinds": ending_counts})
+
+
+def _say(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def _import_everything() -> None:
+    import bitsandbytes  # noqa: F401
+    import gguf  # noqa: F401
+    import tokenizers  # noqa: F401
+    import torch
+    import yaml  # noqa: F401
+
+    import quantkit.cli.main
+    import quantkit.fit.subject
+    import quantkit.formats.bnb.reader
+    import quantkit.formats.gptq.reader
+    import quantkit.publish.measured
+    import quantkit.publish.verify
+    import quantkit.verify.reference  # noqa: F401
+    from quantkit.encodings.kernel import load_kernel
+
+    torch.set_num_threads(1)
+    load_kernel("ggml")
+
+
+def run_forked(case: Case, folder: Path, sound: Path) -> tuple[list[str], float, str]:
+    """Run a case; what went wrong, the seconds of processor time it took, and how it ended."""
+    before = _listing(folder)
+    said, refused = folder.with_suffix(".out"), folder.with_suffix(".err")
+    pid = os.fork()
+    if pid == 0:
+        _run_and_exit(case, folder, said, refused)
+    _, status, usage = os.wait4(pid, 0)
+    out, err = (file.read_bytes().decode(errors="replace") for file in (said, refused))
+    said.unlink()
+    refused.unlink()
+    seconds = usage.ru_utime + usage.ru_stime
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return [f"{name}: {(out + err)[-1500:]}"], seconds, name
+    code = os.WEXITSTATUS(status)
+    faults = judge(case, code, out, err)
+    faults += _changes(before, _listing(folder))
+    artifact = folder / "out" / ARTIFACT
+    built = code == 0 and case.arguments[:1] == ["build"] and "-o" in case.arguments
+    if built and sum_of(artifact) != sum_of(sound / "finished" / ARTIFACT):
+        faults.append("the artifact is not the one that it should be")
+    return faults, seconds, str(code)
+
+
+def judge(case: Case, code: int, out: str, err: str) -> list[str]:
+    """What is wrong with how a command ended."""
+    faults = []
+    if code not in case.codes:
+        faults.append(f"exit code {code}: {(out + err)[-1500:]}")
+    lines = err.splitlines()
+    if code == 2 and not (lines and lines[-1].startswith("Error: ")):
+        faults.append(f"no sentence: {err[-300:]!r}")
+    if (
+        code == 2 and len(lines) > 3
+    ):  # remarks on what an interrupted build has left may come before
+        faults.append(f"{len(lines)} lines: {err[-300:]!r}")
+    for line in err.split("\n"):
+        if not line.isprintable() or len(line) >= LONGEST_LINE:
+            faults.append(f"a line of {len(line)} characters: {line[:300]!r}")
+    if not out.replace("\n", "").isprintable():
+        faults.append("stdout holds what does not print")
+    return faults
+
+
+def _run_and_exit(case: Case, folder: Path, said: Path, refused: Path) -> None:
+    """Be the child."""
+    code = 70
+    try:
+        os.chdir(folder)
+        for number, file in ((1, said), (2, refused)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="quantkit-fuzz-tmp-")
+        tempfile.tempdir = None
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY,) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.alarm(HANGS_AFTER)
+        code = _run(case, folder)
+    except BaseException:  # noqa: BLE001 - it is what the fuzzer looks for
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+        os._exit(code)
+
+
+def _run(case: Case, folder: Path) -> int:
+    from quantkit.cli.main import main as command
+    from quantkit.cli.output import fail
+    from quantkit.core.errors import QuantkitError
+
+    if case.call is not None:
+        try:
+            case.call(folder)
+        except QuantkitError as error:
+            fail(str(error))
+            return error.exit_code
+        return 0
+    sys.argv = ["quantkit", *case.arguments]
+    try:
+        command()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+def _address_space() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+def _listing(folder: Path) -> dict[str, Any]:
+    """Everything in a case's folder but the output: names, kinds, sizes and times."""
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        if Path(parent) == folder and "out" in folders:
+            folders.remove("out")
+        for name in (*folders, *files):
+            path = Path(parent) / name
+            status = path.lstat()
+            times = () if path.is_dir() else (status.st_size, status.st_mtime_ns)
+            found[str(path)] = (status.st_mode, *times)
+    return found
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    changed = [path for path in before | after if before.get(path) != after.get(path)]
+    return [f"changed outside the output folder: {changed}"] if changed else []
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

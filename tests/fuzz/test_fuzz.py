@@ -1,0 +1,81 @@
+"""Damaged, hostile and unlucky files: one line, exit code 2, and nothing else, whatever they hold.
+
+``pytest -m fuzz`` runs 20,000 cases. A seed is a case: ``python -m tests.fuzz.server SOUND SEED 1``
+runs one again, with ``SOUND`` a folder that is made where there is none.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fuzz.cases import make_case, make_sound
+from tests.fuzz.server import CPU_SECONDS, judge
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+_COMMAND = (
+    "import resource, sys; from quantkit.cli.main import main; "
+    f"resource.setrlimit(resource.RLIMIT_CPU, ({4 * CPU_SECONDS},) * 2); main()"
+)
+_MANY = 20_000
+_BEYOND = 10**6  # the first seed of the many, which the others are not among
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz") / "sound"
+    make_sound(folder)
+    return folder
+
+
+def _run_cases(sound: Path, first: int, count: int) -> dict[str, Any]:
+    """Run cases in a server, and fail if one of them went wrong; what it says at the end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.server", str(sound), str(first), str(count)],
+        capture_output=True,
+        text=True,
+        env=os.environ | _ONE_THREAD,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    *faults, end = map(json.loads, done.stdout.splitlines())
+    assert not faults, "\n".join(map(str, faults[:20]))
+    assert end["cases"] == count
+    found: dict[str, Any] = end
+    return found
+
+
+def test_a_thousand_cases(sound: Path) -> None:
+    end = _run_cases(sound, 0, 1000)
+    refused = sum(count for kind, count in end["kinds"].items() if kind.endswith(": 2"))
+    assert 400 < refused < 1000  # neither all nor none
+
+
+@pytest.mark.fuzz
+def test_twenty_thousand_cases(sound: Path) -> None:
+    _run_cases(sound, _BEYOND, _MANY)
+
+
+def test_fifty_cases_through_the_command_line(sound: Path, tmp_path: Path) -> None:
+    left, seed = 50, 0
+    while left:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        case = make_case(seed, sound, folder)
+        seed += 1
+        if not case.arguments:
+            continue
+        left -= 1
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _COMMAND, *case.arguments],
+            cwd=folder,
+            capture_output=True,
+            env=os.environ | _ONE_THREAD,
+            check=False,
+        )
+        out, err = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+        assert judge(case, done.returncode, out, err) == [], f"seed {seed - 1}: {case.what}"
