@@ -71,7 +71,7 @@ def rendered(
         for chat in chats
     ]
     done = subprocess.run(
-        [_program()], input=json.dumps(jobs), capture_output=True, text=True, check=True, timeout=60
+        [_program()], input=json.dumps(jobs), capture_output=True, text=True, check=True
     )
     answers: list[dict[str, str]] = json.loads(done.stdout)
     return answers

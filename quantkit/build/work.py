@@ -10,7 +10,7 @@ from quantkit.build.output import Layout, check_names
 from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.folder import Checkpoint, RowReader, folder_name, open_checkpoint
-from quantkit.checkpoint.imatrix import Imatrix, load_imatrix, require_same_model
+from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
 from quantkit.families.model import Model
@@ -21,7 +21,7 @@ from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.llama_quantize import Override
-from quantkit.plan.plan import Plan, check_sources, make_plan
+from quantkit.plan.plan import check_sources, make_plan
 from quantkit.plan.quants import Quant
 
 _NO_BNB = BnbOptions()
@@ -113,12 +113,7 @@ def prepare(
     plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name
-    layouts: list[Layout] = []
-    for plan in plans:
-        layout = lay_out(plan, metadata, imatrix, shard_size)
-        if imatrix is not None and (remark := _remark_on(imatrix, model, plan)):
-            layout = replace(layout, remarks=(*layout.remarks, remark))
-        layouts.append(layout)
+    layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
     layouts += [
         lay_out_bnb(checkpoint, model, quant, bnb, base_name, shard_size)
         for quant in quants
@@ -144,12 +139,6 @@ def prepare(
         read_ahead=MOST_BYTES,
         kept=kept,
     )
-
-
-def _remark_on(imatrix: Imatrix, model: Model, plan: Plan) -> str | None:
-    """What to say of an importance matrix that lacks something for one plan."""
-    wanted = [tensor.target for tensor in plan.tensors if tensor.encoding.is_block]
-    return require_same_model(imatrix, model.targets, wanted)
 
 
 def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightReader]:

@@ -25,7 +25,7 @@ from quantkit.cli import (
     smoke,
     verify,
 )
-from quantkit.cli.output import fail
+from quantkit.cli.output import fail, spell
 from quantkit.core.errors import Interrupted, QuantkitError
 from quantkit.core.system import require_supported
 
@@ -89,6 +89,7 @@ def run() -> None:
     """Run the command line; exit 0, or 1, 2 or 130 after one sentence on stderr."""
     # gguf-py logs what it guesses about a model; quantkit reports what matters itself.
     logging.getLogger().addHandler(logging.NullHandler())
+    spell()
     try:
         require_supported()
         app(args=fit.complete(sys.argv[1:]))

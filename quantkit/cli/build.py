@@ -13,6 +13,7 @@ from quantkit.cli.calibrated import (
     GptqWish,
     OnText,
     Text,
+    computing_threads,
     default_folder,
     plan_gptq_quants,
     plan_on_text,
@@ -21,7 +22,7 @@ from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_to
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.hub import fetch, get_ready, keep_in, open_source, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
+from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import show_plan
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
@@ -70,7 +71,8 @@ def build(
         Path | None, typer.Option("--out", "-o", help="Output folder  [default: ./NAME-GGUF]")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Encoding threads  [default: all usable cores]")
+        int | None,
+        typer.Option(min=1, help="Threads that encode or calibrate  [default: all usable cores]"),
     ] = None,
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The most memory for weights in flight.")
@@ -232,46 +234,51 @@ def build(
             )
         _show_plans(plan(source, matrix) if slabs else None, source, gptq, name, as_json)
         return
-    artifacts: list[Artifact] = []
+
+    def plan_text() -> OnText:
+        return plan_on_text(
+            source,
+            Text(text or (), chunks, context, device),
+            name,
+            out,
+            wants_matrix=imatrix == AUTO,
+            gptq=gptq,
+            only_gguf=only_gguf,
+        )
+
+    on_text, work = None, None
     if asked.calibrates:
         require_folder(source, kept, "GPTQ" if gptq.quants else "--imatrix auto")
-
-        def plan_text() -> OnText:
-            return plan_on_text(
-                source,
-                Text(text or (), chunks, context, device),
-                name,
-                out,
-                wants_matrix=imatrix == AUTO,
-                gptq=gptq,
-                only_gguf=only_gguf,
-            )
-
         on_text = plan_text()
         foreseen = plan(source, matrix or on_text.foresee_matrix()) if slabs else None
         _refuse_early(on_text, foreseen, memory, publication, hashed=verify)
-        if (fetched := fetch(source, kept)) is not source:
-            source = fetched
-            on_text = plan_text()
-        matrix = matrix or on_text.make_matrix()
-        out = on_text.folder
-    work = plan(source, matrix) if slabs else None
-    if work is not None:
-        out = out or default_folder(work.base_name, only_gguf=only_gguf)
+    else:
+        work = plan(source, matrix)
     workers = join_cluster(
         command, cluster, cluster_jobs, threads=threads, publishes=publication is not None
     )
-    if gptq.quants:
-        if cluster:
-            note("GPTQ needs one layer after the other and stays here; --cluster is for the rest.")
-        artifacts = on_text.build_gptq(threads=threads, memory=memory, smoke=smoke, hashed=verify)
-    if work is None:
-        _finish(artifacts, on_text.folder, as_json, publication)
-        return
-    assert out is not None  # noqa: S101 - it was given, or named after the model
+    artifacts: list[Artifact] = []
+    if on_text is not None:
+        if (fetched := fetch(source, kept)) is not source:
+            source = fetched
+            on_text = plan_text()
+        out = on_text.folder
+        with computing_threads(jobs):
+            matrix = matrix or on_text.make_matrix()
+            if gptq.quants and cluster:
+                note("GPTQ needs one layer after the other and stays here.")
+            if gptq.quants:
+                artifacts = on_text.build_gptq(
+                    threads=threads, memory=memory, smoke=smoke, hashed=verify
+                )
+        if not slabs:
+            _finish(artifacts, out, as_json, publication)
+            return
+        work = plan(source, matrix)
+    assert work is not None  # noqa: S101 - there are slabs, for there is no GPTQ alone
     run_build(
         work,
-        out,
+        out or default_folder(work.base_name, only_gguf=only_gguf),
         threads,
         memory,
         smoke=smoke,
@@ -465,4 +472,4 @@ def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) ->
             f"{speed:,.0f}" if speed else "",
             f"[{colour}]{escape(verdict)}[/]" + ("" if artifact.fresh else " (was there already)"),
         )
-    console.print(table)
+    show_table(table)

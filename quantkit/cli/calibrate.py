@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,7 +178,7 @@ def _show(result: "Calibration", min_tokens: int, as_json: bool) -> None:
         )
         return
     if rows:
-        console.print(_table(rows))
+        show_table(_table(rows))
         borrowed = sum(any(row["borrowed"]) for row in rows)
         starved = sum(len(row["starved"]) for row in rows)
         console.print(

@@ -1,6 +1,7 @@
 """What ``quantkit build`` makes by running a text through the checkpoint first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -205,6 +206,22 @@ def plan_on_text(
     )
     folder = out or default_folder(base_name, only_gguf=only_gguf)
     return OnText(checkpoint, model, corpus, settings, text.chunks, folder, wants_matrix, builds)
+
+
+@contextmanager
+def computing_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch compute with so many threads inside the ``with`` block; None: as it is."""
+    if count is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_folder(base_name: str, *, only_gguf: bool) -> Path:

@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from quantkit.cli.needs import COMPARE, CompareWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.core.errors import CompareError, GGUFError, OutputError, QuantkitError
 from quantkit.core.packages import require
 from quantkit.core.units import format_size
@@ -262,11 +262,11 @@ def _show(result: "Comparison") -> None:
         quality.add_row(*_quality_cells(row))
         if row.speed is not None:
             speed.add_row(*_speed_cells(row))
-    console.print(quality)
+    show_table(quality)
     for row in result.results:
         if row.verdict.ok and not row.verdict.judged:
             note(f"{row.subject.name}: {row.verdict.reason}")
-    console.print(speed)
+    show_table(speed)
     best = result.results[0].measures
     error = f" PPL \u00b1 {best.ppl_pm:.2f} for all." if best is not None else ""
     console.print(

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import typer
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json, escape
+from quantkit.cli.output import JsonOption, emit_json, escape, show_table
 
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
@@ -23,6 +23,6 @@ def doctor(as_json: JsonOption = False) -> None:
             status = f"[{_COLOURS[finding.status]}]{finding.status}[/]"
             advice = f"\n[dim]{escape(finding.advice)}[/]" if finding.advice else ""
             table.add_row(status, finding.name, escape(finding.value) + advice)
-        console.print(table)
+        show_table(table)
     if any(finding.status == "missing" for finding in findings):
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from quantkit.cli.needs import FIT, FitWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.core.errors import QuantkitError
 from quantkit.core.packages import require
 from quantkit.core.units import format_count, format_size, parse_size
@@ -172,7 +172,7 @@ def _list_hardware(as_json: bool) -> None:
     for name, machine in machines.items():
         vram = gib(machine.vram) if machine.gpus else ""
         table.add_row(name, escape(machine.title), vram, gib(machine.ram))
-    console.print(table)
+    show_table(table)
 
 
 def _machine(gpus: list[str], ram: str | None, profile: str | None) -> "Machine":
@@ -223,7 +223,7 @@ def _show(result: "Answer") -> None:
             *_cells(row, result.recommended), style="bold" if _is_best(row, result) else ""
         )
     if result.rows:
-        console.print(table)
+        show_table(table)
     _show_others(result)
     if result.rows:
         console.print(_footnotes(result), soft_wrap=True)
@@ -333,7 +333,7 @@ def _show_others(result: "Answer") -> None:
             continue
         size, memory = _figure(other.weight_bytes / 1e9), _figure(total(other.parts) / GIB)
         table.add_row(other.name, size, memory, verdict, escape(other.note))
-    console.print(table)
+    show_table(table)
 
 
 def _footnotes(result: "Answer") -> str:

@@ -3,49 +3,70 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note
+from quantkit.cli.output import JsonOption, emit_json, escape, note, show_table
 from quantkit.core.units import format_count, format_size
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.folder import Checkpoint
 
 _LONGEST_VALUE = 100
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, an artifact's folder or a GGUF.")],
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH|HUB_ID",
+            help="A checkpoint, a GGUF, a build's folder or an artifact's, or HUB_ID[@REVISION].",
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
-    from quantkit.checkpoint.folder import is_quantized
+    from quantkit.checkpoint.folder import holds_weights, is_quantized, open_checkpoint
+    from quantkit.cli.hub import open_source
+    from quantkit.verify.subjects import holds_artifacts
 
-    if path.is_file():
+    path = open_source(place)
+    if not isinstance(path, Path):
+        facts = _checkpoint(path, place)
+    elif path.is_file():
         facts = _gguf(path)
+    elif path.is_dir() and not holds_weights(path) and holds_artifacts(path):
+        facts = _artifacts(path)
+    elif path.is_dir() and is_quantized(path):
+        facts = _quantized(path)
     else:
-        facts = _quantized(path) if is_quantized(path) else _checkpoint(path)
+        facts = _checkpoint(open_checkpoint(path), place)
     if as_json:
         emit_json(facts)
+        return
+    if "artifacts" in facts:
+        _show_artifacts(facts)
         return
     summary = Table(show_header=False, box=None)
     for key in ("path", "kind", "family", "parameters", "bytes", "bits_per_weight", "files"):
         if key in facts:
             summary.add_row(key.replace("_", " "), escape(_for_people(key, facts[key])))
-    console.print(summary)
+    show_table(summary)
     for remark in facts.get("remarks", ()):
         note(remark)
     metadata = Table(title="Metadata", title_justify="left", show_header=False)
     for key, value in facts["metadata"].items():
         metadata.add_row(escape(_shorten(key)), escape(_shorten(value)))
-    console.print(metadata)
+    show_table(metadata)
     table = Table(title="Tensors", title_justify="left")
     for heading in ("role", "encoding", "tensors", "parameters", "size"):
         table.add_column(heading, justify="left" if heading in ("role", "encoding") else "right")
     for row in facts["tensors"]:
         sizes = format_count(row["parameters"]), format_size(row["bytes"])
         table.add_row(escape(row["role"]), row["encoding"], str(row["count"]), *sizes)
-    console.print(table)
+    show_table(table)
 
 
 def _gguf(path: Path) -> dict[str, Any]:
@@ -66,12 +87,42 @@ def _gguf(path: Path) -> dict[str, Any]:
     }
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
-    from quantkit.checkpoint.folder import open_checkpoint
+def _artifacts(folder: Path) -> dict[str, Any]:
+    """What a build left, artifact by artifact."""
+    from quantkit.verify.subjects import artifacts_in
+
+    found = []
+    for path in artifacts_in(folder):
+        facts = _quantized(path) if path.is_dir() else _gguf(path)
+        del facts["metadata"], facts["tensors"]
+        found.append({"name": path.name, **facts})
+    return {"path": str(folder), "kind": "artifacts", "artifacts": found}
+
+
+def _show_artifacts(facts: dict[str, Any]) -> None:
+    table = Table(title=escape(facts["path"]), title_justify="left")
+    table.add_column("artifact", no_wrap=True)
+    table.add_column("kind")
+    for heading in ("parameters", "size", "bits per weight"):
+        table.add_column(heading, justify="right")
+    for artifact in facts["artifacts"]:
+        table.add_row(
+            escape(artifact["name"]),
+            artifact["kind"],
+            format_count(artifact["parameters"]),
+            format_size(artifact["bytes"]),
+            f"{artifact['bits_per_weight']:.2f}",
+        )
+    show_table(table)
+
+
+def _checkpoint(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
+    from quantkit.build.source import stamps_of
     from quantkit.families import find_family
     from quantkit.plan.plan import check_sources
 
-    checkpoint = open_checkpoint(path)
+    for remark in checkpoint.remarks:
+        note(remark)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     roles = {block.source: t.role for t in reversed(model.targets) for block in t.blocks}
@@ -80,11 +131,11 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         for s in checkpoint.tensors.values()
     ]
     return {
-        "path": str(path),
+        "path": place,
         "kind": "checkpoint",
         "family": model.family,
         "parameters": model.n_parameters,
-        "bytes": sum(file.stat().st_size for file in checkpoint.files),
+        "bytes": sum(size for size, _ in stamps_of(checkpoint).values()),
         "files": [file.name for file in checkpoint.files],
         "remarks": model.remarks,
         "metadata": checkpoint.config,

@@ -1,14 +1,22 @@
-"""Where output goes: results to stdout (for people or as JSON), the rest to stderr."""
+"""Where output goes: results to stdout (for people or as JSON), the rest to stderr.
 
+Nothing that is printed is cut: a table that is too wide becomes lines, a pipe has no width, and
+what an encoding lacks is spelled in ASCII.
+"""
+
+import codecs
 import json
+import os
 import sys
 import time
+import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape as without_markup
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,11 +26,44 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column, Table
 
 from quantkit.core.printable import one_line
 from quantkit.core.units import format_size
 
-console = Console(highlight=False)
+_NO_LIMIT = 100_000  # columns of what is no terminal
+_PROSE = 14  # columns that a column of words can be squeezed into, if its words allow
+_SPELLED = {
+    "\u00b1": "+-",
+    "\u0394": "d",
+    "\u00d7": "x",
+    "\u2026": "...",
+    "\u2192": "->",
+    "\u2013": "-",
+    "\u2014": "-",
+    "\u2018": "'",
+    "\u2019": "'",
+    "\u201c": '"',
+    "\u201d": '"',
+}
+
+
+class _Console(Console):
+    """A console that cuts nothing in a pipe: only a terminal, or COLUMNS, has a width."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines."""
+        if self.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
+            return super().size
+        return ConsoleDimensions(_NO_LIMIT, 25)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        Console.size.fset(self, new_size)  # type: ignore[attr-defined]
+
+
+console = _Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -33,6 +74,75 @@ def emit_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
     json.dump(document, sys.stdout, indent=2, default=str)
     print()
+
+
+def spell() -> None:
+    """Let what stdout's encoding lacks be spelled in ASCII instead of raising an error."""
+    codecs.register_error("quantkit.spell", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a test's stream need not have it
+            stream.reconfigure(errors="quantkit.spell")
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = ""
+    for character in error.object[error.start : error.end]:
+        plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+        escaped = character.encode("ascii", "backslashreplace").decode()
+        text += _SPELLED.get(character) or plain or escaped
+    return text, error.end
+
+
+def show_table(table: Table) -> None:
+    """Print a table; where the console is too narrow for its figures, as lines.
+
+    Columns that must not wrap have ``no_wrap``; the others are words, which may. Title and caption
+    are lines of their own, which are not broken.
+    """
+    title, caption = table.title, table.caption
+    table.title = table.caption = None
+    widths = [_width(column, table.show_header) for column in table.columns]
+    unlimited = console.options.update(width=_NO_LIMIT)
+    frame = Measurement.get(console, unlimited, table).maximum
+    frame -= sum(width.maximum for width in widths)
+    squeezed = [
+        width.maximum if column.no_wrap else min(width.maximum, max(width.minimum, _PROSE))
+        for column, width in zip(table.columns, widths, strict=True)
+    ]
+    if title is not None:
+        console.print(title, style="italic", soft_wrap=True)
+    if sum(squeezed) + frame > console.width:
+        _show_lines(table)
+    else:
+        for column, width in zip(table.columns, squeezed, strict=True):
+            column.min_width = width
+        console.print(table)
+    if caption is not None:
+        console.print(caption, style="italic", soft_wrap=True)
+
+
+def _width(column: Column, has_header: bool) -> Measurement:
+    """The longest word and the longest line of a column."""
+    cells = [*column.cells, *([column.header] if has_header else [])]
+    unlimited = console.options.update(width=_NO_LIMIT)
+    found = [Measurement.get(console, unlimited, console.render_str(str(c))) for c in cells]
+    longest = max((width.maximum for width in found), default=0)
+    return Measurement(max((width.minimum for width in found), default=0), longest)
+
+
+def _show_lines(table: Table) -> None:
+    """A table row by row: its first cell, and each other under its heading."""
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        if not table.show_header:
+            console.print(": ".join(str(cell) for cell in cells), soft_wrap=True)
+            continue
+        for place, (column, cell) in enumerate(zip(table.columns, cells, strict=True)):
+            if str(cell):
+                indent = "  " if place else ""
+                heading = f"{column.header}: " if str(column.header) else ""
+                console.print(f"{indent}{heading}{cell}", soft_wrap=True)
 
 
 def escape(text: object) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from quantkit.cli.calibrate import Device, DeviceOption
 from quantkit.cli.densify import open_source
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import CompareError, GGUFError
 from quantkit.core.units import format_count, parse_size
 from quantkit.core.writing import write_file
@@ -231,5 +231,5 @@ def _show(rows: list[_Row], title: str) -> None:
         else:
             figures = (f"{row.ppl:,.2f}", f"{row.ppl_pm:,.2f}")
         table.add_row(escape(row.name), format_count(row.parameters), *figures, row.how)
-    console.print(table)
+    show_table(table)
     console.print(f"[dim]Text: {escape(title)}[/]", soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from quantkit.cli.output import console, emit_json, escape
+from quantkit.cli.output import emit_json, escape, show_table
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def show_plan(name: str, layouts: "Sequence[Layout]", as_json: bool) -> None:
         target = row[0].target
         cells = (f"{tensor.encoding.name} {tensor.n_bytes:,}" for tensor in row)
         table.add_row(target.name, " x ".join(map(str, target.shape)), *cells)
-    console.print(table)
+    show_table(table)
     files = Table(title="Files", title_justify="left")
     for heading in ("file", "bytes", "size", "bits per weight"):
         files.add_column(heading, justify="left" if heading == "file" else "right")
@@ -35,7 +35,7 @@ def show_plan(name: str, layouts: "Sequence[Layout]", as_json: bool) -> None:
         for file, path in _files(layout):
             files.add_row(escape(path), f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
             bits = ""  # of the artifact, not of each file
-    console.print(files)
+    show_table(files)
 
 
 def _files(layout: Any) -> Iterator[tuple[Any, str]]:

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from quantkit.cli.needs import PUBLISH, PublishWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import PublishError
 from quantkit.core.units import format_size
 
@@ -73,6 +73,7 @@ def publish(
     Every file is read and compared with the manifest first. Stopped or killed, the same command
     goes on where it was; what the Hub has already is not sent again.
     """
+    from quantkit.publish.earlier import find_earlier
     from quantkit.publish.release import Wishes, prepare
     from quantkit.publish.release import publish as send
 
@@ -96,6 +97,7 @@ def publish(
             repo,
             wishes,
             hashed=not (dry_run or card_only),
+            look=(lambda _repo_id: None) if dry_run else find_earlier,
             report=lambda _what, done, total: meter.show("Checking", done, total),
         )
         for remark in release.notes:
@@ -158,7 +160,7 @@ def _show(release: "Release", published: "Published | None", private: bool) -> N
         total += upload.n_bytes
         size = format_size(upload.n_bytes)
         table.add_row(escape(upload.path), size, upload.sha256[:12], escape(last))
-    console.print(table)
+    show_table(table)
     commits = f"{len(release.uploads)} files, {format_size(total)}"
     if published:
         from huggingface_hub.constants import ENDPOINT

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json
+from quantkit.cli.output import JsonOption, console, emit_json, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ def quants(as_json: JsonOption = False) -> None:
             f"{figures['tensor_bytes'] / 1e9:.1f}",
             row["good_for"] + ("; needs an imatrix" if row["needs_imatrix"] else ""),
         )
-    console.print(table)
+    show_table(table)
     console.print("In the group gguf-all: " + ", ".join(r["name"] for r in rows if r["groups"]))
 
 

@@ -1,5 +1,8 @@
 """``quantkit smoke``: whether an artifact runs."""
 
+import atexit
+import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantkit.cli.checks import expect_tokens_of
-from quantkit.cli.output import JsonOption, console, emit_json, escape
-from quantkit.core.errors import CompareError, SmokeError
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note
+from quantkit.core.errors import CompareError, GGUFError, SmokeError
 
 if TYPE_CHECKING:
     from quantkit.verify.compare import Result
 
 
 def smoke(
-    artifact: Annotated[Path, typer.Argument(help="A GGUF file, or the first shard of several.")],
+    artifact: Annotated[
+        Path, typer.Argument(help="A GGUF file, a folder of shards, or one for transformers.")
+    ],
     threads: Annotated[int | None, typer.Option(min=1, help="Threads  [default: all]")] = None,
     reference: Annotated[
         Path | None,
@@ -41,16 +46,19 @@ def smoke(
     from quantkit.checkpoint.tokenizer.deviations import describe_tokens
     from quantkit.verify.smoke import smoke as run_smoke
 
-    expected = known_sha256(artifact)
     tokens = expect_tokens_of(open_checkpoint(checkpoint)) if checkpoint else None
-    result = run_smoke(artifact, timeout=timeout, threads=threads, expected=expected, tokens=tokens)
+    file, built = _as_gguf(artifact)
+    expected = known_sha256(file) if built is None else {}
+    result = run_smoke(file, timeout=timeout, threads=threads, expected=expected, tokens=tokens)
     measured = None
     if result.ok and reference is not None:
-        measured = _measure(artifact, reference, timeout, threads)
+        measured = _measure(file, reference, timeout, threads)
+    if built is not None:
+        shutil.rmtree(file.parents[1], ignore_errors=True)
     if as_json:
         emit_json(asdict(result) | ({"compare": asdict(measured)} if measured else {}))
     elif result.ok:
-        checked = "sha256 as built, " if expected else ""
+        checked = "sha256 as built, " if expected or built else ""
         speed = f"{result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
         console.print(f"[green]passed[/]: {escape(artifact.name)} ({checked}{speed})")
         console.print(escape(f"It said: {result.text!r}"))
@@ -67,6 +75,40 @@ def smoke(
         raise CompareError(f"{artifact}: {measured.verdict.reason}")
     if not result.ok:
         raise SmokeError(f"{artifact}: {result.verdict}")
+
+
+def _as_gguf(artifact: Path) -> tuple[Path, bool | None]:
+    """The GGUF that llama.cpp runs: of a folder its first shard, or an export of its weights.
+
+    An export lies in a folder of its own beside the artifact's, where there is room for it. With
+    it comes whether the folder's files were compared with a manifest; None where it is no export.
+
+    Raises:
+        GGUFError: the folder holds no artifact, or several.
+        SmokeError: a file of the folder is not as it was built.
+
+    """
+    from quantkit.build.manifest import known_sha256
+    from quantkit.publish.hashes import Expected, find_faults
+    from quantkit.verify.subjects import artifacts_in, export_subject, is_quantized_folder
+
+    if not artifact.is_dir():
+        return artifact, None
+    if not is_quantized_folder(artifact):
+        found = artifacts_in(artifact)
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise GGUFError(f"{artifact} holds several artifacts; give one of {names}.")
+        return _as_gguf(found[0])
+    known = known_sha256(artifact / "config.json")
+    faults = find_faults([Expected(artifact / n, n, None, sha256) for n, sha256 in known.items()])
+    if faults:
+        words = ", ".join(f"{name} ({fault})" for name, fault in faults.items())
+        raise SmokeError(f"{artifact} is not as it was built: {words}; build or copy it again.")
+    exports = artifact.absolute().with_name(f".quantkit-exports-{os.getpid()}")
+    atexit.register(shutil.rmtree, exports, ignore_errors=True)
+    note(f"Exporting {artifact.name}, for llama.cpp to run it")
+    return export_subject(artifact, exports).gguf, bool(known)
 
 
 def _measure(

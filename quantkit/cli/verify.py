@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import VerificationError
 from quantkit.core.units import format_size
 
@@ -61,7 +61,7 @@ def _show(found: "Verification") -> None:
         verdict = f"[red]{escape(file.fault)}[/]" if file.fault else "[green]as built[/]"
         size = format_size(file.n_bytes) if file.n_bytes is not None else ""
         table.add_row(escape(file.path), size, file.sha256[:12], verdict)
-    console.print(table)
+    show_table(table)
     how = "every byte read" if found.read else "sha256 as the Hub lists them"
     signature = {
         "none": "not signed",

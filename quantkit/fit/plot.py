@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quantkit.core.errors import OutputError
+from quantkit.core.packages import why_missing
 from quantkit.fit.memory import GIB
 from quantkit.fit.verdict import Answer
 
@@ -26,9 +27,7 @@ def draw(result: Answer, file: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise OutputError(
-            "--plot needs matplotlib, which is not installed; pip install 'quantkit[plot]'."
-        ) from None
+        raise OutputError(why_missing("matplotlib", "plot", "--plot")) from None
     rows = result.rows
     figure = Figure(figsize=(max(6.0, 0.45 * len(rows) + 2.5), 5.5), layout="constrained")
     axes = figure.add_subplot()

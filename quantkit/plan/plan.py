@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import methodcaller
 
-from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.checkpoint.imatrix import Imatrix, require_same_model
 from quantkit.core.errors import CheckpointError, ImatrixError, PlanError
 from quantkit.core.tensors import SourceTensor
 from quantkit.encodings.encoding import Encoding, encodings
@@ -66,10 +66,11 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a build of one quant will write."""
+    """What a build of one quant will write, and what must be said of it."""
 
     quant: Quant
     tensors: tuple[PlannedTensor, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -91,7 +92,8 @@ def make_plan(
     """The plan of one quant of one model.
 
     Raises:
-        ImatrixError: the quant needs an importance matrix that is absent or lacks a tensor.
+        ImatrixError: the quant needs an importance matrix that is absent or lacks a tensor, or it
+            is of another model.
         PlanError: an override matches no tensor.
 
     """
@@ -102,7 +104,11 @@ def make_plan(
         columns = None if imatrix is None else imatrix.columns_of(tensor.target)
         if columns is None and needs_imatrix(tensor.target, tensor.encoding, quant):
             raise ImatrixError(_why_imatrix(tensor, quant, imatrix))
-    return plan
+    if imatrix is None:
+        return plan
+    wanted = [tensor.target for tensor in plan.tensors if tensor.encoding.is_block]
+    remark = require_same_model(imatrix, model.targets, wanted)
+    return replace(plan, remarks=(remark,)) if remark else plan
 
 
 def outline_plan(

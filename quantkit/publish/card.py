@@ -13,6 +13,7 @@ from typing import Any
 
 from quantkit.checkpoint.tokenizer.deviations import describe_tokens
 from quantkit.core.files import read_file
+from quantkit.core.packages import DISTRIBUTION
 from quantkit.core.units import format_count, format_size
 from quantkit.publish.fits import Fits
 from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
@@ -68,7 +69,8 @@ class Facts:
 
 def render_card(facts: Facts) -> str:
     """The README.md of a repository, front matter and all."""
-    return f"---\n{front_matter(facts)}\n---\n\n{_template().render(_context(facts))}"
+    text = _template().render(_context(facts), distribution=DISTRIBUTION)
+    return f"---\n{front_matter(facts)}\n---\n\n{text}"
 
 
 @cache

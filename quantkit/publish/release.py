@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from quantkit.core.errors import (
 )
 from quantkit.core.files import has_file
 from quantkit.core.packages import require
+from quantkit.plan.quants import all_quants, folder_quants
 from quantkit.publish import layout, measured
 from quantkit.publish.card import Facts, Imatrix, render_card, title_of
 from quantkit.publish.checks import (
@@ -28,6 +29,7 @@ from quantkit.publish.checks import (
     refuse_untested,
     some,
 )
+from quantkit.publish.earlier import Earlier
 from quantkit.publish.fits import find_fits
 from quantkit.publish.hashes import Expected, find_faults
 from quantkit.publish.hashes import Report as HashReport
@@ -79,6 +81,7 @@ def prepare(
     wishes: Wishes,
     *,
     hashed: bool = True,
+    look: Callable[[str], Earlier | None] = lambda _repo_id: None,
     report: HashReport = lambda _what, _done, _total: None,
 ) -> Release:
     """Check a build and lay out its repository. Writes nothing and sends nothing.
@@ -88,6 +91,7 @@ def prepare(
         repo_id: ``namespace/name``.
         wishes: how.
         hashed: read every byte and compare its sha256, else compare sizes only.
+        look: tells what the repository holds, whose other quants stay in its manifest and card.
         report: told how far reading is.
 
     Raises:
@@ -106,33 +110,45 @@ def prepare(
     refuse_changed(folder, placed, hashed=False, report=report)
     source = with_wishes(find_source(artifacts, wishes.checkpoint), wishes)
     refuse_license(folder, title_of(artifacts), source)
+    earlier = look(repo_id)
+    there = earlier.beside(artifacts) if earlier is not None else ()
     if hashed:
         refuse_changed(folder, placed, hashed=True, report=report)
     notes: list[str] = []
-    imatrices, imatrix_file = _find_imatrices(folder, artifacts, notes)
+    rank = list(all_quants() | folder_quants())
+    everything = tuple(sorted((*artifacts, *there), key=lambda a: rank.index(a.quant.name)))
+    described = [file for artifact in everything for file in artifact.files]
+    if source.repo_id is None:
+        notes.append(
+            "The card names no base model, so the Hub shows no lineage; if the checkpoint is on "
+            "the Hub, name it with quantkit publish --base-model NAMESPACE/NAME."
+        )
+    imatrices, imatrix_file = _find_imatrices(folder, everything, notes, earlier)
     comparison = _find_comparison(folder, wishes.comparison, artifacts)
     picture = _draw(comparison, notes)
     in_artifact = any(file.path == layout.LICENSE for file in placed)
     facts = Facts(
         repo_id=repo_id,
-        artifacts=artifacts,
+        artifacts=everything,
         source=source,
         imatrices=imatrices,
         measured=comparison,
-        fits=_find_fits(artifacts, notes),
+        fits=_find_fits(everything, notes),
         prompt=_prompt(source, notes),
         has_picture=picture is not None,
         has_license=source.license_text is not None or in_artifact,
         is_signed=wishes.key is not None,
     )
-    about = [_bytes(MANIFEST, layout.published_manifest(artifacts))]
+    about = [_bytes(MANIFEST, layout.published_manifest(everything))]
     if imatrix_file is not None:
         about.append(imatrix_file)
     if source.license_text is not None and not in_artifact:
         about.append(_bytes(layout.LICENSE, source.license_text))
-    about.append(_sums(placed, about))
+    kept = [i.sha256 for i in imatrices if i.published] if imatrix_file is None else []
+    described += [Placed(Path(), layout.IMATRIX, 0, sha256) for sha256 in kept]
+    about.append(_sums(described, about))
     if wishes.key is not None:
-        about.append(_signature(title_of(artifacts), placed, about, wishes.key))
+        about.append(_signature(title_of(artifacts), described, about, wishes.key))
     if picture is not None:
         about.append(_bytes(layout.PICTURE, picture))
     card = render_card(facts)
@@ -230,7 +246,7 @@ def with_wishes(source: Source, wishes: Wishes) -> Source:
 
 
 def _find_imatrices(
-    folder: Path, artifacts: Sequence[Artifact], notes: list[str]
+    folder: Path, artifacts: Sequence[Artifact], notes: list[str], earlier: Earlier | None
 ) -> tuple[tuple[Imatrix, ...], Upload | None]:
     """The importance matrices that were used; the file of the only one, if it is still there."""
     used = {
@@ -242,6 +258,9 @@ def _find_imatrices(
     for sha256, name in used.items():
         imatrix = Imatrix(str(name).rpartition("/")[2], sha256)
         file = folder / imatrix.name
+        if earlier is not None and len(used) == 1 and earlier.imatrix(sha256):
+            found.append(replace(imatrix, name=layout.IMATRIX, published=True))
+            continue
         if find_faults([Expected(file, file.name, None, sha256)]):
             notes.append(f"{file} is not the importance matrix that was used, so it stays here.")
             found.append(imatrix)

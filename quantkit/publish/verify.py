@@ -13,7 +13,7 @@ from quantkit.checkpoint.hub import parse_hub_id
 from quantkit.core.errors import PublishError, VerificationError
 from quantkit.core.files import has_file, read_file, read_if_there
 from quantkit.publish.hashes import Expected, Report, find_faults
-from quantkit.publish.layout import SIGNATURE, SUMS, check_path, read_sums
+from quantkit.publish.layout import IMATRIX, SIGNATURE, SUMS, check_path, read_sums
 
 _WEIGHTS = (".gguf", ".safetensors")
 
@@ -100,6 +100,7 @@ def _verify_folder(folder: Path, key: Path | None, report: Report) -> Verificati
         for path in sorted(folder.rglob("*"))
         if path.name.endswith(_WEIGHTS) and path.is_file()
     )
+    unlisted = (path for path in unlisted if not _is_ours(path))
     return Verification(
         place=str(folder),
         artifacts=tuple(entries),
@@ -108,6 +109,11 @@ def _verify_folder(folder: Path, key: Path | None, report: Report) -> Verificati
         read=True,
         unlisted=tuple(path for path in unlisted if path not in expected),
     )
+
+
+def _is_ours(path: str) -> bool:
+    """Whether quantkit left a file beside the artifacts: a matrix, or in a folder of its own."""
+    return path == IMATRIX or path.startswith(".quantkit-")
 
 
 def _verify_repo(place: str, repo_id: str, revision: str | None, key: Path | None) -> Verification:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.core.errors import CompareError
+from quantkit.core.packages import why_missing
 from quantkit.core.writing import write_file
 from quantkit.verify.compare import default_text
 from quantkit.verify.llama import run_worker
@@ -64,9 +65,8 @@ def against_transformers(
         import torch
         import transformers
     except ImportError as error:
-        raise CompareError(
-            f"--against-transformers needs {error.name}; pip install 'quantkit[transformers]'."
-        ) from None
+        why = why_missing(str(error.name), "transformers", "--against-transformers")
+        raise CompareError(why) from None
     threads = threads or usable_cores()
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         if gguf is None:

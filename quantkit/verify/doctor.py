@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Literal
 
 import quantkit
 from quantkit.core.errors import NativeError
+from quantkit.core.packages import DISTRIBUTION
 from quantkit.core.units import format_size
 from quantkit.verify.llama import REINSTALL, run_worker
 from quantkit.verify.machine import cpu_name, instruction_sets, memory, usable_cores
@@ -24,13 +26,22 @@ _FACTS_SECONDS = 60
 # Distribution, module, and what quantkit or its user wants it for.
 _REQUIRED = (
     ("gguf", "gguf", "metadata and naming rules"),
+    ("huggingface_hub", "huggingface_hub", "checkpoints on the Hub"),
     ("numpy", "numpy", "weights"),
     ("rich", "rich", "progress"),
     ("sentencepiece", "sentencepiece", "tokenizer.model"),
     ("tokenizers", "tokenizers", "tokenizer.json"),
     ("typer", "typer", "the command line"),
 )
-_OPTIONAL = (("huggingface_hub", "huggingface_hub", "downloading checkpoints from the Hub"),)
+_OPTIONAL = (
+    ("torch", "torch", "calibration, GPTQ and bitsandbytes quants"),
+    ("transformers", "transformers", "loading bitsandbytes quants, compare --against-transformers"),
+    ("bitsandbytes", "bitsandbytes", "bitsandbytes quants"),
+    ("accelerate", "accelerate", "loading bitsandbytes quants"),
+    ("matplotlib", "matplotlib", "pictures"),
+    ("ray", "ray", "build --cluster"),
+    ("model-signing", "model_signing", "signatures"),
+)
 _GPU_BACKENDS = ("cuda", "hip", "metal", "vulkan", "sycl", "musa", "cann", "opencl")
 
 
@@ -102,12 +113,30 @@ def judge_trap(*, plain: str | None, extra: str | None) -> Finding:
 
 
 def _software() -> Iterator[Finding]:
-    yield Finding("quantkit", quantkit.__version__)
+    yield Finding("quantkit", f"{quantkit.__version__} ({Path(quantkit.__file__).parent})")
+    yield from find_namesakes()
     yield Finding("python", f"{platform.python_version()} ({sys.executable})")
     for distribution, module, purpose in _REQUIRED:
         yield _package(distribution, module, purpose, "missing")
     for distribution, module, purpose in _OPTIONAL:
         yield _package(distribution, module, purpose, "note")
+
+
+def find_namesakes() -> Iterator[Finding]:
+    """Other distributions that install a package called quantkit, whose files get mixed."""
+    for name in dict.fromkeys(importlib.metadata.packages_distributions().get("quantkit", ())):
+        if canonical(name) != DISTRIBUTION:
+            yield Finding(
+                f"another quantkit: {name}",
+                f"{_version(name)} installs the same package, whose files overwrite these",
+                "note",
+                f"pip uninstall {name} {DISTRIBUTION}; pip install {DISTRIBUTION}",
+            )
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as the package index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _package(distribution: str, module: str, purpose: str, absent: Status) -> Finding:

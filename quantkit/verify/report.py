@@ -10,6 +10,7 @@ import numpy as np
 
 from quantkit.core.errors import OutputError
 from quantkit.core.files import read_file
+from quantkit.core.packages import why_missing
 from quantkit.core.units import format_size
 from quantkit.core.writing import replace_file
 from quantkit.verify.compare import Comparison, Result
@@ -39,9 +40,7 @@ def draw_all(
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        raise OutputError(
-            "Pictures need matplotlib, which is not installed; pip install 'quantkit[plot]'."
-        ) from None
+        raise OutputError(why_missing("matplotlib", "plot", "A picture")) from None
     rows = [row for row in comparison.results if row.measures and not row.is_reference]
     figures: dict[str, Any] = {}
     if rows:
@@ -74,9 +73,7 @@ def draw_frontier(comparison: Comparison, file: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise OutputError(
-            "Pictures need matplotlib, which is not installed; pip install 'quantkit[plot]'."
-        ) from None
+        raise OutputError(why_missing("matplotlib", "plot", "A picture")) from None
     rows = [row for row in comparison.results if row.measures and not row.is_reference]
     figure = _frontier(Figure(figsize=(8, 5), layout="constrained"), rows)
     try:

@@ -16,8 +16,19 @@ import pytest
 
 import quantkit as package
 from quantkit.build.cluster import calls
-from quantkit.core.errors import ClusterError
-from tests.build.builds import artifacts_in, build, manifest_of, names_in
+from quantkit.build.engine import Progress
+from quantkit.build.work import prepare
+from quantkit.core.errors import ClusterError, Interrupted
+from quantkit.plan.quants import find_quants
+from tests.build.builds import (
+    artifacts_in,
+    build,
+    build_work,
+    manifest_of,
+    names_in,
+    small_slabs,
+    timeless_manifest_of,
+)
 from tests.cli.command import quantkit, refusal
 from tests.hub_server import HubServer, serve
 from tests.large_checkpoints import large_checkpoint
@@ -104,11 +115,13 @@ def finished(journal: Path) -> set[str]:
 
 
 def same(out: Path, other: Path) -> bool:
-    """Whether two output folders hold the same artifacts, and nothing else."""
+    """Whether two output folders hold the same artifacts, described alike, and nothing else."""
     same_files = all(
-        (out / name).read_bytes() == (other / name).read_bytes() for name in names_in(other)
+        (out / name).read_bytes() == (other / name).read_bytes()
+        for name in names_in(other) - {"quantkit.json"}
     )
-    return names_in(out) == names_in(other) and same_files
+    same_manifest = timeless_manifest_of(out) == timeless_manifest_of(other)
+    return names_in(out) == names_in(other) and same_files and same_manifest
 
 
 def test_a_cluster_builds_the_same_bytes(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
@@ -145,7 +158,8 @@ def test_a_cluster_builds_a_large_model(nodes: RayNodes, tmp_path: Path) -> None
     built = run(nodes, command(large, tmp_path / "out", *LADDER), "--cluster", "auto")
     assert built.returncode == 0, built.stderr
     assert artifacts_in(tmp_path / "out") == artifacts_in(tmp_path / "threads")
-    assert manifest_of(tmp_path / "out") == manifest_of(tmp_path / "threads")
+    ours, theirs = (timeless_manifest_of(tmp_path / name) for name in ("out", "threads"))
+    assert ours == theirs
 
 
 def test_a_killed_process_and_a_killed_node(
@@ -180,6 +194,32 @@ def test_a_killed_driver(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> N
         _, said = process.communicate()
     assert process.returncode == 0, said
     assert same(out, by_threads)
+
+
+def test_a_quant_is_added_to_what_threads_began(nodes: RayNodes, tmp_path: Path) -> None:
+    """Slabs that are done for one quant go to the nodes for the other alone."""
+    out = tmp_path / "out"
+    work = prepare(TINY, find_quants(["q8_0"]))
+    left = 40
+
+    def report(_: Progress) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+
+    with small_slabs(int(SMALL[2])), pytest.raises(Interrupted):
+        build_work(work, out, report=report)
+    before = finished(out / ".quantkit-journal")
+    assert len(before) > 20
+    arguments = command(TINY, out, "q8_0", "q4_0", start=SMALL)
+    with begun(nodes, arguments, out) as process:
+        assert before <= finished(out / ".quantkit-journal")
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate()
+    assert process.returncode == 0, said
+    build(TINY, tmp_path / "threads", "q8_0", "q4_0")
+    assert same(out, tmp_path / "threads")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -276,7 +316,7 @@ def test_without_ray(tmp_path: Path) -> None:
     )
     assert refused.returncode == 2
     assert refused.stderr == (
-        "Error: --cluster needs Ray; install it with: pip install 'quantkit[ray]'\n"
+        "Error: --cluster needs Ray, which is not installed; pip install 'ray[client]'.\n"
     )
     assert not (tmp_path / "out").exists()
 

@@ -12,7 +12,7 @@ from tests.checkpoint import vocabularies as v
 from tests.checkpoint.llama_tokens import write_vocabulary
 from tests.checkpoint.test_tokenizer_parity import CONFIG, CONVERT, tokenizer_fields
 
-pytestmark = [pytest.mark.native, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.native
 
 TEMPLATE = "tokenizer.chat_template"
 

@@ -34,12 +34,13 @@ def sentences(err: str) -> list[str]:
     """The lines of stderr that a command says on every machine, at any speed.
 
     The first build on a machine says which kernels it compiles; work that takes ten seconds says
-    how far it is.
+    how far it is. A card made of a folder says that it has no lineage.
     """
     return [
         line
         for line in err.splitlines()
-        if not line.startswith("Compiling the kernel for ") and not line.endswith(" s left")
+        if not line.startswith(("Compiling the kernel for ", "The card names no base model"))
+        and not line.endswith(" s left")
     ]
 
 

@@ -141,13 +141,19 @@ def test_a_journal_of_another_form_is_none(tmp_path: Path, outside: Path, lines:
 
 # --- absent is not unreadable ----------------------------------------------------------------
 
+
+def _make_sparse(path: Path, size: int) -> None:
+    path.touch()
+    os.truncate(path, size)
+
+
 STRANGE: dict[str, Callable[[Path], object]] = {
     "dangling link": lambda path: path.symlink_to("../blobs/pruned"),
     "loop": lambda path: path.symlink_to(path.name),
     "folder": lambda path: path.mkdir(),
     "pipe": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
-    "sparse giant": lambda path: (path.touch(), os.truncate(path, 20 * 10**9)),
+    "sparse giant": lambda path: _make_sparse(path, 20 * 10**9),
 }
 
 

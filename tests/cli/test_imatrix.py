@@ -47,6 +47,8 @@ def test_one_of_another_model_is_refused(model: str, other: str, tmp_path: Path)
     assert re.search(f"entries for .*{of[other]}", sentence), sentence
     assert re.search(f"none for .*{of[model]}", sentence), sentence
     assert not (tmp_path / "out").exists()
+    fitted = refusal(quantkit("fit", TINY / model, "--ram", "8GB", "--imatrix", matrix))
+    assert "made for another model" in fitted
 
 
 def test_one_without_any_entry_for_the_model_is_refused(tmp_path: Path) -> None:

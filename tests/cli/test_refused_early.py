@@ -11,6 +11,7 @@ import pytest
 
 from quantkit.build.output import locked
 from quantkit.calibrate.calibrate import Run
+from quantkit.core.errors import ClusterError
 from tests.build.builds import names_in
 from tests.calibrate.runs import text_file
 from tests.cli.command import quantkit, refusal
@@ -172,6 +173,41 @@ def test_without_a_package(model: Path, tmp_path: Path, monkeypatch: pytest.Monk
     sentence = refusal(quantkit(*command(model, "gptq", "-q", "bnb-nf4", "-o", out)))
     assert "bitsandbytes" in sentence
     assert not out.exists()
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_a_cluster_that_is_not_there(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit.cli import build
+
+    def join(*_: object, **__: object) -> None:
+        raise ClusterError("There is no such cluster.")
+
+    monkeypatch.setattr(build, "join_cluster", join)
+    wish = command(model, "imatrix", "-o", tmp_path / "out", "--cluster", "auto")
+    assert refusal(quantkit(*wish), 2) == "There is no such cluster."
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", ["imatrix", "gptq"])
+def test_jobs_count_for_what_is_run_too(
+    model: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    seen = set()
+    real = Run.execute
+
+    def execute(self: Run, *arguments: Any) -> None:
+        seen.add(torch.get_num_threads())
+        real(self, *arguments)
+
+    monkeypatch.setattr(Run, "execute", execute)
+    assert quantkit(*command(model, way, "-o", tmp_path / "out", "--jobs", 3)).code == 0
+    assert seen == {3}
+    assert torch.get_num_threads() == before
 
 
 def test_what_stands_for_the_matrix_gives_the_same_plan(

@@ -29,7 +29,7 @@ def _refuse() -> None:
 
 def _hang() -> None:
     while True:
-        time.sleep(1000)
+        time.sleep(1000)  # time: it is what hangs, until it is ended
 
 
 def test_an_answer_comes_back() -> None:

@@ -258,7 +258,7 @@ def search(count: int, llama: Llama) -> Counter[str]:
     @settings(
         max_examples=count,
         derandomize=True,
-        deadline=None,
+        deadline=None,  # time: no limit
         database=None,
         suppress_health_check=list(HealthCheck),
     )

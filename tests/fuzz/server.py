@@ -134,7 +134,7 @@ def _run_and_exit(case: Case, folder: Path, said: Path, refused: Path) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.alarm(HANGS_AFTER)
+        signal.alarm(HANGS_AFTER)  # time: far away, for what hangs without the processor
         code = _run(case, folder)
     except BaseException:  # noqa: BLE001 - it is what the fuzzer looks for
         traceback.print_exc()

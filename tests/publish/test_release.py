@@ -151,11 +151,56 @@ def test_a_repository_with_other_files(hub: HubStore, folder: Path) -> None:
 def test_an_earlier_publication_is_not_forgotten(hub: HubStore, folder: Path) -> None:
     assert publish(folder).code == 0
     before = dict(hub.repos[REPO])
-    assert f"lists {Q2}" in refusal(publish(folder, "--quant", "q4_k_m"))
+    assert publish(folder, "--quant", "q4_k_m").code == 0
     assert hub.repos[REPO] == before
     hub.repos[REPO]["extra.txt"] = b"Added by hand."
     assert publish(folder).code == 0
     assert hub.repos[REPO] == before | {"extra.txt": b"Added by hand."}
+
+
+def test_one_more_quant_is_added_to_a_repository(
+    hub: HubStore, folder: Path, tmp_path: Path
+) -> None:
+    """From a folder that holds nothing but that one: all is as if both had come at once."""
+    assert publish(folder).code == 0
+    at_once = dict(hub.repos[REPO])
+    other = f"{REPO}-2"
+    for quant, stem in (("q2_k", Q2), ("q4_k_m", Q4)):
+        alone = tmp_path / quant
+        alone.mkdir()
+        (alone / f"{stem}.gguf").hardlink_to(folder / f"{stem}.gguf")
+        entry = json.loads((folder / "quantkit.json").read_text())["artifacts"][stem]
+        manifest = {"version": 1, "artifacts": {stem: entry}}
+        (alone / "quantkit.json").write_text(json.dumps(manifest))
+        outcome = publish(alone, repo=other)
+        assert outcome.code == 0, outcome
+    both = hub.repos[other]
+    assert both.keys() == at_once.keys()
+    for path in (f"{Q2}.gguf", f"{Q4}.gguf", "SHA256SUMS", "quantkit.json"):
+        expected = json.loads(at_once[path]) if path.endswith("json") else at_once[path]
+        assert (json.loads(both[path]) if path.endswith("json") else both[path]) == expected, path
+    card = (
+        both["README.md"]
+        .decode()
+        .replace(other, REPO)
+        .replace(other.rpartition("/")[2], REPO.rpartition("/")[2])
+    )
+    assert card == at_once["README.md"].decode()
+    assert quantkit("verify", other).code == 0
+
+
+def test_what_is_of_other_weights_is_not_added(hub: HubStore, folder: Path, tmp_path: Path) -> None:
+    assert publish(folder, "-q", "q4_k_m").code == 0
+    before = dict(hub.repos[REPO])
+    manifest = json.loads((folder / "quantkit.json").read_text())
+    entry = manifest["artifacts"][Q2]
+    entry["source"]["weights"][0]["sha256"] = "0" * 64
+    (tmp_path / f"{Q2}.gguf").hardlink_to(folder / f"{Q2}.gguf")
+    text = json.dumps({"version": 1, "artifacts": {Q2: entry}})
+    (tmp_path / "quantkit.json").write_text(text)
+    outcome = quantkit("publish", tmp_path, "--repo", REPO, "--license", "apache-2.0")
+    assert "which was made of other weights" in refusal(outcome)
+    assert hub.repos[REPO] == before
 
 
 def test_the_card_alone(hub: HubStore, folder: Path) -> None:

@@ -16,6 +16,7 @@ def test_the_oldest_references_make_room(tmp_path: Path, monkeypatch: pytest.Mon
         for ending in ("kld", "json"):
             file = tmp_path / f"{name}.{ending}"
             file.write_bytes(bytes(100))
+            # time: files are given the age that they must have
             then = time.time() - age * 24 * 3600
             os.utime(file, (then, then))
     compare._make_room(tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import quantkit
 from quantkit.build.units import UNIT_ELEMENTS
 from quantkit.core.errors import ClusterError
+from quantkit.core.packages import DISTRIBUTION
 from quantkit.core.units import format_size
 
 SLAB_MEMORY = UNIT_ELEMENTS * 4 * 4
@@ -112,7 +113,7 @@ def result(task: Any) -> Any:
         if isinstance(error.cause, ModuleNotFoundError) or said.startswith(_NOT_IMPORTED):
             raise ClusterError(
                 f"Node {_address(error)} cannot run quantkit ({said.splitlines()[-1]}); install "
-                f"quantkit[ray] {quantkit.__version__} in the Python that Ray runs in there."
+                f"{DISTRIBUTION}[ray] {quantkit.__version__} in the Python that Ray runs in there."
             ) from error
         if isinstance(error.cause, exceptions.RayError):
             raise _failed(error.cause) from error

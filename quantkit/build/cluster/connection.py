@@ -15,6 +15,7 @@ from typing import Any
 
 from quantkit.build.cluster import calls
 from quantkit.core.errors import ClusterError, MissingPackageError
+from quantkit.core.packages import why_missing
 from quantkit.encodings.kernel import load_kernel
 
 _LOCAL, _RUNNING = "local", "auto"
@@ -73,9 +74,7 @@ def connect(
     try:
         import ray
     except ImportError:
-        raise MissingPackageError(
-            "--cluster needs Ray; install it with: pip install 'quantkit[ray]'"
-        ) from None
+        raise MissingPackageError(why_missing("Ray", "ray", "--cluster")) from None
     options = dict(_QUIET)
     if address == _LOCAL:
         options |= {

@@ -1,6 +1,5 @@
 """What bitsandbytes makes of a matrix, slab by slab, through its own functional API."""
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.core.errors import MissingPackageError
+from quantkit.core.packages import require
 from quantkit.encodings.encoding import Encoding
 from quantkit.formats.folder import Part
 from quantkit.formats.safetensors import ITEM_BYTES, StoredTensor
@@ -44,10 +43,7 @@ def require_bitsandbytes() -> None:
 
     """
     for package in ("bitsandbytes", "torch"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingPackageError(
-                f"bnb quants need {package}, which is not installed; pip install 'quantkit[bnb]'."
-            )
+        require(package, package, "bnb", "A bnb quant")
 
 
 def functional() -> Any:

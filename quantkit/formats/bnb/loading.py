@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quantkit.checkpoint.folder import Checkpoint, open_quantized
 from quantkit.core.errors import CheckpointError, MissingPackageError, PlanError
+from quantkit.core.packages import why_missing
 from quantkit.core.tensors import SourceTensor
 from quantkit.formats.bnb.codec import require_bitsandbytes
 from quantkit.formats.bnb.plan import model_dtype
@@ -48,9 +49,7 @@ def load(folder: str | Path, *, device_map: DeviceMap = None, **options: Any) ->
         import accelerate  # noqa: F401 - transformers wants it for everything quantized
         import transformers
     except ImportError as error:
-        raise MissingPackageError(
-            f"Loading needs {error.name}, which is not installed; pip install 'quantkit[bnb]'."
-        ) from None
+        raise MissingPackageError(why_missing(str(error.name), "bnb", "Loading")) from None
     stored = open_quantized(Path(folder))
     if stored.config["quantization_config"].get("quant_method") != "bitsandbytes":
         raise CheckpointError(f"{folder} is not bitsandbytes'; load it with transformers.")

@@ -1,5 +1,6 @@
 """How to load an artifact, in the folder itself."""
 
+from quantkit.core.packages import DISTRIBUTION
 from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.plan.quants import Quant
@@ -18,7 +19,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}", device_map="auto", dtype=
 ```
 """
 _MOE = """transformers 5 keeps the experts of a layer in one fused parameter, which its bitsandbytes
-integration does not quantize. There, load with quantkit (`pip install 'quantkit[bnb]'`):
+integration does not quantize. There, load with quantkit (`pip install '{distribution}[bnb]'`):
 
 ```python
 from quantkit.formats.bnb import load
@@ -52,5 +53,5 @@ def write_readme(name: str, model: Model, quant: Quant, options: BnbOptions) -> 
     return (
         f"# {name}\n\nMade by quantkit with bitsandbytes. Linear layers are stored as "
         f"{_KINDS[quant.name]}{blocks}{experts}. Not quantized: {', '.join(kept)}.\n\n"
-        f"## Loading\n\n{how.format(name=name)}"
+        f"## Loading\n\n{how.format(name=name, distribution=DISTRIBUTION)}"
     )

@@ -92,10 +92,11 @@ def lay_out(
 
     """
     name = f"{metadata.base_name}-{plan.quant.name.upper()}"
+    remarks = (*metadata.remarks, *plan.remarks)
     entries = (*metadata.entries, *_quant_entries(plan, imatrix))
     if shard_size is None or sum(map(_padded, plan.tensors)) <= shard_size:
         file = _place(f"{name}.gguf", entries, plan.tensors)
-        return Layout(plan, name, None, (file,), metadata.remarks)
+        return Layout(plan, name, None, (file,), remarks)
     shards = _divide(plan.tensors, shard_size)
     files = []
     for index, tensors in enumerate(shards):
@@ -107,7 +108,7 @@ def lay_out(
         )
         file_name = f"{name}-{index + 1:05d}-of-{len(shards):05d}.gguf"
         files.append(_place(file_name, (*entries, *split) if index == 0 else split, tensors))
-    return Layout(plan, name, name, tuple(files), metadata.remarks)
+    return Layout(plan, name, name, tuple(files), remarks)
 
 
 def _quant_entries(plan: Plan, imatrix: Imatrix | None) -> Iterable[KeyValue]:
