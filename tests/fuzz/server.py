@@ -105,9 +105,7 @@ def judge(case: Case, code: int, out: str, err: str) -> list[str]:
     lines = err.splitlines()
     if code == 2 and not (lines and lines[-1].startswith("Error: ")):
         faults.append(f"no sentence: {err[-300:]!r}")
-    if (
-        code == 2 and len(lines) > 3
-    ):  # remarks on what an interrupted build has left may come before
+    if code == 2 and not all(map(_may_come_before, lines[:-1])):
         faults.append(f"{len(lines)} lines: {err[-300:]!r}")
     for line in err.split("\n"):
         if not line.isprintable() or len(line) >= LONGEST_LINE:
