@@ -49,7 +49,7 @@ class _Kernel(msgspec.Struct, frozen=True):
 
 class _Imatrix(msgspec.Struct, frozen=True):
     file: str
-    sha256: _Sum
+    sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]  # none: still to be made
 
 
 class _Details(msgspec.Struct, frozen=True, rename={"llama": "llama.cpp"}):

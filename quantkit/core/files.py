@@ -107,6 +107,11 @@ def has_file(path: Path, *, error: Raise = FileError, fix: str = AGAIN) -> bool:
     return True
 
 
+def with_plain_line_ends(text: str) -> str:
+    """A text whose lines all end as they do on Unix, as Python reads text files."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_if_there(
     path: Path, *, most: int = SMALL, error: Raise = FileError, fix: str = AGAIN
 ) -> bytes | None:

@@ -160,7 +160,7 @@ def _check_weights(
 
 def _of_files(folder: Path) -> Source:
     """What the small files of a checkpoint say."""
-    source = _of_card(read_front_matter(folder / "README.md"))
+    source = _of_card(_front_matter(folder / "README.md"))
     template, tokens = _template(folder)
     return replace(
         source,
@@ -168,6 +168,16 @@ def _of_files(folder: Path) -> Source:
         chat_template=template,
         special_tokens=tokens,
     )
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    """What a card says; nothing where it is there but not as a card should be."""
+    if not has_file(card, error=CheckpointError):
+        return {}
+    try:
+        return read_front_matter(card)
+    except CheckpointError:
+        return {}
 
 
 def _of_card(card: Mapping[str, Any]) -> Source:

@@ -288,7 +288,8 @@ def _record(
     recorded, figures = folder / f"{key}.kld", folder / f"{key}.json"
     if recorded.is_file():
         try:
-            os.utime(recorded)  # so that it is among the last to go
+            modified_ns = recorded.stat().st_mtime_ns
+            os.utime(recorded, ns=(time.time_ns(), modified_ns))  # among the last to go
             return recorded, read_object(figures)
         except FileError:
             recorded.unlink()
@@ -319,14 +320,20 @@ def _make_room(folder: Path) -> None:
 
     Another comparison may be reading one, so those of the last day stay.
     """
-    files = sorted(folder.glob("*.kld"), key=lambda file: file.stat().st_mtime)
+    files = sorted(folder.glob("*.kld"), key=_used)
     total = sum(file.stat().st_size for file in files)
     for file in files:
-        if total <= _MOST_CACHED or time.time() - file.stat().st_mtime < _IN_USE_SECONDS:
+        if total <= _MOST_CACHED or time.time() - _used(file) < _IN_USE_SECONDS:
             return
         total -= file.stat().st_size
         file.unlink(missing_ok=True)
         file.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _used(file: Path) -> float:
+    """When a reference was recorded or last asked for."""
+    status = file.stat()
+    return max(status.st_atime, status.st_mtime)
 
 
 def _key(reference: Subject, run: _Runner, text_sha256: str) -> str:

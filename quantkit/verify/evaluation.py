@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import SmokeError
-from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.files import MOST_TEXT, read_file, with_plain_line_ends
 from quantkit.core.system import most_resident_bytes
 from quantkit.core.writing import create
 from quantkit.verify.bindings import Model
@@ -86,7 +86,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
 def _split(model: Model, file: Path, context: int, windows: int | None) -> Text:
     # llama.cpp's tools drop one newline at the end of a file that they read as a prompt.
     raw = read_file(file, most=MOST_TEXT, error=SmokeError, fix="give a text file")
-    text = raw.decode(errors="replace").removesuffix("\n")
+    text = with_plain_line_ends(raw.decode(errors="replace")).removesuffix("\n")
     tokens = np.array(model.tokenize(text, add_special=True), np.int32)
     n = len(tokens) // context
     if n < 1:

@@ -120,7 +120,7 @@ def test_too_little_text_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     checkpoint, _ = opened(TINY / "tiny-mistral")
     text = tmp_path / "text.txt"
-    with pytest.raises(CalibrationError, match="cannot be read"):
+    with pytest.raises(CalibrationError, match="does not exist"):
         make_corpus(checkpoint, [text], 128, 512)
     text.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CalibrationError, match="not UTF-8"):

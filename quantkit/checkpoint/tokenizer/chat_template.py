@@ -14,7 +14,7 @@ from quantkit.checkpoint.tokenizer.source import (
 )
 from quantkit.checkpoint.tokenizer.vocabulary import Metadata
 from quantkit.core.errors import TokenizerError
-from quantkit.core.files import read_file
+from quantkit.core.files import read_file, with_plain_line_ends
 
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits)
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -136,6 +136,6 @@ def _legacy(folder: Path) -> Any:
 
 def _read(path: Path) -> str:
     try:
-        return read_file(path, error=TokenizerError).decode()
+        return with_plain_line_ends(read_file(path, error=TokenizerError).decode())
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path} cannot be read ({error}); download it again.") from error
