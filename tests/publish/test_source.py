@@ -162,4 +162,4 @@ def test_an_importance_matrix_and_figures(hub: HubStore, folder: Path) -> None:
     (folder / "compare.json").write_text('{"artifacts": 3}')
     assert "is not what this version" in refusal(quantkit(*options, "--dry-run"))
     (folder / "compare.json").write_text("[")
-    assert "cannot be read" in refusal(quantkit(*options, "--dry-run"))
+    assert "is not JSON" in refusal(quantkit(*options, "--dry-run"))

@@ -301,7 +301,7 @@ def test_choosing_a_reference(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(None, "cannot be read"), (b"\xff\xfe", "not UTF-8"), (b"short", "fewer")]
+    ("data", "reason"), [(None, "does not exist"), (b"\xff\xfe", "not UTF-8"), (b"short", "fewer")]
 )
 def test_texts_of_no_use(
     folder: Path, tmp_path: Path, cache: Path, data: bytes | None, reason: str

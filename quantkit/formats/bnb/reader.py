@@ -80,9 +80,9 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
                 raise _damaged(tensor, "SCB does not fit its weight")
             readers[name] = _eight_bit_rows(tensor, scales)
             tensors[name] = _as_source(tensor, "F32", tensor.shape)
-        elif not tensor.shape or not tensor.n_elements:
-            raise _damaged(tensor, "it holds no numbers, or one without a shape")
         elif tensor.dtype in FLOAT_BYTES and not name.endswith((*_PARTS, ".SCB")):
+            if not tensor.shape or not tensor.n_elements:
+                raise _damaged(tensor, "it holds no numbers, or one without a shape")
             readers[name] = _plain_rows(tensor)
             tensors[name] = tensor
         elif not name.endswith((*_PARTS, ".SCB", ".weight_format")) and _STATE not in name:
