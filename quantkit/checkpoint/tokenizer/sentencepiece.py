@@ -15,7 +15,7 @@ from quantkit.checkpoint.tokenizer.vocabulary import (
     unused_token,
 )
 from quantkit.core.errors import TokenizerError
-from quantkit.core.files import read_file
+from quantkit.core.files import GIT_LFS_POINTER, read_file
 
 
 def read_vocabulary(source: TokenizerSource, model_file: Path) -> Vocabulary:
@@ -127,6 +127,11 @@ def open_model(model_file: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     raw = read_file(model_file, error=TokenizerError)
+    if raw.startswith(GIT_LFS_POINTER):
+        raise TokenizerError(
+            f"{model_file} is a Git LFS pointer and not the tokenizer; run `git lfs pull` in its "
+            "folder."
+        )
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(raw)
