@@ -202,7 +202,7 @@ def test_weights_too_large_for_their_encoding_are_named(
         (["-q", "q8_0", "--tensor-type", "attn_v=q9_0"], "PATTERN=TYPE"),
         (["-q", "q8_0", "--tensor-type", "(=q6_k"], "regular expression"),
         (["-q", "q8_0", "--tensor-type", "nothing_like_it=q6_k"], "matches no tensor"),
-        (["-q", "q8_0", "--imatrix", "absent.gguf"], r"absent\.gguf cannot be read"),
+        (["-q", "q8_0", "--imatrix", "absent.gguf"], r"absent\.gguf does not exist"),
     ],
 )
 def test_a_wish_that_makes_no_sense_is_refused(

@@ -105,9 +105,7 @@ def judge(case: Case, code: int, out: str, err: str) -> list[str]:
     lines = err.splitlines()
     if code == 2 and not (lines and lines[-1].startswith("Error: ")):
         faults.append(f"no sentence: {err[-300:]!r}")
-    if (
-        code == 2 and len(lines) > 3
-    ):  # remarks on what an interrupted build has left may come before
+    if code == 2 and not all(map(_may_come_before, lines[:-1])):
         faults.append(f"{len(lines)} lines: {err[-300:]!r}")
     for line in err.split("\n"):
         if not line.isprintable() or len(line) >= LONGEST_LINE:
@@ -115,6 +113,11 @@ def judge(case: Case, code: int, out: str, err: str) -> list[str]:
     if not out.replace("\n", "").isprintable():
         faults.append("stdout holds what does not print")
     return faults
+
+
+def _may_come_before(line: str) -> bool:
+    """Whether a line is what a build says before it begins: its size, and what will be lost."""
+    return " parameters, " in line or " of an interrupted build " in line
 
 
 def _run_and_exit(case: Case, folder: Path, said: Path, refused: Path) -> None:
