@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from quantkit.checkpoint.raw_tokenizer import add_tokenizer_files
 from quantkit.checkpoint.tokenizer import add_tokenizer
 from quantkit.checkpoint.tokenizer.deviations import DEVIATIONS, describe_tokens
 from quantkit.checkpoint.tokenizer.reference import (
@@ -271,6 +272,7 @@ def test_a_text_without_its_first_token(tmp_path: Path) -> None:
 
 # The closed table.
 
+INNER = "symbol inside a text"
 NORMALIZED_TEXT = "token in normalized text"
 COMPOSED: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "space only at the begin": ({}, {"normalizer": None, "pre_tokenizer": metaspace("first")}),
@@ -337,6 +339,82 @@ def test_case_outside_ascii(tmp_path: Path) -> None:
     assert result.details["tokens"]["deviations"] == {"case outside ASCII": len(excused)}
 
 
+SYMBOLS = ("<im>", "[REF]", "[/REF]")
+
+
+def test_a_symbol_inside_a_text(tmp_path: Path) -> None:
+    """Mistral's tokenizer.model of versions 3 and 7 has some 20 user-defined symbols."""
+    model = v.sentencepiece_model(user_defined_symbols=SYMBOLS)
+    folder = pieces(tmp_path / "folder", TOOL, model=model)
+    expected = expect_tokens(folder, CONFIG)
+    excused = {text: names for text, _, simpler, names in expected.texts if simpler is not None}
+    assert {"a<im>b", "[REF]", "a [/REF] b"} <= set(excused)
+    assert all(any(symbol in text for symbol in SYMBOLS) for text in excused)
+    assert {name for names in excused.values() for name in names} == {INNER}
+    own = open_reference(read_source(folder, CONFIG), "tokenizer.model")
+    assert own.encode("a<im>b") == processor(model).EncodeAsIds("a<im>b")
+    result = checked(tmp_path, folder)
+    assert result.verdict == "passed"
+    assert result.details["tokens"]["deviations"] == {INNER: len(excused)}
+    assert not checked(tmp_path, folder, flatten).ok
+
+    def forget(keys: Metadata) -> None:
+        keys["token_type"] = [1 if kind == v.USER_DEFINED else kind for kind in keys["token_type"]]
+
+    assert "are not the model's" in checked(tmp_path, folder, forget).verdict
+
+
+def test_symbols_of_a_raw_release(tmp_path: Path) -> None:
+    raw, folder = tmp_path / "raw", tmp_path / "folder"
+    folder.mkdir()
+    v.write(raw)
+    model = v.sentencepiece_model(user_defined_symbols=SYMBOLS)
+    (raw / "tokenizer.model.v3").write_bytes(model)
+    add_tokenizer_files(raw, folder)
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    assert [t["content"] for t in added if not t["special"]] == list(SYMBOLS)
+    result = checked(tmp_path, folder)
+    assert result.verdict == "passed"
+    keys = keys_of(folder)
+    marked = zip(keys["tokens"], keys["token_type"], strict=True)
+    assert [text for text, kind in marked if kind == v.USER_DEFINED] == list(SYMBOLS)
+    # Scores are those of SentencePiece still, as the converter writes them.
+    assert keys["scores"][300] == processor(model).GetScore(300)
+
+
+def test_a_model_beside_it_with_symbols(tmp_path: Path) -> None:
+    """Its scores are used, whether or not tokenizer_config.json lists the symbols."""
+    raw, folder = tmp_path / "raw", tmp_path / "folder"
+    folder.mkdir()
+    v.write(raw)
+    model = v.sentencepiece_model(user_defined_symbols=SYMBOLS)
+    (raw / "tokenizer.model").write_bytes(model)
+    add_tokenizer_files(raw, folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**LLAMA, **AS_IT_IS}))
+    keys = keys_of(folder)
+    assert keys["scores"][300] == processor(model).GetScore(300)
+    assert keys["token_type"].count(v.USER_DEFINED) == len(SYMBOLS)
+    expected = expect_tokens(folder, CONFIG)
+    assert expected.remarks == ()  # what is listed in the table is no contradiction
+    assert checked(tmp_path, folder, expected=expected).verdict == "passed"
+
+
+def test_symbols_with_spaces_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    v.write(tmp_path / "raw")
+    model = v.sentencepiece_model(user_defined_symbols=("\u2581\u2581",))
+    (tmp_path / "raw" / "tokenizer.model").write_bytes(model)
+    with pytest.raises(TokenizerError, match="out of a text, spaces included"):
+        add_tokenizer_files(tmp_path / "raw", folder)
+
+
+def processor(model: bytes) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=model)
+
+
 def test_an_excuse_says_what_llama_cpp_must_give_instead(tmp_path: Path) -> None:
     folder = byte_level(tmp_path / "folder", normalizer={"type": "NFC"})
     expected = expect_tokens(folder, CONFIG)
@@ -351,7 +429,10 @@ def test_an_excuse_says_what_llama_cpp_must_give_instead(tmp_path: Path) -> None
 
 
 def test_every_entry_of_the_table_is_tested() -> None:
-    assert {entry.name for entry in DEVIATIONS} == {"NFC", "case outside ASCII", *COMPOSED}
+    assert {entry.name for entry in DEVIATIONS} == {
+        *("NFC", "case outside ASCII", INNER),
+        *COMPOSED,
+    }
 
 
 def test_nothing_is_excused_where_no_trait_is_there(tmp_path: Path) -> None:

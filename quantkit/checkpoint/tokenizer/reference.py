@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.folder import read_json
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
-from quantkit.checkpoint.tokenizer.sentencepiece import open_model
+from quantkit.checkpoint.tokenizer.model_file import read_settings
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model, symbols
 from quantkit.checkpoint.tokenizer.source import FAST, MODEL, TEKKEN, TokenizerSource, steps
 from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.errors import TokenizerError
@@ -50,7 +51,8 @@ class AddedToken:
     """A token that is found in raw text before anything else is done with it.
 
     The flags are those of tokenizers' ``AddedToken``: the token takes the white space on its left
-    or right with it, is only found as a whole word, or is looked for in the normalized text.
+    or right with it, is only found as a whole word, or is looked for in the normalized text. One
+    that is ``inner`` does not part what is around it: a space is put in front of the whole.
     """
 
     text: str
@@ -58,6 +60,7 @@ class AddedToken:
     rstrip: bool = False
     single_word: bool = False
     normalized: bool = False
+    inner: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +224,14 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
     path = source.model_file
     pieces = open_model(path)
     added = _sentencepiece_tokens(source, pieces)
+    inner = {
+        i: AddedToken(text.replace(WORD_BOUNDARY, " "), inner=True)
+        for i, text in symbols(read_settings(path.read_bytes()), _pieces(source, pieces)).items()
+        if i not in added
+    }
     # A model without SentencePiece's dummy prefix has none to leave out.
     first_only = source.settings.get("legacy") is False and pieces.EncodeAsPieces("a")[0] != "a"
-    ids = {token.text: token_id for token_id, token in added.items()}
+    ids = {token.text: token_id for token_id, token in (inner | added).items()}
 
     def encoder(tokens: Iterable[AddedToken], later: Any) -> Callable[[str], list[int]]:
         split = splitter(tokens)
@@ -242,13 +250,17 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
     before, after = _frame(source, pieces, ids)
     return Reference(
         MODEL,
-        Traits(tuple(added.values()), prefixes_first=first_only),
+        Traits((*added.values(), *inner.values()), prefixes_first=first_only),
         pieces.vocab_size(),
         encode,
         framed=lambda text: [*before, *encode(text), *after],
         decode=pieces.DecodeIds,
         simplify=lambda: encoder([AddedToken(text) for text in ids], pieces),
     )
+
+
+def _pieces(source: TokenizerSource, pieces: Any) -> list[str]:
+    return [pieces.IdToPiece(i) for i in range(min(pieces.vocab_size(), source.vocab_size))]
 
 
 def _sentencepiece_tokens(source: TokenizerSource, pieces: Any) -> dict[int, AddedToken]:
