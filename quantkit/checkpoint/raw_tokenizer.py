@@ -41,7 +41,7 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     if model is None:
         tekken = read_tekken(raw / _TEKKEN)
         return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
-    settings = read_settings(read_file(model, error=TokenizerError))
+    settings = read_settings(model)
     _copy(model, folder / _MODEL)
     pieces = open_model(folder / _MODEL)
     ids = {

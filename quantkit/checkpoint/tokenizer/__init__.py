@@ -158,9 +158,7 @@ def _pieces(source: TokenizerSource) -> tuple[Vocabulary, bool]:
         else:
             vocabulary = piece_bpe.scored_vocabulary(source, tokenizer)
             others = sentencepiece.read_vocabulary(source, model_file)
-            with_symbols = sentencepiece.with_symbols(
-                others, read_settings(model_file.read_bytes())
-            )
+            with_symbols = sentencepiece.with_symbols(others, read_settings(model_file))
             same = (v for v in (others, with_symbols) if piece_bpe.same_order(vocabulary, v))
             vocabulary = next(same, vocabulary)
     where = source.fast_file if source.fast else model_file

@@ -233,7 +233,7 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
     added = _sentencepiece_tokens(source, pieces)
     inner = {
         i: AddedToken(text.replace(WORD_BOUNDARY, " "), inner=True)
-        for i, text in symbols(read_settings(path.read_bytes()), _pieces(source, pieces)).items()
+        for i, text in symbols(read_settings(path), _pieces(source, pieces)).items()
         if i not in added
     }
     # A model without SentencePiece's dummy prefix has none to leave out.

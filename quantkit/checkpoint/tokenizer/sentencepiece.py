@@ -59,7 +59,7 @@ def read_alone(source: TokenizerSource, model_file: Path) -> tuple[Vocabulary, b
 
     """
     vocabulary = read_vocabulary(source, model_file)
-    settings = read_settings(read_file(model_file, error=TokenizerError))
+    settings = read_settings(model_file)
     wanted = source.settings.get("add_prefix_space")
     prefix = settings.dummy_prefix if wanted is None else bool(wanted)
     require_bpe(settings, model_file)
