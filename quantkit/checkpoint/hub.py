@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 from quantkit.checkpoint.folder import (
     INDEX,
@@ -67,7 +68,7 @@ def without_address(text: str) -> str:
     match = _ADDRESS.fullmatch(text.strip())
     if match is None:
         return text
-    revision = match["revision"]
+    revision = unquote(match["revision"] or "")
     at = f"@{revision}" if revision and revision != "main" else ""
     return f"{match['repo']}{match['file'] or ''}{at}"
 

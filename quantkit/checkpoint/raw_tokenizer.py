@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.folder import LICENSES
-from quantkit.checkpoint.tokenizer.model_file import read_settings
-from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe
+from quantkit.checkpoint.tokenizer.model_file import ModelSettings, read_settings
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe, symbols
 from quantkit.checkpoint.tokenizer.source import tokenizer_files
 from quantkit.checkpoint.tokenizer.tekken import read_tekken
 from quantkit.core.errors import TokenizerError
@@ -40,7 +41,7 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
     if model is None:
         tekken = read_tekken(raw / _TEKKEN)
         return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
-    settings = read_settings(read_file(model, error=TokenizerError))
+    settings = read_settings(model)
     _copy(model, folder / _MODEL)
     pieces = open_model(folder / _MODEL)
     ids = {
@@ -52,14 +53,16 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
         )
         if token >= 0
     }
-    documents = {"tokenizer_config.json": _settings(pieces, ids)}
+    added = _added(pieces, settings)
+    documents = {"tokenizer_config.json": _settings(pieces, ids, added)}
     if (
         "bos_token_id" in ids
         and settings.byte_fallback
         and not (folder / "tokenizer.json").is_file()
     ):
         require_bpe(settings, model)
-        documents["tokenizer.json"] = _fast(pieces, prefix=settings.dummy_prefix)
+        _require_no_spaces(added, model)
+        documents["tokenizer.json"] = _fast(pieces, added, prefix=settings.dummy_prefix)
     for name, content in documents.items():
         if not (folder / name).is_file():
             document = json.dumps(content, indent=2, ensure_ascii=False)
@@ -94,29 +97,47 @@ def _find_model(raw: Path) -> Path | None:
     )
 
 
-def _special(pieces: Any) -> list[dict[str, Any]]:
-    """The tokens that stand for no text, as transformers describes added tokens."""
+def _added(pieces: Any, settings: ModelSettings) -> list[dict[str, Any]]:
+    """The tokens that no merge makes, as transformers describes added tokens.
+
+    Those that stand for no text are special; user-defined symbols are text.
+    """
+    texts = [pieces.IdToPiece(token) for token in range(pieces.vocab_size())]
+    defined = symbols(settings, texts)
+    special = [pieces.IsControl(token) or pieces.IsUnknown(token) for token in range(len(texts))]
     return [
         {
             "id": token,
-            "content": pieces.IdToPiece(token),
+            "content": text,
             "single_word": False,
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": True,
+            "special": special[token],
         }
-        for token in range(pieces.vocab_size())
-        if pieces.IsControl(token) or pieces.IsUnknown(token)
+        for token, text in enumerate(texts)
+        if special[token] or token in defined
     ]
 
 
-def _settings(pieces: Any, ids: dict[str, int]) -> dict[str, Any]:
+def _require_no_spaces(added: list[dict[str, Any]], model: Path) -> None:
+    for token in added:
+        if _SPACE in token["content"] and not token["special"]:
+            raise TokenizerError(
+                f"{model} cuts {token['content']!r} out of a text, spaces included, which "
+                "llama.cpp does not do; quantkit cannot convert this tokenizer."
+            )
+
+
+def _settings(pieces: Any, ids: dict[str, int], added: list[dict[str, Any]]) -> dict[str, Any]:
     """tokenizer_config.json."""
     return {
         "add_bos_token": True,
         "add_eos_token": False,
-        "added_tokens_decoder": {str(token.pop("id")): token for token in _special(pieces)},
+        "added_tokens_decoder": {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+            for token in added
+        },
         **{key.removesuffix("_id"): pieces.IdToPiece(token) for key, token in ids.items()},
         "clean_up_tokenization_spaces": False,
         "legacy": True,
@@ -129,7 +150,7 @@ def _settings(pieces: Any, ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _fast(pieces: Any, *, prefix: bool) -> dict[str, Any]:
+def _fast(pieces: Any, added: list[dict[str, Any]], *, prefix: bool) -> dict[str, Any]:
     """tokenizer.json: the same BPE for the tokenizers library."""
     bos = pieces.IdToPiece(pieces.bos_id())
     first, second = ({"SpecialToken": {"id": bos, "type_id": kind}} for kind in (0, 1))
@@ -139,7 +160,7 @@ def _fast(pieces: Any, *, prefix: bool) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _special(pieces),
+        "added_tokens": added,
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -173,12 +194,12 @@ def _fast(pieces: Any, *, prefix: bool) -> dict[str, Any]:
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": {pieces.IdToPiece(token): token for token in range(pieces.vocab_size())},
-            "merges": _merges(pieces),
+            "merges": _merges(pieces, {token["id"] for token in added}),
         },
     }
 
 
-def _merges(pieces: Any) -> list[list[str]]:
+def _merges(pieces: Any, added: Collection[int]) -> list[list[str]]:
     """The merges of a BPE, best first: SentencePiece keeps only what they make, with a score.
 
     A piece can be made of several pairs. Among equal scores longer left parts come first, then
@@ -187,7 +208,7 @@ def _merges(pieces: Any) -> list[list[str]]:
     ids = {pieces.IdToPiece(token): token for token in range(pieces.vocab_size())}
     found = []
     for text, token in ids.items():
-        if pieces.IsByte(token) or pieces.IsControl(token) or pieces.IsUnknown(token):
+        if pieces.IsByte(token) or token in added:
             continue
         pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
         pairs = [(left, right) for left, right in pairs if left in ids and right in ids]

@@ -15,9 +15,9 @@ SMOKE_QUANT = "q8_0"
 
 def has_several_tokenizers(checkpoint: "Checkpoint") -> bool:
     """Whether a checkpoint has several tokenizers, which may contradict each other."""
-    from quantkit.checkpoint.tokenizer.reference import reference_files
+    from quantkit.checkpoint.tokenizer.source import vocabulary_files
 
-    return len(reference_files(checkpoint.path)) > 1
+    return len(vocabulary_files(checkpoint.path)) > 1
 
 
 def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens":

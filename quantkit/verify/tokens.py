@@ -102,12 +102,12 @@ def main() -> None:
 
 def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
     from quantkit.checkpoint.tokenizer.deviations import finder
-    from quantkit.checkpoint.tokenizer.reference import open_reference, reference_files
-    from quantkit.checkpoint.tokenizer.source import read_source
+    from quantkit.checkpoint.tokenizer.reference import open_reference
+    from quantkit.checkpoint.tokenizer.source import read_source, vocabulary_files
     from quantkit.verify.texts import hurting_texts
 
     source = read_source(folder, config)
-    first, *others = reference_files(folder)
+    first, *others = vocabulary_files(folder)
     reference = _guard(folder / first, lambda: open_reference(source, first))
     words = _guard(folder / first, lambda: _sample(reference))
     added = [token.text for token in reference.traits.added]

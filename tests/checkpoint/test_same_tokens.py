@@ -282,13 +282,26 @@ class TestSentencePiece:
             ({"normalization_rule_name": "nfkc_cf"}, r"replaces .* \(normalization nfkc_cf\)"),
             ({"remove_extra_whitespaces": True}, r"leaves out spaces .*remove_extra_whitespaces"),
             ({"treat_whitespace_as_suffix": True}, "counts a space to the word before it"),
-            ({"user_defined_symbols": ("<im>",)}, "cuts '<im>' out of a text"),
+            (
+                {"user_defined_symbols": (BOUNDARY * 2,)},
+                f"cuts '{BOUNDARY * 2}' out of a text, the space before",
+            ),
         ],
     )
     def test_refused(self, tmp_path: Path, options: Any, says: str) -> None:
         folder = write(tmp_path, model=v.sentencepiece_model(**options))
         with pytest.raises(TokenizerError, match=rf"tokenizer\.model {says}.* llama\.cpp does not"):
             write_vocabulary(folder)
+
+    def test_symbols(self, tmp_path: Path) -> None:
+        """llama.cpp puts a space behind what it cuts out of a text, and SentencePiece does not."""
+        model = v.sentencepiece_model(user_defined_symbols=("<im>",))
+        folder = write(tmp_path, model=model)
+        assert differing(folder, piece_encode(model), special=False) == []
+        tokenize = llama_tokenizer(folder)
+        pieces = piece_encode(model)
+        assert tokenize("a<im>b") == [*pieces("a"), 3, *pieces("b")]
+        assert pieces("<im>")[-1] == 3
 
     def test_tokenizer_json_counts_where_they_contradict(self, tmp_path: Path) -> None:
         """transformers opens tokenizer.json; of a tokenizer.model beside it nothing is used."""

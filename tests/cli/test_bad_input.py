@@ -229,3 +229,42 @@ def test_an_output_folder_that_cannot_be_written_is_refused(out: str, tmp_path: 
     sentence = refusal(quantkit("build", folder, "-q", "q8_0", "-o", tmp_path / out))
     assert str(tmp_path / out) in sentence
     assert "-o" in sentence
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"])
+def test_an_lfs_pointer_of_a_tokenizer_is_told(tmp_path: Path, name: str) -> None:
+    """Of a clone whose weights alone were pulled."""
+    folder = random_checkpoint(tmp_path / "model", "mistral")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 493443\n"
+    (folder / name).write_text(pointer)
+    sentence = refusal(quantkit("build", folder, "-q", "q8_0", "-o", tmp_path / "out"))
+    assert f"{name} is a Git LFS pointer" in sentence
+    assert "git lfs pull" in sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_too_long_for_a_file_is_refused_before_anything(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / ("x" * 240), "mistral")
+    out = tmp_path / "out"
+    command = ("build", folder, "-q", "q8_0", "--no-smoke", "-o", out)
+    assert "give a shorter one with --name" in refusal(quantkit(*command))
+    assert not out.exists()
+    assert quantkit(*command, "--name", "Short").code in (0, None)
+
+
+def test_an_address_as_a_browser_shows_it_is_a_hub_id() -> None:
+    from quantkit.checkpoint.hub import parse_hub_id
+
+    model = "mistralai/Mistral-7B-v0.1"
+    for address, revision in (
+        (f"https://huggingface.co/{model}", None),
+        (f"https://huggingface.co/{model}/", None),
+        (f"https://huggingface.co/{model}/tree/main", None),
+        (f"http://www.huggingface.co/{model}/tree/refs%2Fpr%2F1?x=y", "refs/pr/1"),
+        (f"hf://{model}", None),
+        (f"https://hf.co/{model}#files", None),
+        (model, None),
+        (f"{model}@v2", "v2"),
+    ):
+        assert parse_hub_id(address) == (model, revision), address
+    assert parse_hub_id("https://example.org/a/b") is None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.tokenizer import byte_level, fast, piece_bpe, sentencepiece
 from quantkit.checkpoint.tokenizer.limits import require_bytes, require_distinct
+from quantkit.checkpoint.tokenizer.model_file import read_settings
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source, tokenizer_files
 from quantkit.checkpoint.tokenizer.spaces import read_prefix
 from quantkit.checkpoint.tokenizer.special import special_metadata
@@ -157,8 +158,9 @@ def _pieces(source: TokenizerSource) -> tuple[Vocabulary, bool]:
         else:
             vocabulary = piece_bpe.scored_vocabulary(source, tokenizer)
             others = sentencepiece.read_vocabulary(source, model_file)
-            if piece_bpe.same_order(vocabulary, others):
-                vocabulary = others
+            with_symbols = sentencepiece.with_symbols(others, read_settings(model_file))
+            same = (v for v in (others, with_symbols) if piece_bpe.same_order(vocabulary, v))
+            vocabulary = next(same, vocabulary)
     where = source.fast_file if source.fast else model_file
     require_distinct(vocabulary, where)
     require_bytes(vocabulary, where)

@@ -136,6 +136,7 @@ def _legacy(folder: Path) -> Any:
 
 def _read(path: Path) -> str:
     try:
-        return with_plain_line_ends(read_file(path, error=TokenizerError).decode())
+        text = read_file(path, error=TokenizerError).decode()
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path} cannot be read ({error}); download it again.") from error
+    return with_plain_line_ends(text)  # as transformers reads it

@@ -82,6 +82,10 @@ def _normalizes_a_token(traits: Traits, _text: str, parts: Parts) -> bool:
     return traits.normalizes and any(token.normalized for token, _, _ in _places(traits, parts))
 
 
+def _has_an_inner_token(traits: Traits, _text: str, parts: Parts) -> bool:
+    return any(token.inner for token, _, _ in _places(traits, parts))
+
+
 def _places(traits: Traits, parts: Parts) -> Iterator[tuple[AddedToken, str, str]]:
     """Every added token in a text, with what is before and after it."""
     known = {token.text: token for token in traits.added}
@@ -149,12 +153,20 @@ DEVIATIONS = (
         source=f"{_PARTITION} looks at the raw text; tokenizers' AddedVocabulary",
         affects=_normalizes_a_token,
     ),
+    Deviation(
+        name="symbol inside a text",
+        tokenizer="tokenizer.model with user-defined symbols, as Mistral's of versions 3 and 7",
+        lacks="puts a space after a user-defined symbol, and none before one that a text begins "
+        "with",
+        source=f"is_prev_special in {_SPM}; PrefixMatcher in SentencePiece's src/normalizer.cc",
+        affects=_has_an_inner_token,
+    ),
 )
 
 
 def finder(traits: Traits) -> Callable[[str], list[str]] | None:
     """What tells the names of the entries that affect a text; None for a tokenizer without any."""
-    flags = ("lstrip", "rstrip", "single_word", "normalized")
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "inner")
     own = (traits.composes, traits.prefixes_first, traits.keeps_space, traits.splits_by_case)
     if not any(own) and not any(getattr(t, flag) for t in traits.added for flag in flags):
         return None

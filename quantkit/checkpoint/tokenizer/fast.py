@@ -6,6 +6,7 @@ the beginning-of-sequence token in front themselves. Source: ``tokenization_util
 ``tokenization_utils_fast.py`` of transformers 4.57.
 """
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -128,7 +129,7 @@ def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
         TokenizerError: the tokenizers package cannot read it.
 
     """
-    backend = _load(source.fast_file)
+    backend = _load(source)
     settings = _settings(source)
     kind = _CLASSES.get(_class_name(source), _TokenizerClass())
     roles = _roles(settings, kind, backend.padding)
@@ -151,11 +152,14 @@ def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
     )
 
 
-def _load(path: Path) -> "Tokenizer":
+def _load(source: TokenizerSource) -> "Tokenizer":
     from tokenizers import Tokenizer
 
+    path = source.fast_file
     try:
         with _silent_stderr():  # a panic writes a page of stack there
+            if source.rebuilt:
+                return Tokenizer.from_str(json.dumps(source.rebuilt))
             return Tokenizer.from_file(str(path))
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -282,7 +286,7 @@ def _set_prefix_space(
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
-    state = source.fast.get("pre_tokenizer") or {}
+    state = source.opened.get("pre_tokenizer") or {}
     wanted = source.settings.get("add_prefix_space", kind.prefix_space)
     if state.get("type") != "ByteLevel" or not isinstance(wanted, bool):
         return state

@@ -7,9 +7,11 @@ matter here, and the wire format is simple: https://protobuf.dev/programming-gui
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import TokenizerError
+from quantkit.core.files import read_file
 
 # Field numbers of sentencepiece_model.proto.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -46,19 +48,20 @@ class ModelSettings:
     """Ids of the pieces that are cut out of a text before it is merged."""
 
 
-def read_settings(proto: bytes) -> ModelSettings:
-    """The settings of a serialized model; what it does not say has the format's default.
+def read_settings(model_file: Path) -> ModelSettings:
+    """The settings of a tokenizer.model; what it does not say has the format's default.
 
     Raises:
-        TokenizerError: the bytes are no protocol buffer.
+        TokenizerError: the file cannot be read, or is no protocol buffer.
 
     """
+    proto = read_file(model_file, error=TokenizerError)
     try:
         fields = list(_fields(proto))
         model = dict(fields)
         trainer, normalizer = (dict(_fields(model.get(n, b""))) for n in (_TRAINER, _NORMALIZER))
     except (IndexError, TypeError, ValueError) as error:
-        raise TokenizerError("A SentencePiece model is damaged; download it again.") from error
+        raise TokenizerError(f"{model_file} is damaged; download it again.") from error
     pieces = [value for number, value in fields if number == _PIECE]
     kind = trainer.get(_MODEL_TYPE, 1)
     return ModelSettings(

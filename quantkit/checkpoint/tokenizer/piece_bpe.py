@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, require_room
 from quantkit.checkpoint.tokenizer.merge_order import merge_scores
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, steps
-from quantkit.checkpoint.tokenizer.spaces import sets_itself_up
 from quantkit.checkpoint.tokenizer.vocabulary import (
     ADDED_SCORE,
     UNUSED_SCORE,
@@ -66,14 +65,14 @@ def scored_vocabulary(source: TokenizerSource, tokenizer: FastTokenizer) -> Voca
         TokenizerError: llama.cpp would split texts otherwise than this tokenizer.
 
     """
-    where, model = source.fast_file, source.fast["model"]
+    where, model = source.fast_file, source.opened["model"]
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise TokenizerError(
                 f"{where} merges with {name} = {model[name]!r}, which llama.cpp does not do; "
                 "quantkit cannot convert this tokenizer."
             )
-    if not model.get("byte_fallback") and not sets_itself_up(source):
+    if not model.get("byte_fallback"):
         raise TokenizerError(
             f"{where} has one token for all characters without a piece (byte_fallback is off), "
             "which llama.cpp does not do for a SentencePiece vocabulary; quantkit cannot convert "

@@ -14,16 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.folder import read_json
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
-from quantkit.checkpoint.tokenizer.sentencepiece import open_model
-from quantkit.checkpoint.tokenizer.source import TokenizerSource, has_tokenizer_file
+from quantkit.checkpoint.tokenizer.model_file import read_settings
+from quantkit.checkpoint.tokenizer.sentencepiece import open_model, symbols
+from quantkit.checkpoint.tokenizer.source import (
+    FAST,
+    MODEL,
+    TEKKEN,
+    TokenizerSource,
+    steps,
+)
 from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.errors import TokenizerError
 from quantkit.core.files import read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-MODEL, FAST, TEKKEN = "tokenizer.model", "tokenizer.json", "tekken.json"
 
 # A NormalizerSpec (field 3 of a ModelProto) with add_dummy_prefix (its field 3) false. Protocol
 # buffers merge what is appended. Source: sentencepiece_model.proto.
@@ -53,7 +58,8 @@ class AddedToken:
     """A token that is found in raw text before anything else is done with it.
 
     The flags are those of tokenizers' ``AddedToken``: the token takes the white space on its left
-    or right with it, is only found as a whole word, or is looked for in the normalized text.
+    or right with it, is only found as a whole word, or is looked for in the normalized text. One
+    that is ``inner`` does not part what is around it: a space is put in front of the whole.
     """
 
     text: str
@@ -61,6 +67,7 @@ class AddedToken:
     rstrip: bool = False
     single_word: bool = False
     normalized: bool = False
+    inner: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +107,12 @@ class Reference:
     simplify: Callable[[], Callable[[str], list[int]]]
 
 
-def reference_files(folder: Path) -> tuple[str, ...]:
-    """The tokenizers in a folder: first the one that a GGUF's vocabulary is made of."""
-    return tuple(name for name in (FAST, MODEL, TEKKEN) if has_tokenizer_file(folder / name))
-
-
 def open_reference(source: TokenizerSource, file: str) -> Reference:
     """Open one of a folder's tokenizers.
 
     Args:
         source: the tokenizer files.
-        file: one of `reference_files`.
+        file: one of `vocabulary_files`.
 
     Raises:
         TokenizerError: its library cannot read it.
@@ -127,7 +129,7 @@ def _open_fast(source: TokenizerSource) -> Reference:
     tokenizer = open_tokenizer(source)
     backend = tokenizer.backend
     backend.encode_special_tokens = False
-    normalizer = _steps(source.fast.get("normalizer"), "normalizers")
+    normalizer = steps(source.opened.get("normalizer"), "normalizers")
     metaspace = _metaspace(tokenizer)
     flags = ("lstrip", "rstrip", "single_word", "normalized")
     traits = Traits(
@@ -138,7 +140,7 @@ def _open_fast(source: TokenizerSource) -> Reference:
         composes=any(step.get("type") == "NFC" for step in normalizer),
         prefixes_first=metaspace.get("prepend_scheme") == "first",
         keeps_space=metaspace.get("prepend_scheme", "never") != "never",
-        splits_by_case=any(map(_splits_by_case, _steps(tokenizer.pre_tokenizer, "pretokenizers"))),
+        splits_by_case=any(map(_splits_by_case, steps(tokenizer.pre_tokenizer, "pretokenizers"))),
         normalizes=bool(normalizer),
     )
 
@@ -159,14 +161,14 @@ def _simplify(
 ) -> None:
     from tokenizers import AddedToken as Added
 
-    steps = [step for step in normalizer if step.get("type") != "NFC"]
-    splits = [_in_ascii(step) for step in _steps(tokenizer.pre_tokenizer, "pretokenizers")]
+    kept = [step for step in normalizer if step.get("type") != "NFC"]
+    splits = [_in_ascii(step) for step in steps(tokenizer.pre_tokenizer, "pretokenizers")]
     pre_tokenizer = {"type": "Sequence", "pretokenizers": splits} if splits else {}
     if metaspace.get("prepend_scheme", "never") != "never":
         # What a SentencePiece vocabulary of llama.cpp does: a space before each stretch of text.
-        steps.append({"type": "Prepend", "prepend": WORD_BOUNDARY})
+        kept.append({"type": "Prepend", "prepend": WORD_BOUNDARY})
         pre_tokenizer = {**metaspace, "prepend_scheme": "never"}
-    parts = _parts(steps, pre_tokenizer)
+    parts = _parts(kept, pre_tokenizer)
     tokenizer.backend.normalizer = parts.normalizer
     tokenizer.backend.pre_tokenizer = parts.pre_tokenizer
     tokenizer.backend.add_tokens(
@@ -215,15 +217,6 @@ def _metaspace(tokenizer: FastTokenizer) -> Mapping[str, Any]:
     return {"prepend_scheme": scheme, **part}
 
 
-def _steps(part: Any, key: str) -> list[Mapping[str, Any]]:
-    """The steps of a part of tokenizer.json that is one step or a nested sequence of them."""
-    if not part:
-        return []
-    if isinstance(part.get(key), list):
-        return [step for inner in part[key] for step in _steps(inner, key)]
-    return [part]
-
-
 # tokenizer.model
 
 
@@ -234,13 +227,18 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
     llama.cpp. Where tokenizer_config.json says ``"legacy": false``, only the begin of a text gets
     SentencePiece's space in front (``LlamaTokenizer.tokenize`` there).
     """
-    assert source.model_file is not None  # noqa: S101 - it is one of reference_files
+    assert source.model_file is not None  # noqa: S101 - it is one of vocabulary_files
     path = source.model_file
     pieces = open_model(path)
     added = _sentencepiece_tokens(source, pieces)
+    inner = {
+        i: AddedToken(text.replace(WORD_BOUNDARY, " "), inner=True)
+        for i, text in symbols(read_settings(path), _pieces(source, pieces)).items()
+        if i not in added
+    }
     # A model without SentencePiece's dummy prefix has none to leave out.
     first_only = source.settings.get("legacy") is False and pieces.EncodeAsPieces("a")[0] != "a"
-    ids = {token.text: token_id for token_id, token in added.items()}
+    ids = {token.text: token_id for token_id, token in (inner | added).items()}
 
     def encoder(tokens: Iterable[AddedToken], later: Any) -> Callable[[str], list[int]]:
         split = splitter(tokens)
@@ -259,13 +257,17 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
     before, after = _frame(source, pieces, ids)
     return Reference(
         MODEL,
-        Traits(tuple(added.values()), prefixes_first=first_only),
+        Traits((*added.values(), *inner.values()), prefixes_first=first_only),
         pieces.vocab_size(),
         encode,
         framed=lambda text: [*before, *encode(text), *after],
         decode=pieces.DecodeIds,
         simplify=lambda: encoder([AddedToken(text) for text in ids], pieces),
     )
+
+
+def _pieces(source: TokenizerSource, pieces: Any) -> list[str]:
+    return [pieces.IdToPiece(i) for i in range(min(pieces.vocab_size(), source.vocab_size))]
 
 
 def _sentencepiece_tokens(source: TokenizerSource, pieces: Any) -> dict[int, AddedToken]:

@@ -1,6 +1,6 @@
 """``tokenizer.model``: a SentencePiece vocabulary, with the tokens that were added to it later."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ from quantkit.checkpoint.tokenizer.source import TokenizerSource
 from quantkit.checkpoint.tokenizer.vocabulary import (
     ADDED_SCORE,
     UNUSED_SCORE,
+    WORD_BOUNDARY,
     TokenType,
     Vocabulary,
     added_token,
     unused_token,
 )
 from quantkit.core.errors import TokenizerError
-from quantkit.core.files import read_file
+from quantkit.core.files import GIT_LFS_POINTER, read_file
 
 
 def read_vocabulary(source: TokenizerSource, model_file: Path) -> Vocabulary:
@@ -58,7 +59,7 @@ def read_alone(source: TokenizerSource, model_file: Path) -> tuple[Vocabulary, b
 
     """
     vocabulary = read_vocabulary(source, model_file)
-    settings = read_settings(read_file(model_file, error=TokenizerError))
+    settings = read_settings(model_file)
     wanted = source.settings.get("add_prefix_space")
     prefix = settings.dummy_prefix if wanted is None else bool(wanted)
     require_bpe(settings, model_file)
@@ -66,17 +67,30 @@ def read_alone(source: TokenizerSource, model_file: Path) -> tuple[Vocabulary, b
     faults = []
     unused = [i for i, kind in enumerate(types[: settings.n_pieces]) if kind is TokenType.UNUSED]
     faults += [f"never gives the piece {tokens[i]!r} (it is marked unused)" for i in unused[:1]]
-    for i in _cut_out(settings, vocabulary):
-        # llama.cpp would put a space behind it, too.
-        if prefix:
-            faults.append(f"cuts {tokens[i]!r} out of a text without a space beside it")
-        tokens[i], types[i] = added_token(tokens[i], special=False)
+    if prefix:
+        faults += [
+            f"cuts {text!r} out of a text, the space before the text included"
+            for text in symbols(settings, tokens).values()
+            if WORD_BOUNDARY in text
+        ]
     if faults:
         raise TokenizerError(
             f"{model_file} {faults[0]}, which llama.cpp does not do for a SentencePiece "
             "vocabulary; add the tokenizer.json of the same model, which counts more."
         )
-    return Vocabulary(tokens, types, vocabulary.scores), prefix
+    return with_symbols(vocabulary, settings), prefix
+
+
+def with_symbols(vocabulary: Vocabulary, settings: ModelSettings) -> Vocabulary:
+    """The same vocabulary with a model's user-defined symbols as tokens that are cut out of a text.
+
+    The converter takes them for ordinary pieces, which llama.cpp then never makes.
+    """
+    tokens, types = list(vocabulary.tokens), list(vocabulary.types)
+    for i, text in symbols(settings, tokens).items():
+        if types[i] is TokenType.NORMAL:
+            tokens[i], types[i] = added_token(text, special=False)
+    return Vocabulary(tokens, types, vocabulary.scores)
 
 
 def require_bpe(settings: ModelSettings, model_file: Path) -> None:
@@ -107,14 +121,20 @@ def _faults(settings: ModelSettings) -> Iterator[str]:
         yield "leaves spaces as they are (escape_whitespaces is off)"
 
 
-def _cut_out(settings: ModelSettings, vocabulary: Vocabulary) -> Iterator[int]:
-    """User-defined symbols, except characters that no other piece holds: they stay alone anyway."""
-    tokens = vocabulary.tokens
-    for i in sorted(settings.user_defined):
-        if i < len(tokens) and vocabulary.types[i] is TokenType.NORMAL:
-            held = (tokens[i] in text for j, text in enumerate(tokens) if j != i)
-            if len(tokens[i]) > 1 or any(held):
-                yield i
+def symbols(settings: ModelSettings, tokens: Sequence[str]) -> dict[int, str]:
+    """User-defined symbols by id, except characters that no other piece holds: these stay alone.
+
+    Args:
+        settings: of the model.
+        tokens: by id, the texts of the vocabulary or of its beginning.
+
+    """
+    found = {i: tokens[i] for i in sorted(settings.user_defined) if i < len(tokens)}
+    return {
+        i: symbol
+        for i, symbol in found.items()
+        if len(symbol) > 1 or any(symbol in text for j, text in enumerate(tokens) if j != i)
+    }
 
 
 def open_model(model_file: Path) -> Any:
@@ -127,6 +147,11 @@ def open_model(model_file: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     raw = read_file(model_file, error=TokenizerError)
+    if raw.startswith(GIT_LFS_POINTER):
+        raise TokenizerError(
+            f"{model_file} is a Git LFS pointer and not the tokenizer; run `git lfs pull` in its "
+            "folder."
+        )
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(raw)

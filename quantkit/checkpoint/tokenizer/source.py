@@ -1,20 +1,23 @@
 """The tokenizer files of a checkpoint folder, read and checked once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.folder import read_json
+from quantkit.checkpoint.tokenizer.rebuilt import rebuild
 from quantkit.core.errors import TokenizerError
 from quantkit.core.files import has_file
 from quantkit.core.printable import quoted
 
+MODEL, FAST, TEKKEN = "tokenizer.model", "tokenizer.json", "tekken.json"
+
 # Every file that may take part, in the order of the manifest.
 TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tekken.json",
+    MODEL,
+    FAST,
+    TEKKEN,
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
@@ -46,12 +49,28 @@ class TokenizerSource:
     model_file: Path | None
     """tokenizer.model."""
     tekken_file: Path | None = None
-    """tekken.json, where it is the tokenizer: tokenizer.json counts more, tokenizer.model less."""
+    """tekken.json, where it is the tokenizer that a GGUF's vocabulary is made of."""
+    rebuilt: dict[str, Any] | None = None
+    """What transformers takes in place of tokenizer.json, where that is something else."""
+
+    @property
+    def opened(self) -> dict[str, Any]:
+        """tokenizer.json as transformers opens it, which says how texts are split."""
+        return self.rebuilt or self.fast
 
     @property
     def fast_file(self) -> Path:
         """Where tokenizer.json lies."""
-        return self.folder / "tokenizer.json"
+        return self.folder / FAST
+
+
+def vocabulary_files(folder: Path) -> tuple[str, ...]:
+    """The tokenizers in a folder: first the one that a GGUF's vocabulary is made of.
+
+    Of a tokenizer.model beside a tokenizer.json the scores may be used. The order is that of
+    llama.cpp's converter.
+    """
+    return tuple(name for name in (FAST, TEKKEN, MODEL) if has_tokenizer_file(folder / name))
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
@@ -83,9 +102,8 @@ def read_source(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
         CheckpointError: a file is not JSON.
 
     """
-    _require_tokenizer(folder)
-    model_file = folder / "tokenizer.model"
-    tekken_file = folder / "tekken.json"
+    files = vocabulary_files(folder)
+    _require_tokenizer(folder, files)
     settings = _optional(folder, "tokenizer_config.json")
     fast = _read_fast(folder)
     return TokenizerSource(
@@ -97,16 +115,16 @@ def read_source(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
         added=_read_added(folder),
         decoder=_read_decoder(folder, settings),
         special_map=_optional(folder, "special_tokens_map.json"),
-        model_file=model_file if has_tokenizer_file(model_file) else None,
-        tekken_file=tekken_file if has_tokenizer_file(tekken_file) and not fast else None,
+        model_file=folder / MODEL if MODEL in files else None,
+        tekken_file=folder / TEKKEN if files[0] == TEKKEN else None,
+        rebuilt=rebuild(fast, settings, config) if fast else None,
     )
 
 
-def _require_tokenizer(folder: Path) -> None:
-    sought = ("tokenizer.model", "tokenizer.json", "tekken.json")
-    if not any(has_tokenizer_file(folder / name) for name in sought):
+def _require_tokenizer(folder: Path, files: Sequence[str]) -> None:
+    if not files:
         raise TokenizerError(
-            f"{folder} has no tokenizer: looked for {', '.join(sought)}; copy one from the "
+            f"{folder} has no tokenizer: looked for {MODEL}, {FAST}, {TEKKEN}; copy one from the "
             "original model, or save it with transformers if only vocab.json is there."
         )
 
@@ -128,7 +146,7 @@ def _optional(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _read_fast(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer.json"
+    path = folder / FAST
     if not has_tokenizer_file(path):
         return {}
     fast = read_json(path)

@@ -13,11 +13,6 @@ from quantkit.checkpoint.tokenizer.source import TokenizerSource, steps
 from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.errors import TokenizerError
 
-# The classes of transformers 5 that set up spaces themselves, whatever tokenizer.json says. They
-# are taken for the model type llama; mistral and mixtral have tokenizer.json as it is. Sources:
-# AutoTokenizer.from_pretrained, LlamaTokenizer and CodeLlamaTokenizer of transformers 5.23.
-_OWN_SPACES = ("LlamaTokenizer", "CodeLlamaTokenizer")
-
 
 class Prefix(Enum):
     """Where a word boundary is put in front of a text."""
@@ -43,10 +38,8 @@ def read_prefix(source: TokenizerSource) -> Prefix:
         TokenizerError: it does to a text what llama.cpp cannot do.
 
     """
-    if name := sets_itself_up(source):
-        return _own_prefix(source, name)
     prefix, bounds = Prefix.NEVER, False
-    for step in steps(source.fast.get("normalizer"), "normalizers"):
+    for step in steps(source.opened.get("normalizer"), "normalizers"):
         match step:
             case {"type": "Prepend", "prepend": text} if text == WORD_BOUNDARY:
                 prefix = Prefix.LEGACY
@@ -62,7 +55,7 @@ def read_prefix(source: TokenizerSource) -> Prefix:
                 pass
             case _:
                 raise _refused(source, f"normalizes text ({step.get('type')})")
-    for step in steps(source.fast.get("pre_tokenizer"), "pretokenizers"):
+    for step in steps(source.opened.get("pre_tokenizer"), "pretokenizers"):
         match step:
             case {"type": "Metaspace"}:
                 found = _metaspace(source, step)
@@ -77,26 +70,10 @@ def read_prefix(source: TokenizerSource) -> Prefix:
     return prefix
 
 
-def sets_itself_up(source: TokenizerSource) -> str | None:
-    """The class of transformers that takes vocabulary and merges from tokenizer.json, no more."""
-    name = source.settings.get("tokenizer_class") or source.config.get("tokenizer_class") or ""
-    name = str(name).removesuffix("Fast")
-    is_own = source.config.get("model_type") == "llama" and name in _OWN_SPACES
-    return name if is_own else None
-
-
-def _own_prefix(source: TokenizerSource, name: str) -> Prefix:
-    wanted = source.settings.get("add_prefix_space")
-    if not (True if wanted is None else wanted):
-        return Prefix.NEVER
-    always = name == "LlamaTokenizer" and source.settings.get("legacy", False)
-    return Prefix.ALWAYS if always else Prefix.FIRST
-
-
 def _metaspace(source: TokenizerSource, step: Mapping[str, Any]) -> Prefix:
     if step.get("replacement", WORD_BOUNDARY) != WORD_BOUNDARY:
         raise _refused(source, f"writes spaces as {step['replacement']!r}")
-    inner = [text for text in source.fast["model"].get("vocab", {}) if WORD_BOUNDARY in text[1:]]
+    inner = [text for text in source.opened["model"].get("vocab", {}) if WORD_BOUNDARY in text[1:]]
     if step.get("split", True) and inner:
         raise _refused(source, f"merges no further than a space, but has the token {inner[0]!r}")
     legacy = "always" if step.get("add_prefix_space", True) else "never"  # before tokenizers 0.14

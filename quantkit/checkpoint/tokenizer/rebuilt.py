@@ -1,0 +1,70 @@
+"""``tokenizer.json`` as transformers 5 rebuilds it for some classes.
+
+For the model type llama, LlamaTokenizer and CodeLlamaTokenizer take vocabulary, merges and added
+tokens from the file and say the rest themselves; mistral and mixtral have the file as it is.
+Sources: ``AutoTokenizer.from_pretrained``, ``TokenizersBackend.convert_to_native_format``,
+``LlamaTokenizer`` and ``CodeLlamaTokenizer`` of transformers 5.23.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
+
+_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
+
+
+def rebuild(
+    fast: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """What stands for a tokenizer.json in transformers 5, None where it is the file itself.
+
+    Args:
+        fast: tokenizer.json.
+        settings: tokenizer_config.json.
+        config: config.json.
+
+    """
+    name = settings.get("tokenizer_class") or config.get("tokenizer_class") or ""
+    name = str(name).removesuffix("Fast")
+    model = fast["model"]
+    if config.get("model_type") != "llama" or name not in _CLASSES:
+        return None
+    if model.get("type", "BPE") != "BPE" or _is_byte_level(fast):
+        return None
+    wanted = settings.get("add_prefix_space")
+    always = name == "LlamaTokenizer" and settings.get("legacy", False)
+    scheme = "always" if always else "first"
+    unknown = _text(settings.get("unk_token", "<unk>"))
+    return {
+        **fast,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": WORD_BOUNDARY,
+            "prepend_scheme": scheme if wanted is None or wanted else "never",
+            "split": False,
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None if name == "LlamaTokenizer" else unknown,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": model.get("vocab"),
+            "merges": model.get("merges") or [],
+        },
+    }
+
+
+def _is_byte_level(fast: Mapping[str, Any]) -> bool:
+    """Whether a step maps bytes to letters: then the file counts after all."""
+    parts = [fast.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+    return "'ByteLevel'" in repr(parts)
+
+
+def _text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
