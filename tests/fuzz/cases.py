@@ -231,6 +231,8 @@ def _plan(rng: random.Random, model: str) -> list[str]:
             ["build", model, "-q", "q4_k_m", "--dry-run"],
             ["build", model, "-q", "q8_0", "-q", "q2_k", "--dry-run", "--json"],
             ["inspect", model],
+            ["inspect", model],
+            ["build", model, "-q", "f16", "--dry-run"],
             ["fit", model, "--gpu", "24GB", "--ram", "64GB"],
         ]
     )

@@ -5,6 +5,7 @@ the last line is ``{"cases": N, "slowest": S, "seconds": T, "kinds": {...}}``: t
 of the slowest case, and of all.
 """
 
+import io
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ def main(sound: Path, first: int, count: int) -> None:
     _import_everything()
     if not sound.exists():
         make_sound(sound)
+    _warm_up(sound)
     kinds: Counter[str] = Counter()
     slowest = total = 0.0
     with tempfile.TemporaryDirectory(prefix="quantkit-fuzz-") as scratch:
@@ -70,6 +73,22 @@ def _import_everything() -> None:
 
     torch.set_num_threads(1)
     load_kernel("ggml")
+
+
+def _warm_up(sound: Path) -> None:
+    """Run what is sound, so that no case imports what the next one would import again."""
+    model = str(sound / "mistral" / "Model")
+    nowhere = io.StringIO()
+    with redirect_stdout(nowhere), redirect_stderr(nowhere):
+        for arguments in (
+            ["inspect", model],
+            ["inspect", str(sound / "finished" / ARTIFACT)],
+            ["build", model, "-q", "q4_k_m", "--dry-run"],
+            ["build", str(sound / "bpe" / "Model"), "-q", "q4_k_m", "--dry-run"],
+            ["build", str(sound / "pth" / "Model"), "-q", "q8_0", "--dry-run"],
+            ["verify", str(sound / "finished")],
+        ):
+            _run(Case("warm", arguments), sound)
 
 
 def run_forked(case: Case, folder: Path, sound: Path) -> tuple[list[str], float, str]:
@@ -116,8 +135,9 @@ def judge(case: Case, code: int, out: str, err: str) -> list[str]:
 
 
 def _may_come_before(line: str) -> bool:
-    """Whether a line is what a build says before it begins: its size, and what will be lost."""
-    return " parameters, " in line or " of an interrupted build " in line
+    """Whether a line is what a build says before it begins: its size, remarks, what is lost."""
+    known = (" parameters, ", " of an interrupted build ", "renders the chat template")
+    return any(words in line for words in known)
 
 
 def _run_and_exit(case: Case, folder: Path, said: Path, refused: Path) -> None:
