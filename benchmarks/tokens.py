@@ -104,7 +104,8 @@ def main() -> None:
 def _count(file: Path) -> int:
     if file.suffix == ".json":
         fast = json.loads(file.read_text())
-        return 1 + max(*fast["model"]["vocab"].values(), *(t["id"] for t in fast["added_tokens"]))
+        last: int = max(*fast["model"]["vocab"].values(), *(t["id"] for t in fast["added_tokens"]))
+        return 1 + last
     from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 
     n_vocab: int = open_model(file).vocab_size()

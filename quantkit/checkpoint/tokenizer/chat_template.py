@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.chat.rendering import template_remarks
 from quantkit.checkpoint.folder import read_json
-from quantkit.checkpoint.tokenizer.rendering import template_remarks
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, extra_templates
 from quantkit.checkpoint.tokenizer.vocabulary import Metadata
 from quantkit.core.errors import TokenizerError
