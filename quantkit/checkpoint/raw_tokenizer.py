@@ -10,14 +10,12 @@ from typing import Any
 from quantkit.checkpoint.folder import LICENSES
 from quantkit.checkpoint.tokenizer.model_file import ModelSettings, read_settings
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe, symbols
-from quantkit.checkpoint.tokenizer.source import tokenizer_files
+from quantkit.checkpoint.tokenizer.source import MODEL, TEKKEN, tokenizer_files
 from quantkit.checkpoint.tokenizer.tekken import read_tekken
+from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.errors import TokenizerError
 
-_MODEL = "tokenizer.model"
-_TEKKEN = "tekken.json"
 _NUMBERED = re.compile(r"tokenizer\.model\.v(\d+)")
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _SIDE_FILES = ("generation_config.json", "README.md", *LICENSES)
 
 
@@ -38,11 +36,11 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
             shutil.copyfile(file, target)
     model = _find_model(raw)
     if model is None:
-        tekken = read_tekken(raw / _TEKKEN)
+        tekken = read_tekken(raw / TEKKEN)
         return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
     settings = read_settings(model.read_bytes())
-    shutil.copyfile(model, folder / _MODEL)
-    pieces = open_model(folder / _MODEL)
+    shutil.copyfile(model, folder / MODEL)
+    pieces = open_model(folder / MODEL)
     ids = {
         f"{kind}_token_id": token
         for kind, token in (
@@ -76,10 +74,10 @@ def _find_model(raw: Path) -> Path | None:
         TokenizerError: there is no tokenizer.
 
     """
-    if (raw / _TEKKEN).is_file():
+    if (raw / TEKKEN).is_file():
         return None
-    if (raw / _MODEL).is_file():
-        return raw / _MODEL
+    if (raw / MODEL).is_file():
+        return raw / MODEL
     numbered = {
         int(match[1]): file for file in raw.iterdir() if (match := _NUMBERED.fullmatch(file.name))
     }
@@ -116,7 +114,7 @@ def _added(pieces: Any, settings: ModelSettings) -> list[dict[str, Any]]:
 
 def _require_no_spaces(added: list[dict[str, Any]], model: Path) -> None:
     for token in added:
-        if _SPACE in token["content"] and not token["special"]:
+        if WORD_BOUNDARY in token["content"] and not token["special"]:
             raise TokenizerError(
                 f"{model} cuts {token['content']!r} out of a text, spaces included, which "
                 "llama.cpp does not do; quantkit cannot convert this tokenizer."
@@ -149,7 +147,7 @@ def _fast(pieces: Any, added: list[dict[str, Any]], *, prefix: bool) -> dict[str
     bos = pieces.IdToPiece(pieces.bos_id())
     first, second = ({"SpecialToken": {"id": bos, "type_id": kind}} for kind in (0, 1))
     a, b = ({"Sequence": {"id": text, "type_id": kind}} for kind, text in enumerate("AB"))
-    space = {"String": " "}, {"String": _SPACE}
+    space = {"String": " "}, {"String": WORD_BOUNDARY}
     return {
         "version": "1.0",
         "truncation": None,
@@ -158,8 +156,8 @@ def _fast(pieces: Any, added: list[dict[str, Any]], *, prefix: bool) -> dict[str
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
-                *([{"type": "Prepend", "prepend": _SPACE}] if prefix else []),
-                {"type": "Replace", "pattern": space[0], "content": _SPACE},
+                *([{"type": "Prepend", "prepend": WORD_BOUNDARY}] if prefix else []),
+                {"type": "Replace", "pattern": space[0], "content": WORD_BOUNDARY},
             ],
         },
         "pre_tokenizer": None,

@@ -11,9 +11,8 @@ from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source
 from quantkit.checkpoint.tokenizer.special import special_metadata
 from quantkit.checkpoint.tokenizer.tekken import open_tekken, tekken_backend
+from quantkit.checkpoint.tokenizer.vocabulary import SENTENCEPIECE_BOS
 from quantkit.core.errors import TokenizerError
-
-_SENTENCEPIECE_BOS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,6 @@ def _bos(source: TokenizerSource) -> int | None:
     """The first token of a sequence, where llama.cpp adds one (``llama_vocab_get_add_bos``)."""
     metadata = special_metadata(source)
     pieces = is_piece_bpe(source) if source.fast else source.model_file is not None
-    bos = metadata.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if pieces else None)
+    bos = metadata.get("tokenizer.ggml.bos_token_id", SENTENCEPIECE_BOS if pieces else None)
     adds = metadata.get("tokenizer.ggml.add_bos_token", pieces)
     return int(bos) if adds and isinstance(bos, int) else None
