@@ -9,16 +9,14 @@ from typing import Any
 from quantkit.checkpoint.folder import LICENSES
 from quantkit.checkpoint.tokenizer.model_file import ModelSettings, read_settings
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe, symbols
-from quantkit.checkpoint.tokenizer.source import tokenizer_files
+from quantkit.checkpoint.tokenizer.source import MODEL, TEKKEN, tokenizer_files
 from quantkit.checkpoint.tokenizer.tekken import read_tekken
+from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.errors import TokenizerError
 from quantkit.core.files import has_file, read_file
 from quantkit.core.writing import create, replace_file
 
-_MODEL = "tokenizer.model"
-_TEKKEN = "tekken.json"
 _NUMBERED = re.compile(r"tokenizer\.model\.v(\d+)")
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _SIDE_FILES = ("generation_config.json", "README.md", *LICENSES)
 
 
@@ -39,11 +37,11 @@ def add_tokenizer_files(raw: Path, folder: Path) -> dict[str, int]:
             _copy(file, target)
     model = _find_model(raw)
     if model is None:
-        tekken = read_tekken(raw / _TEKKEN)
+        tekken = read_tekken(raw / TEKKEN)
         return {f"{kind}_token_id": token for kind, token in tekken.special_ids.items()}
     settings = read_settings(model)
-    _copy(model, folder / _MODEL)
-    pieces = open_model(folder / _MODEL)
+    _copy(model, folder / MODEL)
+    pieces = open_model(folder / MODEL)
     ids = {
         f"{kind}_token_id": token
         for kind, token in (
@@ -82,10 +80,10 @@ def _find_model(raw: Path) -> Path | None:
         TokenizerError: there is no tokenizer.
 
     """
-    if has_file(raw / _TEKKEN, error=TokenizerError):
+    if has_file(raw / TEKKEN, error=TokenizerError):
         return None
-    if has_file(raw / _MODEL, error=TokenizerError):
-        return raw / _MODEL
+    if has_file(raw / MODEL, error=TokenizerError):
+        return raw / MODEL
     numbered = {
         int(match[1]): file for file in raw.iterdir() if (match := _NUMBERED.fullmatch(file.name))
     }
@@ -122,7 +120,7 @@ def _added(pieces: Any, settings: ModelSettings) -> list[dict[str, Any]]:
 
 def _require_no_spaces(added: list[dict[str, Any]], model: Path) -> None:
     for token in added:
-        if _SPACE in token["content"] and not token["special"]:
+        if WORD_BOUNDARY in token["content"] and not token["special"]:
             raise TokenizerError(
                 f"{model} cuts {token['content']!r} out of a text, spaces included, which "
                 "llama.cpp does not do; quantkit cannot convert this tokenizer."
@@ -155,7 +153,7 @@ def _fast(pieces: Any, added: list[dict[str, Any]], *, prefix: bool) -> dict[str
     bos = pieces.IdToPiece(pieces.bos_id())
     first, second = ({"SpecialToken": {"id": bos, "type_id": kind}} for kind in (0, 1))
     a, b = ({"Sequence": {"id": text, "type_id": kind}} for kind, text in enumerate("AB"))
-    space = {"String": " "}, {"String": _SPACE}
+    space = {"String": " "}, {"String": WORD_BOUNDARY}
     return {
         "version": "1.0",
         "truncation": None,
@@ -164,8 +162,8 @@ def _fast(pieces: Any, added: list[dict[str, Any]], *, prefix: bool) -> dict[str
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
-                *([{"type": "Prepend", "prepend": _SPACE}] if prefix else []),
-                {"type": "Replace", "pattern": space[0], "content": _SPACE},
+                *([{"type": "Prepend", "prepend": WORD_BOUNDARY}] if prefix else []),
+                {"type": "Replace", "pattern": space[0], "content": WORD_BOUNDARY},
             ],
         },
         "pre_tokenizer": None,

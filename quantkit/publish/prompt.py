@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from quantkit.checkpoint.tokenizer.rendering import render
+from quantkit.checkpoint.chat.rendering import render
 
 _SECONDS = 10
 _MOST_CHARACTERS = 4000

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.core.child import child_environment
 from quantkit.core.errors import NativeError
 
 # A build that runs on every processor of its kind, AMX or not.
@@ -24,17 +25,6 @@ REINSTALL = (
 )
 WORKER = (sys.executable, "-P", "-m", "quantkit.verify.worker")
 
-# All that a child inherits. The rest of the user's environment (LLAMA_ARG_*, GGML_*, OMP_*) could
-# change what llama.cpp does, and a verdict should not depend on it.
-_INHERITED = (
-    "PATH",
-    "HOME",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "DYLD_LIBRARY_PATH",
-    "PYTHONPATH",
-    "SYSTEMROOT",
-)
 # Why llama.cpp aborted, in its last words: a failed assertion or a C++ exception's message.
 _REASON = re.compile(r"GGML_ASSERT\(.*|(?<=what\(\):  ).*|fatal error.*")
 
@@ -146,10 +136,7 @@ def run_worker(
 
 
 def _environment(gpu: bool) -> dict[str, str]:
-    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    # The child starts elsewhere, so it is told where this very quantkit lies.
-    paths = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment = child_environment()
     # On a machine that is busy with something else, OpenMP threads that spin while they wait for
     # each other make a small model a hundred times slower.
     environment["OMP_WAIT_POLICY"] = "passive"

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -9,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from quantkit.checkpoint.tokenizer import rendering, sandbox
+from quantkit.checkpoint.chat import process, rendering
+from quantkit.checkpoint.chat.chats import CHATS
+from quantkit.checkpoint.chat.rendering import render_template, template_remarks
 from quantkit.checkpoint.tokenizer.chat_template import chat_remarks, template_metadata
-from quantkit.checkpoint.tokenizer.chats import CHATS
-from quantkit.checkpoint.tokenizer.rendering import render_template, template_remarks
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
 from tests.chat_templates import CHATML, EXPRESSIONS, GEMMA, HEADERS, SHIPPED, TELLING
 
@@ -46,9 +48,20 @@ ALL = {**SHIPPED, **{name: text for name, text in TELLING.items() if name != "th
 @pytest.mark.parametrize("name", ALL)
 def test_the_sandbox_renders_as_transformers(name: str) -> None:
     job = {"way": "original", "template": ALL[name], "tokens": TOKENS}
-    answers = sandbox.answer({**job, "chat": chat} for chat in CHATS.values())
+    answers = process.answer({**job, "chat": chat} for chat in CHATS.values())
     for chat, answer in zip(CHATS.values(), answers, strict=True):
         assert answer.get("text") == of_transformers(ALL[name], chat)
+
+
+def test_the_process_imports_nothing_that_is_slow() -> None:
+    code = "import sys, quantkit.checkpoint.chat.process; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    ours = {name for name in done.stdout.split() if name.startswith("quantkit.")}
+    allowed = ("quantkit.checkpoint", "quantkit.checkpoint.chat")
+    assert all(name in allowed or name.startswith(f"{allowed[1]}.") for name in ours)
+    assert not {"numpy", "tokenizers", "gguf", "pydantic"} & set(done.stdout.split())
 
 
 def test_the_sandbox_has_what_templates_are_made_of() -> None:
@@ -58,7 +71,7 @@ def test_the_sandbox_has_what_templates_are_made_of() -> None:
             continue
         job = {"way": "original", "template": template, "tokens": TOKENS}
         for chat, answer in zip(
-            chats, sandbox.answer({**job, "chat": c} for c in chats), strict=True
+            chats, process.answer({**job, "chat": c} for c in chats), strict=True
         ):
             assert answer.get("text") == of_transformers(template, chat), template
 

@@ -148,6 +148,8 @@ def qwen2() -> Any:
     return case(151936, fast=fast, settings=settings)
 
 
+WITH_SYMBOLS = v.sentencepiece_model(user_defined_symbols=("<im>",))
+
 CASES: dict[str, Callable[[], Any]] = {
     # tokenizer.model
     "pieces": pieces,
@@ -231,6 +233,15 @@ CASES: dict[str, Callable[[], Any]] = {
             },
         },
         settings=LLAMA,
+    ),
+    "pieces_symbols": lambda: case(420, model=WITH_SYMBOLS, settings=LLAMA),
+    "pieces_symbols_in_decoder": lambda: case(
+        420,
+        model=WITH_SYMBOLS,
+        settings={
+            **LLAMA,
+            "added_tokens_decoder": v.decoder_entries(*SPECIALS, v.added(3, "<im>", special=False)),
+        },
     ),
     # tokenizer.json, SentencePiece-style
     "bpe": lambda: case(420, fast=v.piece_bpe(), settings=LLAMA),
@@ -417,6 +428,11 @@ def test_every_key_is_the_converters(converted: dict[str, Path], name: str) -> N
     for key in theirs:
         if key == "tokenizer.chat_templates":  # the converter lists a set, in any order
             assert sorted(ours[key].value) == sorted(theirs[key].value)
+        elif name == "pieces_symbols" and key == "tokenizer.ggml.token_type":
+            # Ordinary to the converter, and then llama.cpp never gives it.
+            assert theirs[key].value[3] == v.NORMAL
+            right = [v.USER_DEFINED if i == 3 else kind for i, kind in enumerate(theirs[key].value)]
+            assert ours[key].value == right
         elif fast and key in DIFFERENCES and DIFFERENCES[key].when(fast):
             right = DIFFERENCES[key].right(fast, theirs[key].value)
             assert ours[key].value == right, DIFFERENCES[key].reason

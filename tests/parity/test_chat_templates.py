@@ -6,8 +6,9 @@ from datetime import datetime
 
 import pytest
 
-from quantkit.checkpoint.tokenizer import sandbox
-from quantkit.checkpoint.tokenizer.chats import CHATS
+from quantkit.checkpoint.chat import process
+from quantkit.checkpoint.chat.chats import CHATS
+from quantkit.checkpoint.chat.jinja import DATE
 from tests import chat_engine
 from tests.chat_templates import EXPRESSIONS, SHIPPED, TELLING
 
@@ -24,7 +25,7 @@ def rendered(template: str, *, pure: bool) -> dict[str, str | None]:
     texts = [answer.get("text") for answer in answers]
     for form in ("%d %b %Y", "%b %d %Y", "%Y"):
         for day in (before, datetime.now()):
-            texts = [text and text.replace(day.strftime(form), sandbox.DATE) for text in texts]
+            texts = [text and text.replace(day.strftime(form), DATE) for text in texts]
     return dict(zip(CHATS, texts, strict=True))
 
 
@@ -33,7 +34,7 @@ def described(template: str) -> dict[str, str | None]:
         {"way": "llama", "template": template, "tokens": TOKENS, "chat": chat}
         for chat in CHATS.values()
     ]
-    answers = sandbox.answer(jobs)
+    answers = process.answer(jobs)
     return {name: answer.get("text") for name, answer in zip(CHATS, answers, strict=True)}
 
 

@@ -38,12 +38,6 @@ LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "
 AS_IT_IS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False}
 TOOL = v.added(420, "<tool>", special=False)
-TEKKEN_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 # What appended to a tokenizer.model changes one setting: fields of sentencepiece_model.proto.
 UNIGRAM = b"\x12\x02\x18\x01"
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -235,7 +229,7 @@ def test_a_vocabulary_without_bytes_aborts_at_a_text_that_is_named(tmp_path: Pat
         (v.split(v.LLAMA3_SPLIT), "llama-bpe", "gpt-2"),
         (v.split(v.LLAMA3_SPLIT), "llama-bpe", "qwen2"),
         (v.split(v.QWEN2_SPLIT), "qwen2", "gpt-2"),
-        (v.split(TEKKEN_SPLIT), "tekken", "gpt-2"),
+        (v.split(v.TEKKEN_SPLIT), "tekken", "gpt-2"),
         (v.BYTE_LEVEL, "gpt-2", "llama-bpe"),
         (v.BYTE_LEVEL, "gpt-2", "qwen2"),
     ],
@@ -324,7 +318,7 @@ def test_text_that_is_nfc_must_match_though_the_tokenizer_composes(tmp_path: Pat
 
 
 def test_case_outside_ascii(tmp_path: Path) -> None:
-    folder = byte_level(tmp_path / "folder", split=v.split(TEKKEN_SPLIT), ignore_merges=True)
+    folder = byte_level(tmp_path / "folder", split=v.split(v.TEKKEN_SPLIT), ignore_merges=True)
     fast = json.loads((folder / "tokenizer.json").read_text())
     fast["model"]["vocab"]["\xa9\xc3"] = 420  # the last byte of \xe9, the first of \xc9
     fast["model"]["merges"].insert(0, ["\xa9", "\xc3"])
@@ -482,12 +476,12 @@ def test_a_panic_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[st
 
 
 def test_tekken_is_byte_level_bpe_behind_its_special_tokens(tmp_path: Path) -> None:
-    fast = v.byte_level(pre_tokenizer=v.split(v.LLAMA3_SPLIT))
+    fast = v.byte_level(pre_tokenizer=v.split(v.TEKKEN_SPLIT))
     letters = _alphabet()
     spelled = [bytes([byte]) for byte in range(256)]
     merged = ["".join(pair) for pair in fast["model"]["merges"]]
     spelled += [bytes(letters[letter] for letter in token) for token in merged]
-    config = {"pattern": v.LLAMA3_SPLIT, "default_num_special_tokens": 20}
+    config = {"pattern": v.TEKKEN_SPLIT, "default_num_special_tokens": 20, "version": "v3"}
     config |= {"default_vocab_size": 20 + len(spelled)}
     (tmp_path / "tekken.json").write_text(json.dumps({"config": config, "vocab": _listed(spelled)}))
     source = read_source(v.write(tmp_path, fast=fast, settings=PLAIN), CONFIG)

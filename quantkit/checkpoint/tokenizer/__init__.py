@@ -15,7 +15,12 @@ from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source, t
 from quantkit.checkpoint.tokenizer.spaces import read_prefix
 from quantkit.checkpoint.tokenizer.special import special_metadata
 from quantkit.checkpoint.tokenizer.tekken import tekken_metadata
-from quantkit.checkpoint.tokenizer.vocabulary import Metadata, Vocabulary
+from quantkit.checkpoint.tokenizer.vocabulary import (
+    SENTENCEPIECE_BOS,
+    Metadata,
+    Vocabulary,
+    assumes_bos,
+)
 from quantkit.core.apart import run_apart
 from quantkit.core.errors import TokenizerError
 
@@ -30,20 +35,6 @@ _CODE_LLAMA_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 
 _GRANITE = 49152
 
 _SECONDS = 120  # for a vocabulary; the largest take three
-# The pre-tokenizers with which llama.cpp puts BOS in front unless it is told otherwise, and the id
-# of that token in vocabularies of SentencePiece's. Source: src/llama-vocab.cpp, load.
-_PRE_WITH_BOS = (
-    "llama-bpe",
-    "falcon3",
-    "falcon-h1",
-    "pixtral",
-    "midm-2.0",
-    "lfm2",
-    "jina-v5-nano",
-    "tekken",
-    "chameleon",
-)
-_SENTENCEPIECE_BOS = 1
 
 
 def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, Any]) -> None:
@@ -110,12 +101,10 @@ def _missing_bos(source: TokenizerSource, metadata: Metadata) -> Metadata:
     key = "tokenizer.ggml.add_bos_token"
     if key in metadata or not source.fast:
         return {}
-    pre = metadata["tokenizer.ggml.pre"]
     is_piece = metadata["tokenizer.ggml.model"] == "llama"
-    assumed = is_piece or pre in _PRE_WITH_BOS
-    bos = metadata.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if is_piece else None)
+    bos = metadata.get("tokenizer.ggml.bos_token_id", SENTENCEPIECE_BOS if is_piece else None)
     adds = fast.open_tokenizer(source).encode("a")[:1] == [bos]
-    return {} if adds == assumed else {key: adds}
+    return {} if adds == assumes_bos(metadata) else {key: adds}
 
 
 def _is_piece_bpe(source: TokenizerSource) -> bool:

@@ -5,37 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.chat.rendering import template_remarks
 from quantkit.checkpoint.folder import read_json
-from quantkit.checkpoint.tokenizer.rendering import template_remarks
 from quantkit.checkpoint.tokenizer.source import (
     TokenizerSource,
     extra_templates,
     has_tokenizer_file,
 )
-from quantkit.checkpoint.tokenizer.vocabulary import Metadata
+from quantkit.checkpoint.tokenizer.vocabulary import (
+    SPECIAL_KINDS,
+    Metadata,
+    assumes_bos,
+    token_text,
+)
 from quantkit.core.errors import TokenizerError
 from quantkit.core.files import read_file, with_plain_line_ends
 
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits)
-_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-
-# Byte-level tokenizers to which llama.cpp adds a BOS where the file says nothing of it; to those
-# with scores it always does (``llama_vocab::impl::load`` in src/llama-vocab.cpp).
-_PRE_WITH_BOS = frozenset(
-    [
-        "llama3",
-        "llama-v3",
-        "llama-bpe",
-        "falcon3",
-        "falcon-h1",
-        "pixtral",
-        "midm-2.0",
-        "lfm2",
-        "jina-v5-nano",
-        "tekken",
-        "chameleon",
-    ]
-)
 
 _NO_TEMPLATE = (
     "The checkpoint has no chat template, because its format is code in mistral-common; in a chat "
@@ -73,13 +59,11 @@ def chat_remarks(folder: Path, keys: Mapping[str, Any]) -> tuple[str, ...]:
         token_id = keys.get(f"tokenizer.ggml.{kind}_token_id")
         if isinstance(token_id, int) and token_id < len(tokens):
             special[f"{kind}_token"] = str(tokens[token_id])
-    pre = keys.get("tokenizer.ggml.pre")
-    adds_bos = keys.get("tokenizer.ggml.model") == "llama" or pre in _PRE_WITH_BOS
     return template_remarks(
         {name: str(keys[key]) for name, key in names.items() if key in keys},
         special | special_tokens(folder),
         special,
-        adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", adds_bos)),
+        adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", assumes_bos(keys))),
     )
 
 
@@ -93,9 +77,8 @@ def special_tokens(folder: Path) -> dict[str, str]:
     found = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         settings = read_json(folder / name) if has_tokenizer_file(folder / name) else {}
-        for kind in _SPECIAL:
-            token = settings.get(f"{kind}_token")
-            token = token.get("content") if isinstance(token, dict) else token
+        for kind in SPECIAL_KINDS:
+            token = token_text(settings.get(f"{kind}_token"))
             if isinstance(token, str):
                 found[f"{kind}_token"] = token
     return found

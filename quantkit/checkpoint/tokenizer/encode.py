@@ -11,10 +11,10 @@ from quantkit.checkpoint.tokenizer.sentencepiece import open_model
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source
 from quantkit.checkpoint.tokenizer.special import special_metadata
 from quantkit.checkpoint.tokenizer.tekken import open_tekken, tekken_backend
+from quantkit.checkpoint.tokenizer.vocabulary import SENTENCEPIECE_BOS
 from quantkit.core.apart import run_apart
 from quantkit.core.errors import TokenizerError
 
-_SENTENCEPIECE_BOS = 1
 _SECONDS = 3600  # for a text of many megabytes; some tokenizers end after never
 
 
@@ -72,6 +72,6 @@ def _bos(source: TokenizerSource) -> int | None:
     """The first token of a sequence, where llama.cpp adds one (``llama_vocab_get_add_bos``)."""
     metadata = special_metadata(source)
     pieces = is_piece_bpe(source) if source.fast else source.model_file is not None
-    bos = metadata.get("tokenizer.ggml.bos_token_id", _SENTENCEPIECE_BOS if pieces else None)
+    bos = metadata.get("tokenizer.ggml.bos_token_id", SENTENCEPIECE_BOS if pieces else None)
     adds = metadata.get("tokenizer.ggml.add_bos_token", pieces)
     return int(bos) if adds and isinstance(bos, int) else None

@@ -15,20 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
+from quantkit.checkpoint.tokenizer.vocabulary import SPECIAL_KINDS, token_text
 from quantkit.core.errors import TokenizerError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-_ROLES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+_ROLES = tuple(f"{kind}_token" for kind in SPECIAL_KINDS)
 _EXTRA_ROLE = "additional_special_tokens"
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -133,7 +126,7 @@ def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
     settings = _settings(source)
     kind = _CLASSES.get(_class_name(source), _TokenizerClass())
     roles = _roles(settings, kind, backend.padding)
-    specials = tuple(dict.fromkeys(_text(token) for token in roles))
+    specials = tuple(dict.fromkeys(token_text(token) for token in roles))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = bool(settings.get("split_special_tokens"))
@@ -229,15 +222,11 @@ def _roles(
     tokens += [settings.get(key, text) for key, text in kind.infill.items()]
     extra = settings.get("extra_special_tokens")
     tokens += _listed(list(extra.values()) if isinstance(extra, dict) else extra)
-    return [token for token in tokens if isinstance(_text(token), str) and _text(token)]
+    return [token for token in tokens if isinstance(token_text(token), str) and token_text(token)]
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _known_tokens(source: TokenizerSource, specials: Iterable[str]) -> dict[int, dict[str, Any]]:
@@ -270,10 +259,10 @@ def _add_tokens(
     there = {token["content"] for token in known.values()}
     there |= {token.content for token in backend.get_added_tokens_decoder().values()}
     for token in roles:
-        if _text(token) not in there:
+        if token_text(token) not in there:
             flags = token if isinstance(token, dict) else {}
-            tokens.append(build({"special": True, **flags, "content": _text(token)}))
-            there.add(_text(token))
+            tokens.append(build({"special": True, **flags, "content": token_text(token)}))
+            there.add(token_text(token))
     backend.add_tokens(tokens)
 
 
@@ -302,7 +291,7 @@ def _frame(
     settings: Mapping[str, Any], kind: _TokenizerClass, ids: Mapping[str, int]
 ) -> tuple[list[int], list[int]]:
     def token(role: str) -> list[int]:
-        text = _text(settings.get(role, kind.roles.get(role)))
+        text = token_text(settings.get(role, kind.roles.get(role)))
         return [ids[text]] if isinstance(text, str) and text in ids else []
 
     adds_bos = settings.get("add_bos_token", kind.adds_bos)

@@ -9,7 +9,7 @@ Sources: ``AutoTokenizer.from_pretrained``, ``TokenizersBackend.convert_to_nativ
 from collections.abc import Mapping
 from typing import Any
 
-from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
+from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY, token_text
 
 _CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 
@@ -35,7 +35,7 @@ def rebuild(
     wanted = settings.get("add_prefix_space")
     always = name == "LlamaTokenizer" and settings.get("legacy", False)
     scheme = "always" if always else "first"
-    unknown = _text(settings.get("unk_token", "<unk>"))
+    unknown = token_text(settings.get("unk_token", "<unk>"))
     return {
         **fast,
         "normalizer": None,
@@ -64,7 +64,3 @@ def _is_byte_level(fast: Mapping[str, Any]) -> bool:
     """Whether a step maps bytes to letters: then the file counts after all."""
     parts = [fast.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
     return "'ByteLevel'" in repr(parts)
-
-
-def _text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token

@@ -5,26 +5,19 @@ What became of it as GGUF metadata is not asked here: this is what that is compa
 ``tokenizer.model`` by SentencePiece, ``tekken.json`` by tiktoken, as mistral-common does.
 """
 
-import base64
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint.folder import read_json
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
 from quantkit.checkpoint.tokenizer.model_file import read_settings
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model, symbols
-from quantkit.checkpoint.tokenizer.source import (
-    FAST,
-    MODEL,
-    TEKKEN,
-    TokenizerSource,
-    steps,
-)
-from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
-from quantkit.core.errors import TokenizerError
+from quantkit.checkpoint.tokenizer.source import FAST, MODEL, TEKKEN, TokenizerSource, steps
+from quantkit.checkpoint.tokenizer.spaces import prepend_scheme
+from quantkit.checkpoint.tokenizer.tekken import PATTERN, read_tekken
+from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY, token_text
 from quantkit.core.files import read_file
 
 if TYPE_CHECKING:
@@ -212,9 +205,7 @@ def _metaspace(tokenizer: FastTokenizer) -> Mapping[str, Any]:
     part = tokenizer.pre_tokenizer
     if part.get("type") != "Metaspace":
         return {}
-    # Files from before tokenizers 0.19 say add_prefix_space instead.
-    scheme = "always" if part.get("add_prefix_space", True) else "never"
-    return {"prepend_scheme": scheme, **part}
+    return {**part, "prepend_scheme": prepend_scheme(part)}
 
 
 # tokenizer.model
@@ -296,8 +287,7 @@ def _frame(
     """Ids before and after a text: what transformers' LlamaTokenizer puts there."""
 
     def token(role: str, own: int) -> list[int]:
-        named = source.settings.get(role)
-        text = named.get("content") if isinstance(named, dict) else named
+        text = token_text(source.settings.get(role))
         found = ids.get(text, own) if isinstance(text, str) else own
         return [found] if found >= 0 else []
 
@@ -315,81 +305,42 @@ def _frame(
 def _open_tekken(source: TokenizerSource) -> Reference:
     """tiktoken, with special tokens taken out of the text first.
 
-    Special tokens have the first ids, and the vocabulary is cut to its stated size. Source:
-    ``Tekkenizer`` in mistral-common 1.8, which finds no special token in text; transformers'
-    ``MistralConverter`` does.
+    Sources: ``Tekkenizer`` in mistral-common 1.8, which finds no special token in text;
+    transformers' ``MistralConverter`` does.
     """
     from tiktoken import Encoding
 
-    path = source.folder / TEKKEN
-    document = read_json(path)
-    try:
-        config = document["config"]
-        n_special = int(config["default_num_special_tokens"])
-        n_ordinary = int(config["default_vocab_size"]) - n_special
-        ranks = {
-            base64.b64decode(entry["token_bytes"]): int(entry["rank"])
-            for entry in document["vocab"][:n_ordinary]
-        }
-        named = _tekken_specials(document, n_special)
-        pattern = str(config["pattern"])
-        encoding = Encoding(TEKKEN, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TokenizerError(
-            f"{path} is not laid out as Mistral's tekken.json ({error!r}); download it again."
-        ) from None
+    tekken = read_tekken(source.folder / TEKKEN)
+    named = {text: token_id for token_id, text in enumerate(tekken.specials)}
     split = splitter(map(AddedToken, named))
 
-    def encoder(encoding: Any) -> Callable[[str], list[int]]:
+    def opened(pattern: str) -> Encoding:
+        ranks = dict(tekken.ranks)
+        return Encoding(TEKKEN, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+    def encoder(encoding: Encoding) -> Callable[[str], list[int]]:
         def encode(text: str) -> list[int]:
             found: list[int] = []
             for part, is_token in split(text):
                 if is_token:
                     found.append(named[part])
                 else:
-                    found += [token + n_special for token in encoding.encode_ordinary(part)]
+                    found += [len(named) + token for token in encoding.encode_ordinary(part)]
             return found
 
         return encode
 
-    def simplify() -> Callable[[str], list[int]]:
-        if pattern not in _ASCII_CASE:
-            return encode
-        ascii_case = _ASCII_CASE[pattern]
-        return encoder(
-            Encoding(TEKKEN, pat_str=ascii_case, mergeable_ranks=ranks, special_tokens={})
-        )
-
+    encoding = opened(PATTERN)
     encode = encoder(encoding)
-    bos = [named["<s>"]] if "<s>" in named else []
     return Reference(
         TEKKEN,
-        Traits(tuple(map(AddedToken, named)), splits_by_case=pattern in _ASCII_CASE),
-        len(ranks),
+        Traits(tuple(map(AddedToken, named)), splits_by_case=True),
+        len(tekken.ranks),
         encode,
-        framed=lambda text: [*bos, *encode(text)],
+        framed=lambda text: [named["<s>"], *encode(text)],
         decode=encoding.decode,
-        simplify=simplify,
+        simplify=lambda: encoder(opened(_ASCII_CASE[PATTERN])),
     )
-
-
-# What the first releases, whose files list none, have. Source: DEPRECATED_SPECIAL_TOKENS there.
-_OLD_TEKKEN = (
-    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-    *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]"),
-    *("[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
-    "[TOOL_CONTENT]",
-)
-
-
-def _tekken_specials(document: Mapping[str, Any], count: int) -> dict[str, int]:
-    """Ids of the special tokens by text; those without a name are called by their number."""
-    listed = document.get("special_tokens")
-    if listed:
-        named = {int(entry["rank"]): str(entry["token_str"]) for entry in listed}
-    else:
-        named = dict(enumerate(_OLD_TEKKEN))
-    return {named.get(rank, f"<SPECIAL_{rank}>"): rank for rank in range(count)}
 
 
 # What tokenizer.model and tekken.json share: their libraries know nothing of added tokens.

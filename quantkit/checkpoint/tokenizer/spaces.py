@@ -76,8 +76,13 @@ def _metaspace(source: TokenizerSource, step: Mapping[str, Any]) -> Prefix:
     inner = [text for text in source.opened["model"].get("vocab", {}) if WORD_BOUNDARY in text[1:]]
     if step.get("split", True) and inner:
         raise _refused(source, f"merges no further than a space, but has the token {inner[0]!r}")
+    return Prefix(prepend_scheme(step))
+
+
+def prepend_scheme(step: Mapping[str, Any]) -> str:
+    """Where a Metaspace puts a space: ``always``, ``first`` or ``never``."""
     legacy = "always" if step.get("add_prefix_space", True) else "never"  # before tokenizers 0.14
-    return Prefix(step.get("prepend_scheme") or legacy)
+    return str(step.get("prepend_scheme") or legacy)
 
 
 def _refused(source: TokenizerSource, what: str) -> TokenizerError:

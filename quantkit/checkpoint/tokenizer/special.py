@@ -9,10 +9,8 @@ from typing import Any
 
 from quantkit.checkpoint.tokenizer.chat_template import template_metadata
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, post_processors
-from quantkit.checkpoint.tokenizer.vocabulary import Metadata
+from quantkit.checkpoint.tokenizer.vocabulary import SPECIAL_KINDS, Metadata
 from quantkit.core.errors import TokenizerError
-
-_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 # The kinds that GGUF has a key for; "seperator" is spelled so in the format.
 _ID_KEYS = {
@@ -33,7 +31,7 @@ _MAX_ID = 2**32 - 1
 def special_metadata(
     source: TokenizerSource,
     *,
-    kinds: Iterable[str] = _KINDS,
+    kinds: Iterable[str] = SPECIAL_KINDS,
     ids: Mapping[str, int] | None = None,
     n_vocab: int | None = None,
 ) -> Metadata:

@@ -1,8 +1,9 @@
 """Tokens with their types and scores, as GGUF holds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 # A value's Python type is its GGUF type: str string, bool bool, int uint32, list array.
 Metadata = dict[str, str | bool | int | list[str] | list[int] | list[float]]
@@ -12,6 +13,26 @@ ADDED_SCORE = -1000.0
 UNUSED_SCORE = -10000.0
 
 WORD_BOUNDARY = "\u2581"  # SentencePiece's sign for a space
+
+# The roles that settings name a token for, in transformers' order.
+SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+SENTENCEPIECE_BOS = 1  # what llama.cpp takes where a vocabulary with scores names none
+
+# The byte-level pre-tokenizers with which llama.cpp puts BOS in front unless it is told otherwise.
+# Source: src/llama-vocab.cpp, load.
+_PRE_WITH_BOS = (
+    "llama3",
+    "llama-v3",
+    "llama-bpe",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "jina-v5-nano",
+    "tekken",
+    "chameleon",
+)
 
 
 def _byte_letters() -> dict[int, int]:
@@ -51,6 +72,22 @@ class Vocabulary:
             metadata["tokenizer.ggml.scores"] = list(self.scores)
         metadata["tokenizer.ggml.token_type"] = [int(kind) for kind in self.types]
         return metadata
+
+
+def assumes_bos(keys: Mapping[str, Any]) -> bool:
+    """Whether llama.cpp puts BOS in front of a text where ``add_bos_token`` is not set.
+
+    Args:
+        keys: ``tokenizer.*`` with their values.
+
+    """
+    is_piece = keys.get("tokenizer.ggml.model") == "llama"
+    return is_piece or keys.get("tokenizer.ggml.pre") in _PRE_WITH_BOS
+
+
+def token_text(token: Any) -> Any:
+    """What settings name a token by: a text, or an object with flags."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def unused_token(token_id: int) -> str:

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.tokenizer.chats import CHATS
+from quantkit.checkpoint.chat.chats import CHATS
+from quantkit.core.child import child_environment
 
-_SANDBOX = Path(__file__).with_name("sandbox.py")
+_COMMAND = (sys.executable, "-P", "-m", "quantkit.checkpoint.chat.process")
 SECONDS = 10
 _NAMED = 4  # kinds of conversations that a remark lists
 _BEFORE, _SHOWN = 12, 40  # characters of a text around a difference
@@ -43,15 +44,17 @@ def render_template(
 
 
 def render(jobs: Sequence[Mapping[str, Any]], seconds: float | None = None) -> list[dict[str, str]]:
-    """What `sandbox.answer` gives for each job, empty where time or memory ran out."""
+    """What `process.answer` gives for each job, empty where time or memory ran out."""
     try:
         done = subprocess.run(
-            [sys.executable, "-I", _SANDBOX],
+            _COMMAND,
             input=json.dumps(jobs),
             capture_output=True,
             text=True,
             timeout=SECONDS if seconds is None else seconds,
             check=True,
+            env=child_environment(),
+            cwd=Path(sys.executable).anchor,
         )
         answers: list[dict[str, str]] = json.loads(done.stdout)
     except (subprocess.SubprocessError, OSError, ValueError):
@@ -68,7 +71,7 @@ def template_remarks(
 ) -> tuple[str, ...]:
     """Sentences about what llama.cpp renders otherwise than transformers; none where all is equal.
 
-    Conversations of all kinds are rendered both ways (`chats`, `sandbox`).
+    Conversations of all kinds are rendered both ways (`chats`, `process`).
 
     Args:
         templates: by name; ``default``, and perhaps ``tool_use`` for conversations with tools.
