@@ -204,19 +204,20 @@ def _compare_tokens(
             excused.update(names)
         else:
             wrong.append((text, ids, found))
-    text, ids = expected["framed"]
-    begin(f"tokenizing {show_text(text)} with the tokens around it")
-    found = model.tokenize(text, add_special=True, parse_special=True)
-    if found != ids:
-        wrong.append((text, ids, found))
+    for text, ids in expected["framed"]:
+        begin(f"tokenizing {show_text(text)} with the tokens around it")
+        found = model.tokenize(text, add_special=True, parse_special=True)
+        if found != ids:
+            wrong.append((text, ids, found))
+    n_texts = len(texts) + len(expected["framed"])
     if wrong:
         text, ids, found = wrong[0]
         raise SmokeError(
             f"Its tokens are not the model's: {show_text(text)} is {show_ids(ids, found)} for "
-            f"{file} and {show_ids(found, ids)} for llama.cpp ({len(wrong)} of {len(texts) + 1} "
+            f"{file} and {show_ids(found, ids)} for llama.cpp ({len(wrong)} of {n_texts} "
             "texts differ)."
         )
-    return {"tokenizer": file, "texts": len(texts) + 1, "deviations": dict(excused)}
+    return {"tokenizer": file, "texts": n_texts, "deviations": dict(excused)}
 
 
 def _prompt(model: Model, vocabulary: frozenset[bytes]) -> list[int]:

@@ -16,7 +16,8 @@ from quantkit.verify.llama import run_worker
 
 _COMMAND = (sys.executable, "-P", "-m", "quantkit.verify.tokens")
 _SECONDS = 120
-_FRAMED = "Hello, world!"
+# Texts of which no tokenizer has another reading than its GGUF; the frame is the same for all.
+_FRAMED = ("Hello, world!", "", "x", "It is 12 o'clock.\nIs it?", "<<x>>")
 _MOST_IDS = 12
 _SAMPLED, _TOGETHER = 1024, 4
 
@@ -33,13 +34,14 @@ class ExpectedTokens:
 
     ``file`` is the tokenizer that a GGUF's vocabulary is made of. Each of ``texts`` is
     ``(text, ids, simpler, names)``: where entries of `deviations` affect the text, they are named
-    and ``simpler`` are the ids without these traits, else None and empty. ``framed`` is one text
-    with the ids that surround it. ``remarks`` are sentences on tokenizers that contradict it.
+    and ``simpler`` are the ids without these traits, else None and empty. ``framed`` are
+    texts with their ids and those that surround every text. ``remarks`` are sentences on
+    tokenizers that contradict it.
     """
 
     file: str
     texts: Sequence[tuple[str, list[int], list[int] | None, list[str]]]
-    framed: tuple[str, list[int]]
+    framed: Sequence[tuple[str, list[int]]]
     remarks: tuple[str, ...] = ()
 
 
@@ -68,7 +70,7 @@ def expect_tokens(
     return ExpectedTokens(
         result["file"],
         [(text, ids, simpler, names) for text, ids, simpler, names in result["texts"]],
-        (_FRAMED, result["framed"]),
+        [(text, ids) for text, ids in result["framed"]],
         tuple(result["remarks"]),
     )
 
@@ -113,7 +115,7 @@ def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dic
     added = [token.text for token in reference.traits.added]
     texts = hurting_texts(added, [*words, *more])
     ids = _guard(folder / first, lambda: [reference.encode(text) for text in texts])
-    framed = _guard(folder / first, lambda: reference.framed(_FRAMED))
+    framed = _guard(folder / first, lambda: [(t, reference.framed(t)) for t in _FRAMED])
     affected_by = finder(reference.traits)
     simpler = ids
     if affected_by:

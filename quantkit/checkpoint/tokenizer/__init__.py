@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.tokenizer import byte_level, fast, piece_bpe, sentencepiece
+from quantkit.checkpoint.tokenizer.frame import Frame, frame_keys
 from quantkit.checkpoint.tokenizer.limits import require_bytes, require_distinct
 from quantkit.checkpoint.tokenizer.model_file import read_settings
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source, tokenizer_files
 from quantkit.checkpoint.tokenizer.spaces import read_prefix
 from quantkit.checkpoint.tokenizer.special import special_metadata
 from quantkit.checkpoint.tokenizer.tekken import tekken_metadata
-from quantkit.checkpoint.tokenizer.vocabulary import (
-    SENTENCEPIECE_BOS,
-    Metadata,
-    Vocabulary,
-    assumes_bos,
-)
+from quantkit.checkpoint.tokenizer.vocabulary import Metadata, Vocabulary
 from quantkit.core.apart import run_apart
 from quantkit.core.errors import TokenizerError
 
@@ -88,23 +84,18 @@ def _metadata(source: TokenizerSource) -> Metadata:
         metadata |= {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
         metadata |= vocabulary.metadata()
         metadata |= special_metadata(source, n_vocab=len(vocabulary.tokens))
-    metadata |= _missing_bos(source, metadata)
     if source.vocab_size == _CODE_LLAMA:
         metadata |= special_metadata(source, kinds=_CODE_LLAMA_INFILL, ids=_CODE_LLAMA_INFILL)
     if source.vocab_size == _GRANITE:
         metadata["tokenizer.ggml.add_bos_token"] = False
-    return metadata
+    return metadata | frame_keys(_frame(source), metadata, source)
 
 
-def _missing_bos(source: TokenizerSource, metadata: Metadata) -> Metadata:
-    """Whether a text begins with BOS, where llama.cpp would assume it otherwise."""
-    key = "tokenizer.ggml.add_bos_token"
-    if key in metadata or not source.fast:
-        return {}
-    is_piece = metadata["tokenizer.ggml.model"] == "llama"
-    bos = metadata.get("tokenizer.ggml.bos_token_id", SENTENCEPIECE_BOS if is_piece else None)
-    adds = fast.open_tokenizer(source).encode("a")[:1] == [bos]
-    return {} if adds == assumes_bos(metadata) else {key: adds}
+def _frame(source: TokenizerSource) -> Frame:
+    if source.fast:
+        return fast.open_tokenizer(source).frame
+    assert source.model_file is not None  # noqa: S101 - read_source has seen one of the two
+    return sentencepiece.model_frame(source, sentencepiece.open_model(source.model_file))
 
 
 def _is_piece_bpe(source: TokenizerSource) -> bool:

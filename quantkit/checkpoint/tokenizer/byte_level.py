@@ -11,6 +11,7 @@ from quantkit.checkpoint.tokenizer.vocabulary import (
     TokenType,
     Vocabulary,
     added_token,
+    token_text,
     unused_token,
 )
 from quantkit.core.errors import TokenizerError
@@ -74,8 +75,9 @@ def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str
 
     """
     profile = load_profile("pretokenizers.toml")
-    digest = sha256(str(tokenizer.encode(profile["text"])).encode()).hexdigest()
-    known = profile["sha256"].get(digest)
+    digests = _digests(source, tokenizer, profile["text"])
+    digest = digests[0]
+    known = next((profile["sha256"][d] for d in digests if d in profile["sha256"]), None)
     model = source.fast["model"]
     normalizer = _comparable(source.fast.get("normalizer"), "normalizers")
     seen = {
@@ -99,6 +101,17 @@ def name_pre_tokenizer(source: TokenizerSource, tokenizer: FastTokenizer) -> str
         f"{source.fast_file} splits text in a way that llama.cpp is not known to have "
         f"(check value {digest}); quantkit cannot convert this tokenizer."
     )
+
+
+def _digests(source: TokenizerSource, tokenizer: FastTokenizer, text: str) -> list[str]:
+    """What the ids of a text are known by: as they are, and as transformers 4 has surrounded them.
+
+    It goes by the class and the settings, and the converter's list was made with it.
+    """
+    bare = tokenizer.backend.encode(text, add_special_tokens=False).ids
+    bos = tokenizer.ids.get(token_text(source.settings.get("bos_token")) or "<s>")
+    listed = [tokenizer.frame.around(bare), bare, [bos, *bare]]
+    return [sha256(str(ids).encode()).hexdigest() for ids in listed]
 
 
 def _comparable(part: Any, key: str) -> list[dict[str, Any]]:

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.tokenizer.fast import open_tokenizer
-from quantkit.checkpoint.tokenizer.piece_bpe import is_piece_bpe
-from quantkit.checkpoint.tokenizer.sentencepiece import open_model
-from quantkit.checkpoint.tokenizer.source import TokenizerSource, read_source
-from quantkit.checkpoint.tokenizer.special import special_metadata
+from quantkit.checkpoint.tokenizer.sentencepiece import model_frame, open_model
+from quantkit.checkpoint.tokenizer.source import read_source
 from quantkit.checkpoint.tokenizer.tekken import open_tekken, tekken_backend
-from quantkit.checkpoint.tokenizer.vocabulary import SENTENCEPIECE_BOS
 from quantkit.core.apart import run_apart
 from quantkit.core.errors import TokenizerError
 
@@ -57,21 +54,15 @@ def _encode(folder: Path, config: Mapping[str, Any], text: str) -> EncodedText:
         tokenizer = open_tokenizer(source)
         tokenizer.backend.encode_special_tokens = True
         ids = tokenizer.backend.encode(text, add_special_tokens=False).ids
+        bos = tokenizer.frame.before
     else:
         assert source.model_file is not None  # noqa: S101 - read_source has seen one of the two
-        ids = open_model(source.model_file).EncodeAsIds(text)
+        pieces = open_model(source.model_file)
+        ids = pieces.EncodeAsIds(text)
+        bos = model_frame(source, pieces).before
     if ids and max(ids) >= source.vocab_size:
         raise TokenizerError(
             f"The tokenizer in {folder} gives token {max(ids)}, but config.json says vocab_size = "
             f"{source.vocab_size}; copy the tokenizer files and config.json of one model."
         )
-    return EncodedText(ids, _bos(source))
-
-
-def _bos(source: TokenizerSource) -> int | None:
-    """The first token of a sequence, where llama.cpp adds one (``llama_vocab_get_add_bos``)."""
-    metadata = special_metadata(source)
-    pieces = is_piece_bpe(source) if source.fast else source.model_file is not None
-    bos = metadata.get("tokenizer.ggml.bos_token_id", SENTENCEPIECE_BOS if pieces else None)
-    adds = metadata.get("tokenizer.ggml.add_bos_token", pieces)
-    return int(bos) if adds and isinstance(bos, int) else None
+    return EncodedText(ids, bos[0] if bos else None)

@@ -1,9 +1,8 @@
 """``tokenizer.json`` as transformers opens it, without transformers.
 
-The converter asks transformers' AutoTokenizer, which changes what tokenizer.json says: special
-tokens named elsewhere are added, flags in tokenizer_config.json win, and some tokenizer classes put
-the beginning-of-sequence token in front themselves. Source: ``tokenization_utils_base.py`` and
-``tokenization_utils_fast.py`` of transformers 4.57.
+AutoTokenizer changes what tokenizer.json says: special tokens named elsewhere are added, and some
+flags in tokenizer_config.json win. Source: ``tokenization_utils_base.py`` and
+``tokenization_utils_tokenizers.py`` of transformers 5.23.
 """
 
 import json
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.checkpoint.tokenizer.frame import Frame, frame_by_flags, post_processed
+from quantkit.checkpoint.tokenizer.rebuilt import class_name
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
 from quantkit.checkpoint.tokenizer.vocabulary import SPECIAL_KINDS, token_text
 from quantkit.core.errors import TokenizerError
@@ -42,16 +43,21 @@ _TIDIED = (
 
 
 @dataclass(frozen=True, slots=True)
-class _TokenizerClass:
+class TokenizerClass:
     """What a tokenizer class of transformers assumes where tokenizer_config.json is silent."""
 
     roles: Mapping[str, str | None] = field(default_factory=dict)
     infill: Mapping[str, str] = field(default_factory=dict)
     """Further special tokens, each under its own key."""
-    frames: bool = False
-    """Whether the class itself says what surrounds a text, whatever tokenizer.json says."""
+    post_processes: bool = True
+    """Whether the post-processor of tokenizer.json says what surrounds a text, or the class."""
     adds_bos: bool = False
     prefix_space: bool | None = False
+
+    @property
+    def assumed(self) -> dict[str, Any]:
+        """Special tokens and flags where the settings have no such key."""
+        return {**self.roles, "add_bos_token": self.adds_bos}
 
 
 _LLAMA_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -64,16 +70,17 @@ _CODE_LLAMA_INFILL = {
 }
 _QWEN2_ROLES = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 
-_LLAMA = _TokenizerClass(_LLAMA_ROLES, frames=True, adds_bos=True, prefix_space=None)
+_LLAMA = TokenizerClass(_LLAMA_ROLES, prefix_space=None)
 
 _CLASSES = {
     "LlamaTokenizer": _LLAMA,
-    "CodeLlamaTokenizer": replace(_LLAMA, infill=_CODE_LLAMA_INFILL),
-    "GPT2Tokenizer": _TokenizerClass(_GPT2_ROLES),
-    "GPTNeoXTokenizer": _TokenizerClass({**_GPT2_ROLES, "pad_token": None}, frames=True),
-    "Qwen2Tokenizer": _TokenizerClass(_QWEN2_ROLES),
+    "CodeLlamaTokenizer": replace(
+        _LLAMA, infill=_CODE_LLAMA_INFILL, post_processes=False, adds_bos=True
+    ),
+    "GPT2Tokenizer": TokenizerClass(_GPT2_ROLES),
+    "GPTNeoXTokenizer": TokenizerClass({**_GPT2_ROLES, "pad_token": None}, post_processes=False),
+    "Qwen2Tokenizer": TokenizerClass(_QWEN2_ROLES),
 }
-_DEFAULT_CLASS = "LlamaTokenizer"  # of the model types llama, mistral and mixtral
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +97,8 @@ class FastTokenizer:
     """Texts of the special tokens."""
     pre_tokenizer: Mapping[str, Any]
     """As in tokenizer.json, which tokenizer_config.json may have changed."""
-    frame: tuple[list[int], list[int]] | None
-    """Ids before and after every text, where the class sets them; else tokenizer.json does."""
+    frame: Frame
+    """What surrounds every text."""
     tidies: bool
 
     def texts_by_id(self) -> dict[int, str]:
@@ -100,10 +107,7 @@ class FastTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that surround it."""
-        if self.frame is None:
-            return self.backend.encode(text).ids
-        before, after = self.frame
-        return [*before, *self.backend.encode(text, add_special_tokens=False).ids, *after]
+        return self.frame.around(self.backend.encode(text, add_special_tokens=False).ids)
 
     def round_trip(self, text: str) -> str:
         """The text that encoding and decoding leaves."""
@@ -123,14 +127,14 @@ def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
 
     """
     backend = _load(source)
-    settings = _settings(source)
-    kind = _CLASSES.get(_class_name(source), _TokenizerClass())
+    settings = source.named
+    kind = tokenizer_class(source)
     roles = _roles(settings, kind, backend.padding)
     specials = tuple(dict.fromkeys(token_text(token) for token in roles))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = bool(settings.get("split_special_tokens"))
-    _add_tokens(backend, _known_tokens(source, specials), roles, set(specials))
+    _add_tokens(backend, source, roles, set(specials))
     pre_tokenizer = _set_prefix_space(backend, source, kind)
     ids = backend.get_vocab(with_added_tokens=True)
     return FastTokenizer(
@@ -140,9 +144,15 @@ def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
         added=backend.get_added_tokens_decoder(),
         specials=specials,
         pre_tokenizer=pre_tokenizer,
-        frame=_frame(settings, kind, ids) if kind.frames else None,
+        frame=_frame(backend, source, kind, ids),
         tidies=bool(settings.get("clean_up_tokenization_spaces")),
     )
+
+
+def tokenizer_class(source: TokenizerSource) -> TokenizerClass:
+    """The class that transformers opens a folder's tokenizer with."""
+    name = class_name(source.fast, source.settings, source.config)
+    return _CLASSES.get(name, TokenizerClass())
 
 
 def _load(source: TokenizerSource) -> "Tokenizer":
@@ -193,27 +203,8 @@ def require_room(source: TokenizerSource, by_id: Mapping[int, str]) -> None:
         )
 
 
-def _settings(source: TokenizerSource) -> dict[str, Any]:
-    """tokenizer_config.json, with what an older transformers left in special_tokens_map.json."""
-    settings = dict(source.settings)
-    if source.decoder is not None:
-        return settings
-    for key, value in source.special_map.items():
-        if key == _EXTRA_ROLE and isinstance(value, list):
-            known = _listed(settings.get(key))
-            settings[key] = [*known, *(token for token in value if token not in known)]
-        else:
-            settings[key] = value
-    return settings
-
-
-def _class_name(source: TokenizerSource) -> str:
-    name = source.settings.get("tokenizer_class") or source.config.get("tokenizer_class")
-    return str(name or _DEFAULT_CLASS).removesuffix("Fast")
-
-
 def _roles(
-    settings: Mapping[str, Any], kind: _TokenizerClass, padding: Mapping[str, Any] | None
+    settings: Mapping[str, Any], kind: TokenizerClass, padding: Mapping[str, Any] | None
 ) -> list[Any]:
     """The special tokens, each a text or an object with flags; a token may come twice."""
     assumed = {**({"pad_token": padding["pad_token"]} if padding else {}), **kind.roles}
@@ -241,12 +232,13 @@ def _known_tokens(source: TokenizerSource, specials: Iterable[str]) -> dict[int,
 
 
 def _add_tokens(
-    backend: "Tokenizer",
-    known: Mapping[int, Mapping[str, Any]],
-    roles: Iterable[Any],
-    specials: set[str],
+    backend: "Tokenizer", source: TokenizerSource, roles: Iterable[Any], specials: set[str]
 ) -> None:
-    """Add what is not there yet, and give what is there the flags that transformers gives it."""
+    """Add what is not there yet, and give what is there the flags that transformers gives it.
+
+    A special token that is only named, and for which the model has no row, is none: its id would
+    be beyond the embeddings.
+    """
     from tokenizers import AddedToken
 
     def build(token: Mapping[str, Any]) -> AddedToken:
@@ -255,19 +247,21 @@ def _add_tokens(
         added.special = added.special or token["content"] in specials
         return added
 
-    tokens = [build(token) for _, token in sorted(known.items())]
-    there = {token["content"] for token in known.values()}
-    there |= {token.content for token in backend.get_added_tokens_decoder().values()}
+    known = _known_tokens(source, specials)
+    backend.add_tokens([build(token) for _, token in sorted(known.items())])
     for token in roles:
-        if token_text(token) not in there:
+        there = backend.get_added_tokens_decoder()
+        text = token_text(token)
+        if text in {added.content for added in there.values()}:
+            continue
+        new_id = max(backend.get_vocab_size(with_added_tokens=False), *(i + 1 for i in there), 0)
+        if backend.token_to_id(text) is not None or new_id < source.vocab_size:
             flags = token if isinstance(token, dict) else {}
-            tokens.append(build({"special": True, **flags, "content": token_text(token)}))
-            there.add(token_text(token))
-    backend.add_tokens(tokens)
+            backend.add_tokens([build({"special": True, **flags, "content": text})])
 
 
 def _set_prefix_space(
-    backend: "Tokenizer", source: TokenizerSource, kind: _TokenizerClass
+    backend: "Tokenizer", source: TokenizerSource, kind: TokenizerClass
 ) -> Mapping[str, Any]:
     """Let tokenizer_config.json, not tokenizer.json, say whether a text starts with a space.
 
@@ -288,14 +282,10 @@ def _set_prefix_space(
 
 
 def _frame(
-    settings: Mapping[str, Any], kind: _TokenizerClass, ids: Mapping[str, int]
-) -> tuple[list[int], list[int]]:
-    def token(role: str) -> list[int]:
-        text = token_text(settings.get(role, kind.roles.get(role)))
-        return [ids[text]] if isinstance(text, str) and text in ids else []
-
-    adds_bos = settings.get("add_bos_token", kind.adds_bos)
-    return (
-        token("bos_token") if adds_bos else [],
-        token("eos_token") if settings.get("add_eos_token", False) else [],
-    )
+    backend: "Tokenizer", source: TokenizerSource, kind: TokenizerClass, ids: Mapping[str, int]
+) -> Frame:
+    if not kind.post_processes:
+        flags = ("add_bos_token", "add_eos_token")
+        settings = {key: value for key, value in source.named.items() if key not in flags}
+        return frame_by_flags(settings, kind.assumed, ids, source.folder)
+    return post_processed(backend, source)

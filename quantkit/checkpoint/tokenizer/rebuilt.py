@@ -25,12 +25,9 @@ def rebuild(
         config: config.json.
 
     """
-    name = settings.get("tokenizer_class") or config.get("tokenizer_class") or ""
-    name = str(name).removesuffix("Fast")
+    name = class_name(fast, settings, config)
     model = fast["model"]
-    if config.get("model_type") != "llama" or name not in _CLASSES:
-        return None
-    if model.get("type", "BPE") != "BPE" or _is_byte_level(fast):
+    if name not in _CLASSES or model.get("type", "BPE") != "BPE" or _is_byte_level(fast):
         return None
     wanted = settings.get("add_prefix_space")
     always = name == "LlamaTokenizer" and settings.get("legacy", False)
@@ -58,6 +55,24 @@ def rebuild(
             "merges": model.get("merges") or [],
         },
     }
+
+
+def class_name(
+    fast: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> str:
+    """The tokenizer class that AutoTokenizer takes, empty for the one that adds nothing of its own.
+
+    Args:
+        fast: tokenizer.json, empty where there is none.
+        settings: tokenizer_config.json.
+        config: config.json.
+
+    """
+    if config.get("model_type") != "llama":
+        return ""
+    name = settings.get("tokenizer_class") or config.get("tokenizer_class") or ""
+    name = str(name).removesuffix("Fast")
+    return "" if name == "LlamaTokenizer" and _is_byte_level(fast) else name
 
 
 def _is_byte_level(fast: Mapping[str, Any]) -> bool:

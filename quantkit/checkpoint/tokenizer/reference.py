@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
 from quantkit.checkpoint.tokenizer.model_file import read_settings
-from quantkit.checkpoint.tokenizer.sentencepiece import open_model, symbols
+from quantkit.checkpoint.tokenizer.sentencepiece import model_frame, open_model, symbols
 from quantkit.checkpoint.tokenizer.source import FAST, MODEL, TEKKEN, TokenizerSource, steps
 from quantkit.checkpoint.tokenizer.spaces import prepend_scheme
 from quantkit.checkpoint.tokenizer.tekken import PATTERN, read_tekken
-from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY, token_text
+from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.files import read_file
 
 if TYPE_CHECKING:
@@ -245,13 +245,13 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
         return encode
 
     encode = encoder(added.values(), _without_prefix(path) if first_only else pieces)
-    before, after = _frame(source, pieces, ids)
+    frame = model_frame(source, pieces)
     return Reference(
         MODEL,
         Traits((*added.values(), *inner.values()), prefixes_first=first_only),
         pieces.vocab_size(),
         encode,
-        framed=lambda text: [*before, *encode(text), *after],
+        framed=lambda text: frame.around(encode(text)),
         decode=pieces.DecodeIds,
         simplify=lambda: encoder([AddedToken(text) for text in ids], pieces),
     )
@@ -279,24 +279,6 @@ def _without_prefix(path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     return SentencePieceProcessor(model_proto=read_file(path) + _NO_DUMMY_PREFIX)
-
-
-def _frame(
-    source: TokenizerSource, pieces: Any, ids: Mapping[str, int]
-) -> tuple[list[int], list[int]]:
-    """Ids before and after a text: what transformers' LlamaTokenizer puts there."""
-
-    def token(role: str, own: int) -> list[int]:
-        text = token_text(source.settings.get(role))
-        found = ids.get(text, own) if isinstance(text, str) else own
-        return [found] if found >= 0 else []
-
-    adds_bos = source.settings.get("add_bos_token", True)
-    adds_eos = source.settings.get("add_eos_token", False)
-    return (
-        token("bos_token", pieces.bos_id()) if adds_bos else [],
-        token("eos_token", pieces.eos_id()) if adds_eos else [],
-    )
 
 
 # tekken.json

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.tokenizer.fast import tokenizer_class
+from quantkit.checkpoint.tokenizer.frame import Frame, frame_by_flags
 from quantkit.checkpoint.tokenizer.model_file import ModelSettings, read_settings
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
 from quantkit.checkpoint.tokenizer.vocabulary import (
@@ -135,6 +137,25 @@ def symbols(settings: ModelSettings, tokens: Sequence[str]) -> dict[int, str]:
         for i, symbol in found.items()
         if len(symbol) > 1 or any(symbol in text for j, text in enumerate(tokens) if j != i)
     }
+
+
+def model_frame(source: TokenizerSource, pieces: Any) -> Frame:
+    """What surrounds every text where a tokenizer.model is a checkpoint's only tokenizer.
+
+    Raises:
+        TokenizerError: a token that is to be added is in no vocabulary.
+
+    """
+    kind = tokenizer_class(source)
+    own = {
+        "bos_token": pieces.bos_id(),
+        "eos_token": pieces.eos_id(),
+        "unk_token": pieces.unk_id(),
+    }
+    named = {role: pieces.IdToPiece(i) for role, i in own.items() if i >= 0}
+    ids = {pieces.IdToPiece(i): i for i in range(pieces.vocab_size())} | source.added
+    ids |= {token["content"]: i for i, token in (source.decoder or {}).items()}
+    return frame_by_flags(source.named, {**named, **kind.assumed}, ids, source.folder)
 
 
 def open_model(model_file: Path) -> Any:

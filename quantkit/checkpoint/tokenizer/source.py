@@ -59,6 +59,21 @@ class TokenizerSource:
         return self.rebuilt or self.fast
 
     @property
+    def named(self) -> dict[str, Any]:
+        """tokenizer_config.json, with what older versions left in special_tokens_map.json."""
+        settings = dict(self.settings)
+        if self.decoder is not None:
+            return settings
+        for key, value in self.special_map.items():
+            known = settings.get(key)
+            if key == "additional_special_tokens" and isinstance(value, list):
+                known = known if isinstance(known, list) else []
+                settings[key] = [*known, *(token for token in value if token not in known)]
+            else:
+                settings[key] = value
+        return settings
+
+    @property
     def fast_file(self) -> Path:
         """Where tokenizer.json lies."""
         return self.folder / FAST

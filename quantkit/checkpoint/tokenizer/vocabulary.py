@@ -16,7 +16,8 @@ WORD_BOUNDARY = "\u2581"  # SentencePiece's sign for a space
 
 # The roles that settings name a token for, in transformers' order.
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-SENTENCEPIECE_BOS = 1  # what llama.cpp takes where a vocabulary with scores names none
+# What llama.cpp takes where a vocabulary with scores names none.
+SENTENCEPIECE_BOS, SENTENCEPIECE_EOS = 1, 2
 
 # The byte-level pre-tokenizers with which llama.cpp puts BOS in front unless it is told otherwise.
 # Source: src/llama-vocab.cpp, load.
