@@ -104,8 +104,9 @@ def main() -> None:
 
 def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
     from quantkit.checkpoint.tokenizer.deviations import finder
+    from quantkit.checkpoint.tokenizer.frame import frame_remarks
     from quantkit.checkpoint.tokenizer.reference import open_reference
-    from quantkit.checkpoint.tokenizer.source import read_source, vocabulary_files
+    from quantkit.checkpoint.tokenizer.source import TEKKEN, read_source, vocabulary_files
     from quantkit.verify.texts import hurting_texts
 
     source = read_source(folder, config)
@@ -115,7 +116,10 @@ def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dic
     added = [token.text for token in reference.traits.added]
     texts = hurting_texts(added, [*words, *more])
     ids = _guard(folder / first, lambda: [reference.encode(text) for text in texts])
-    framed = _guard(folder / first, lambda: [(t, reference.framed(t)) for t in _FRAMED])
+    frame = reference.frame
+    framed = _guard(
+        folder / first, lambda: [(t, frame.around(reference.encode(t))) for t in _FRAMED]
+    )
     affected_by = finder(reference.traits)
     simpler = ids
     if affected_by:
@@ -125,7 +129,7 @@ def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dic
     for text, right, other in zip(texts, ids, simpler, strict=True):
         names = affected_by(text) if affected_by and other != right else []
         rows.append((text, right, other if names else None, names))
-    remarks: list[str] = []
+    remarks = frame_remarks(frame, source) if first != TEKKEN else []
     for name in others:
         try:
             remarks += _contradiction(source, first, name, rows)

@@ -10,6 +10,7 @@ import pytest
 
 from tests import native_tools
 from tests.checkpoint import vocabularies as v
+from tests.checkpoint.frames import frame_of, said_frame
 from tests.checkpoint.gguf_fields import Field, read_fields
 from tests.checkpoint.llama_tokens import write_vocabulary
 
@@ -365,8 +366,11 @@ def as_written(fast: v.Json, converters: list[str]) -> list[str]:
     return [texts.get(i, text) for i, text in enumerate(converters)]
 
 
-# Written by quantkit where a tokenizer.json puts no BOS in front of a text and no key said so.
-NO_BOS = "tokenizer.ggml.add_bos_token"
+# What these say must be what transformers 5 puts around a text. The converter goes by the settings
+# and by what transformers 4 makes of them: where its keys say otherwise, quantkit's are others.
+FRAME_KEYS = [f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_eos_token")] + [
+    f"tokenizer.ggml.{kind}_token_id" for kind in ("bos", "eos", "eot")
+]
 
 DIFFERENCES = {
     "tokenizer.ggml.tokens": Difference(
@@ -421,9 +425,14 @@ def test_every_key_is_the_converters(converted: dict[str, Path], name: str) -> N
     if name in ONLY_OURS:  # a template that transformers takes and the converter does not
         assert "tokenizer.chat_template" not in theirs
         assert ours.pop("tokenizer.chat_template").value == TEMPLATE, ONLY_OURS[name]
-    if NO_BOS in ours and NO_BOS not in theirs:
-        assert ours.pop(NO_BOS).value is False, "llama.cpp assumes that there is one"
-        assert name in ("bpe_added", "bpe_prefix_space"), "of a class that adds none"
+    right = frame_of(folder)
+    said, converters = (said_frame({k: f.value for k, f in x.items()}) for x in (ours, theirs))
+    assert said == right
+    if converters != right:
+        theirs, ours = (
+            {key: field for key, field in fields.items() if key not in FRAME_KEYS}
+            for fields in (theirs, ours)
+        )
     assert list(ours) == list(theirs)
     for key in theirs:
         if key == "tokenizer.chat_templates":  # the converter lists a set, in any order

@@ -95,6 +95,9 @@ def decoder_entries(*tokens: Json) -> Json:
     return {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in tokens}
 
 
+_FIRST = {"<unk>": 0, "<s>": 1, "</s>": 2}  # ids in the small vocabularies
+
+
 def template(
     before: Sequence[str] = (), after: Sequence[str] = (), between: Sequence[str] = ()
 ) -> Json:
@@ -113,7 +116,8 @@ def template(
         "single": [*opening, text("A"), *closing],
         "pair": [*opening, text("A"), *parting, text("B"), *closing],
         "special_tokens": {
-            t: {"id": t, "ids": [0], "tokens": [t]} for t in {*before, *after, *between}
+            t: {"id": t, "ids": [_FIRST.get(t, 0)], "tokens": [t]}
+            for t in {*before, *after, *between}
         },
     }
 

@@ -19,6 +19,7 @@ import pytest
 from quantkit.checkpoint.raw_tokenizer import add_tokenizer_files
 from quantkit.checkpoint.tokenizer import add_tokenizer
 from quantkit.checkpoint.tokenizer.deviations import DEVIATIONS, describe_tokens
+from quantkit.checkpoint.tokenizer.frame import Frame
 from quantkit.checkpoint.tokenizer.reference import (
     AddedToken,
     open_reference,
@@ -494,7 +495,7 @@ def test_tekken_is_byte_level_bpe_behind_its_special_tokens(tmp_path: Path) -> N
     for text in hurting_texts():
         assert tekken.encode(text) == [own[i] for i in same.encode(text)], text
     assert tekken.encode("[INST]<s>") == [3, 1]
-    assert tekken.framed("") == [1]
+    assert tekken.frame == Frame(before=(1,))
 
 
 def _alphabet() -> dict[str, int]:

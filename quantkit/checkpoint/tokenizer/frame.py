@@ -94,6 +94,25 @@ def frame_by_flags(
     return Frame(token("bos"), token("eos"))
 
 
+def frame_remarks(frame: Frame, source: TokenizerSource) -> list[str]:
+    """Where tokenizer_config.json says otherwise, or transformers 4 does where it says nothing."""
+    assumed = {} if source.fast else {"add_bos_token": True}
+    remarks = []
+    for kind, place, ids in (("bos", "before", frame.before), ("eos", "behind", frame.after)):
+        key = f"add_{kind}_token"
+        flag = source.settings.get(key, assumed.get(key))
+        if isinstance(flag, bool) and flag != bool(ids):
+            says = (
+                f"{key} is {str(flag).lower()}" if key in source.settings else f"{key} is missing"
+            )
+            remarks.append(
+                f"The checkpoint's tokenizer puts {'a' if ids else 'no'} {kind.upper()} token "
+                f"{place} a text, as transformers 5 opens it; {says} in tokenizer_config.json, and "
+                "older versions may do otherwise. GGUF files follow the tokenizer."
+            )
+    return remarks
+
+
 def frame_keys(frame: Frame, metadata: Metadata, source: TokenizerSource) -> Metadata:
     """The keys with which llama.cpp puts the same tokens around a text.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
+from quantkit.checkpoint.tokenizer.frame import Frame
 from quantkit.checkpoint.tokenizer.model_file import read_settings
 from quantkit.checkpoint.tokenizer.sentencepiece import model_frame, open_model, symbols
 from quantkit.checkpoint.tokenizer.source import FAST, MODEL, TEKKEN, TokenizerSource, steps
@@ -85,9 +86,9 @@ class Reference:
     """An opened tokenizer.
 
     ``encode`` gives the ids of a text, special tokens in it parsed and none put around it;
-    ``framed`` the same with those that surround a text. ``simplify`` makes of the tokenizer what
+    ``frame`` are those that surround a text. ``simplify`` makes of the tokenizer what
     a GGUF can say of it (no trait that `deviations` lists) and returns what then encodes; the
-    tokenizer is changed by that, so neither of the other two must be used afterwards. ``decode``
+    tokenizer is changed by that, so ``encode`` must not be used afterwards. ``decode``
     gives a text for ids below ``n_ids``, with signs of replacement for what is none.
     """
 
@@ -95,7 +96,7 @@ class Reference:
     traits: Traits
     n_ids: int
     encode: Callable[[str], list[int]]
-    framed: Callable[[str], list[int]]
+    frame: Frame
     decode: Callable[[list[int]], str]
     simplify: Callable[[], Callable[[str], list[int]]]
 
@@ -145,7 +146,7 @@ def _open_fast(source: TokenizerSource) -> Reference:
         return encode
 
     return Reference(
-        FAST, traits, tokenizer.base_size, encode, tokenizer.encode, backend.decode, simplify
+        FAST, traits, tokenizer.base_size, encode, tokenizer.frame, backend.decode, simplify
     )
 
 
@@ -245,13 +246,12 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
         return encode
 
     encode = encoder(added.values(), _without_prefix(path) if first_only else pieces)
-    frame = model_frame(source, pieces)
     return Reference(
         MODEL,
         Traits((*added.values(), *inner.values()), prefixes_first=first_only),
         pieces.vocab_size(),
         encode,
-        framed=lambda text: frame.around(encode(text)),
+        frame=model_frame(source, pieces),
         decode=pieces.DecodeIds,
         simplify=lambda: encoder([AddedToken(text) for text in ids], pieces),
     )
@@ -319,7 +319,7 @@ def _open_tekken(source: TokenizerSource) -> Reference:
         Traits(tuple(map(AddedToken, named)), splits_by_case=True),
         len(tekken.ranks),
         encode,
-        framed=lambda text: [named["<s>"], *encode(text)],
+        frame=Frame(before=(named["<s>"],)),
         decode=encoding.decode,
         simplify=lambda: encoder(opened(_ASCII_CASE[PATTERN])),
     )
