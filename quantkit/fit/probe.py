@@ -203,6 +203,10 @@ def buffers(
         ],
     }
     run = run_worker(request, timeout=_TIMEOUT, gpu=gpu)
+    if run.signal == "SIGABRT":  # a check of its own failed
+        raise GGUFError(
+            f"{file.name} has numbers in its header that llama.cpp cannot work with: {run.failure}"
+        )
     if run.failure or run.result is None:
         raise NativeError(f"The dry run did not finish. {run.failure} Run quantkit doctor.")
     if "refused" in run.result:
