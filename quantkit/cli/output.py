@@ -12,6 +12,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TextIO, TypeVar, cast
 
 import typer
@@ -105,7 +106,7 @@ class _Stdout:
             return call(*arguments)
         except OSError as error:
             # What is left in its buffer must go somewhere when the process ends.
-            with suppress(OSError), open(os.devnull, "w") as nowhere:
+            with suppress(OSError), Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             raise StdoutError(
                 f"stdout cannot be written: {error.strerror}. What the command was to do may be "

@@ -51,7 +51,7 @@ _VOCABULARY_BYTES_PER_TOKEN = 22.4
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>.+\.gguf))?(?:@(?P<revision>.+))?")
-_MOST = 2**31  # of anything that a header counts: llama.cpp has 32 bits
+_MOST = 2**31 - 1  # of anything that a header counts: llama.cpp has 32 bits
 _BF16 = 2  # bytes per weight of the bundled models' checkpoints
 
 
@@ -500,7 +500,7 @@ def _shape_of_gguf(file: Path, header: Header, tensors: Sequence[HeaderTensor]) 
                 f"{file} gives {arch}.{key} as {value!r}, which is not one whole number; fit "
                 "knows models whose layers are all alike, such as those of architecture llama."
             )
-        if not least <= value < _MOST:
+        if not least <= value <= _MOST:
             raise GGUFError(
                 f"{file} gives {arch}.{key} as {value}, which no model has; download it again, or "
                 "make it anew."
@@ -511,6 +511,13 @@ def _shape_of_gguf(file: Path, header: Header, tensors: Sequence[HeaderTensor]) 
     if not heads:
         raise GGUFError(f"{file} has no attention heads; fit knows transformers only.")
     hidden = number("embedding_length")
+    experts = number("expert_count", 0, least=0)
+    used = number("expert_used_count", 0, least=0)
+    if not min(experts, 1) <= used <= experts:
+        raise GGUFError(
+            f"{file} gives {arch}.expert_used_count as {used} and {arch}.expert_count as "
+            f"{experts}, which no model has; download it again, or make it anew."
+        )
     embedding = next((t for t in tensors if t.name == "token_embd.weight"), None)
     return Shape(
         arch=str(arch),
@@ -522,8 +529,8 @@ def _shape_of_gguf(file: Path, header: Header, tensors: Sequence[HeaderTensor]) 
         intermediate_size=number("feed_forward_length", least=0),
         n_vocab=embedding.shape[0] if embedding else number("vocab_size"),
         n_ctx_train=number("context_length"),
-        n_experts=number("expert_count", 0, least=0),
-        n_experts_used=number("expert_used_count", 0, least=0),
+        n_experts=experts,
+        n_experts_used=used,
     )
 
 
