@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,25 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def require_place(folder: Path) -> None:
+    """Refuse an output folder that cannot be made or written, before any work, and make none.
+
+    Raises:
+        OutputError: it is a file or would lie in one, or its file system takes no folder.
+
+    """
+    place = _existing_part(folder)
+    if not place.is_dir():
+        raise OutputError(f"{place} is a file; choose a folder with -o.")
+    try:
+        Path(tempfile.mkdtemp(prefix=".quantkit-", dir=place)).rmdir()
+    except OSError as error:
+        what = (
+            f"{place} is not writable" if place == folder.absolute() else f"{folder} cannot be made"
+        )
+        raise OutputError(f"{what} ({error.strerror}); choose another folder with -o.") from None
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.build import engine
-from quantkit.build.output import PARTIAL, remove, sync_folder
+from quantkit.build.output import PARTIAL, remove, require_place, sync_folder
 from quantkit.build.source import identify_source, require_unchanged
 from quantkit.build.work import Work, weight_reader
 from quantkit.checkpoint.folder import Checkpoint
@@ -123,10 +123,10 @@ def look_ahead(
 
 
 def require_free(out: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that holds something or cannot be.
 
     Raises:
-        OutputError: it is there and not an empty folder.
+        OutputError: it is there and not an empty folder, or cannot be made.
 
     """
     try:
@@ -135,3 +135,4 @@ def require_free(out: Path) -> None:
         raise OutputError(f"{out} cannot be read ({error.strerror}); choose another.") from None
     if taken:
         raise OutputError(f"{out} is there already; move it away or choose another folder with -o.")
+    require_place(out)

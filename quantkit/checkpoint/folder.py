@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+_WHOLE = ("model.safetensors", "pytorch_model.bin")  # each is a model by itself
 
 # What the common quantizers leave beside or instead of a weight.
 _QUANTIZED = (
@@ -77,10 +78,11 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read the headers of a checkpoint folder and check that they agree with each other.
 
-    The weights are the files that ``model.safetensors.index.json`` names or, without an index,
-    every ``model*.safetensors``; where there are none of these, ``pytorch_model*.bin`` in the same
-    way. That is the choice of llama.cpp's converter. Raw Mistral weights are shown as what they
-    would be converted to (see ``raw_mistral``).
+    The weights are ``model.safetensors`` where it is there, as in transformers, else the files that
+    ``model.safetensors.index.json`` names or, without an index, every ``model*.safetensors``; where
+    there are none of these, ``pytorch_model*.bin`` in the same way. What that leaves out is
+    remarked on: llama.cpp's converter goes by the index first. Raw Mistral weights are shown as
+    what they would be converted to (see ``raw_mistral``).
 
     Raises:
         CheckpointError: the folder is missing or incomplete, its index and its files disagree,
@@ -195,7 +197,8 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
     evidence = f"quant_method {_method(config)} in its config.json" if quantization else ""
     if quantization and _is_rounded(config):
         raise _quantized(path, evidence)
-    if INDEX in names and (name := _quantized_name(read_weight_map(path / INDEX))):
+    found = _read_index(path, names)
+    if found and (name := _quantized_name(found[1])):
         raise _quantized(path, evidence or f"it holds tensor {quoted(name)}")
     checkpoint = _read_tensors(path, config, names, read_headers)
     odd = _quantized_tensor(checkpoint.tensors)
@@ -209,7 +212,7 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
         "quantized; it is left out."
     )
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
-    return replace(checkpoint, config=plain, remarks=(remark,))
+    return replace(checkpoint, config=plain, remarks=(*checkpoint.remarks, remark))
 
 
 def _read_tensors(
@@ -221,21 +224,54 @@ def _read_tensors(
     from quantkit.checkpoint.rows import StoredRows
 
     files = tuple(path / name for name in weight_files(names))
-    index = INDEX
-    if files and files[0].suffix == ".bin":
-        index = PICKLE_INDEX
-    if index in names:
-        weight_map = read_weight_map(path / index)
+    if found := _read_index(path, names):
+        index, weight_map = found
         files = _find_shards(path, names, weight_map)
         tensors = _merge(files, read_headers)
-        _check_index(path / index, weight_map, tensors)
+        _check_index(index, weight_map, tensors)
     elif files:
         tensors = _merge(files, read_headers)
     else:
         raise _no_weights(path, names)
     # A file is read from front to back only where no tensor lies in another.
     rows = StoredRows(tensors) if _overlap(tensors) else None
-    return Checkpoint(path, config, tensors, files, read_rows=rows)
+    remarks = _left_out(path, names, files, indexed=found is not None)
+    return Checkpoint(path, config, tensors, files, read_rows=rows, remarks=remarks)
+
+
+def _read_index(path: Path, names: list[str]) -> tuple[Path, dict[str, str]] | None:
+    """The index that the weights go by, and which file it puts each tensor in.
+
+    There is none beside a whole model that it does not name: transformers then reads no index.
+    """
+    files = weight_files(names)
+    index = PICKLE_INDEX if files and files[0].endswith(".bin") else INDEX
+    if index not in names:
+        return None
+    weight_map = read_weight_map(path / index)
+    if files and files[0] in _WHOLE and set(weight_map.values()) != set(files):
+        return None
+    return path / index, weight_map
+
+
+def _left_out(
+    path: Path, names: list[str], files: tuple[Path, ...], *, indexed: bool
+) -> tuple[str, ...]:
+    """A remark on what lies beside a whole model and would be another one."""
+    whole = files[0].name
+    if whole not in _WHOLE:
+        return ()
+    others = [name for name in _weights(names, whole) if name != whole]
+    index = PICKLE_INDEX if whole.endswith(".bin") else INDEX
+    if index in names and not indexed:
+        others.append(index)
+    if not others:
+        return ()
+    return (
+        f"{path} holds {whole}, which alone is built, as transformers loads it alone; "
+        f"{_some(others)} beside it {'is' if len(others) == 1 else 'are'} left out. Remove what "
+        "is of another model.",
+    )
 
 
 def _overlap(tensors: Mapping[str, SourceTensor]) -> bool:
@@ -278,11 +314,21 @@ def _list_folder(path: Path) -> list[str]:
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
-    """The weight files among the names of a folder, sorted: safetensors, else ``torch.save``'s."""
-    found = [n for n in names if n.startswith("model") and n.endswith(".safetensors")]
-    return sorted(found) or sorted(
-        n for n in names if n.startswith("pytorch_model") and n.endswith(".bin")
-    )
+    """The weight files among the names of a folder, sorted: safetensors, else ``torch.save``'s.
+
+    A file that is a whole model stands alone, as in transformers.
+    """
+    there = list(names)
+    for whole in _WHOLE:
+        if found := _weights(there, whole):
+            return [whole] if whole in found else found
+    return []
+
+
+def _weights(names: Iterable[str], whole: str) -> list[str]:
+    """The names of a whole model or its shards, sorted."""
+    start, end = whole.split(".")
+    return sorted(n for n in names if n.startswith(start) and n.endswith(f".{end}"))
 
 
 def _no_config(path: Path, names: list[str]) -> CheckpointError:

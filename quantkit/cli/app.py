@@ -25,7 +25,7 @@ from quantkit.cli import (
     smoke,
     verify,
 )
-from quantkit.cli.output import fail, spell
+from quantkit.cli.output import fail, guarded_stdout, spell
 from quantkit.core.errors import Interrupted, QuantkitError
 from quantkit.core.system import require_supported
 
@@ -91,8 +91,9 @@ def run() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     spell()
     try:
-        require_supported()
-        app(args=fit.complete(sys.argv[1:]))
+        with guarded_stdout():
+            require_supported()
+            app(args=fit.complete(sys.argv[1:]))
     except QuantkitError as error:
         fail(str(error))
         sys.exit(error.exit_code)

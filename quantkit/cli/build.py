@@ -173,6 +173,7 @@ def build(
     A checkpoint on the Hub is read over the network and needs no disk. Stopped or killed, the same
     command goes on where it was.
     """
+    from quantkit.build.output import require_place
     from quantkit.build.work import prepare
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.formats.bnb.codec import BnbOptions
@@ -197,6 +198,8 @@ def build(
         private=private,
     )
     most_bytes = parse_size(shard_size) if shard_size else None
+    if out is not None and not dry_run:
+        require_place(out)
     source = open_source(checkpoint)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere

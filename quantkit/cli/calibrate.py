@@ -76,7 +76,7 @@ def calibrate(
     require("torch", "PyTorch", "calibrate", "Calibrating")
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
-    from quantkit.build.output import check_space
+    from quantkit.build.output import check_space, require_place
     from quantkit.calibrate.calibrate import Settings, look_ahead
     from quantkit.calibrate.plot import draw, require_drawable
     from quantkit.calibrate.text import make_corpus, random_corpus
@@ -84,6 +84,9 @@ def calibrate(
     from quantkit.core.units import parse_size
 
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
+    require_place(out.absolute().parent)
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise OutputError(f"{out} is a device and no file; name another with -o.")
     if out.exists() and not out.is_dir() and not overwrite:
         raise OutputError(
             f"{out} is there already; --overwrite replaces it, or name another file with -o."

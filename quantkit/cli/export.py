@@ -39,11 +39,14 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Dequantize an artifact into a GGUF, slab by slab, and run it in llama.cpp."""
+    from quantkit.build.output import require_place
     from quantkit.build.work import prepare_export
     from quantkit.plan.quants import find_quants
     from quantkit.verify.machine import usable_cores
 
     memory = parse_size(max_memory)
+    if out is not None:
+        require_place(out)
     work = prepare_export(artifact, find_quants([to.value]))
     folder = out or Path(f"{work.base_name}-GGUF")
     threads = jobs or usable_cores()

@@ -10,8 +10,10 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Mapping
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TextIO, TypeVar, cast
 
 import typer
 from rich.console import Console, ConsoleDimensions
@@ -28,9 +30,11 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from quantkit.core.errors import QuantkitError
 from quantkit.core.printable import one_line
 from quantkit.core.units import format_size
 
+_T = TypeVar("_T")
 _NO_LIMIT = 100_000  # columns of what is no terminal
 _PROSE = 14  # columns that a column of words can be squeezed into, if its words allow
 _SPELLED = {
@@ -74,6 +78,61 @@ def emit_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
     json.dump(document, sys.stdout, indent=2, default=str)
     print()
+
+
+class StdoutError(QuantkitError):
+    """Results cannot be printed: a full disk, or a pipe that nobody reads."""
+
+    exit_code = 1
+
+
+class _Stdout:
+    """The real stdout, whose failures are errors of ours, whoever writes to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., _T], *arguments: str) -> _T:
+        try:
+            return call(*arguments)
+        except OSError as error:
+            # What is left in its buffer must go somewhere when the process ends.
+            with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            raise StdoutError(
+                f"stdout cannot be written: {error.strerror}. What the command was to do may be "
+                "done; send its output elsewhere and give it again."
+            ) from None
+
+
+@contextmanager
+def guarded_stdout() -> Iterator[None]:
+    """Let stdout that cannot be written be an error of ours, once everything is in it.
+
+    Raises:
+        StdoutError: it is closed, or could not be written.
+
+    """
+    stream = sys.stdout
+    if stream is None:  # closed by whoever started the process
+        raise StdoutError("stdout is closed; send the output somewhere, such as to /dev/null.")
+    sys.stdout = guarded = cast("TextIO", _Stdout(stream))
+    try:
+        try:
+            yield
+        finally:
+            guarded.flush()
+    finally:
+        sys.stdout = stream
 
 
 def spell() -> None:

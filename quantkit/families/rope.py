@@ -7,6 +7,7 @@ and a pair of such tensors for longrope). `docs/design.md` lists where the two v
 """
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -165,6 +166,11 @@ def _kind(place: str, scaling: Mapping[str, Any]) -> str:
         raise CheckpointError(
             f"config.json's {place} says both rope_type = {names[0]!r} and type = {names[-1]!r}; "
             "remove the wrong one."
+        )
+    if names[0] is None:
+        raise CheckpointError(
+            f"config.json's {place} does not say its rope_type; copy it from the original model, "
+            f"or set {place} to null if that has none."
         )
     if not isinstance(names[0], str) or names[0] not in _READ:
         raise CheckpointError(
@@ -348,10 +354,16 @@ def above_zero(key: str, value: Any) -> float:
     """A number of a config, checked.
 
     Raises:
-        CheckpointError: it is none, or not above 0.
+        CheckpointError: it is missing, no number, or not above 0.
 
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
+    if value is None:
+        raise CheckpointError(f"config.json lacks {key}; copy it from the original model.")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        quotes = " without quotes" if isinstance(value, str) else ""
+        raise CheckpointError(
+            f"config.json says {key} = {reprlib.repr(value)}; it must be a number{quotes}."
+        )
+    if not 0 < value < math.inf:
         raise CheckpointError(f"config.json says {key} = {value!r}; it must be above 0.")
     return float(value)

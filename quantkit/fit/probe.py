@@ -18,6 +18,7 @@ from quantkit.verify.llama import run_worker
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
 CELLS = 256  # llama.cpp rounds a context up to a multiple of this
+LONGEST = 2**24  # tokens of all sequences that are tried: even a dry run has memory for each
 _MIB = 2**20
 _TIMEOUT = 120
 
@@ -118,9 +119,16 @@ def check_settings(shape: Shape, settings: Settings) -> None:
     """Refuse what llama.cpp would refuse.
 
     Raises:
-        FitError: the KV type needs flash attention, or heads of another length.
+        FitError: the context is longer than any, the KV type needs flash attention, or heads of
+            another length.
 
     """
+    wanted = settings.context * settings.parallel
+    if wanted > LONGEST:
+        raise FitError(
+            f"Contexts of {wanted:,} tokens are more than the {LONGEST:,} that can be tried; give "
+            "a shorter --context, or fewer at a time with --parallel."
+        )
     kind = encoding(settings.kv_type.upper())
     if kind.is_block and not settings.flash_attn:
         raise FitError(
@@ -150,7 +158,8 @@ def probe(subject: Subject, settings: Settings, *, gpu: bool = False) -> Curve:
 
     """
     check_settings(subject.shape, settings)
-    longest = max(-(-subject.shape.n_ctx_train // CELLS) * CELLS, settings.cells)
+    trained = min(subject.shape.n_ctx_train, LONGEST // settings.parallel)
+    longest = max(-(-trained // CELLS) * CELLS, settings.cells)
     ladder = sorted({settings.cells, longest, CELLS, *_powers(longest)})
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = subject.gguf or _write_hollow(Path(folder), subject.hollow)
@@ -203,6 +212,10 @@ def buffers(
         ],
     }
     run = run_worker(request, timeout=_TIMEOUT, gpu=gpu)
+    if run.signal == "SIGABRT":  # a check of its own failed
+        raise GGUFError(
+            f"{file.name} has numbers in its header that llama.cpp cannot work with: {run.failure}"
+        )
     if run.failure or run.result is None:
         raise NativeError(f"The dry run did not finish. {run.failure} Run quantkit doctor.")
     if "refused" in run.result:

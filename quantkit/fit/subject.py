@@ -51,6 +51,7 @@ _VOCABULARY_BYTES_PER_TOKEN = 22.4
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>.+\.gguf))?(?:@(?P<revision>.+))?")
+_MOST = 2**31 - 1  # of anything that a header counts: llama.cpp has 32 bits
 _BF16 = 2  # bytes per weight of the bundled models' checkpoints
 
 
@@ -492,19 +493,31 @@ def _shape_of_gguf(file: Path, header: Header, tensors: Sequence[HeaderTensor]) 
         )
     arch = header.metadata.get("general.architecture")
 
-    def number(key: str, default: int | None = None) -> int:
+    def number(key: str, default: int | None = None, least: int = 1) -> int:
         value = header.metadata.get(f"{arch}.{key}", default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, int) or isinstance(value, bool):
             raise GGUFError(
                 f"{file} gives {arch}.{key} as {value!r}, which is not one whole number; fit "
                 "knows models whose layers are all alike, such as those of architecture llama."
             )
+        if not least <= value <= _MOST:
+            raise GGUFError(
+                f"{file} gives {arch}.{key} as {value}, which no model has; download it again, or "
+                "make it anew."
+            )
         return value
 
-    heads = number("attention.head_count")
-    hidden = number("embedding_length")
-    if not heads or not hidden:
+    heads = number("attention.head_count", least=0)
+    if not heads:
         raise GGUFError(f"{file} has no attention heads; fit knows transformers only.")
+    hidden = number("embedding_length")
+    experts = number("expert_count", 0, least=0)
+    used = number("expert_used_count", 0, least=0)
+    if not min(experts, 1) <= used <= experts:
+        raise GGUFError(
+            f"{file} gives {arch}.expert_used_count as {used} and {arch}.expert_count as "
+            f"{experts}, which no model has; download it again, or make it anew."
+        )
     embedding = next((t for t in tensors if t.name == "token_embd.weight"), None)
     return Shape(
         arch=str(arch),
@@ -513,11 +526,11 @@ def _shape_of_gguf(file: Path, header: Header, tensors: Sequence[HeaderTensor]) 
         key_length=number("attention.key_length", hidden // heads),
         value_length=number("attention.value_length", hidden // heads),
         hidden_size=hidden,
-        intermediate_size=number("feed_forward_length"),
+        intermediate_size=number("feed_forward_length", least=0),
         n_vocab=embedding.shape[0] if embedding else number("vocab_size"),
         n_ctx_train=number("context_length"),
-        n_experts=number("expert_count", 0),
-        n_experts_used=number("expert_used_count", 0),
+        n_experts=experts,
+        n_experts_used=used,
     )
 
 

@@ -21,6 +21,8 @@ from quantkit.plan.quants import Quant
 
 # Buffers that old checkpoints carry and no model needs; the converter skips them too.
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+# What peft calls an adapter's tensors, and what it puts them beside.
+_ADAPTER = (".lora_", ".ia3_", ".base_layer.", ".modules_to_save.", "base_model.model.")
 _MOST_NAMED = 3
 # Formats that ggml computes with and no kernel writes.
 _NEVER_STORED = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
@@ -172,6 +174,13 @@ def check_sources(model: Model, tensors: Mapping[str, SourceTensor]) -> None:
         CheckpointError: a tensor is missing, not expected, or of another shape.
 
     """
+    adapter = [n for n in tensors if any(part in n for part in _ADAPTER)]
+    if adapter:
+        raise CheckpointError(
+            f"The checkpoint holds {_some(adapter)}, of an adapter (LoRA) that is not merged into "
+            "its weights; merge it with peft's merge_and_unload, save that with save_pretrained, "
+            "and give that folder."
+        )
     missing = [name for name in model.sources if name not in tensors]
     if missing == ["lm_head.weight"]:
         raise CheckpointError(

@@ -106,9 +106,52 @@ def test_shards_without_index(sharded: Path) -> None:
 
 def test_index_wins_over_other_weights(sharded: Path) -> None:
     with_index = open_checkpoint(sharded)
-    write_safetensors(sharded / "model.safetensors", {"other": np.ones(4, np.float32)})
+    write_safetensors(sharded / "model-other.safetensors", {"other": np.ones(4, np.float32)})
     (sharded / "pytorch_model.bin").write_bytes(b"not read")
     assert open_checkpoint(sharded) == with_index
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_whole_model_wins_over_the_shards_of_another(
+    sharded: Path, tmp_path: Path, indexed: bool
+) -> None:
+    """As in transformers, with an index that names other files or with none.
+
+    llama.cpp's converter takes what the index names.
+    """
+    single = tmp_path / "whole"
+    write_checkpoint(single, some_tensors(), CONFIG)
+    alone = open_checkpoint(single)
+    for file in sharded.glob("model-*"):
+        file.rename(single / file.name)
+    if indexed:
+        (sharded / INDEX).rename(single / INDEX)
+    checkpoint = open_checkpoint(single)
+    assert checkpoint.tensors == alone.tensors
+    assert checkpoint.files == (single / "model.safetensors",)
+    (remark,) = checkpoint.remarks
+    assert remark.startswith(f"{single} holds model.safetensors, which alone is built")
+    assert SHARD_1 in remark
+    assert remark.endswith("are left out. Remove what is of another model.")
+    assert alone.remarks == ()
+
+
+def test_a_whole_pickle_wins_over_its_index(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    torch.save({"model.norm.weight": torch.ones(4)}, tmp_path / "pytorch_model.bin")
+    stale = {"weight_map": {"model.norm.weight": "pytorch_model-00001-of-00001.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(stale))
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.files == (tmp_path / "pytorch_model.bin",)
+    assert "'pytorch_model.bin.index.json' beside it is left out" in checkpoint.remarks[0]
+
+
+def test_an_index_that_names_the_whole_model_holds(single: Path) -> None:
+    weight_map = dict.fromkeys([*some_tensors(), "model.absent.weight"], "model.safetensors")
+    (single / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"'model\.absent\.weight', missing in"):
+        open_checkpoint(single)
 
 
 def test_links_into_the_hub_cache_are_followed(sharded: Path) -> None:
@@ -506,9 +549,9 @@ def test_the_same_tensor_in_two_shards(sharded: Path, with_index: bool) -> None:
     assert "weight'" in message
 
 
-def test_single_file_next_to_shards_without_index(sharded: Path) -> None:
-    write_safetensors(sharded / "model.safetensors", some_tensors())
+def test_all_in_one_next_to_shards_without_index(sharded: Path) -> None:
+    write_safetensors(sharded / "model-all.safetensors", some_tensors())
     (sharded / INDEX).unlink()
     open_refused(
-        sharded, f"and {SHARD_1} both hold tensor", "remove the one", file="model.safetensors"
+        sharded, f"and {SHARD_1} both hold tensor", "remove the one", file="model-all.safetensors"
     )

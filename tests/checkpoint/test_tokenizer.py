@@ -419,10 +419,17 @@ class TestSpecialTokens:
         ids = {k: value for k, value in keys.items() if k.endswith("_id")}
         assert ids == {KEY + "bos_token_id": 1, KEY + "unknown_token_id": 0}
 
+    @pytest.mark.parametrize("token_id", [-1, -(2**31), 420, 2**32])
+    @pytest.mark.parametrize("kind", ["bos", "eos", "pad", "sep", "unk"])
+    def test_an_id_of_no_token_is_none(self, tmp_path: Path, kind: str, token_id: int) -> None:
+        """LLaMA's first configs say pad_token_id = -1, which transformers takes as none."""
+        keys = pieces(tmp_path, config={f"{kind}_token_id": token_id})
+        assert not [key for key in keys if key.endswith("_id")]
+
     @pytest.mark.parametrize("token_id", [-1, 2**32])
-    def test_impossible_id(self, tmp_path: Path, token_id: int) -> None:
-        with pytest.raises(TokenizerError, match=f"pad_token_id = {token_id}; correct it"):
-            pieces(tmp_path, config={"pad_token_id": token_id})
+    def test_an_id_of_no_token_in_a_bpe(self, tmp_path: Path, token_id: int) -> None:
+        keys = bpe(tmp_path, config={"pad_token_id": token_id})
+        assert not [key for key in keys if key.endswith("_id")]
 
     @pytest.mark.parametrize(
         ("post_processor", "settings", "flags"),

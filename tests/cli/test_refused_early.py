@@ -329,3 +329,29 @@ def test_all_models_are_looked_at_before_the_first_is_measured(
     random_checkpoint(tmp_path / "dense", "mistral", num_hidden_layers=1)
     wish = ("perplexity", "model", *others, "--text", text_file(tmp_path), "--context", "64")
     assert names in refusal(quantkit(*wish))
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/null/x", "/proc/x", "/proc/x/y"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("build", "absent", "-q", "q8_0"),
+        ("export", "absent"),
+        ("densify", "absent", "--expert", "0"),
+        ("calibrate", "absent", "--overwrite"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_place_that_cannot_be_is_refused_before_the_model_is_looked_at(
+    words: tuple[str, ...], place: str
+) -> None:
+    sentence = refusal(quantkit(*words, "-o", place))
+    assert "absent" not in sentence
+    assert sentence.startswith((place, "/dev/null", "/proc"))
+    assert "-o" in sentence
+
+
+def test_looking_at_a_place_leaves_nothing(tmp_path: Path) -> None:
+    sentence = refusal(quantkit("build", "absent", "-q", "q8_0", "-o", tmp_path / "a" / "b"))
+    assert "absent" in sentence
+    assert not names_in(tmp_path)

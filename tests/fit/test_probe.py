@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import struct
 import subprocess
 import sys
 from functools import cache
@@ -16,6 +17,7 @@ from quantkit.fit.placement import ram_alone
 from quantkit.fit.probe import (
     CELLS,
     KV_TYPES,
+    LONGEST,
     FitError,
     Settings,
     buffers,
@@ -163,6 +165,52 @@ def test_a_gguf_that_llama_cpp_refuses(files: dict[str, Path], tmp_path: Path) -
     broken.write_bytes(data.replace(b"blk.0.attn_q.weight", b"blk.0.attn_Q.weight"))
     with pytest.raises(GGUFError, match=r"does not load broken.gguf.*attn_q"):
         probe(open_subject(str(broken)), Settings(512))
+
+
+def with_number(data: bytes, key: str, value: int) -> bytes:
+    """A GGUF whose key, of 32 bits, has another value."""
+    head = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", 4)
+    before, after = data.split(head)
+    return before + head + struct.pack("<I", value) + after[4:]
+
+
+@pytest.mark.parametrize("value", [0, 600, 2**32 - 1])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "block_count",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "expert_count",
+        "expert_used_count",
+        "rope.dimension_count",
+    ],
+)
+def test_absurd_numbers_are_the_file_s_fault(
+    files: dict[str, Path], tmp_path: Path, key: str, value: int
+) -> None:
+    absurd = tmp_path / "absurd.gguf"
+    data = files["tiny-mixtral"].read_bytes()
+    absurd.write_bytes(with_number(data, f"llama.{key}", value))
+    with pytest.raises(GGUFError, match=r"absurd\.gguf") as caught:
+        probe(open_subject(str(absurd)), Settings(512))
+    if value == 0 and key in ("block_count", "embedding_length", "expert_used_count"):
+        assert f"gives llama.{key} as 0" in str(caught.value)
+
+
+def test_contexts_that_would_fill_the_memory_are_not_tried(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    """A dry run has memory for each token of a context, if for no weight."""
+    long = tmp_path / "long.gguf"
+    data = files["tiny-mistral"].read_bytes()
+    long.write_bytes(with_number(data, "llama.context_length", 2**31 - 1))
+    subject = open_subject(str(long))
+    assert probe(subject, Settings(512)).longest == LONGEST
+    with pytest.raises(FitError, match="than the 16,777,216 that can be tried; give a shorter"):
+        check_settings(subject.shape, Settings(LONGEST // 2 + 1, parallel=2))
 
 
 @pytest.mark.parametrize("name", ["tiny-mixtral", "two layers of Mixtral-8x22B"])

@@ -477,6 +477,19 @@ def test_unexpected_tensors_are_named() -> None:
     )
 
 
+@pytest.mark.parametrize("left", ["lora_A.weight", "base_layer.weight", "lora_B.default.weight"])
+def test_an_adapter_that_is_not_merged_is_named(left: str) -> None:
+    model = small()
+    tensors = tensors_of(model)
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    if left.startswith("base_layer"):
+        tensors[weight.replace("weight", left)] = tensors.pop(weight)
+    else:
+        tensors[weight.replace("weight", left)] = tensors["model.norm.weight"]
+    said = refusal(model, tensors)
+    assert f"q_proj.{left}, of an adapter (LoRA) that is not merged into its weights;" in said
+
+
 def test_other_shapes_are_named() -> None:
     model, other = small(), small(intermediate_size=256)
     assert refusal(model, tensors_of(other)) == (

@@ -107,13 +107,20 @@ def _remarks(
     for answer in answers[1::2]:
         if bos and "text" in answer:
             answer["text"] = bos + answer["text"].removeprefix(bos)
-    return tuple(
-        _compare(dict(zip(CHATS, zip(answers[::2], answers[1::2], strict=True), strict=True)))
-    )
+    pairs = zip(answers[::2], answers[1::2], strict=True)
+    return tuple(_compare(dict(zip(CHATS, pairs, strict=True)), bos))
 
 
-def _compare(answers: Mapping[str, tuple[dict[str, str], dict[str, str]]]) -> Iterator[str]:
-    """One sentence for each way in which two answers can differ."""
+def _compare(
+    answers: Mapping[str, tuple[dict[str, str], dict[str, str]]], bos: str
+) -> Iterator[str]:
+    """One sentence for each way in which two answers can differ.
+
+    Args:
+        answers: by the name of the conversation, the original's and llama.cpp's.
+        bos: what llama.cpp puts in front of every text; empty for nothing.
+
+    """
     unreadable = [o["unreadable"] for o, _ in answers.values() if "unreadable" in o]
     if unreadable:
         yield f"The chat template is not jinja2, so nothing can use it: {_line(unreadable[0])}."
@@ -130,6 +137,14 @@ def _compare(answers: Mapping[str, tuple[dict[str, str], dict[str, str]]]) -> It
         for name, (original, llama) in answers.items()
         if "text" in original and "text" in llama and original["text"] != llama["text"]
     }
+    only_bos = {name: None for name, (original, llama) in other.items() if llama == bos + original}
+    if only_bos:
+        yield (
+            f"The chat template writes no {bos} and the tokenizer adds one: llama.cpp puts it in "
+            f"front ({_names(only_bos, len(answers))}), transformers' apply_chat_template leaves "
+            "it out. Nothing else differs there, and there is nothing to mend."
+        )
+    other = {name: texts for name, texts in other.items() if name not in only_bos}
     if other:
         wanted, found = _difference(*next(iter(other.values())))
         yield (

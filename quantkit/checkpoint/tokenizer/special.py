@@ -10,7 +10,6 @@ from typing import Any
 from quantkit.checkpoint.tokenizer.chat_template import template_metadata
 from quantkit.checkpoint.tokenizer.source import TokenizerSource, post_processors
 from quantkit.checkpoint.tokenizer.vocabulary import SPECIAL_KINDS, Metadata
-from quantkit.core.errors import TokenizerError
 
 # The kinds that GGUF has a key for; "seperator" is spelled so in the format.
 _ID_KEYS = {
@@ -25,7 +24,7 @@ _ID_KEYS = {
 }
 _ADD_KEYS = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos", "sep")}
 
-_MAX_ID = 2**32 - 1
+_IDS = 2**32  # GGUF's ids have 32 bits
 
 
 def special_metadata(
@@ -42,9 +41,6 @@ def special_metadata(
         kinds: kinds of special tokens to look for.
         ids: ids to assume for kinds that no file names.
         n_vocab: ids from here on are ignored.
-
-    Raises:
-        TokenizerError: an id is negative or too large.
 
     """
     settings, adds = dict(source.settings), dict[str, bool]()
@@ -69,15 +65,11 @@ def special_metadata(
 
 
 def _collect(found: dict[str, int], ids: Mapping[str, Any], n_vocab: int | None) -> None:
-    """Take ids of kinds that have none yet."""
+    """Take ids of kinds that have none yet. Those of no token, such as -1, stand for none."""
     for kind, token_id in ids.items():
         if not isinstance(token_id, int) or isinstance(token_id, bool):
             continue
-        if not 0 <= token_id <= _MAX_ID:
-            raise TokenizerError(
-                f"The checkpoint says {kind}_token_id = {token_id}; correct it in config.json."
-            )
-        if n_vocab is None or token_id < n_vocab:
+        if 0 <= token_id < (_IDS if n_vocab is None else n_vocab):
             found.setdefault(kind, token_id)
 
 
