@@ -35,4 +35,4 @@ def test_settings_of_the_users_terminal_change_nothing() -> None:
         ).stdout
         for settings in ({}, {"COLUMNS": "31", "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"})
     )
-    assert plain == set_ == "<console width=80 None>\n"
+    assert plain == set_ == "<console width=100000 None>\n"

@@ -114,8 +114,12 @@ def test_tokens_that_are_not_the_models_reject_what_was_built(
     quants = ("-q", "q8_0", "-q", "bnb-nf4")
     outcome = quantkit("build", folder, *quants, "-o", tmp_path / "out", "--json")
     assert outcome.code == 1
-    assert outcome.err.count(".rejected: Its tokens are not the model's: ") == 2
-    assert re.search(r"\[.*\] for tokenizer\.\w+ and \[.*\] for llama\.cpp \(", outcome.err)
+    artifacts = json.loads(outcome.out)["artifacts"].values()
+    verdicts = [artifact["smoke"]["verdict"] for artifact in artifacts]
+    assert len(verdicts) == 2
+    for verdict in verdicts:
+        assert verdict.startswith("Its tokens are not the model's: ")
+        assert re.search(r"\[.*\] for tokenizer\.\w+ and \[.*\] for llama\.cpp \(", verdict)
     assert all(path.name.endswith(".rejected") for path in (tmp_path / "out").iterdir())
 
 
@@ -149,7 +153,7 @@ def test_tokenizers_that_contradict_each_other_are_named(tmp_path: Path) -> None
     outcome = quantkit(*build)
     [remark] = [line for line in outcome.err.splitlines() if "contradict each other" in line]
     [artifact] = json.loads(outcome.out)["artifacts"].values()
-    assert artifact["remarks"] == [remark]
+    assert remark in artifact["remarks"]
 
 
 def test_the_best_search_is_in_the_manifest(checkpoint: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_an_imatrix_made_on_the_way(tmp_path: Path) -> None:
     ("arguments", "names"),
     [
         (["--context", 513], "--context 513 is more than the 512"),
-        (["--text", "absent.txt"], r"absent\.txt cannot be read"),
+        (["--text", "absent.txt"], r"absent\.txt does not exist"),
         (["--text", "absent.txt", "--random-tokens"], "leave out --text"),
         (["--max-memory", "12XB"], "'12XB' is not a size"),
         (["--text", "short.txt"], r"short\.txt has .* tokens.* at least 1024"),
@@ -98,7 +98,7 @@ def test_a_wish_that_makes_no_sense_is_refused(
 
 def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = random_checkpoint(
-        tmp_path / "model", "mistral", quantization_config={"quant_method": "gptq"}
+        tmp_path / "model", "mistral", quantization_config={"quant_method": "bitnet"}
     )
     assert "already quantized" in refusal(quantkit("calibrate", folder, "-o", tmp_path / "i.gguf"))
 

@@ -162,7 +162,7 @@ def test_a_conversion_is_checked() -> None:
         (("{empty}",), "holds no artifact"),
         (("{folder}", "--reference", "/nowhere.gguf"), "is not there"),
         (("{folder}", "--reference", "q9"), "no quant 'q9'"),
-        (("{folder}", "--text", "/nowhere.txt"), "cannot be read"),
+        (("{folder}", "--text", "/nowhere.txt"), "does not exist"),
         (("{folder}", "--html", "/nowhere/page.html"), "is not there"),
         (("{folder}", "--layers", "/nowhere.gguf"), "is not there"),
     ],

@@ -153,7 +153,7 @@ def test_what_is_for_experts_alone(
     sentence = refusal(quantkit("calibrate", TINY / "tiny-mistral", *wish))
     assert sentence.startswith(f"{option} ")
     sentence = refusal(quantkit("calibrate", TINY / "tiny-mixtral", *wish))
-    assert "absent.txt cannot be read" in sentence
+    assert "absent.txt does not exist" in sentence
 
 
 TABLES: dict[str, tuple[Sequence[needs.Need[Any]], Callable[..., None]]] = {

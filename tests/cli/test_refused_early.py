@@ -104,7 +104,7 @@ def test_a_folder_of_another_checkpoint(
         (("--kernel", "ggml", "--search", "best"), "needs --kernel fast"),
         (("--group-size", "100"), "100"),
         (("--context", "4096"), "--context 4096 is more than"),
-        (("--text", "absent.txt"), "absent.txt cannot be read"),
+        (("--text", "absent.txt"), "absent.txt does not exist"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
