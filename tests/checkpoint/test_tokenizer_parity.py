@@ -194,7 +194,12 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     "pieces_fast_dicts": lambda: pieces(
         fast=v.piece_bpe(post_processor=v.template(["<s>"], ["</s>"])),
-        settings={"bos_token": SPECIALS[1], "eos_token": SPECIALS[2], "pad_token": {"content": 3}},
+        settings={
+            f"{kind}_token": {**token, "__type": "AddedToken"}
+            for kind, token in zip(
+                ("unk", "bos", "eos"), v.decoder_entries(*SPECIALS).values(), strict=True
+            )
+        },
     ),
     "pieces_fast_without_settings": lambda: pieces(
         fast=v.piece_bpe(post_processor=v.template(["<s>"], ["</s>"], ["</s>"]))
