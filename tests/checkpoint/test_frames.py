@@ -27,7 +27,11 @@ TEMPLATES = {
     "both": v.template(["<s>"], ["</s>"]),
     "eos": v.template([], ["</s>"]),
 }
-FLAGS: tuple[v.Json, ...] = ({}, {"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False})
+FLAGS: tuple[v.Json, ...] = (
+    {},
+    {"add_bos_token": True, "add_eos_token": True},
+    {"add_bos_token": False},
+)
 
 
 def settings_of(name: str | None, flags: v.Json, **named: Any) -> v.Json:
