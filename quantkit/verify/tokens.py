@@ -117,9 +117,8 @@ def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dic
     texts = hurting_texts(added, [*words, *more])
     ids = _guard(folder / first, lambda: [reference.encode(text) for text in texts])
     frame = reference.frame
-    framed = _guard(
-        folder / first, lambda: [(t, frame.around(reference.encode(t))) for t in _FRAMED]
-    )
+    bare = _guard(folder / first, lambda: [reference.encode(text) for text in _FRAMED])
+    framed = [(text, frame.around(found)) for text, found in zip(_FRAMED, bare, strict=True)]
     affected_by = finder(reference.traits)
     simpler = ids
     if affected_by:

@@ -174,11 +174,11 @@ class TestSentencePiece:
         assert next(iter(keys.items())) == (KEY + "add_space_prefix", value)
 
     def test_code_llama_has_its_end_of_turn(self, tmp_path: Path) -> None:
-        keys = pieces(tmp_path, vocab_size=32016)
+        keys = pieces(tmp_path, vocab_size=32016, settings={"add_bos_token": True})
         assert list(keys.items())[-1] == (KEY + "eot_token_id", 32010)
 
     def test_granite_adds_no_bos(self, tmp_path: Path) -> None:
-        keys = pieces(tmp_path, vocab_size=49152, settings={"add_bos_token": True})
+        keys = pieces(tmp_path, vocab_size=49152, settings={"add_bos_token": False})
         assert keys[KEY + "add_bos_token"] is False
         assert "eot_token_id" not in keys
 
@@ -376,20 +376,20 @@ class TestByteLevel:
         ("settings", "before", "after"),
         [
             ({"tokenizer_class": "PreTrainedTokenizerFast"}, [], []),
-            ({"tokenizer_class": "LlamaTokenizerFast"}, ["<s>"], []),
-            ({"tokenizer_class": "LlamaTokenizer", "add_eos_token": True}, ["<s>"], ["</s>"]),
-            ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, [], []),
-            ({"tokenizer_class": "LlamaTokenizer", "bos_token": None}, [], []),
-            ({}, ["<s>"], []),
+            ({"tokenizer_class": "LlamaTokenizer", "add_eos_token": True}, [], []),
+            ({"tokenizer_class": "CodeLlamaTokenizer", "add_eos_token": True}, ["<s>"], []),
+            ({"tokenizer_class": "CodeLlamaTokenizer", "add_bos_token": False}, ["<s>"], []),
+            ({"tokenizer_class": "CodeLlamaTokenizer", "bos_token": None}, [], []),
+            ({}, [], []),
         ],
     )
-    def test_llama_class_surrounds_texts(
+    def test_only_code_llama_surrounds_texts(
         self, tmp_path: Path, settings: v.Json, before: list[str], after: list[str]
     ) -> None:
         # tokenizer.json says otherwise, and is not heard.
         more = [v.added(400, "<s>"), v.added(401, "</s>")]
         folder = v.write(tmp_path, fast=v.byte_level(*more), settings=settings or None)
-        tokenizer = open_tokenizer(read_source(folder, {}))
+        tokenizer = open_tokenizer(read_source(folder, {"model_type": "llama"}))
         texts = tokenizer.texts_by_id()
         assert [texts[i] for i in tokenizer.encode("a")] == [*before, "a", *after]
 
@@ -434,12 +434,16 @@ class TestSpecialTokens:
     @pytest.mark.parametrize(
         ("post_processor", "settings", "flags"),
         [
-            (None, BOS_EOS, {}),
-            (None, {**BOS_EOS, "add_eos_token": True, "add_sep_token": "yes"}, {"eos": True}),
+            (None, BOS_EOS, {"bos": False}),
+            (
+                None,
+                {**BOS_EOS, "add_eos_token": True, "add_sep_token": "yes"},
+                {"bos": False, "eos": False},
+            ),
             ({**v.BYTE_LEVEL}, {**BOS_EOS, "add_bos_token": True}, {"bos": False, "eos": False}),
             (v.template(["<s>"]), {**BOS_EOS, "add_bos_token": False}, {"bos": True}),
             (v.template(["<s>"], ["</s>"]), BOS_EOS, {"bos": True, "eos": True}),
-            (v.template(["<unk>"]), {**BOS_EOS, "cls_token": "</s>"}, {"bos": False}),
+            (v.template(["<unk>"]), {**BOS_EOS, "cls_token": "</s>"}, {"bos": True}),
             (v.template(["<s>"], between=["</s>"]), BOS_EOS, {"bos": True, "sep": True}),
             (v.template(["<s>"], between=["<s>"]), BOS_EOS, {"bos": True, "sep": False}),
             (

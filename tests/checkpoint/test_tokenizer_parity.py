@@ -194,7 +194,12 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     "pieces_fast_dicts": lambda: pieces(
         fast=v.piece_bpe(post_processor=v.template(["<s>"], ["</s>"])),
-        settings={"bos_token": SPECIALS[1], "eos_token": SPECIALS[2], "pad_token": {"content": 3}},
+        settings={
+            f"{kind}_token": {**token, "__type": "AddedToken"}
+            for kind, token in zip(
+                ("unk", "bos", "eos"), v.decoder_entries(*SPECIALS).values(), strict=True
+            )
+        },
     ),
     "pieces_fast_without_settings": lambda: pieces(
         fast=v.piece_bpe(post_processor=v.template(["<s>"], ["</s>"], ["</s>"]))
@@ -425,10 +430,10 @@ def test_every_key_is_the_converters(converted: dict[str, Path], name: str) -> N
     if name in ONLY_OURS:  # a template that transformers takes and the converter does not
         assert "tokenizer.chat_template" not in theirs
         assert ours.pop("tokenizer.chat_template").value == TEMPLATE, ONLY_OURS[name]
-    right = frame_of(folder)
+    around = frame_of(folder)
     said, converters = (said_frame({k: f.value for k, f in x.items()}) for x in (ours, theirs))
-    assert said == right
-    if converters != right:
+    assert said == around
+    if converters != around:
         theirs, ours = (
             {key: field for key, field in fields.items() if key not in FRAME_KEYS}
             for fields in (theirs, ours)
