@@ -197,7 +197,8 @@ def _config(path: Path, raw: Mapping[str, Sequence[SourceTensor]]) -> dict[str, 
         "vocab_size": vocabulary,
     }
     head_dim = first("head_dim")
-    if head_dim is not None and heads and hidden and head_dim * heads != hidden:
+    countable = all(isinstance(number, int) for number in (head_dim, heads, hidden))
+    if head_dim is not None and not (countable and head_dim * heads == hidden):
         config["head_dim"] = head_dim
     if experts:
         used = moe.get("num_experts_per_tok") or params.get("num_experts_per_tok")

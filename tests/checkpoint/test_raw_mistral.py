@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,6 +155,16 @@ def test_yarn_and_keys_unheard_of(tmp_path: Path) -> None:
     assert "unheard_of" in remark
     (raw / "params.json").write_text(json.dumps(params | {"yarn": {**YARN, "apply_scale": True}}))
     assert opened(raw)[1].hparams.rope.magnitude == pytest.approx(1.1386294)
+
+
+@pytest.mark.parametrize("key", ["head_dim", "n_heads", "dim"])
+@pytest.mark.parametrize("value", [[64], "64", {"a": 1}])
+def test_a_size_that_is_no_number_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    raw = raw_release(MISTRAL, tmp_path / "raw", "safetensors")
+    params = json.loads((raw / "params.json").read_text())
+    (raw / "params.json").write_text(json.dumps(params | {"head_dim": 64, key: value}))
+    with pytest.raises(CheckpointError):
+        opened(raw)
 
 
 def test_a_missing_shard_is_noticed(tmp_path: Path) -> None:

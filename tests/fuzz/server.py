@@ -136,7 +136,12 @@ def judge(case: Case, code: int, out: str, err: str) -> list[str]:
 
 def _may_come_before(line: str) -> bool:
     """Whether a line is what a build says before it begins: its size, remarks, what is lost."""
-    known = (" parameters, ", " of an interrupted build ", "renders the chat template")
+    known = (
+        " parameters, ",
+        " of an interrupted build ",
+        "renders the chat template",
+        "The chat template ",
+    )
     return any(words in line for words in known)
 
 
