@@ -91,13 +91,28 @@ def test_tokenizer_model(tmp_path: Path, model_type: str, name: str | None) -> N
     config = {"model_type": model_type, "vocab_size": 420, "eos_token_id": 2}
     maps: tuple[v.Json, ...] = ({}, {"special_tokens_map__json": {"bos_token": "</s>"}})
     others: tuple[v.Json, ...] = ({}, {"bos_token": None}, {"bos_token": ""})
-    for number, (flags, files, other) in enumerate(product(FLAGS[:2], maps, others)):
+    for number, (flags, files, other) in enumerate(product(FLAGS[1:], maps, others)):
         folder = tmp_path / str(number)
         settings = settings_of(name, flags, **other)
         v.write(
             folder, model=v.sentencepiece_model(), settings=settings, config__json=config, **files
         )
         check(folder, config)
+
+
+def test_a_tokenizer_model_of_which_nothing_is_said(tmp_path: Path) -> None:
+    """As in transformers 4, which alone leaves such folders: BOS; 5 puts nothing there."""
+    config = {"model_type": "llama", "vocab_size": 420}
+    v.write(tmp_path, model=v.sentencepiece_model(), settings=NAMES, config__json=config)
+    assert frame_of(tmp_path) == ([], [])
+    writer = GGUFWriter(None, "llama")
+    add_tokenizer(writer, tmp_path, config)
+    keys = {name: entry.value for name, entry in writer.kv_data[0].items()}
+    source = read_source(tmp_path, config)
+    frame = open_reference(source, vocabulary_files(tmp_path)[0]).frame
+    assert said_frame(keys) == ([1], []) == (list(frame.before), list(frame.after))
+    [remark] = frame_remarks(frame, source)
+    assert "transformers 5 then puts none" in remark
 
 
 @pytest.mark.parametrize("adds", [True, False])
@@ -203,10 +218,10 @@ class TestInvented:
     [
         ({}, "bos", []),
         ({"add_bos_token": True, "add_eos_token": False}, "bos", []),
-        ({"add_bos_token": False}, "bos", ["a BOS token before a text, .*add_bos_token is false"]),
-        ({"add_bos_token": True}, "none", ["no BOS token before a text, .*add_bos_token is true"]),
-        ({"add_eos_token": True}, "bos", ["no EOS token behind a text, .*add_eos_token is true"]),
-        ({}, None, ["no BOS token before a text, .*add_bos_token is missing"]),
+        ({"add_bos_token": False}, "bos", ["a BOS token before a text, .*add_bos_token = false"]),
+        ({"add_bos_token": True}, "none", ["no BOS token before a text, .*add_bos_token = true"]),
+        ({"add_eos_token": True}, "bos", ["no EOS token behind a text, .*add_eos_token = true"]),
+        ({}, None, ["BOS token is put before a text, .*does not say add_bos_token"]),
         ({"add_bos_token": True}, None, []),
     ],
 )

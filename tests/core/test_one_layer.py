@@ -29,6 +29,7 @@ _ALLOWED = {
     "core/system.py": "the layer: what differs between systems",
     "core/apart.py": "an answer of a copy of this process, through a pipe",
     "core/profiles.py": "data that ships with quantkit",
+    "cli/output.py": "the null device",
     "build/output.py": "opens the output folder, to lock it",
     "calibrate/activations.py": "arrays in files that the layer opened",
     "calibrate/calibrate.py": "arrays in a file that the layer opened",

@@ -3,7 +3,8 @@
 The model's own tokenizer decides: what transformers' AutoTokenizer puts around a text (read off
 ``from_pretrained``, ``TokenizersBackend`` and ``CodeLlamaTokenizer`` of transformers 5.23). Beside
 a tokenizer.json it does not read ``add_bos_token`` and ``add_eos_token`` of tokenizer_config.json;
-with tokenizer.model alone it does, and puts nothing there where they are missing.
+with tokenizer.model alone it does. Where they are missing there, it puts nothing in front and 4.57
+BOS, which counts (see ``sentencepiece.model_frame``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,20 +96,23 @@ def frame_by_flags(
 
 
 def frame_remarks(frame: Frame, source: TokenizerSource) -> list[str]:
-    """Where tokenizer_config.json says otherwise, or transformers 4 does where it says nothing."""
-    assumed = {} if source.fast else {"add_bos_token": True}
+    """Where tokenizer_config.json says otherwise, or nothing where versions then differ."""
     remarks = []
+    silent = not source.fast and "add_bos_token" not in source.settings
+    if source.model_file and silent and frame.before:
+        remarks.append(
+            "A BOS token is put before a text, as transformers 4 does; tokenizer_config.json does "
+            "not say add_bos_token, and transformers 5 then puts none there."
+        )
     for kind, place, ids in (("bos", "before", frame.before), ("eos", "behind", frame.after)):
         key = f"add_{kind}_token"
-        flag = source.settings.get(key, assumed.get(key))
+        flag = source.settings.get(key)
         if isinstance(flag, bool) and flag != bool(ids):
-            says = (
-                f"{key} is {str(flag).lower()}" if key in source.settings else f"{key} is missing"
-            )
             remarks.append(
                 f"The checkpoint's tokenizer puts {'a' if ids else 'no'} {kind.upper()} token "
-                f"{place} a text, as transformers 5 opens it; {says} in tokenizer_config.json, and "
-                "older versions may do otherwise. GGUF files follow the tokenizer."
+                f"{place} a text, as transformers 5 opens it; tokenizer_config.json says {key} = "
+                f"{str(flag).lower()}, and older versions may do otherwise. GGUF files follow the "
+                "tokenizer."
             )
     return remarks
 

@@ -142,6 +142,9 @@ def symbols(settings: ModelSettings, tokens: Sequence[str]) -> dict[int, str]:
 def model_frame(source: TokenizerSource, pieces: Any) -> Frame:
     """What surrounds every text where a tokenizer.model is a checkpoint's only tokenizer.
 
+    Where nothing says ``add_bos_token``, BOS is in front: transformers 5, which then puts none
+    there, always saves a tokenizer.json, so the folder is from before, and it was so then.
+
     Raises:
         TokenizerError: a token that is to be added is in no vocabulary.
 
@@ -155,7 +158,8 @@ def model_frame(source: TokenizerSource, pieces: Any) -> Frame:
     named = {role: pieces.IdToPiece(i) for role, i in own.items() if i >= 0}
     ids = {pieces.IdToPiece(i): i for i in range(pieces.vocab_size())} | source.added
     ids |= {token["content"]: i for i, token in (source.decoder or {}).items()}
-    return frame_by_flags(source.named, {**named, **kind.assumed}, ids, source.folder)
+    assumed = {**named, **kind.roles, "add_bos_token": True}
+    return frame_by_flags(source.named, assumed, ids, source.folder)
 
 
 def open_model(model_file: Path) -> Any:
