@@ -65,22 +65,28 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def require_place(folder: Path) -> None:
-    """Refuse an output folder that cannot be made or written, before any work, and make none.
+    """Refuse an output folder that cannot be made or written, before any work, and leave none.
 
     Raises:
         OutputError: it is a file or would lie in one, or its file system takes no folder.
 
     """
     place = _existing_part(folder)
+    missing = folder.absolute().relative_to(place).parts
     if not place.is_dir():
-        raise OutputError(f"{place} is a file; choose a folder with -o.")
-    try:
-        Path(tempfile.mkdtemp(prefix=".quantkit-", dir=place)).rmdir()
+        what = f"{folder} cannot be made: {place}" if missing else f"{folder}"
+        raise OutputError(f"{what} is a file; choose a folder with -o.")
+    try:  # rights do not tell: /proc takes no folder, whatever they are
+        if missing:
+            (place / missing[0]).mkdir()
+            (place / missing[0]).rmdir()
+        else:
+            Path(tempfile.mkdtemp(prefix=".quantkit-", dir=place)).rmdir()
     except OSError as error:
-        what = (
-            f"{place} is not writable" if place == folder.absolute() else f"{folder} cannot be made"
-        )
-        raise OutputError(f"{what} ({error.strerror}); choose another folder with -o.") from None
+        what = "cannot be made" if missing else "is not writable"
+        raise OutputError(
+            f"{folder} {what} ({error.strerror}); choose another folder with -o."
+        ) from None
 
 
 def check_space(folder: Path, needed: int) -> None:
