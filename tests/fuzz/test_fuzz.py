@@ -21,6 +21,7 @@ _COMMAND = (
     "import resource, sys; from quantkit.cli.main import main; "
     f"resource.setrlimit(resource.RLIMIT_CPU, ({4 * CPU_SECONDS},) * 2); main()"
 )
+_THROUGH_THE_COMMAND_LINE = 50
 _MANY = 20_000
 _BEYOND = 10**6  # the first seed of the many, which the others are not among
 
@@ -62,7 +63,7 @@ def test_twenty_thousand_cases(sound: Path) -> None:
 
 def test_the_first_cases_through_the_command_line(sound: Path, tmp_path: Path) -> None:
     """Some of the thousand again, each in a process of its own: the server judges as a shell."""
-    left, seed = 8, 0
+    left, seed = _THROUGH_THE_COMMAND_LINE, 0
     while left:
         folder = tmp_path / str(seed)
         folder.mkdir()
