@@ -33,7 +33,7 @@ OVERRIDES: dict[str, list[str]] = {
     "first layers": [r"blk\.[0-4]\.attn_v=q5_0", r"blk\.(0|2)\.ffn_down=q6_K"],
     "first match wins": [r"blk\.3\.=Q4_1", "BLK.*Ffn_(Gate|Up)=iq4_nl", "blk=q8_0"],
     "both ends": ["token_embd=f16", "^output=bf16", "attn_k=F32"],
-    "norms are never touched": ["norm=q8_0", "attn_q=q3_k"],
+    "norms are never touched": ["attn_(norm|q)=q3_k"],
     "rare kinds": [
         "attn_q=mxfp4", "attn_k=tq1_0", "ffn_up=tq2_0", "ffn_gate=nvfp4", "attn_v=q1_0",
     ],
