@@ -27,14 +27,13 @@ def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens":
         TokenizerError: its library cannot open it.
 
     """
-    from quantkit.checkpoint.tokenizer.chat_template import special_tokens
+    from quantkit.checkpoint.tokenizer.chat_template import special_tokens, template_metadata
     from quantkit.checkpoint.tokenizer.source import read_source
-    from quantkit.checkpoint.tokenizer.special import special_metadata
     from quantkit.publish.prompt import render_prompt
     from quantkit.verify.tokens import expect_tokens
 
     source = read_source(checkpoint.path, checkpoint.config)
-    template = special_metadata(source).get("tokenizer.chat_template")
+    template = template_metadata(source).get("tokenizer.chat_template")
     prompt = None
     if isinstance(template, str) and template:
         prompt = render_prompt(template, special_tokens(checkpoint.path))

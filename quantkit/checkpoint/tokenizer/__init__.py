@@ -72,12 +72,14 @@ def _metadata(source: TokenizerSource) -> Metadata:
         return tekken_metadata(source, source.tekken_file)
     metadata: Metadata = {}
     wanted = source.settings.get("add_prefix_space")
-    if source.fast and not _is_piece_bpe(source):
+    is_piece = not source.fast or _is_piece_bpe(source)
+    tokenizer = fast.open_tokenizer(source) if source.fast else None
+    if tokenizer is not None and not is_piece:
         if wanted is not None:
             metadata["tokenizer.ggml.add_space_prefix"] = bool(wanted)
-        metadata |= _byte_level(source)
+        metadata |= _byte_level(source, tokenizer)
     else:
-        vocabulary, prefix = _pieces(source)
+        vocabulary, prefix = _pieces(source, tokenizer)
         # Where nothing is said, llama.cpp puts a space in front of a text.
         if wanted is not None or not prefix:
             metadata["tokenizer.ggml.add_space_prefix"] = prefix
@@ -88,12 +90,12 @@ def _metadata(source: TokenizerSource) -> Metadata:
         metadata |= special_metadata(source, kinds=_CODE_LLAMA_INFILL, ids=_CODE_LLAMA_INFILL)
     if source.vocab_size == _GRANITE:
         metadata["tokenizer.ggml.add_bos_token"] = False
-    return metadata | frame_keys(_frame(source), metadata, source)
+    return metadata | frame_keys(_frame(source, tokenizer), metadata, source)
 
 
-def _frame(source: TokenizerSource) -> Frame:
-    if source.fast:
-        return fast.open_tokenizer(source).frame
+def _frame(source: TokenizerSource, tokenizer: fast.FastTokenizer | None) -> Frame:
+    if tokenizer is not None:
+        return tokenizer.frame
     assert source.model_file is not None  # noqa: S101 - read_source has seen one of the two
     return sentencepiece.model_frame(source, sentencepiece.open_model(source.model_file))
 
@@ -109,8 +111,7 @@ def _is_piece_bpe(source: TokenizerSource) -> bool:
     return piece_bpe.is_piece_bpe(source)
 
 
-def _byte_level(source: TokenizerSource) -> Metadata:
-    tokenizer = fast.open_tokenizer(source)
+def _byte_level(source: TokenizerSource, tokenizer: fast.FastTokenizer) -> Metadata:
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": byte_level.name_pre_tokenizer(source, tokenizer),
@@ -120,18 +121,19 @@ def _byte_level(source: TokenizerSource) -> Metadata:
     }
 
 
-def _pieces(source: TokenizerSource) -> tuple[Vocabulary, bool]:
+def _pieces(
+    source: TokenizerSource, tokenizer: fast.FastTokenizer | None
+) -> tuple[Vocabulary, bool]:
     """A vocabulary with scores, and whether a text begins with a space.
 
     tokenizer.json says how texts are split where it is there, as transformers takes it; of a
     tokenizer.model beside it only the scores are used, if they say the same.
     """
     model_file = source.model_file
-    if not source.fast:
+    if tokenizer is None:
         assert model_file is not None  # noqa: S101 - read_source has seen one of the two
         vocabulary, prefix = sentencepiece.read_alone(source, model_file)
     else:
-        tokenizer = fast.open_tokenizer(source)
         prefix = read_prefix(source).adds
         if model_file is None:
             vocabulary = piece_bpe.read_vocabulary(source, tokenizer)
