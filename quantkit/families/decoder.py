@@ -109,7 +109,7 @@ def describe_decoder(
     if "lm_head.weight" in names or not hparams.tie_word_embeddings:
         take("lm_head.weight", "output.weight", "output", embeddings)
     targets += _rope_tensors(hparams.rope)
-    return Model(family, "llama", hparams, sources, tuple(targets), tuple(remarks))
+    return Model(family, "llama", hparams, sources, tuple(targets), hparams.facts, tuple(remarks))
 
 
 def _remarks(names: Collection[str], hparams: Hyperparameters) -> Iterator[str]:

@@ -26,8 +26,9 @@ class Target:
 
     ``shape`` is row-major: ``(n,)``, ``(rows, columns)`` or ``(experts, rows, columns)``; GGUF
     stores it reversed. ``blocks`` has one entry per matrix. Where ``rope_heads`` is above 0, the
-    rows of each head are interleaved (see ``build.slabs``). A target with ``values`` is computed
-    from the config and has no blocks.
+    rows of each head are interleaved (see ``build.units``). A target with ``values`` is computed
+    from the config and has no blocks. ``stored`` is the encoding, by ggml's name, that it has in an
+    unquantized GGUF and that it keeps where no quant touches it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Target:
     blocks: tuple[Block, ...] = ()
     rope_heads: int = 0
     values: tuple[float, ...] = ()
+    stored: str = "F32"
 
     @property
     def columns(self) -> int:
@@ -112,9 +114,25 @@ class Hyperparameters:
         return None if layer in self.full_layers else self.sliding_window
 
     @property
-    def gqa(self) -> int:
-        """Query heads per key-value head."""
-        return self.num_attention_heads // self.num_key_value_heads
+    def facts(self) -> "Facts":
+        """What type rules ask of it."""
+        gqa = self.num_attention_heads // self.num_key_value_heads
+        layers, experts = self.num_hidden_layers, self.num_local_experts
+        return Facts(layers, experts, gqa, is_70b=layers == 80 and gqa > 1 and experts != 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What llama-quantize's type rules ask of a model, beyond its architecture and its tensors.
+
+    ``gqa`` is the number of query heads per key-value head in the first layer, 0 where that has no
+    attention. ``is_70b`` is llama.cpp's LLM_TYPE_70B, which goes by the number of layers.
+    """
+
+    n_layers: int
+    n_experts: int = 0
+    gqa: int = 1
+    is_70b: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +148,7 @@ class Model:
     hparams: Hyperparameters
     sources: Mapping[str, tuple[int, ...]]
     targets: tuple[Target, ...]
+    facts: Facts
     remarks: tuple[str, ...] = ()
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from quantkit.encodings.encoding import Encoding, encoding
-from quantkit.families.model import Hyperparameters, Target
+from quantkit.families.model import Facts, Target
 from quantkit.plan.quants import Quant
 
 # Roles whose matrices are quantized; norms, biases, the router and rope factors stay in F32.
@@ -86,7 +86,7 @@ def needs_imatrix(target: Target, chosen: Encoding, quant: Quant) -> bool:
 
 def assign(
     targets: Sequence[Target],
-    hparams: Hyperparameters,
+    facts: Facts,
     quant: Quant,
     has_imatrix: bool,
     overrides: Sequence[Override] = (),
@@ -95,7 +95,7 @@ def assign(
 
     Args:
         targets: in file order.
-        hparams: of the model.
+        facts: of the model.
         quant: what is asked for.
         has_imatrix: whether an importance matrix is given; some rules depend on it.
         overrides: the first whose pattern matches wins over the rules.
@@ -103,7 +103,7 @@ def assign(
     """
     mixture = _Mixture(
         quant.name,
-        hparams,
+        facts,
         has_imatrix,
         tied=all(target.role != "output" for target in targets),
         n_attn_v=sum(target.role == "attn_v" for target in targets),
@@ -134,7 +134,7 @@ class _Mixture:
     """The state that llama-quantize carries from tensor to tensor while it picks types."""
 
     quant: str
-    hparams: Hyperparameters
+    facts: Facts
     has_imatrix: bool
     tied: bool
     n_attn_v: int
@@ -166,21 +166,19 @@ class _Mixture:
 
     @property
     def _eight_experts(self) -> bool:
-        return self.hparams.num_local_experts == 8
+        return self.facts.n_experts == 8
 
     @property
     def _is_70b(self) -> bool:
-        # LLM_TYPE_70B: 80 layers with grouped-query attention.
-        h = self.hparams
-        return h.num_hidden_layers == 80 and h.gqa > 1 and not self._eight_experts
+        return self.facts.is_70b
 
     @property
     def _wide_gqa(self) -> bool:
-        return self.hparams.gqa >= 4
+        return self.facts.gqa >= 4
 
     def _layer(self, target: Target, seen: int) -> int:
         # Experts may lie out of order, so llama.cpp reads the layer from their names.
-        experts = self.hparams.num_local_experts > 1
+        experts = self.facts.n_experts > 1
         return target.layer if experts and target.layer is not None else seen
 
     def _output(self, columns: int, default: str) -> str:
@@ -203,12 +201,12 @@ class _Mixture:
         match role:
             case "attn_v":
                 self.seen_attn_v += 1
-                return "Q4_K" if self._wide_gqa or self.hparams.num_local_experts >= 4 else larger
+                return "Q4_K" if self._wide_gqa or self.facts.n_experts >= 4 else larger
             case "attn_k" if self._eight_experts:
                 return "Q4_K"
             case "ffn_down":
                 self.seen_ffn_down += 1
-                early = self.seen_ffn_down <= self.hparams.num_hidden_layers // 8
+                early = self.seen_ffn_down <= self.facts.n_layers // 8
                 return larger if early else default
             case "attn_output" if self._eight_experts:
                 return "Q5_K"
@@ -265,7 +263,7 @@ class _Mixture:
         }.get(self.quant, default)
 
     def _ffn_down(self, target: Target, default: str) -> str:
-        n = self.hparams.num_hidden_layers
+        n = self.facts.n_layers
         layer = self._layer(target, self.seen_ffn_down)
         self.seen_ffn_down += 1
         early, more = layer < n // 8, _more_bits(layer, n)
@@ -293,7 +291,7 @@ class _Mixture:
         return default
 
     def _ffn_gate_up(self, role: str, target: Target, default: str) -> str:
-        n = self.hparams.num_hidden_layers
+        n = self.facts.n_layers
         if role == "ffn_gate":
             layer = self._layer(target, self.seen_ffn_gate)
             self.seen_ffn_gate += 1

@@ -139,7 +139,7 @@ def outline_plan(
                 f"--tensor-type {override.pattern.pattern!r} changes nothing: what it matches "
                 f"({matched[0].name} ...) stays in F32 or is taken by an earlier one; leave it out."
             )
-    chosen = assign(targets, model.hparams, quant, has_imatrix, overrides)
+    chosen = assign(targets, model.facts, quant, has_imatrix, overrides)
     return Plan(quant, tuple(map(PlannedTensor, targets, chosen)))
 
 

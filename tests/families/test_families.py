@@ -193,7 +193,7 @@ def test_what_transformers_assumes_where_the_config_is_silent() -> None:
 def test_null_key_value_heads_are_one_per_attention_head(family: str) -> None:
     config = config_of(family, num_attention_heads=16) | {"num_key_value_heads": None}
     hparams = find_family(config).describe(config, ()).hparams
-    assert (hparams.num_key_value_heads, hparams.gqa) == (16, 1)
+    assert (hparams.num_key_value_heads, hparams.facts.gqa) == (16, 1)
 
 
 def test_other_nulls_are_as_good_as_silence() -> None:
