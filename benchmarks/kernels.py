@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from quantkit.checkpoint.folder import open_checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
 from quantkit.encodings.fast.encode import encode, has_kernel

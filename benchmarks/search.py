@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.kernels import K_QUANTS, ROWS, console
-from quantkit.checkpoint.folder import open_checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding

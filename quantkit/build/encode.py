@@ -13,7 +13,8 @@ from quantkit.build.units import Unit, interleave_heads
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import WeightsError
 from quantkit.core.tensors import FLOAT_BYTES
-from quantkit.encodings.encoding import Encoding
+from quantkit.encodings import ggml
+from quantkit.encodings.encoding import Encoding, encoding, encodings
 from quantkit.encodings.kernel import Kernel
 from quantkit.encodings.slab import Slab
 from quantkit.encodings.widen import first_nonfinite, largest_magnitude
@@ -74,7 +75,6 @@ class Encoder:
 
         """
         target = self._artifacts[0].layout.plan.tensors[unit.target].target
-        slab, peak = self._slab(unit, raw)
         wanted: dict[Encoding, list[int]] = defaultdict(list)
         crcs: list[list[int]] = [[] for _ in self._artifacts]
         for number, artifact in enumerate(self._artifacts):
@@ -84,6 +84,15 @@ class Encoder:
                 crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
             else:
                 wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
+        peak = self._check(unit, raw)
+        copied = encodings().get(self._stored(unit))
+        for number in wanted.pop(copied, ()) if copied is not None else ():
+            crcs[number] = self._write(number, unit, raw)
+        if not wanted:
+            return crcs
+        slab = self._slab(unit, raw)
+        if unit.source is None or unit.source.dtype not in FLOAT_BYTES:
+            peak = float(np.abs(slab.rows).max())
         columns = None
         if self._imatrix is not None and any(kind.is_block for kind in wanted):
             columns = self._imatrix.columns_of(target)
@@ -92,14 +101,17 @@ class Encoder:
             if kind.is_block and peak > _LARGEST_WEIGHT:
                 raise self._too_large(unit, kind)
             try:
-                data = self._kernel.encode(slab, kind, importance).reshape(-1).data
+                data = self._kernel.encode(slab, kind, importance).reshape(-1)
             except OverflowError:
                 raise self._too_large(unit, kind) from None
             for number in alike:
-                artifact = self._artifacts[number]
-                places = artifact.layout.places(unit.target, unit.row, unit.rows)
-                crcs[number] = artifact.write(places, [data])
+                crcs[number] = self._write(number, unit, data)
         return crcs
+
+    def _write(self, number: int, unit: Unit, data: NDArray[np.uint8]) -> list[int]:
+        artifact = self._artifacts[number]
+        places = artifact.layout.places(unit.target, unit.row, unit.rows)
+        return artifact.write(places, [data.data])
 
     def _encode_matrix(
         self, artifact: PartialArtifact, layout: FolderLayout, unit: Unit, raw: NDArray[np.uint8]
@@ -114,13 +126,25 @@ class Encoder:
         places = layout.places(unit.target, unit.row, unit.rows)
         return artifact.write(places, [piece.data for piece in pieces])
 
-    def _slab(self, unit: Unit, raw: NDArray[np.uint8]) -> tuple[Slab, float]:
-        """The unit's weights, finite and in the target's row order; their largest magnitude."""
+    def _stored(self, unit: Unit) -> str:
+        """The encoding that a unit has already, row for row; empty if it has none."""
         target = self._artifacts[0].layout.plan.tensors[unit.target].target
+        return "" if unit.source is None or target.rope_heads else unit.source.dtype
+
+    def _check(self, unit: Unit, raw: NDArray[np.uint8]) -> float:
+        """The largest magnitude of a unit's floats; 0 where it holds blocks or none."""
         if unit.source is None:
-            values = np.array(target.values, np.float32)
-            return Slab(values.view(np.uint8), "F32", target.columns), float(abs(values).max())
+            return 0.0
+        target = self._artifacts[0].layout.plan.tensors[unit.target].target
         dtype = unit.source.dtype
+        if dtype not in FLOAT_BYTES:
+            try:
+                ggml.check(raw, encoding(dtype))
+            except OverflowError as error:
+                raise WeightsError(
+                    f"{self._name(unit)} cannot be used ({error}); download the file again."
+                ) from None
+            return 0.0
         peak = largest_magnitude(raw, dtype)
         if not isfinite(peak):
             row, column = divmod(first_nonfinite(raw, dtype), target.columns)
@@ -129,12 +153,23 @@ class Encoder:
                 f"{target.name}, column {column}); no quant of it can be right. Download the "
                 "file again or ask the model's author."
             )
+        return peak
+
+    def _slab(self, unit: Unit, raw: NDArray[np.uint8]) -> Slab:
+        """The unit's weights in the target's row order."""
+        target = self._artifacts[0].layout.plan.tensors[unit.target].target
+        if unit.source is None:
+            values = np.array(target.values, np.float32)
+            return Slab(values.view(np.uint8), "F32", target.columns)
+        dtype = unit.source.dtype
+        if dtype not in FLOAT_BYTES:
+            return Slab(ggml.decode(raw, encoding(dtype)).view(np.uint8), "F32", target.columns)
         if target.rope_heads:
             head_dim = target.shape[0] // target.rope_heads
             is_bias = len(target.shape) == 1
             row_bytes = FLOAT_BYTES[dtype] if is_bias else unit.source.row_bytes
             raw = interleave_heads(raw, head_dim, row_bytes)
-        return Slab(raw, dtype, target.columns), peak
+        return Slab(raw, dtype, target.columns)
 
     def _too_large(self, unit: Unit, kind: Encoding) -> WeightsError:
         return WeightsError(

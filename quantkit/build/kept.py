@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from quantkit.build.output import PARTIAL
-from quantkit.checkpoint.folder import INDEX, LICENSES, Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.names import INDEX, LICENSES
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import CheckpointError, NoSpaceError, OutputError

@@ -12,7 +12,7 @@ from quantkit.build.entries import fault_of
 from quantkit.build.output import Layout
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.documents import parse_object

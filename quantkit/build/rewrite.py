@@ -14,17 +14,17 @@ from quantkit.build import engine
 from quantkit.build.output import PARTIAL, remove, require_place, sync_folder
 from quantkit.build.source import identify_source, require_unchanged
 from quantkit.build.work import Work, weight_reader
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, OutputError
 from quantkit.encodings.kernel import load_kernel
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.formats.plain import lay_out_plain
 
 
 def rewrite(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     out: Path,
     *,
     recipe: Mapping[str, Any],
@@ -98,7 +98,7 @@ def rewrite(
 
 
 def look_ahead(
-    checkpoint: Checkpoint, model: Model, out: Path, *, max_memory: int, shard_size: int | None
+    checkpoint: Checkpoint, model: Decoder, out: Path, *, max_memory: int, shard_size: int | None
 ) -> int:
     """The bytes that a rewritten checkpoint will have. Reads and writes nothing.
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build.units import Unit
-from quantkit.checkpoint.folder import Checkpoint, RowReader
+from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import open_file
 

@@ -48,7 +48,7 @@ def cut_units(targets: Sequence[Target], sources: Mapping[str, SourceTensor]) ->
             source = sources[block.source]
             start = block.row
             if block.matrix is not None:
-                start += block.matrix * source.shape[1]
+                start += block.matrix * source.shape[-2]
             step = max(1, UNIT_ELEMENTS // target.columns)
             if target.rope_heads and len(target.shape) > 1:
                 head = target.shape[0] // target.rope_heads

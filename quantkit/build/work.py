@@ -9,10 +9,13 @@ from quantkit.build.kept import Kept
 from quantkit.build.output import Layout, check_names
 from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
-from quantkit.checkpoint.folder import Checkpoint, RowReader, folder_name, open_checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
+from quantkit.checkpoint.names import folder_name
+from quantkit.checkpoint.open import open_checkpoint, open_decoder, open_model
+from quantkit.core.errors import PlanError
+from quantkit.encodings.encoding import encodings
 from quantkit.encodings.kernel import Kernel, load_kernel
-from quantkit.families import find_family
 from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.bnb.plan import lay_out_bnb
@@ -21,7 +24,7 @@ from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.llama_quantize import Override
-from quantkit.plan.plan import check_sources, make_plan
+from quantkit.plan.plan import Plan, make_plan
 from quantkit.plan.quants import Quant
 
 _NO_BNB = BnbOptions()
@@ -80,6 +83,7 @@ def prepare(
     search: str = "ggml",
     bnb: BnbOptions = _NO_BNB,
     kept: Kept | None = None,
+    allow_requantize: bool = False,
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
 
@@ -95,6 +99,7 @@ def prepare(
         search: how scales are chosen, ``ggml`` or ``best``.
         bnb: options of bitsandbytes quants.
         kept: where to store a checkpoint from the Hub while it is read.
+        allow_requantize: take a GGUF whose weights are quantized already.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
@@ -106,19 +111,22 @@ def prepare(
 
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
-    check_sources(model, checkpoint.tensors)
+    bnb_quants = [quant for quant in quants if quant.format == "bnb"]
+    decoder = open_decoder(checkpoint) if bnb_quants else None
+    model = decoder or open_model(checkpoint)
     if imatrix_file is not None:
         imatrix = load_imatrix(imatrix_file)
     plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
+    if checkpoint.header is not None and not allow_requantize:
+        _refuse_requantizing(checkpoint, plans)
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name
     layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
-    layouts += [
-        lay_out_bnb(checkpoint, model, quant, bnb, base_name, shard_size)
-        for quant in quants
-        if quant.format == "bnb"
-    ]
+    if decoder is not None:
+        layouts += [
+            lay_out_bnb(checkpoint, decoder, quant, bnb, base_name, shard_size)
+            for quant in bnb_quants
+        ]
     check_names(layouts)
     encoder = load_kernel(kernel, search)
     work = Work(
@@ -139,6 +147,25 @@ def prepare(
         read_ahead=MOST_BYTES,
         kept=kept,
     )
+
+
+def _refuse_requantizing(checkpoint: Checkpoint, plans: Sequence[Plan]) -> None:
+    """Refuse to encode what is quantized already, as llama-quantize does; copies are no matter.
+
+    Raises:
+        PlanError: a plan would.
+
+    """
+    known = encodings()
+    for plan in plans:
+        for tensor in plan.tensors:
+            stored = known[tensor.target.stored]
+            if stored.is_block and stored != tensor.encoding:
+                raise PlanError(
+                    f"{checkpoint.path} is quantized already ({tensor.target.name} is "
+                    f"{stored.name}), and quants of quants are worse; give a GGUF in bf16, f16 or "
+                    "f32, or take it all the same with --allow-requantize."
+                )
 
 
 def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightReader]:
@@ -167,8 +194,7 @@ def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fa
     """
     source = open_artifact(artifact)
     checkpoint = source.checkpoint
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
-    check_sources(model, checkpoint.tensors)
+    model = open_decoder(checkpoint)
     # The folder's name, and no heuristics: they would take "int8" for a version.
     metadata = describe_checkpoint(checkpoint, model, folder_name(artifact))
     layouts = tuple(lay_out(make_plan(model, quant), metadata) for quant in quants)

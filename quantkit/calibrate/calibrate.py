@@ -24,11 +24,11 @@ from quantkit.calibrate.progress import Journal, working_folder
 from quantkit.calibrate.statistics import SquareSums, Sums
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, read_note, write_imatrix
 from quantkit.core.errors import CalibrationError, Interrupted, OutputError
 from quantkit.core.writing import create, open_written
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 
 FEWEST_TOKENS = 256
 _SPILLED_ARRAYS, _KEPT_ARRAYS = 3, 2
@@ -79,7 +79,7 @@ class Calibration:
 
 def calibrate(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     corpus: Corpus,
     out: Path,
     settings: Settings,
@@ -155,7 +155,7 @@ def _identify_matrix(checkpoint: Checkpoint, corpus: Corpus, settings: Settings)
     return {**identify(checkpoint, corpus, settings), "text": corpus.names}
 
 
-def look_ahead(checkpoint: Checkpoint, model: Model, corpus: Corpus, settings: Settings) -> int:
+def look_ahead(checkpoint: Checkpoint, model: Decoder, corpus: Corpus, settings: Settings) -> int:
     """The bytes of disk that a run needs for activations. Reads no weights, writes nothing.
 
     Raises:
@@ -165,7 +165,7 @@ def look_ahead(checkpoint: Checkpoint, model: Model, corpus: Corpus, settings: S
     return Run(checkpoint, model, corpus, settings, Path(), {}).n_bytes
 
 
-def stand_in(path: Path, model: Model, corpus: Corpus) -> Imatrix:
+def stand_in(path: Path, model: Decoder, corpus: Corpus) -> Imatrix:
     """What has the names, the text and the size of the matrix that `calibrate` would write."""
     entries = {
         target.name: np.ones(math.prod(target.shape[:-2]) * target.columns, np.float32)
@@ -220,7 +220,7 @@ class Run:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        model: Model,
+        model: Decoder,
         corpus: Corpus,
         settings: Settings,
         folder: Path,

@@ -24,12 +24,12 @@ from quantkit.calibrate.progress import working_folder
 from quantkit.calibrate.statistics import SquareSums
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.densified import densified, require_experts
-from quantkit.checkpoint.folder import Checkpoint
 from quantkit.checkpoint.safetensors import read_header
 from quantkit.core.writing import create
 from quantkit.encodings.merge import narrow
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.formats.safetensors import StoredTensor, place
 
 _NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -40,7 +40,7 @@ class Merged:
     """A dense model that reads what it is made of, and what that was made from."""
 
     checkpoint: Checkpoint
-    model: Model
+    model: Decoder
     identity: str
     routing: tuple[Routing, ...]
 
@@ -48,7 +48,7 @@ class Merged:
 @contextmanager
 def merged(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     corpus: Corpus,
     settings: Settings,
     folder: Path,
@@ -111,7 +111,7 @@ def merged(
         yield Merged(*parts, digest(identity), run.routing)
 
 
-def _written(model: Model) -> int:
+def _written(model: Decoder) -> int:
     """Bytes of the matrices that a fit writes in all, if they were float32."""
     hparams = model.hparams
     return hparams.num_hidden_layers * 3 * hparams.hidden_size * hparams.intermediate_size * 4

@@ -29,13 +29,13 @@ from quantkit.calibrate.calibrate import Run, Settings, Step, digest, find_devic
 from quantkit.calibrate.forward import Site
 from quantkit.calibrate.quantizer import Quantizer, Recipe
 from quantkit.calibrate.text import Corpus
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import CheckpointError, OutputError
 from quantkit.core.files import open_file
 from quantkit.core.writing import open_written, refuse_links
 from quantkit.encodings.gptq import Grid, Rounded
 from quantkit.encodings.kernel import load_kernel
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.formats.folder import FolderLayout, StoredMatrix
 from quantkit.formats.gptq.packing import PARTS, pack
 from quantkit.formats.gptq.plan import GptqOptions, bits_of, lay_out_gptq
@@ -50,7 +50,7 @@ class GptqBuild:
     """One artifact to make: of what, on which text, how."""
 
     checkpoint: Checkpoint
-    model: Model
+    model: Decoder
     corpus: Corpus
     settings: Settings
     recipe: Recipe
@@ -61,7 +61,7 @@ class GptqBuild:
 
 def plan_gptq(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     corpus: Corpus,
     quant: Quant,
     options: GptqOptions,

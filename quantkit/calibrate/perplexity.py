@@ -16,8 +16,8 @@ from quantkit.calibrate.calibrate import Settings, find_device
 from quantkit.calibrate.forward import Forward, Site
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
-from quantkit.checkpoint.folder import Checkpoint
-from quantkit.families.model import Model
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.families.model import Decoder
 
 _SPILLED_ARRAYS, _KEPT_ARRAYS = 3, 2
 
@@ -37,7 +37,7 @@ class Bystander:
 
 def token_losses(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     corpus: Corpus,
     settings: Settings,
     report: Callable[[float, int], None] = lambda _done, _layers: None,

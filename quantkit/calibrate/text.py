@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.tokenizer.encode import encode_text
 from quantkit.core.errors import CalibrationError
 from quantkit.core.files import MOST_TEXT, read_file

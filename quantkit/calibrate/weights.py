@@ -5,9 +5,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.rows import open_rows
-from quantkit.families.model import Block, Model, Target
+from quantkit.families.model import Block, Decoder, Target
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _READ_ROWS = 64 * 2**20  # bytes of embeddings read at once
@@ -16,7 +16,7 @@ _READ_ROWS = 64 * 2**20  # bytes of embeddings read at once
 class Weights:
     """A model's weights by layer and role, in transformers' row order (nothing interleaved)."""
 
-    def __init__(self, checkpoint: Checkpoint, model: Model, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: Decoder, device: torch.device) -> None:
         self.model = model
         self.device = device
         self._sources = checkpoint.tensors

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.rows import open_rows, read_stored
 from quantkit.core.errors import CheckpointError, PlanError
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
 from quantkit.encodings.merge import weighted_mean
 from quantkit.encodings.widen import widen
-from quantkit.families import find_family, mixtral
-from quantkit.families.model import Block, Model
+from quantkit.families import describe, mixtral
+from quantkit.families.model import Block, Decoder
 
 _DENSE_ROLES = {"ffn_gate": "ffn_gate_exps", "ffn_up": "ffn_up_exps", "ffn_down": "ffn_down_exps"}
 _OF_EXPERTS = (
@@ -39,10 +39,10 @@ class _Mean:
 
 def densified(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     weights: Sequence[Sequence[float]],
     replaced: Mapping[str, SourceTensor] | None = None,
-) -> tuple[Checkpoint, Model]:
+) -> tuple[Checkpoint, Decoder]:
     """A dense Mistral checkpoint whose feed-forward matrices are means of the experts'.
 
     Nothing is read before its rows are asked for. A matrix of one expert alone has its bytes, and
@@ -63,7 +63,7 @@ def densified(
     require_experts(checkpoint, model)
     _check_weights(weights, model)
     config = dense_config(checkpoint.config)
-    dense = find_family(config).describe(config, checkpoint.tensors)
+    dense = describe(config, checkpoint.tensors)
     experts = {(t.layer, t.role): t.blocks for t in model.targets}
     own_rows = open_rows(checkpoint)
     means: dict[str, _Mean] = {}
@@ -134,7 +134,7 @@ def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def require_experts(checkpoint: Checkpoint, model: Model) -> None:
+def require_experts(checkpoint: Checkpoint, model: Decoder) -> None:
     """Refuse a model that is dense already.
 
     Raises:
@@ -148,7 +148,7 @@ def require_experts(checkpoint: Checkpoint, model: Model) -> None:
         )
 
 
-def _check_weights(weights: Sequence[Sequence[float]], model: Model) -> None:
+def _check_weights(weights: Sequence[Sequence[float]], model: Decoder) -> None:
     experts = model.hparams.num_local_experts
     for layer in weights:
         if len(layer) != experts:

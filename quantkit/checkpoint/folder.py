@@ -1,29 +1,21 @@
 """A checkpoint folder as the Hugging Face Hub serves it: config.json and safetensors files."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.names import INDEX, PICKLE_INDEX, WHOLE, weight_files, weights_like
 from quantkit.checkpoint.pth import read_pth
-from quantkit.checkpoint.remote import RemoteRepo
+from quantkit.checkpoint.rows import StoredRows
 from quantkit.checkpoint.safetensors import is_unneeded_buffer, only_floats, read_header
 from quantkit.core.documents import read_object
 from quantkit.core.errors import CheckpointError
 from quantkit.core.names import is_plain_name
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
-INDEX = "model.safetensors.index.json"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
-_WHOLE = ("model.safetensors", "pytorch_model.bin")  # each is a model by itself
 
 # What the common quantizers leave beside or instead of a weight.
 _QUANTIZED = (
@@ -39,62 +31,29 @@ _QUANTIZED = (
 _ALWAYS_ROUNDED = ("bitnet",)
 
 _LISTED = 3
-_CACHED = re.compile(r"models--([\w.-]+)")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # The tensors of weight files, file by file, in the order asked for.
 HeaderReader = Callable[[tuple[Path, ...]], Iterable[dict[str, SourceTensor]]]
-# (name, first row, count) -> little-endian bytes, 1-D
-RowReader: TypeAlias = Callable[[str, int, int], "NDArray[np.uint8]"]
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A source model, known from config.json and the headers of its weight files.
-
-    ``tensors`` holds every tensor of every file, by name; ``files`` the weight files in the
-    order of their names, which is the order they are read in. A checkpoint on the Hub has its
-    small files in ``path`` and only headers of its weights: ``files`` are then names that nothing
-    need lie under, and ``repo`` says where the weights are. Where tensors do not lie in their files
-    as they are described, ``read_rows`` gives their rows, and offsets only say in which order to
-    read; it is called from one thread at a time. ``remarks`` are sentences on what was found odd
-    and left out.
-    """
-
-    path: Path
-    config: dict[str, Any]
-    tensors: dict[str, SourceTensor]
-    files: tuple[Path, ...]
-    repo: RemoteRepo | None = None
-    read_rows: RowReader | None = None
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """What people call it: the last part of the repository's name, or the folder's."""
-        return self.repo.repo_id.rpartition("/")[2] if self.repo else folder_name(self.path)
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_folder(path: Path, names: list[str]) -> Checkpoint:
     """Read the headers of a checkpoint folder and check that they agree with each other.
 
     The weights are ``model.safetensors`` where it is there, as in transformers, else the files that
     ``model.safetensors.index.json`` names or, without an index, every ``model*.safetensors``; where
     there are none of these, ``pytorch_model*.bin`` in the same way. What that leaves out is
-    remarked on: llama.cpp's converter goes by the index first. Raw Mistral weights are shown as
-    what they would be converted to (see ``raw_mistral``).
+    remarked on: llama.cpp's converter goes by the index first.
+
+    Args:
+        path: the folder.
+        names: what is in it, sorted.
 
     Raises:
-        CheckpointError: the folder is missing or incomplete, its index and its files disagree,
-            or it is quantized already.
+        CheckpointError: the folder is incomplete, its index and its files disagree, or it is
+            quantized already.
         SafetensorsError: a weight file breaks the format's rules.
 
     """
-    from quantkit.checkpoint import raw_mistral
-
-    names = _list_folder(path)
-    if raw_mistral.is_raw_mistral(names):
-        return raw_mistral.open_raw_mistral(path)
     if "config.json" not in names:
         raise _no_config(path, names)
     return read_checkpoint(path, names, read_weights)
@@ -108,36 +67,6 @@ def read_weights(files: Iterable[Path]) -> Iterable[dict[str, SourceTensor]]:
     )
 
 
-def folder_name(path: Path) -> str:
-    """What people call a folder. A snapshot in the Hub's cache has its repository's name."""
-    found = snapshot_of(path)
-    return found[0].rpartition("/")[2] if found else path.resolve().name
-
-
-def snapshot_of(path: Path) -> tuple[str, str] | None:
-    """The repository and the commit of a snapshot folder in the Hub's cache, else None.
-
-    The cache keeps a repository as ``models--OWNER--NAME/snapshots/COMMIT``.
-    """
-    folder = path.resolve()
-    kept = _CACHED.fullmatch(folder.parent.parent.name)
-    is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
-    return (kept[1].replace("--", "/", 1), folder.name) if kept and is_snapshot else None
-
-
-def holds_weights(path: Path) -> bool:
-    """Whether a folder has files with weights that a checkpoint can be read from, or their index.
-
-    Raises:
-        CheckpointError: the folder cannot be read.
-
-    """
-    from quantkit.checkpoint import raw_mistral
-
-    names = _list_folder(path)
-    return raw_mistral.is_raw_mistral(names) or bool(weight_files(names))
-
-
 def is_quantized(path: Path) -> bool:
     """Whether the weights in a folder are quantized, and not only its config.json says so.
 
@@ -146,7 +75,7 @@ def is_quantized(path: Path) -> bool:
         SafetensorsError: a weight file breaks the format's rules.
 
     """
-    names = _list_folder(path)
+    names = list_folder(path)
     if "config.json" not in names:
         return False
     config = read_json(path / "config.json")
@@ -168,7 +97,7 @@ def open_quantized(path: Path) -> Checkpoint:
         SafetensorsError: a weight file breaks the format's rules.
 
     """
-    names = _list_folder(path)
+    names = list_folder(path)
     if "config.json" not in names:
         raise CheckpointError(f"{path} has no config.json; give the folder of an artifact.")
     config = read_json(path / "config.json")
@@ -189,7 +118,7 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
         read_headers: gives the tensors of each weight file.
 
     Raises:
-        CheckpointError, SafetensorsError: as `open_checkpoint` does.
+        CheckpointError, SafetensorsError: as `open_folder` does.
 
     """
     config = read_json(path / "config.json")
@@ -221,8 +150,6 @@ def _read_tensors(
     names: list[str],
     read_headers: HeaderReader = read_weights,
 ) -> Checkpoint:
-    from quantkit.checkpoint.rows import StoredRows
-
     files = tuple(path / name for name in weight_files(names))
     if found := _read_index(path, names):
         index, weight_map = found
@@ -249,7 +176,7 @@ def _read_index(path: Path, names: list[str]) -> tuple[Path, dict[str, str]] | N
     if index not in names:
         return None
     weight_map = read_weight_map(path / index)
-    if files and files[0] in _WHOLE and set(weight_map.values()) != set(files):
+    if files and files[0] in WHOLE and set(weight_map.values()) != set(files):
         return None
     return path / index, weight_map
 
@@ -259,9 +186,9 @@ def _left_out(
 ) -> tuple[str, ...]:
     """A remark on what lies beside a whole model and would be another one."""
     whole = files[0].name
-    if whole not in _WHOLE:
+    if whole not in WHOLE:
         return ()
-    others = [name for name in _weights(names, whole) if name != whole]
+    others = [name for name in weights_like(names, whole) if name != whole]
     index = PICKLE_INDEX if whole.endswith(".bin") else INDEX
     if index in names and not indexed:
         others.append(index)
@@ -292,7 +219,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_object(path, error=CheckpointError)
 
 
-def _list_folder(path: Path) -> list[str]:
+def list_folder(path: Path) -> list[str]:
     """The names in a folder, sorted."""
     try:
         return sorted(entry.name for entry in path.iterdir())
@@ -301,34 +228,11 @@ def _list_folder(path: Path) -> list[str]:
             f"{path} does not exist; give the folder of a downloaded checkpoint."
         ) from None
     except NotADirectoryError:
-        if path.suffix.lower() == ".gguf":
-            raise CheckpointError(
-                f"{path} is a GGUF file and no checkpoint; give the folder of the checkpoint that "
-                "it was made from."
-            ) from None
         raise CheckpointError(
             f"{path} is a file; give the folder that holds the checkpoint's config.json."
         ) from None
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def weight_files(names: Iterable[str]) -> list[str]:
-    """The weight files among the names of a folder, sorted: safetensors, else ``torch.save``'s.
-
-    A file that is a whole model stands alone, as in transformers.
-    """
-    there = list(names)
-    for whole in _WHOLE:
-        if found := _weights(there, whole):
-            return [whole] if whole in found else found
-    return []
-
-
-def _weights(names: Iterable[str], whole: str) -> list[str]:
-    """The names of a whole model or its shards, sorted."""
-    start, end = whole.split(".")
-    return sorted(n for n in names if n.startswith(start) and n.endswith(f".{end}"))
 
 
 def _no_config(path: Path, names: list[str]) -> CheckpointError:
@@ -342,8 +246,8 @@ def _no_config(path: Path, names: list[str]) -> CheckpointError:
         )
     if any(name.endswith(".gguf") for name in names):
         return CheckpointError(
-            f"{path} holds GGUF files and no checkpoint; give the folder of the checkpoint that "
-            "they were made from."
+            f"{path} holds GGUF files and no checkpoint; give one of them, the unquantized one, or "
+            "the folder of the checkpoint that they were made from."
         )
     return CheckpointError(
         f"{path} has no config.json; give the folder of a Hugging Face checkpoint, downloaded "

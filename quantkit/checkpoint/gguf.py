@@ -3,7 +3,8 @@
 import io
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ from quantkit.core.errors import GGUFError
 from quantkit.core.files import open_file
 from quantkit.core.printable import quoted
 from quantkit.encodings.encoding import Encoding, encodings
+from quantkit.families.model import KeyValue
 
 # GGUF value types by number; 8 is a string, 9 an array.
 _SCALARS = {
@@ -53,11 +55,17 @@ class HeaderTensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF says about itself."""
+    """What a GGUF says about itself.
+
+    ``spans`` is where in the file each key lies with its value, ``entries`` the same as bytes,
+    where they were read (see `read_entries`).
+    """
 
     metadata: dict[str, Any]
     tensors: tuple[HeaderTensor, ...]
     data_offset: int
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    entries: tuple[KeyValue, ...] = ()
 
 
 class _CutShortError(ValueError):
@@ -100,6 +108,22 @@ def read_header(path: Path, n_bytes: int | None = None) -> Header:
             raise GGUFError(f"{path} is not a sound GGUF file: {reason}.") from None
 
 
+def read_entries(path: Path, header: Header) -> tuple[KeyValue, ...]:
+    """The metadata of a GGUF as it lies in the file, in its order.
+
+    Args:
+        path: the file, or one with its header alone.
+        header: as it was read.
+
+    Raises:
+        GGUFError: the file cannot be read any more.
+
+    """
+    with open_file(path, error=GGUFError, fix="give another file") as file:
+        data = file.read(header.data_offset)
+    return tuple(KeyValue(key, data[start:end]) for key, (start, end) in header.spans.items())
+
+
 class _Reader:
     """A cursor over the header. Raises ValueError with a reason on anything unsound."""
 
@@ -118,7 +142,7 @@ class _Reader:
         n_tensors, n_entries = self._number("Q"), self._number("Q")
         if n_tensors > _MOST_TENSORS or n_entries > _MOST_ENTRIES:
             raise ValueError(f"it claims {n_tensors} tensors and {n_entries} keys")
-        metadata = self._metadata(n_entries)
+        metadata, spans = self._metadata(n_entries)
         tensors = self._tensors(n_tensors)
         alignment = metadata.get("general.alignment", 32)
         if (
@@ -138,16 +162,19 @@ class _Reader:
         if data_offset + end > self._at + self._left:
             missing = data_offset + end - self._at - self._left
             raise ValueError(f"it ends {missing} bytes before its last tensor does")
-        return Header(metadata, tensors, data_offset)
+        return Header(metadata, tensors, data_offset, spans)
 
-    def _metadata(self, n_entries: int) -> dict[str, Any]:
+    def _metadata(self, n_entries: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
         metadata: dict[str, Any] = {}
+        spans = {}
         for _ in range(n_entries):
+            start = self._at
             key = self._string()
             if key in metadata:
                 raise ValueError(f"it has the key {quoted(key)} twice")
             metadata[key] = self._value(self._number("I"))
-        return metadata
+            spans[key] = start, self._at
+        return metadata, spans
 
     def _tensors(self, n_tensors: int) -> tuple[HeaderTensor, ...]:
         tensors: dict[str, HeaderTensor] = {}

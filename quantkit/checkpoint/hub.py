@@ -1,22 +1,15 @@
 """A checkpoint on the Hugging Face Hub, known without downloading its weights."""
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote
 
-from quantkit.checkpoint.folder import (
-    INDEX,
-    LICENSES,
-    Checkpoint,
-    open_checkpoint,
-    read_checkpoint,
-    weight_files,
-)
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.folder import list_folder, open_folder, read_checkpoint
+from quantkit.checkpoint.names import INDEX, LICENSES, weight_files
 from quantkit.checkpoint.remote import RemoteRepo, download, explained, open_repo, read_range
 from quantkit.checkpoint.safetensors import LENGTH_BYTES, header_length, parse_header, read_header
 from quantkit.checkpoint.tokenizer.source import TOKENIZER_FILES
@@ -40,37 +33,10 @@ _SMALL_FILES = (
 )
 _TEMPLATES = "additional_chat_templates/"
 
-_ADDRESS = re.compile(
-    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?P<repo>[\w.-]+/[\w.-]+)"
-    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?P<file>/[^?#]+)?)?/?(?:[?#].*)?"
-)
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
-
 _LONGEST_LIST = 400  # characters
 
 # The index of the largest models has a few MB, a tokenizer.json up to 20.
 _MOST_SMALL_BYTES = 100 * 10**6
-
-
-def parse_hub_id(text: str) -> tuple[str, str | None] | None:
-    """``NAMESPACE/NAME`` or ``NAMESPACE/NAME@REVISION`` in its parts; None if it is a path.
-
-    The address of a repository, as a browser shows it, is one, too.
-    """
-    match = _HUB_ID.fullmatch(without_address(text))
-    if match is None or text.startswith("."):
-        return None
-    return match["repo"], match["revision"]
-
-
-def without_address(text: str) -> str:
-    """An address on huggingface.co as a Hub id, with its file and revision; other text as it is."""
-    match = _ADDRESS.fullmatch(text.strip())
-    if match is None:
-        return text
-    revision = unquote(match["revision"] or "")
-    at = f"@{revision}" if revision and revision != "main" else ""
-    return f"{match['repo']}{match['file'] or ''}{at}"
 
 
 def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint:
@@ -194,7 +160,7 @@ def _open_cached(repo_id: str, revision: str | None) -> Checkpoint:
         )
     folder = Path(config).parent
     try:
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_folder(folder, list_folder(folder))
     except CheckpointError as error:
         raise type(error)(f"HF_HUB_OFFLINE is set, and {error} ({advice})") from error
     sizes = {file.name: file.stat().st_size for file in checkpoint.files}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.remote import read_range
 from quantkit.checkpoint.rows import read_stored
 

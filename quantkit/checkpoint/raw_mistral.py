@@ -17,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.folder import Checkpoint, folder_name, read_json
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.folder import read_json
+from quantkit.checkpoint.names import PARAMS, folder_name, raw_weight_files
 from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.raw_tokenizer import add_tokenizer_files
 from quantkit.checkpoint.rows import Joined, View, ViewReader, file_order, read_stored
@@ -27,11 +29,9 @@ from quantkit.core.errors import CheckpointError, TokenizerError
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
 from quantkit.core.writing import replace_file
-from quantkit.families import find_family
-from quantkit.families.model import Model
+from quantkit.families import describe
+from quantkit.families.model import Decoder
 
-PARAMS = "params.json"
-_WEIGHTS = re.compile(r"consolidated([.-].+)?\.(safetensors|pth|pt)")
 _PARTS = (
     (r"model\.embed_tokens\.", "tok_embeddings."),
     (r"model\.norm\.", "norm."),
@@ -101,15 +101,6 @@ _MOE_ONLY: Mapping[str, tuple[Any, ...]] = {
 _YARN = {"factor", "original_max_position_embeddings", "alpha", "beta", "apply_scale"}
 
 
-def is_raw_mistral(names: Sequence[str]) -> bool:
-    """Whether the files of a folder are a raw release, and no Hugging Face checkpoint."""
-    return (
-        PARAMS in names
-        and bool(_weight_files(names))
-        and not any(n.startswith("model") and n.endswith(".safetensors") for n in names)
-    )
-
-
 def open_raw_mistral(path: Path) -> Checkpoint:
     """Open a folder of raw weights, from its headers.
 
@@ -119,7 +110,7 @@ def open_raw_mistral(path: Path) -> Checkpoint:
 
     """
     names = sorted(entry.name for entry in path.iterdir())
-    files = tuple(path / name for name in _weight_files(names))
+    files = tuple(path / name for name in raw_weight_files(names))
     raw: dict[str, list[SourceTensor]] = {}
     for file in files:
         is_plain = file.suffix == ".safetensors"
@@ -127,7 +118,7 @@ def open_raw_mistral(path: Path) -> Checkpoint:
         for name, tensor in header.items():
             raw.setdefault(name, []).append(tensor)
     config = _config(path / PARAMS, raw)
-    model = find_family(config).describe(config, _known_names(raw))
+    model = describe(config, _known_names(raw))
     views = _views(path, model, raw)
     starts = file_order(views)
     tensors = {}
@@ -142,12 +133,6 @@ def open_raw_mistral(path: Path) -> Checkpoint:
     config |= token_ids | {"torch_dtype": dtype[tensors["model.embed_tokens.weight"].dtype]}
     replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return Checkpoint(folder, config, tensors, files, read_rows=ViewReader(views))
-
-
-def _weight_files(names: Sequence[str]) -> list[str]:
-    """The weight files among names; safetensors where a release has both."""
-    found = [name for name in names if _WEIGHTS.fullmatch(name)]
-    return [name for name in found if name.endswith(".safetensors")] or found
 
 
 def _known_names(raw: Mapping[str, object]) -> list[str]:
@@ -260,7 +245,7 @@ def _yarn(path: Path, yarn: Any) -> dict[str, Any]:
     }
 
 
-def _views(path: Path, model: Model, raw: Mapping[str, list[SourceTensor]]) -> dict[str, View]:
+def _views(path: Path, model: Decoder, raw: Mapping[str, list[SourceTensor]]) -> dict[str, View]:
     """Where each tensor of a model lies in the raw weights; none of them is left over."""
     heads = {
         target.blocks[0].source: target.shape[0] // target.rope_heads

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.folder import LICENSES
+from quantkit.checkpoint.names import LICENSES
 from quantkit.checkpoint.tokenizer.model_file import ModelSettings, read_settings
 from quantkit.checkpoint.tokenizer.sentencepiece import open_model, require_bpe, symbols
 from quantkit.checkpoint.tokenizer.source import MODEL, TEKKEN, tokenizer_files

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quantkit.core.errors import CheckpointError, SourceChangedError
+
+T = TypeVar("T")
 
 _ATTEMPTS = 5
 _FIRST_WAIT = 0.2
@@ -27,7 +29,7 @@ _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True, slots=True)
 class RemoteRepo:
-    """A model repository at one commit.
+    """A model repository at one commit, or a folder in one.
 
     ``sizes`` has the bytes of each of its files, ``hashes`` the sha256 of those that the Hub keeps
     in its large file storage, as all weights are. ``etags`` is what the server has called files
@@ -39,9 +41,24 @@ class RemoteRepo:
     sizes: dict[str, int]
     hashes: dict[str, str] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict, compare=False)
+    folder: str = ""
 
     def __str__(self) -> str:
         return f"{self.repo_id} at {self.commit[:12]}"
+
+    def within(self, folder: str) -> "RemoteRepo":
+        """A folder of the repository, whose files are named as they are in it."""
+
+        def inside(known: dict[str, T]) -> dict[str, T]:
+            return {
+                name.removeprefix(folder): value
+                for name, value in known.items()
+                if name.startswith(folder)
+            }
+
+        return RemoteRepo(
+            self.repo_id, self.commit, inside(self.sizes), inside(self.hashes), {}, folder
+        )
 
 
 def open_repo(repo_id: str, revision: str | None = None) -> RemoteRepo:
@@ -87,7 +104,9 @@ def download(repo: RemoteRepo, name: str) -> Path:
 
     with explained(repo.repo_id, repo.commit):
         return Path(
-            _persistently(partial(hf_hub_download, repo.repo_id, name, revision=repo.commit))
+            _persistently(
+                partial(hf_hub_download, repo.repo_id, repo.folder + name, revision=repo.commit)
+            )
         )
 
 
@@ -182,7 +201,7 @@ def _receive(
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
-    url = hf_hub_url(repo.repo_id, name, revision=repo.commit)
+    url = hf_hub_url(repo.repo_id, repo.folder + name, revision=repo.commit)
     headers = build_hf_headers() | {
         "Range": f"bytes={start}-{end - 1}",
         "Accept-Encoding": "identity",  # a compressed answer has other offsets

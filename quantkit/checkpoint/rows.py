@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import Checkpoint, RowReader
+from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import open_file
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor

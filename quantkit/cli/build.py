@@ -20,7 +20,7 @@ from quantkit.cli.calibrated import (
 )
 from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_tokenizers
 from quantkit.cli.cluster import join_cluster
-from quantkit.cli.hub import fetch, get_ready, keep_in, open_source, require_folder
+from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import show_plan
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
     from quantkit.build.executor import Workers
     from quantkit.build.work import Work
-    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
 
 
@@ -60,7 +60,8 @@ def build(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT", help="A Hugging Face checkpoint folder, or HUB_ID[@REVISION]."
+            metavar="SOURCE",
+            help="A Hugging Face checkpoint folder, a GGUF, or HUB_ID[/FILE.gguf][@REVISION].",
         ),
     ],
     quant: Annotated[
@@ -130,6 +131,10 @@ def build(
         bool, typer.Option("--smoke/--no-smoke", help="Run every artifact in llama.cpp.")
     ] = True,
     verify: VerifyOption = False,
+    allow_requantize: Annotated[
+        bool,
+        typer.Option("--allow-requantize", help="Take a GGUF whose weights are quantized."),
+    ] = False,
     keep_source: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Store a checkpoint from the Hub as it is read."),
@@ -176,6 +181,7 @@ def build(
     from quantkit.build.output import require_place
     from quantkit.build.work import prepare
     from quantkit.checkpoint.imatrix import load_imatrix
+    from quantkit.checkpoint.open import open_source
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.plan import parse_override
@@ -226,6 +232,7 @@ def build(
             search=search.value,
             bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
             kept=kept,
+            allow_requantize=allow_requantize,
         )
 
     matrix = load_imatrix(imatrix) if imatrix not in (None, AUTO) else None
@@ -376,7 +383,7 @@ def run_build(
     tokens = None
     if smoke or has_several_tokenizers(work.checkpoint):
         tokens = expect_tokens_of(work.checkpoint)
-        work = work.remarking(tokens.remarks)
+        work = work.remarking(tokens.remarks if tokens is not None else ())
     for remark in work.remarks:
         note(remark)
     meter = open_meter()
@@ -389,7 +396,6 @@ def run_build(
         meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)
 
     def check(path: Path) -> "Check":
-        assert tokens is not None  # noqa: S101 - it is called in smoke tests only
         return check_artifact(path, threads, memory, tokens)
 
     try:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Calibration, Settings, Step
     from quantkit.calibrate.forward import Routing
     from quantkit.calibrate.text import Corpus
-    from quantkit.checkpoint.folder import Checkpoint
-    from quantkit.families.model import Model
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.families.model import Decoder
 
 _STARVED_SHARE = 0.25  # of an even share, below which an expert counts as starved
 
@@ -91,7 +91,7 @@ def calibrate(
         raise OutputError(
             f"{out} is there already; --overwrite replaces it, or name another file with -o."
         )
-    source, model = open_model(checkpoint)
+    source, model = open_noted(checkpoint)
     refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, model.hparams.num_local_experts))
     if plot is not None:
         require_drawable(plot)
@@ -106,15 +106,13 @@ def calibrate(
     _show(result, min_tokens, as_json)
 
 
-def open_model(source: "Path | Checkpoint") -> "tuple[Checkpoint, Model]":
+def open_noted(source: "Path | Checkpoint") -> "tuple[Checkpoint, Decoder]":
     """A checkpoint that holds what its config promises, and the model that it makes."""
-    from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
-    from quantkit.families import find_family
-    from quantkit.plan.plan import check_sources
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.open import open_checkpoint, open_decoder
 
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
-    check_sources(model, checkpoint.tensors)
+    model = open_decoder(checkpoint)
     for remark in checkpoint.remarks:
         note(remark)
     return checkpoint, model
@@ -142,7 +140,7 @@ def remarks_on(corpus: "Corpus", asked: int) -> list[str]:
 
 def run(
     checkpoint: "Checkpoint",
-    model: "Model",
+    model: "Decoder",
     corpus: "Corpus",
     out: Path,
     settings: "Settings",

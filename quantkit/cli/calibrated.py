@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.calibrate import Device, open_model, remarks_on, run
+from quantkit.cli.calibrate import Device, open_noted, remarks_on, run
 from quantkit.cli.checks import check_artifact, expect_tokens_of
 from quantkit.cli.output import note, open_meter
 from quantkit.core.errors import OutputError
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Settings, Step
     from quantkit.calibrate.gptq import GptqBuild
     from quantkit.calibrate.text import Corpus
-    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
-    from quantkit.families.model import Model
+    from quantkit.families.model import Decoder
     from quantkit.formats.folder import FolderLayout
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import Quant
@@ -49,7 +49,7 @@ class OnText:
     """All that a text is needed for, planned: nothing has been run or written."""
 
     checkpoint: "Checkpoint"
-    model: "Model"
+    model: "Decoder"
     corpus: "Corpus"
     settings: "Settings"
     asked: int
@@ -186,7 +186,7 @@ def plan_on_text(
     from quantkit.calibrate.text import make_corpus
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    checkpoint, model = open_model(source)
+    checkpoint, model = open_noted(source)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     corpus = make_corpus(checkpoint, text.files, text.chunks, text.context)
     settings = Settings(text.device.value)
@@ -239,7 +239,7 @@ def plan_gptq_quants(
     from quantkit.formats.gguf.metadata import describe_checkpoint
     from quantkit.formats.gptq.plan import lay_out_gptq
 
-    checkpoint, model = open_model(source)
+    checkpoint, model = open_noted(source)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     layouts = [
         replace(

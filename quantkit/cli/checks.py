@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Check
-    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.verify.tokens import ExpectedTokens
 
 # What an artifact that is no GGUF is exported to for its smoke test.
@@ -20,8 +20,10 @@ def has_several_tokenizers(checkpoint: "Checkpoint") -> bool:
     return len(vocabulary_files(checkpoint.path)) > 1
 
 
-def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens":
+def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens | None":
     """What the checkpoint's own tokenizer gives, its chat template's output included.
+
+    Of a GGUF the vocabulary is copied, and there is no other that it could be compared with.
 
     Raises:
         TokenizerError: its library cannot open it.
@@ -32,6 +34,8 @@ def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens":
     from quantkit.publish.prompt import render_prompt
     from quantkit.verify.tokens import expect_tokens
 
+    if checkpoint.header is not None:
+        return None
     source = read_source(checkpoint.path, checkpoint.config)
     template = template_metadata(source).get("tokenizer.chat_template")
     prompt = None
@@ -40,14 +44,16 @@ def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens":
     return expect_tokens(checkpoint.path, checkpoint.config, [prompt] if prompt else [])
 
 
-def check_artifact(path: Path, threads: int, memory: int, tokens: "ExpectedTokens") -> "Check":
+def check_artifact(
+    path: Path, threads: int, memory: int, tokens: "ExpectedTokens | None"
+) -> "Check":
     """Run a GGUF in llama.cpp, a folder through a temporary GGUF of its dequantized weights."""
     if path.is_dir():
         return _check_folder(path, threads, memory, tokens)
     return _check_gguf(path, threads, tokens)
 
 
-def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens") -> "Check":
+def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens | None") -> "Check":
     from quantkit.build.engine import Check
     from quantkit.verify.smoke import smoke
 
@@ -55,7 +61,9 @@ def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens") -> "Check":
     return Check(result.ok, result.verdict, asdict(result))
 
 
-def _check_folder(folder: Path, threads: int, memory: int, tokens: "ExpectedTokens") -> "Check":
+def _check_folder(
+    folder: Path, threads: int, memory: int, tokens: "ExpectedTokens | None"
+) -> "Check":
     from quantkit.build import engine
     from quantkit.build.output import remove, trial_of
     from quantkit.build.work import prepare_export

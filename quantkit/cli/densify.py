@@ -25,8 +25,8 @@ from quantkit.core.units import parse_size
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Step
     from quantkit.calibrate.densify import Merged
-    from quantkit.checkpoint.folder import Checkpoint
-    from quantkit.families.model import Model
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.families.model import Decoder
 
 
 class Merge(StrEnum):
@@ -80,7 +80,9 @@ def densify(
     require_experts(source, model)
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
 
-    def finish(dense: "Checkpoint", dense_model: "Model", how: str, recipe: dict[str, Any]) -> None:
+    def finish(
+        dense: "Checkpoint", dense_model: "Decoder", how: str, recipe: dict[str, Any]
+    ) -> None:
         card = write_merge_card(out.absolute().name, source, model, dense_model, how)
         write(dense, dense_model, out, recipe, card, most_bytes, jobs, memory, as_json)
 
@@ -110,7 +112,7 @@ def densify(
 @contextmanager
 def _on_text(
     source: "Checkpoint",
-    model: "Model",
+    model: "Decoder",
     out: Path,
     merge: Merge | None,
     text: list[Path] | None,
@@ -160,14 +162,14 @@ def _on_text(
         yield made, how
 
 
-def open_source(name: str) -> "tuple[Checkpoint, Model]":
+def open_source(name: str) -> "tuple[Checkpoint, Decoder]":
     """A checkpoint in a folder or on the Hub, and the model that it makes."""
     from quantkit.checkpoint.hub_rows import with_rows
-    from quantkit.cli.calibrate import open_model
-    from quantkit.cli.hub import open_source as find_source
+    from quantkit.checkpoint.open import open_source as find_source
+    from quantkit.cli.calibrate import open_noted
 
     source = find_source(name)
-    return open_model(source if isinstance(source, Path) else with_rows(source))
+    return open_noted(source if isinstance(source, Path) else with_rows(source))
 
 
 def _parse_weights(text: str) -> list[float]:

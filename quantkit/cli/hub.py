@@ -6,30 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.cli.output import note, open_meter
-from quantkit.core.errors import CheckpointError, PlanError
+from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
     from quantkit.build.kept import Kept
     from quantkit.build.work import Work
-    from quantkit.checkpoint.folder import Checkpoint
-
-
-def open_source(name: str) -> "Path | Checkpoint":
-    """The folder of that name, or else the checkpoint on the Hub whose headers are read now.
-
-    Raises:
-        CheckpointError: the Hub has no such checkpoint, or cannot be reached.
-
-    """
-    from quantkit.checkpoint.hub import open_hub_checkpoint, parse_hub_id
-
-    hub_id = None if Path(name).exists() else parse_hub_id(name)
-    if hub_id is None and "://" in name:
-        raise CheckpointError(
-            f"{name} is no address of a model on huggingface.co; give a folder, or NAMESPACE/NAME."
-        )
-    return Path(name) if hub_id is None else open_hub_checkpoint(*hub_id)
+    from quantkit.checkpoint.checkpoint import Checkpoint
 
 
 def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "Kept | None":
@@ -78,7 +61,7 @@ def fetch(source: "Path | Checkpoint", kept: "Kept | None") -> "Path | Checkpoin
     from quantkit.build.output import check_space
     from quantkit.build.source import Reading, stamps_of
     from quantkit.checkpoint.ahead import MOST_BYTES
-    from quantkit.checkpoint.folder import open_checkpoint
+    from quantkit.checkpoint.open import open_checkpoint
 
     if isinstance(source, Path) or source.repo is None or kept is None:
         return source

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from quantkit.build.engine import Progress
-    from quantkit.checkpoint.folder import Checkpoint
-    from quantkit.families.model import Model
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.families.model import Decoder
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write; a new one.")]
 JobsOption = Annotated[int | None, typer.Option(min=1, help="Threads  [default: all usable cores]")]
@@ -41,8 +41,8 @@ def import_(
     For quants alone there is no need to: quantkit build takes the raw folder.
     """
     from quantkit.build.rewrite import require_free
-    from quantkit.checkpoint.raw_mistral import PARAMS
-    from quantkit.cli.calibrate import open_model
+    from quantkit.checkpoint.names import PARAMS
+    from quantkit.cli.calibrate import open_noted
 
     if not (raw / PARAMS).is_file():
         raise CheckpointError(
@@ -51,7 +51,7 @@ def import_(
         )
     require_free(out)
     memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None
-    checkpoint, model = open_model(raw)
+    checkpoint, model = open_noted(raw)
     if checkpoint.read_rows is None:
         raise CheckpointError(f"{raw} is a Hugging Face checkpoint already; use it as it is.")
     write(checkpoint, model, out, {"import": 1}, None, most_bytes, jobs, memory, as_json)
@@ -59,7 +59,7 @@ def import_(
 
 def write(
     checkpoint: "Checkpoint",
-    model: "Model",
+    model: "Decoder",
     out: Path,
     recipe: "Mapping[str, Any]",
     card: str | None,

@@ -12,7 +12,7 @@ from quantkit.cli.output import JsonOption, emit_json, escape, note, show_table
 from quantkit.core.units import format_count, format_size
 
 if TYPE_CHECKING:
-    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.checkpoint.checkpoint import Checkpoint
 
 _LONGEST_VALUE = 100
 
@@ -28,8 +28,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
-    from quantkit.checkpoint.folder import holds_weights, is_quantized, open_checkpoint
-    from quantkit.cli.hub import open_source
+    from quantkit.checkpoint.folder import is_quantized
+    from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_source
     from quantkit.verify.subjects import holds_artifacts
 
     path = open_source(place)
@@ -118,13 +118,11 @@ def _show_artifacts(facts: dict[str, Any]) -> None:
 
 def _checkpoint(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
     from quantkit.build.source import stamps_of
-    from quantkit.families import find_family
-    from quantkit.plan.plan import check_sources
+    from quantkit.checkpoint.open import open_model
 
     for remark in checkpoint.remarks:
         note(remark)
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
-    check_sources(model, checkpoint.tensors)
+    model = open_model(checkpoint)
     roles = {block.source: t.role for t in reversed(model.targets) for block in t.blocks}
     tensors = [
         (roles.get(s.name, "unused"), s.dtype, s.n_elements, s.n_bytes)
@@ -145,13 +143,13 @@ def _checkpoint(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
 
 def _quantized(path: Path) -> dict[str, Any]:
     from quantkit.checkpoint.folder import open_quantized
-    from quantkit.families import find_family
+    from quantkit.families import describe
     from quantkit.families.published import published_names
 
     stored = open_quantized(path)
     # AutoGPTQ gives every layer a bias, of zeros where the model has none.
     own = [name for name in stored.tensors if not name.endswith(".bias")]
-    model = find_family(stored.config).describe(stored.config, own)
+    model = describe(stored.config, own)
     parts: dict[str, list[Any]] = defaultdict(list)
     names = {name: target for target in model.targets for name in published_names(target)}
     for tensor in stored.tensors.values():

@@ -22,8 +22,8 @@ from quantkit.core.writing import write_file
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Settings
     from quantkit.calibrate.text import Corpus
-    from quantkit.checkpoint.folder import Checkpoint
-    from quantkit.families.model import Model
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.families.model import Decoder
 
 _ALL = 2**31  # chunks: as many as the text has
 
@@ -146,7 +146,7 @@ def _run_artifacts(
 def _stream(
     name: str,
     checkpoint: "Checkpoint",
-    model: "Model",
+    model: "Decoder",
     text: Path,
     context: int,
     chunks: int | None,
@@ -174,7 +174,7 @@ def _stream(
 
 
 def _score(
-    name: str, checkpoint: "Checkpoint", model: "Model", corpus: "Corpus", settings: "Settings"
+    name: str, checkpoint: "Checkpoint", model: "Decoder", corpus: "Corpus", settings: "Settings"
 ) -> _Row:
     from quantkit.calibrate.perplexity import token_losses
     from quantkit.verify.divergence import mean_and_error

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from quantkit.build.shipping import Shipping
     from quantkit.build.work import Work
-    from quantkit.checkpoint.folder import Checkpoint
+    from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.plan.quants import Quant
     from quantkit.publish.release import Wishes
 

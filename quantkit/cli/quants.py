@@ -9,7 +9,7 @@ from quantkit.cli.output import JsonOption, console, emit_json, show_table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from quantkit.families.model import Model
+    from quantkit.families.model import Decoder
     from quantkit.formats.folder import FolderPlan
     from quantkit.plan.plan import Plan
     from quantkit.plan.quants import Quant
@@ -23,13 +23,13 @@ def quants(as_json: JsonOption = False) -> None:
     The figures are planned from the models' shapes, tensor by tensor.
     """
     from quantkit.core.profiles import load_profile
-    from quantkit.families import find_family
+    from quantkit.families import describe
     from quantkit.plan.quants import all_quants, folder_quants
 
     models = {}
     for name in _MODELS:
         profile = load_profile(f"models/{name}.toml")
-        models[profile["title"]] = find_family(profile["config"]).describe(profile["config"], ())
+        models[profile["title"]] = describe(profile["config"])
     rows = [_row(quant, models) for quant in all_quants().values()]
     rows += [_folder_row(quant, models) for quant in folder_quants().values()]
     if as_json:
@@ -57,7 +57,7 @@ def quants(as_json: JsonOption = False) -> None:
     console.print("In the group gguf-all: " + ", ".join(r["name"] for r in rows if r["groups"]))
 
 
-def _folder_row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
+def _folder_row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.bnb.plan import outline_bnb
     from quantkit.formats.gptq.plan import GptqOptions, outline_gptq
@@ -69,7 +69,7 @@ def _folder_row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
     return _describe(quant, plans)
 
 
-def _row(quant: "Quant", models: "dict[str, Model]") -> dict[str, Any]:
+def _row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
     from quantkit.plan.llama_quantize import needs_imatrix
     from quantkit.plan.plan import outline_plan
 

@@ -42,7 +42,7 @@ def smoke(
     build does. With --reference it is also measured over a short text, as quantkit compare does.
     """
     from quantkit.build.manifest import known_sha256
-    from quantkit.checkpoint.folder import open_checkpoint
+    from quantkit.checkpoint.open import open_checkpoint
     from quantkit.checkpoint.tokenizer.deviations import describe_tokens
     from quantkit.verify.smoke import smoke as run_smoke
 

@@ -12,6 +12,7 @@ FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 class SourceTensor:
     """One tensor as it lies in a checkpoint file.
 
+    ``dtype`` is safetensors' name for floats, which ggml shares, and ggml's for blocks of a GGUF.
     ``shape`` is row-major (rows, columns); ``offset`` is in bytes from the start of ``file``.
     """
 
@@ -25,7 +26,9 @@ class SourceTensor:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row: the last dimension."""
-        return self.shape[-1] * FLOAT_BYTES[self.dtype]
+        if self.dtype in FLOAT_BYTES:
+            return self.shape[-1] * FLOAT_BYTES[self.dtype]
+        return self.n_bytes // prod(self.shape[:-1])
 
     @property
     def n_elements(self) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.core.errors import NativeError
+from quantkit.core.errors import NativeError, PlanError
 from quantkit.encodings.encoding import Encoding
 
 _LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
@@ -44,6 +44,19 @@ def version() -> str:
     return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 
 
+class _Traits(ctypes.Structure):
+    """``ggml_type_traits`` of ``ggml.h``, as far as it is read."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
 @cache
 def _library() -> ctypes.CDLL:
     path = library_path()
@@ -62,6 +75,8 @@ def _library() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
     validate.restype = ctypes.c_bool
     validate.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     return library
@@ -103,3 +118,35 @@ def encode(
     if not library.ggml_validate_row_data(encoding.id, out.ctypes.data, out.nbytes):
         raise OverflowError(f"the weights are too large for {encoding.name}")
     return out
+
+
+def decode(raw: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.float32]:
+    """The weights of whole blocks, as llama-quantize reads a quantized source; 1-D.
+
+    Args:
+        raw: bytes, 1-D and contiguous.
+        encoding: their block format.
+
+    Raises:
+        OverflowError: a scale is not finite.
+        PlanError: ggml has no way back from this format.
+
+    """
+    check(raw, encoding)
+    to_float = _library().ggml_get_type_traits(encoding.id).contents.to_float
+    if not to_float:
+        raise PlanError(f"ggml cannot turn {encoding.name} into floats; give another source.")
+    out = np.empty(raw.size // encoding.bytes * encoding.elements, np.float32)
+    to_float(raw.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def check(raw: NDArray[np.uint8], encoding: Encoding) -> None:
+    """Check that blocks are sound, as llama.cpp checks a file's.
+
+    Raises:
+        OverflowError: a scale is not finite.
+
+    """
+    if not _library().ggml_validate_row_data(encoding.id, raw.ctypes.data, raw.nbytes):
+        raise OverflowError(f"its blocks of {encoding.name} are damaged")

@@ -1,11 +1,11 @@
 """Architectures: one small file each, and the registry that finds the one a config names."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from quantkit.core.errors import CheckpointError, UnknownArchitectureError
 from quantkit.families import llama, mistral, mixtral
-from quantkit.families.model import Family
+from quantkit.families.model import Decoder, Family
 
 FAMILIES: tuple[Family, ...] = (llama.FAMILY, mistral.FAMILY, mixtral.FAMILY)
 
@@ -32,3 +32,14 @@ def find_family(config: Mapping[str, Any]) -> Family:
         f"config.json names the architecture {names[0]}, which quantkit does not know; "
         f"it knows {known}."
     )
+
+
+def describe(config: Mapping[str, Any], names: Collection[str] = ()) -> Decoder:
+    """The model that config.json promises, whose tensors in the checkpoint have these names.
+
+    Raises:
+        CheckpointError: the config is incomplete, or contradicts itself.
+        UnknownArchitectureError: no family handles its architecture.
+
+    """
+    return find_family(config).describe(config, names)

@@ -10,7 +10,8 @@ from typing import Any
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
 from quantkit.families.config_keys import check_keys
-from quantkit.families.model import Block, Hyperparameters, Model, Rope, Target
+from quantkit.families.keys import decoder_keys
+from quantkit.families.model import Block, Decoder, Hyperparameters, Rope, Target
 from quantkit.families.rope import above_zero, read_rope
 
 # What a number of config.json may be at most. Layers and experts are llama.cpp's (LLAMA_MAX_LAYERS,
@@ -44,7 +45,7 @@ def describe_decoder(
     names: Collection[str],
     defaults: Mapping[str, Any],
     feed_forward: FeedForward,
-) -> Model:
+) -> Decoder:
     """A decoder-only model with rotary attention, RMS norms and the given feed-forward part.
 
     Args:
@@ -109,7 +110,16 @@ def describe_decoder(
     if "lm_head.weight" in names or not hparams.tie_word_embeddings:
         take("lm_head.weight", "output.weight", "output", embeddings)
     targets += _rope_tensors(hparams.rope)
-    return Model(family, "llama", hparams, sources, tuple(targets), hparams.facts, tuple(remarks))
+    return Decoder(
+        family=family,
+        arch="llama",
+        sources=sources,
+        targets=tuple(targets),
+        facts=hparams.facts,
+        keys=decoder_keys("llama", hparams),
+        remarks=tuple(remarks),
+        hparams=hparams,
+    )
 
 
 def _remarks(names: Collection[str], hparams: Hyperparameters) -> Iterator[str]:

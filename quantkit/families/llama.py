@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from quantkit.families.decoder import describe_decoder, gated_mlp
-from quantkit.families.model import Family, Model
+from quantkit.families.model import Decoder, Family
 
 # What transformers' LlamaConfig assumes where config.json is silent. It also fills in head_dim,
 # so the converter writes the head lengths even where the config does not state them.
@@ -17,7 +17,7 @@ DEFAULTS = {
 }
 
 
-def describe(config: Mapping[str, Any], names: Collection[str]) -> Model:
+def describe(config: Mapping[str, Any], names: Collection[str]) -> Decoder:
     """The model that a Llama config and its tensor names make."""
     return describe_decoder("llama", config, names, DEFAULTS, gated_mlp)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from quantkit.families.decoder import describe_decoder, gated_mlp
-from quantkit.families.model import Family, Model
+from quantkit.families.model import Decoder, Family
 
 # What transformers' MistralConfig assumes where config.json is silent.
 DEFAULTS = {
@@ -17,7 +17,7 @@ DEFAULTS = {
 }
 
 
-def describe(config: Mapping[str, Any], names: Collection[str]) -> Model:
+def describe(config: Mapping[str, Any], names: Collection[str]) -> Decoder:
     """The model that a Mistral config and its tensor names make."""
     return describe_decoder("mistral", config, names, DEFAULTS, gated_mlp)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from quantkit.families.decoder import describe_decoder
-from quantkit.families.model import Block, Family, Hyperparameters, Model, Target
+from quantkit.families.model import Block, Decoder, Family, Hyperparameters, Target
 
 # What transformers' MixtralConfig assumes where config.json is silent.
 DEFAULTS = {
@@ -24,7 +24,7 @@ DEFAULTS = {
 }
 
 
-def describe(config: Mapping[str, Any], names: Collection[str]) -> Model:
+def describe(config: Mapping[str, Any], names: Collection[str]) -> Decoder:
     """The model that a Mixtral config and its tensor names make."""
     return describe_decoder("mixtral", config, names, DEFAULTS, experts)
 

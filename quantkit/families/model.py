@@ -136,25 +136,42 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """A config made concrete: its hyperparameters, the shapes it expects, the targets it yields.
+class KeyValue:
+    """One metadata entry of a GGUF: its key, and key, type and value as they lie in the file."""
 
-    ``remarks`` are sentences about what llama.cpp will not do as the original does, and what a
-    user must therefore know of a GGUF.
+    key: str
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as a GGUF holds it: architecture, tensors, keys, and the facts that rules ask for.
+
+    ``family`` is what people call its kind, ``arch`` its architecture's name in GGUF. ``sources``
+    are the tensors that it is made of, with their shapes. ``keys`` say how it computes; what it is
+    called and its vocabulary come with them only where a GGUF is the source. ``remarks`` are
+    sentences about what llama.cpp will not do as the original does.
     """
 
     family: str
-    arch: str  # the architecture's name in GGUF
-    hparams: Hyperparameters
+    arch: str
     sources: Mapping[str, tuple[int, ...]]
     targets: tuple[Target, ...]
     facts: Facts
+    keys: tuple[KeyValue, ...]
     remarks: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:
         """Weights of the checkpoint (values computed from the config are not counted)."""
         return sum(prod(shape) for shape in self.sources.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder(Model):
+    """A model whose layers quantkit can compute by itself, from its hyperparameters."""
+
+    hparams: Hyperparameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +184,4 @@ class Family:
 
     name: str
     architectures: tuple[str, ...]
-    describe: Callable[[Mapping[str, Any], Collection[str]], Model]
+    describe: Callable[[Mapping[str, Any], Collection[str]], Decoder]

@@ -10,35 +10,26 @@ from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from quantkit.checkpoint.folder import (
-    INDEX,
-    Checkpoint,
-    folder_name,
-    holds_weights,
-    is_quantized,
-    open_checkpoint,
-    open_quantized,
-    read_json,
-    read_weight_map,
-)
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.folder import is_quantized, open_quantized, read_json, read_weight_map
 from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
 from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.checkpoint.names import INDEX, folder_name
+from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_decoder
 from quantkit.core.errors import CheckpointError, GGUFError
 from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
-from quantkit.families import find_family
-from quantkit.families.model import Hyperparameters, Model
+from quantkit.families import describe
+from quantkit.families.model import Decoder, Hyperparameters
 from quantkit.formats.gguf.layout import Layout, lay_out
 from quantkit.formats.gguf.metadata import (
-    KeyValue,
     ModelMetadata,
-    add_hyperparameters,
+    bare_entries,
     count_parameters,
     describe_checkpoint,
-    pack,
 )
 from quantkit.plan.llama_quantize import needs_imatrix
-from quantkit.plan.plan import Plan, check_sources, make_plan, outline_plan
+from quantkit.plan.plan import Plan, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
 from quantkit.verify.subjects import artifacts_in, holds_artifacts
 
@@ -153,7 +144,7 @@ class Subject:
     variants: tuple[Variant, ...]
     n_parameters: int
     n_active: int
-    model: Model | None
+    model: Decoder | None
     gguf: Path | None
     hollow: tuple[Hollow, ...]
     stored: tuple[Stored, ...] = ()
@@ -191,7 +182,7 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
         GGUFError: the GGUF cannot be read or is not one, or is none of the quants asked for.
 
     """
-    from quantkit.checkpoint.hub import without_address
+    from quantkit.checkpoint.names import without_address
 
     path = Path(name)
     if path.is_dir():
@@ -218,7 +209,7 @@ def _from_hub(
     wishes: Wishes,
 ) -> Subject:
     from quantkit.checkpoint.hub import open_hub_checkpoint
-    from quantkit.formats.gguf.remote import fetch_gguf_header
+    from quantkit.checkpoint.remote_gguf import fetch_gguf_header
 
     if file is None:
         checkpoint = open_hub_checkpoint(repo, revision)
@@ -233,7 +224,7 @@ def _from_hub(
 
 def _from_profile(name: str, wishes: Wishes) -> Subject:
     profile = load_profile(f"models/{name}.toml")
-    model = find_family(profile["config"]).describe(profile["config"], ())
+    model = describe(profile["config"])
     source = profile.get("source", {}).get("file_bytes")
     return _from_shapes(model, profile["title"], "bundled", wishes, source)
 
@@ -243,15 +234,15 @@ def _from_config(file: Path, wishes: Wishes) -> Subject:
     config = read_json(file)
     index = file.parent / INDEX
     names = read_weight_map(index) if index.is_file() else ()
-    model = find_family(config).describe(config, names)
+    model = describe(config, names)
     return _from_shapes(model, folder_name(file.parent), "config", wishes)
 
 
 def _from_shapes(
-    model: Model, title: str, origin: Origin, wishes: Wishes, source_bytes: int | None = None
+    model: Decoder, title: str, origin: Origin, wishes: Wishes, source_bytes: int | None = None
 ) -> Subject:
     """A model without its tokenizer, whose share of a header is estimated."""
-    metadata = ModelMetadata(title, _bare_entries(model))
+    metadata = ModelMetadata(title, bare_entries(model))
     vocabulary = int(model.hparams.vocab_size * _VOCABULARY_BYTES_PER_TOKEN)
     source = model.n_parameters * _BF16 if source_bytes is None else source_bytes
     return _from_model(model, metadata, origin, wishes, title, source, vocabulary)
@@ -294,11 +285,11 @@ def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
 def _from_artifact(folder: Path) -> Subject:
     """A folder for transformers: what it stores is exact, and it has no variants."""
     checkpoint = open_quantized(folder)
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    model = describe(checkpoint.config, checkpoint.tensors)
     method = checkpoint.config["quantization_config"].get("quant_method")
     n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     title = folder_name(folder)
-    metadata = ModelMetadata(title, _bare_entries(model))
+    metadata = ModelMetadata(title, bare_entries(model))
     bare = _from_model(model, metadata, "artifacts", Wishes(()), title, 0, 0)
     return replace(bare, stored=(Stored(title, n_bytes, "exact", str(method)),))
 
@@ -325,8 +316,7 @@ def _chosen(subject: Subject, wishes: Wishes) -> Subject:
 
 
 def _from_checkpoint(checkpoint: Checkpoint, origin: Origin, wishes: Wishes) -> Subject:
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
-    check_sources(model, checkpoint.tensors)
+    model = open_decoder(checkpoint)
     metadata = describe_checkpoint(checkpoint, model)
     source = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     title = checkpoint.name
@@ -334,7 +324,7 @@ def _from_checkpoint(checkpoint: Checkpoint, origin: Origin, wishes: Wishes) -> 
 
 
 def _from_model(
-    model: Model,
+    model: Decoder,
     metadata: ModelMetadata,
     origin: Origin,
     wishes: Wishes,
@@ -362,7 +352,7 @@ def _from_model(
         )
     variants.sort(key=lambda variant: -variant.tensor_bytes)
     # Any encoding will do: llama.cpp's buffers hold activations, whose types do not depend on it.
-    bare = ModelMetadata(metadata.base_name, _bare_entries(model))
+    bare = ModelMetadata(metadata.base_name, bare_entries(model))
     probe_plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
     (file,) = lay_out(probe_plan, bare).files
     total, shared, one_expert, _ = count_parameters(model)
@@ -379,7 +369,7 @@ def _from_model(
     )
 
 
-def _outline(model: Model, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan, bool]:
+def _outline(model: Decoder, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan, bool]:
     """The plan, and whether it needs an importance matrix, which it then is planned with."""
     if imatrix is not None:
         return make_plan(model, quant, imatrix), False
@@ -403,16 +393,6 @@ def _pieces(plan: Plan) -> Iterable[Piece]:
             target.n_elements,
             tensor.n_bytes,
         )
-
-
-def _bare_entries(model: Model) -> tuple[KeyValue, ...]:
-    """Metadata that llama.cpp needs to load a model without its vocabulary."""
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path=None, arch=model.arch)
-    add_hyperparameters(writer, model.hparams)
-    writer.add_tokenizer_model("none")
-    return tuple(KeyValue(key, pack(key, value)) for key, value in writer.kv_data[0].items())
 
 
 def shape_of(arch: str, hparams: Hyperparameters) -> Shape:

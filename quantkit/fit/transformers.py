@@ -4,7 +4,7 @@ Weights are what a build with the defaults stores, to the byte; where the defaul
 model's rows, with the blocks or groups nearest to them that do.
 """
 
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
 from quantkit.fit.probe import Settings
 from quantkit.fit.subject import Shape, Stored
@@ -19,7 +19,7 @@ _EXPERTS = (
 _GPTQ_EXPERTS = "; transformers 5 fills the experts with random numbers, see docs/gptq.md"
 
 
-def formats_of(model: Model) -> tuple[Stored, ...]:
+def formats_of(model: Decoder) -> tuple[Stored, ...]:
     """What a model takes in each format; those that cannot hold it have no bytes, and say why."""
     elements = sum(target.n_elements for target in model.targets)
     return (
@@ -30,7 +30,7 @@ def formats_of(model: Model) -> tuple[Stored, ...]:
     )
 
 
-def _bnb(model: Model, name: str) -> Stored:
+def _bnb(model: Decoder, name: str) -> Stored:
     experts = _EXPERTS if model.hparams.num_local_experts else ""
     usual = BnbOptions().block_size
     size = _nearest(block_sizes(model), usual)
@@ -44,7 +44,7 @@ def _bnb(model: Model, name: str) -> Stored:
     return Stored(name, n_bytes, "exact", f"bitsandbytes{option}{experts}")
 
 
-def _gptq(model: Model, name: str) -> Stored:
+def _gptq(model: Decoder, name: str) -> Stored:
     usual = GptqOptions().group_size
     size = _nearest(group_sizes(model), usual)
     if size is None:

@@ -8,7 +8,8 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.checkpoint.folder import Checkpoint, RowReader, open_quantized
+from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
+from quantkit.checkpoint.folder import open_quantized
 from quantkit.core.errors import CheckpointError
 
 # quant_method of config.json -> the module that reads such a folder

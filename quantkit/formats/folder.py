@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import LICENSES
+from quantkit.checkpoint.names import LICENSES
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file, read_file

@@ -4,14 +4,14 @@ from typing import Any
 
 import quantkit
 from quantkit.checkpoint.card import read_front_matter
-from quantkit.checkpoint.folder import Checkpoint
-from quantkit.families.model import Model
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.families.model import Decoder
 
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
 
 def write_merge_card(
-    name: str, checkpoint: Checkpoint, model: Model, dense: Model, how: str
+    name: str, checkpoint: Checkpoint, model: Decoder, dense: Decoder, how: str
 ) -> str:
     """README.md: where the model comes from, and how.
 

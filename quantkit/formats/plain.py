@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import read_if_there
 from quantkit.encodings.encoding import Encoding
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.families.published import published_names
 from quantkit.formats.bnb.codec import Plain
 from quantkit.formats.folder import (
@@ -26,7 +26,7 @@ from quantkit.plan.quants import Quant
 
 def lay_out_plain(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     name: str,
     *,
     card: str | None = None,

@@ -111,7 +111,7 @@ def assign(
     chosen = []
     for target in targets:
         if target.role not in QUANTIZED:
-            chosen.append(encoding("F32"))
+            chosen.append(encoding(target.stored))
         elif not quant.encoding.is_block:
             chosen.append(quant.encoding)
         else:

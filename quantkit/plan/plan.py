@@ -1,13 +1,12 @@
 """The plan of one quant: every tensor, its encoding and its bytes, in the order of the file."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import methodcaller
 
 from quantkit.checkpoint.imatrix import Imatrix, require_same_model
-from quantkit.core.errors import CheckpointError, ImatrixError, PlanError
-from quantkit.core.tensors import SourceTensor
+from quantkit.core.errors import ImatrixError, PlanError
 from quantkit.encodings.encoding import Encoding, encodings
 from quantkit.families.model import Model, Target
 from quantkit.plan.llama_quantize import (
@@ -19,11 +18,6 @@ from quantkit.plan.llama_quantize import (
 )
 from quantkit.plan.quants import Quant
 
-# Buffers that old checkpoints carry and no model needs; the converter skips them too.
-_IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
-# What peft calls an adapter's tensors, and what it puts them beside.
-_ADAPTER = (".lora_", ".ia3_", ".base_layer.", ".modules_to_save.", "base_model.model.")
-_MOST_NAMED = 3
 # Formats that ggml computes with and no kernel writes.
 _NEVER_STORED = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
 
@@ -167,64 +161,6 @@ def _with_classes(pattern: str) -> str:
     return _CLASS.sub(lambda match: _CLASSES.get(match[1], match[0]), pattern)
 
 
-def check_sources(model: Model, tensors: Mapping[str, SourceTensor]) -> None:
-    """Check that a checkpoint holds exactly what its config promises.
-
-    Raises:
-        CheckpointError: a tensor is missing, not expected, or of another shape.
-
-    """
-    adapter = [n for n in tensors if any(part in n for part in _ADAPTER)]
-    if adapter:
-        raise CheckpointError(
-            f"The checkpoint holds {_some(adapter)}, of an adapter (LoRA) that is not merged into "
-            "its weights; merge it with peft's merge_and_unload, save that with save_pretrained, "
-            "and give that folder."
-        )
-    missing = [name for name in model.sources if name not in tensors]
-    if missing == ["lm_head.weight"]:
-        raise CheckpointError(
-            "The checkpoint lacks lm_head.weight, and config.json does not say that it is tied; if "
-            'the model uses its embedding as output, set "tie_word_embeddings": true in '
-            "config.json, else download it again."
-        )
-    if missing:
-        raise CheckpointError(
-            f"The checkpoint lacks {_some(missing)}; download it again, or correct config.json."
-        )
-    extra = [n for n in tensors if n not in model.sources and not n.endswith(_IGNORED)]
-    if extra:
-        raise CheckpointError(
-            f"The checkpoint holds {_some(extra)}, which a {model.family} model does not have; "
-            "check that config.json belongs to these weights."
-        )
-    wrong = [name for name, shape in model.sources.items() if tensors[name].shape != shape]
-    _check_vocabulary(model, tensors, wrong)
-    for name, shape in model.sources.items():
-        if tensors[name].shape != shape:
-            raise CheckpointError(
-                f"{name} in {tensors[name].file} has shape {_shape(tensors[name].shape)}, but "
-                f"config.json asks for {_shape(shape)}; they are of different models."
-            )
-
-
-def _check_vocabulary(
-    model: Model, tensors: Mapping[str, SourceTensor], wrong: Sequence[str]
-) -> None:
-    """Say so where nothing but the number of tokens is another: rows were added or padded."""
-    tables = {"model.embed_tokens.weight", "lm_head.weight"}.intersection(model.sources)
-    shapes = {tensors[name].shape for name in tables}
-    if set(wrong) != tables or len(shapes) != 1:
-        return
-    (shape,) = shapes
-    if len(shape) == 2 and shape[1] == model.hparams.hidden_size:
-        raise CheckpointError(
-            f"config.json says vocab_size = {model.hparams.vocab_size}, but the embedding has "
-            f"{shape[0]} rows; if tokens were added or padded, set vocab_size to {shape[0]} in "
-            "config.json."
-        )
-
-
 def _why_imatrix(tensor: PlannedTensor, quant: Quant, imatrix: Imatrix | None) -> str:
     name = tensor.target.name
     if imatrix is not None:
@@ -237,12 +173,3 @@ def _why_imatrix(tensor: PlannedTensor, quant: Quant, imatrix: Imatrix | None) -
         "would be garbage. Make one with llama-imatrix and pass it with --imatrix FILE, or "
         "choose q2_k or larger."
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more tensors" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a single number"

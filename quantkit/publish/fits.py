@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.checkpoint.folder import read_json
-from quantkit.families import find_family
+from quantkit.families import describe
 from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
 from quantkit.fit.placement import ram_alone, vram_for_whole
@@ -74,7 +74,7 @@ def _for_transformers(artifacts: Sequence[Artifact]) -> Fits:
 def _shape(artifact: Artifact) -> Shape:
     (config,) = [f.local for f in artifact.files if f.path.split("/")[-1] == "config.json"]
     read = read_json(config)
-    model = find_family(read).describe(read, ())
+    model = describe(read)
     return shape_of(model.arch, model.hparams)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.card import read_front_matter
-from quantkit.checkpoint.folder import Checkpoint, snapshot_of
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.hub import without_address
+from quantkit.checkpoint.names import snapshot_of, without_address
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
 from quantkit.core.files import has_file, read_file
 from quantkit.publish.layout import Artifact

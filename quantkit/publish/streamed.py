@@ -15,7 +15,7 @@ from pathlib import Path
 from quantkit.build import manifest
 from quantkit.build.shipping import STAGED, Shipping, is_sent
 from quantkit.build.work import Work
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import OutputError
 from quantkit.core.files import read_file
 from quantkit.core.writing import write_file

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import file_of, read_manifest
-from quantkit.checkpoint.hub import parse_hub_id
+from quantkit.checkpoint.names import parse_hub_name
 from quantkit.core.errors import PublishError, VerificationError
 from quantkit.core.files import has_file, read_file, read_if_there
 from quantkit.publish.hashes import Expected, Report, find_faults
@@ -71,13 +71,13 @@ def verify(
     folder = Path(place)
     if folder.is_dir():
         return _verify_folder(folder, key, report)
-    hub_id = parse_hub_id(place)
-    if hub_id is None or folder.exists():
+    hub = parse_hub_name(place)
+    if hub is None or hub.file is not None or folder.exists():
         raise PublishError(
             f"{place} is neither a folder nor a repository; give the folder of a build or of a "
             "download, or namespace/name."
         )
-    return _verify_repo(place, *hub_id, key)
+    return _verify_repo(place, hub.repo_id, hub.revision, key)
 
 
 def _verify_folder(folder: Path, key: Path | None, report: Report) -> Verification:

@@ -195,7 +195,7 @@ def build_reference(checkpoint: Path, folder: Path, wish: str | None) -> Subject
     """
     from quantkit.build import engine
     from quantkit.build.work import prepare
-    from quantkit.checkpoint.folder import open_checkpoint
+    from quantkit.checkpoint.open import open_checkpoint
     from quantkit.verify.machine import usable_cores
 
     if wish is None:

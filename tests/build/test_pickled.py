@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantkit.checkpoint.folder import PICKLE_INDEX, open_checkpoint
+from quantkit.checkpoint.names import PICKLE_INDEX
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import CheckpointError
 from tests.build.builds import build
 from tests.parity.cases import TRAINED

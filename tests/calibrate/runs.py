@@ -5,15 +5,16 @@ from typing import Any
 
 from quantkit.calibrate.calibrate import Calibration, Settings, calibrate
 from quantkit.calibrate.text import Corpus, make_corpus
-from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.families import find_family
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from tests.checkpoints.text import training_text
 
 TINY = Path(__file__).parents[1] / "checkpoints"
 
 
-def opened(folder: Path) -> tuple[Checkpoint, Model]:
+def opened(folder: Path) -> tuple[Checkpoint, Decoder]:
     checkpoint = open_checkpoint(folder)
     return checkpoint, find_family(checkpoint.config).describe(
         checkpoint.config, checkpoint.tensors

@@ -15,11 +15,12 @@ from quantkit.calibrate.densify import Merged, merged
 from quantkit.calibrate.least_squares import Part, Samples, fit
 from quantkit.calibrate.perplexity import token_losses
 from quantkit.calibrate.text import Corpus, make_corpus
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.densified import densified
-from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.checkpoint.rows import open_rows
 from quantkit.families import find_family
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from tests.checkpoints.text import heldout_text, training_text
 from tests.cli.command import quantkit, refusal
 
@@ -27,7 +28,7 @@ MIXTRAL = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
 CPU = torch.device("cpu")
 
 
-def mixtral() -> tuple[Checkpoint, Model]:
+def mixtral() -> tuple[Checkpoint, Decoder]:
     checkpoint = open_checkpoint(MIXTRAL)
     return checkpoint, find_family(checkpoint.config).describe(checkpoint.config, ())
 
@@ -43,7 +44,7 @@ def test_routed_beats_linear_and_fit_closes_half_of_the_gap(tmp_path: Path) -> N
     held_out = corpus_of(tmp_path, heldout_text(), 4)
     seen = corpus_of(tmp_path, training_text(), 6)
 
-    def score(checkpoint: Checkpoint, model: Model) -> float:
+    def score(checkpoint: Checkpoint, model: Decoder) -> float:
         """Log perplexity on held-out text."""
         return float(token_losses(checkpoint, model, held_out, Settings()).mean())
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from quantkit.build.rewrite import rewrite
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.densified import dense_config, densified
-from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import CheckpointError, OutputError, PlanError, WeightsError
 from quantkit.encodings.merge import narrow, weighted_mean
 from quantkit.families import find_family
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from tests import mergekit
 from tests.random_checkpoints import (
     config_of,
@@ -33,7 +34,7 @@ PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 LAYERS, EXPERTS = 4, 8
 
 
-def opened(folder: Path) -> tuple[Checkpoint, Model]:
+def opened(folder: Path) -> tuple[Checkpoint, Decoder]:
     checkpoint = open_checkpoint(folder)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     return checkpoint, model

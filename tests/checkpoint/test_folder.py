@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.checkpoint.folder import is_quantized, open_checkpoint, read_json
-from quantkit.core.errors import CheckpointError, SafetensorsError
+from quantkit.checkpoint.folder import is_quantized, read_json
+from quantkit.checkpoint.open import open_checkpoint
+from quantkit.core.errors import CheckpointError, GGUFError, SafetensorsError
 from tests.safetensors_writer import Tensor, to_bf16, write_checkpoint, write_safetensors
 
 CONFIG = {"architectures": ["MistralForCausalLM"], "hidden_size": 4}
@@ -192,9 +193,10 @@ def test_file_instead_of_a_folder(single: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model-Q8_0.gguf", "MODEL.GGUF"])
-def test_gguf_instead_of_a_folder(tmp_path: Path, name: str) -> None:
+def test_a_damaged_gguf(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"GGUF")
-    open_refused(tmp_path / name, "is a GGUF file", "give the folder of the checkpoint")
+    with pytest.raises(GGUFError, match="is not a sound GGUF file"):
+        open_checkpoint(tmp_path / name)
 
 
 def test_folder_without_permission(plain_users_folder: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from quantkit.checkpoint.folder import open_checkpoint
 from quantkit.checkpoint.hub import open_hub_checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import CheckpointError, SafetensorsError
 from quantkit.core.profiles import load_profile
 from quantkit.families import find_family

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from quantkit.build.rewrite import rewrite
-from quantkit.checkpoint.folder import Checkpoint, open_checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, QuantkitError, TokenizerError
 from quantkit.families import find_family
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from tests.build.builds import build
 from tests.raw_releases import LAYOUTS, raw_release
 
@@ -175,7 +176,7 @@ def test_a_missing_shard_is_noticed(tmp_path: Path) -> None:
             open_checkpoint(raw)
 
 
-def opened(folder: Path) -> tuple[Checkpoint, Model]:
+def opened(folder: Path) -> tuple[Checkpoint, Decoder]:
     checkpoint = open_checkpoint(folder)
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     return checkpoint, model

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from quantkit.checkpoint.folder import open_checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.checkpoint.tokenizer.encode import encode_text
 from quantkit.core.errors import TokenizerError
 from tests.checkpoint import vocabularies as v

@@ -253,7 +253,7 @@ def test_a_name_that_is_too_long_for_a_file_is_refused_before_anything(tmp_path:
 
 
 def test_an_address_as_a_browser_shows_it_is_a_hub_id() -> None:
-    from quantkit.checkpoint.hub import parse_hub_id
+    from quantkit.checkpoint.names import HubName, parse_hub_name
 
     model = "mistralai/Mistral-7B-v0.1"
     for address, revision in (
@@ -266,5 +266,5 @@ def test_an_address_as_a_browser_shows_it_is_a_hub_id() -> None:
         (model, None),
         (f"{model}@v2", "v2"),
     ):
-        assert parse_hub_id(address) == (model, revision), address
-    assert parse_hub_id("https://example.org/a/b") is None
+        assert parse_hub_name(address) == HubName(model, revision), address
+    assert parse_hub_name("https://example.org/a/b") is None

@@ -11,7 +11,7 @@ import torch
 from quantkit.calibrate.calibrate import Settings
 from quantkit.calibrate.perplexity import token_losses
 from quantkit.calibrate.text import Corpus, make_corpus
-from quantkit.checkpoint.folder import open_checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.families import find_family
 from tests.checkpoints.text import heldout_text
 from tests.cli.command import quantkit, refusal

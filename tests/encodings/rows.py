@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import open_checkpoint
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.encodings.slab import Slab
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

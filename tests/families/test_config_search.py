@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from quantkit.core.errors import QuantkitError
+from quantkit.families.model import Decoder
 from quantkit.verify.conversion import LIMIT
 from tests.families import both
 from tests.families.both import Llama
@@ -233,6 +234,7 @@ def examine(config: dict[str, Any], folder: Path, llama: Llama) -> str:
         work, file = both.build_f32(folder / "model", folder / "out")
     except QuantkitError:
         return "refused"
+    assert isinstance(work.model, Decoder)
     hparams = work.model.hparams
     count, compared = TOKENS, TOKENS
     if any("dynamic" in remark for remark in work.remarks):

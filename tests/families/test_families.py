@@ -8,7 +8,7 @@ import pytest
 
 from quantkit.core.errors import CheckpointError, UnknownArchitectureError
 from quantkit.families import FAMILIES, find_family
-from quantkit.families.model import Block, Model, Target
+from quantkit.families.model import Block, Decoder, Target
 from tests.random_checkpoints import config_of
 
 LLAMA3 = {
@@ -20,12 +20,12 @@ LLAMA3 = {
 }
 
 
-def describe(family: str, names: tuple[str, ...] = (), **changes: Any) -> Model:
+def describe(family: str, names: tuple[str, ...] = (), **changes: Any) -> Decoder:
     config = config_of(family, **changes)
     return find_family(config).describe(config, names)
 
 
-def target(model: Model, name: str) -> Target:
+def target(model: Decoder, name: str) -> Target:
     return next(t for t in model.targets if t.name == name)
 
 

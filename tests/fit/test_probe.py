@@ -28,7 +28,7 @@ from quantkit.fit.probe import (
 from quantkit.fit.subject import Subject, Wishes, open_subject
 from quantkit.fit.verdict import needs_at
 from quantkit.formats.gguf.layout import lay_out
-from quantkit.formats.gguf.metadata import KeyValue, ModelMetadata, add_hyperparameters, pack
+from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries
 from quantkit.plan.plan import outline_plan
 from quantkit.plan.quants import all_quants, find_quants
 from tests.build.builds import build
@@ -41,16 +41,10 @@ CONTEXTS = (256, 4096, 16384)
 
 def layers_of_mixtral_8x22b(folder: Path, n_layers: int, quant: str) -> Path:
     """A GGUF of the real width, loadable in full: its weights are a hole, which reads as zeros."""
-    from gguf import GGUFWriter
-
     changes = {**MIXTRAL_8X22B, "num_hidden_layers": n_layers, "max_position_embeddings": 65536}
     model = model_of("mixtral", **changes)
-    writer = GGUFWriter(path=None, arch=model.arch)
-    add_hyperparameters(writer, model.hparams)
-    writer.add_tokenizer_model("none")
-    entries = tuple(KeyValue(key, pack(key, value)) for key, value in writer.kv_data[0].items())
     plan = outline_plan(model, all_quants()[quant], has_imatrix=False)
-    (file,) = lay_out(plan, ModelMetadata("layers", entries)).files
+    (file,) = lay_out(plan, ModelMetadata("layers", bare_entries(model))).files
     path = folder / file.name
     with path.open("wb") as stream:
         stream.write(file.header)

@@ -6,7 +6,7 @@ import pytest
 
 from quantkit.core.profiles import load_profile
 from quantkit.families import find_family
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.plan.plan import outline_plan
 from quantkit.plan.quants import all_quants
 from tests import native_tools
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.native
 NAMES = ("mixtral-8x22b", "mixtral-8x7b", "mistral-22b", "mistral-7b")
 
 
-def model_of(name: str) -> Model:
+def model_of(name: str) -> Decoder:
     config = load_profile(f"models/{name}.toml")["config"]
     return find_family(config).describe(config, ())
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.formats.gguf.layout import lay_out
-from quantkit.formats.gguf.metadata import KeyValue, ModelMetadata, add_hyperparameters, pack
+from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries
 from quantkit.plan.plan import outline_plan
 from quantkit.plan.quants import all_quants
 from tests import native_tools
@@ -37,9 +37,9 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def any_imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An importance matrix of nothing: a dry run asks only whether there is one."""
+    path = tmp_path_factory.mktemp("imatrix") / "any.gguf"
     from gguf import GGUFWriter
 
-    path = tmp_path_factory.mktemp("imatrix") / "any.gguf"
     writer = GGUFWriter(path, "imatrix")
     writer.add_array("imatrix.datasets", ["text"])
     writer.add_uint32("imatrix.chunk_count", 1)
@@ -73,14 +73,9 @@ def test_every_type_is_llama_quantizes(
     assert TOTAL.findall(output) == [f"{plan.n_bytes / 2**20:.2f}"]
 
 
-def write_header(folder: Path, name: str, model: Model) -> Path:
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path=None, arch=model.arch)
-    add_hyperparameters(writer, model.hparams)
-    entries = tuple(KeyValue(key, pack(key, value)) for key, value in writer.kv_data[0].items())
+def write_header(folder: Path, name: str, model: Decoder) -> Path:
     plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
-    (file,) = lay_out(plan, ModelMetadata(name, entries)).files
+    (file,) = lay_out(plan, ModelMetadata(name, bare_entries(model))).files
     path = folder / file.name
     with path.open("wb") as stream:
         stream.write(file.header)

@@ -3,11 +3,11 @@
 from typing import Any
 
 from quantkit.families import find_family
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from tests.random_checkpoints import config_of
 
 
-def model_of(family: str, **config: Any) -> Model:
+def model_of(family: str, **config: Any) -> Decoder:
     """The model that ``config_of``'s config makes with these changes."""
     changed = config_of(family, **config)
     return find_family(changed).describe(changed, ())
@@ -21,7 +21,7 @@ MIXTRAL_8X22B = {
     "num_key_value_heads": 8,
     "vocab_size": 32000,
 }
-LARGE_MODELS: dict[str, Model] = {
+LARGE_MODELS: dict[str, Decoder] = {
     "Mixtral-8x22B": model_of("mixtral", **MIXTRAL_8X22B),
     "Mistral-22B": model_of("mistral", **MIXTRAL_8X22B),
     # Half the experts of Mixtral-8x7B: some rules ask for 8, some for 4 or more.

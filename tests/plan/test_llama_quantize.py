@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.checkpoint.sources import check_sources
 from quantkit.core.errors import CheckpointError, ImatrixError, PlanError, UnknownQuantError
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.plan.llama_quantize import in_file_order
-from quantkit.plan.plan import Plan, check_sources, make_plan, outline_plan, parse_override
+from quantkit.plan.plan import Plan, make_plan, outline_plan, parse_override
 from quantkit.plan.quants import all_quants, find_quants
 from tests.families.test_families import LLAMA3
 from tests.plan.large_models import LARGE_MODELS, model_of
@@ -62,7 +63,7 @@ SIZES = {
 }
 
 
-def outline(model: Model, quant: str, *overrides: str, has_imatrix: bool = False) -> Plan:
+def outline(model: Decoder, quant: str, *overrides: str, has_imatrix: bool = False) -> Plan:
     parsed = [parse_override(text) for text in overrides]
     return outline_plan(model, all_quants()[quant], has_imatrix, parsed)
 
@@ -72,7 +73,7 @@ def types(plan: Plan, part: str) -> list[str]:
     return [tensor.encoding.name for tensor in plan.tensors if part in tensor.target.name]
 
 
-def small(family: str = "mistral", **config: Any) -> Model:
+def small(family: str = "mistral", **config: Any) -> Decoder:
     return model_of(family, **{"num_hidden_layers": 8, "num_key_value_heads": 1, **config})
 
 
@@ -310,7 +311,7 @@ def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
 # --- importance matrices ---------------------------------------------------------------------
 
 
-def imatrix_of(model: Model, **changes: Any) -> Imatrix:
+def imatrix_of(model: Decoder, **changes: Any) -> Imatrix:
     """Ones for every matrix but the embeddings; ``changes`` replace entries, None removes one."""
     entries: dict[str, Any] = {
         target.name: np.ones(target.n_elements // target.shape[-2], np.float32)
@@ -322,7 +323,7 @@ def imatrix_of(model: Model, **changes: Any) -> Imatrix:
     return Imatrix(Path("some.gguf"), "", kept, 1, ("text",))
 
 
-def needing_imatrix(model: Model) -> set[str]:
+def needing_imatrix(model: Decoder) -> set[str]:
     needing = set()
     for name, quant in all_quants().items():
         try:
@@ -434,7 +435,7 @@ def test_nothing_near_is_no_suggestion() -> None:
 # --- what the checkpoint must hold -----------------------------------------------------------
 
 
-def tensors_of(model: Model) -> dict[str, SourceTensor]:
+def tensors_of(model: Decoder) -> dict[str, SourceTensor]:
     file = Path("model.safetensors")
     return {
         name: SourceTensor(name, "BF16", shape, file, 0, int(np.prod(shape)) * FLOAT_BYTES["BF16"])
@@ -442,7 +443,7 @@ def tensors_of(model: Model) -> dict[str, SourceTensor]:
     }
 
 
-def refusal(model: Model, tensors: Mapping[str, SourceTensor]) -> str:
+def refusal(model: Decoder, tensors: Mapping[str, SourceTensor]) -> str:
     with pytest.raises(CheckpointError) as caught:
         check_sources(model, tensors)
     return str(caught.value)

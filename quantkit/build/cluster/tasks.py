@@ -21,7 +21,7 @@ from quantkit.build.heap import keep_freed
 from quantkit.build.output import Layout, PartialArtifact, check_space, remove, sync_folder
 from quantkit.build.source import read_unit
 from quantkit.build.units import Unit
-from quantkit.checkpoint.folder import RowReader
+from quantkit.checkpoint.checkpoint import RowReader
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import OutputError
 from quantkit.core.files import read_file

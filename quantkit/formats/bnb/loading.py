@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from quantkit.checkpoint.folder import Checkpoint, open_quantized
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.folder import open_quantized
 from quantkit.core.errors import CheckpointError, MissingPackageError, PlanError
 from quantkit.core.packages import why_missing
 from quantkit.core.tensors import SourceTensor

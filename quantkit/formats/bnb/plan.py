@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
 from quantkit.core.tensors import SourceTensor
-from quantkit.families.model import Model, Target
+from quantkit.families.model import Decoder, Target
 from quantkit.families.published import published_names
 from quantkit.formats.bnb.codec import (
     BLOCK_SIZES,
@@ -36,7 +36,9 @@ from quantkit.plan.quants import Quant
 _INT8 = "bnb-int8"
 
 
-def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "BF16") -> FolderPlan:
+def outline_bnb(
+    model: Decoder, quant: Quant, options: BnbOptions, dtype: str = "BF16"
+) -> FolderPlan:
     """Every tensor of one quant of one model.
 
     Args:
@@ -85,7 +87,7 @@ def outline_bnb(model: Model, quant: Quant, options: BnbOptions, dtype: str = "B
     return FolderPlan(quant, tuple(tensors))
 
 
-def block_sizes(model: Model) -> tuple[int, ...]:
+def block_sizes(model: Decoder) -> tuple[int, ...]:
     """The block sizes in which every linear layer's rows can be stored, smallest first."""
     columns = [target.columns for target in model.targets if target.is_linear]
     return tuple(size for size in BLOCK_SIZES if not any(n % size for n in columns))
@@ -93,7 +95,7 @@ def block_sizes(model: Model) -> tuple[int, ...]:
 
 def lay_out_bnb(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     quant: Quant,
     options: BnbOptions,
     base_name: str,
@@ -132,7 +134,7 @@ def lay_out_bnb(
     return lay_out_folder(plan, name, files, record, shard_size, one_thread)
 
 
-def _advice(model: Model) -> str:
+def _advice(model: Decoder) -> str:
     found = " or ".join(map(str, block_sizes(model)))
     return f"choose {found}, or --keep the module" if found else "--keep the module, or use int8"
 
@@ -147,7 +149,7 @@ def model_dtype(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) 
 
 
 def quantization_config(
-    model: Model, quant: Quant, options: BnbOptions, dtype: str
+    model: Decoder, quant: Quant, options: BnbOptions, dtype: str
 ) -> dict[str, Any]:
     """What config.json says of the quantization: ``BitsAndBytesConfig`` of transformers."""
     eight = quant.name == _INT8
@@ -172,7 +174,7 @@ def quantization_config(
     }
 
 
-def _names(model: Model, target: Target) -> Sequence[str]:
+def _names(model: Decoder, target: Target) -> Sequence[str]:
     # transformers ties lm_head to the embeddings then, whatever a file holds.
     if target.role == "output" and model.hparams.tie_word_embeddings:
         return ()

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.documents import decode
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import open_file

@@ -1,7 +1,7 @@
 """How to load an artifact, in the folder itself."""
 
 from quantkit.core.packages import DISTRIBUTION
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.plan.quants import Quant
 
@@ -39,7 +39,7 @@ The same line raises an error in transformers 5.
 """
 
 
-def write_readme(name: str, model: Model, quant: Quant, options: BnbOptions) -> str:
+def write_readme(name: str, model: Decoder, quant: Quant, options: BnbOptions) -> str:
     """The text of an artifact's README.md."""
     how = _MOE if model.hparams.num_local_experts else _DENSE
     experts = ", the experts included" if model.hparams.num_local_experts else ""

@@ -13,9 +13,12 @@ from functools import cached_property
 from gguf import GGUFValue, GGUFValueType
 
 from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.checkpoint.names import shard_name
 from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
-from quantkit.formats.gguf.metadata import KeyValue, ModelMetadata, pack
+from quantkit.families.keys import pack
+from quantkit.families.model import KeyValue
+from quantkit.formats.gguf.metadata import ModelMetadata
 from quantkit.formats.place import Place
 from quantkit.plan.plan import Plan, PlannedTensor
 
@@ -93,7 +96,9 @@ def lay_out(
     """
     name = f"{metadata.base_name}-{plan.quant.name.upper()}"
     remarks = (*metadata.remarks, *plan.remarks)
-    entries = (*metadata.entries, *_quant_entries(plan, imatrix))
+    own = tuple(_quant_entries(plan, imatrix))
+    said_anew = {entry.key for entry in own}
+    entries = (*(entry for entry in metadata.entries if entry.key not in said_anew), *own)
     if shard_size is None or sum(map(_padded, plan.tensors)) <= shard_size:
         file = _place(f"{name}.gguf", entries, plan.tensors)
         return Layout(plan, name, None, (file,), remarks)
@@ -106,7 +111,7 @@ def lay_out(
             _entry("split.tensors.count", len(plan.tensors), GGUFValueType.INT32),
             _entry("split.count", len(shards), GGUFValueType.UINT16),
         )
-        file_name = f"{name}-{index + 1:05d}-of-{len(shards):05d}.gguf"
+        file_name = shard_name(name, index, len(shards))
         files.append(_place(file_name, (*entries, *split) if index == 0 else split, tensors))
     return Layout(plan, name, name, tuple(files), remarks)
 

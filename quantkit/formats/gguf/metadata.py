@@ -1,37 +1,30 @@
 """The key-value metadata of a GGUF, in the order and types that llama.cpp's converter writes.
 
 General keys (names, licence, tags, base models) come from gguf-py's own heuristics over the model
-card, ``config.json`` and the folder's name; the hyperparameters follow ``conversion/base.py`` and
-``conversion/llama.py``; the vocabulary is ``checkpoint.tokenizer``'s.
+card, ``config.json`` and the folder's name; how the model computes is its family's to say
+(``families.keys``); the vocabulary is ``checkpoint.tokenizer``'s. A GGUF's keys are copied.
 """
 
-import math
-import struct
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint.card import read_front_matter
-from quantkit.checkpoint.folder import Checkpoint, read_json
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.folder import read_json
+from quantkit.checkpoint.names import without_shard
 from quantkit.checkpoint.tokenizer import add_tokenizer
 from quantkit.checkpoint.tokenizer.chat_template import chat_remarks
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file
 from quantkit.core.names import is_plain_name
 from quantkit.core.printable import quoted
-from quantkit.families.model import Hyperparameters, Model, Rope
-from quantkit.families.rope import yarn_magnitude
+from quantkit.families.keys import pack, pack_checked
+from quantkit.families.model import KeyValue, Model
 
 if TYPE_CHECKING:
-    from gguf import GGUFValue, GGUFWriter, Metadata
-
-
-@dataclass(frozen=True, slots=True)
-class KeyValue:
-    """One metadata entry: its key, and key, type and value as they lie in the file."""
-
-    key: str
-    packed: bytes
+    from gguf import GGUFWriter, Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +57,52 @@ def describe_checkpoint(
     """
     from gguf import GGUFWriter
 
+    if checkpoint.header is not None:
+        return _copied(checkpoint, model, name)
     writer = GGUFWriter(path=None, arch=model.arch)
     writer.add_type("model")
     general = _add_general(writer, checkpoint, model, name)
-    add_hyperparameters(writer, model.hparams)
+    n_general = len(writer.kv_data[0])
     add_tokenizer(writer, checkpoint.path, checkpoint.config)
-    keys = {key: entry.value for key, entry in writer.kv_data[0].items()}
-    remarks = (*model.remarks, *chat_remarks(checkpoint.path, keys))
-    entries = tuple(
-        _pack_checked(checkpoint.path, key, entry) for key, entry in writer.kv_data[0].items()
-    )
+    found = writer.kv_data[0]
+    values = {key: entry.value for key, entry in found.items()}
+    remarks = (*model.remarks, *chat_remarks(checkpoint.path, values))
+    packed = [pack_checked(str(checkpoint.path), key, entry) for key, entry in found.items()]
+    entries = (*packed[:n_general], *model.keys, *packed[n_general:])
     return ModelMetadata(_file_name(checkpoint.path, name, general), entries, remarks)
+
+
+def bare_entries(model: Model) -> tuple[KeyValue, ...]:
+    """The metadata that llama.cpp needs to load a model without its vocabulary."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path=None, arch=model.arch)
+    (architecture,) = [KeyValue(k, pack(k, entry)) for k, entry in writer.kv_data[0].items()]
+    writer.add_tokenizer_model("none")
+    tokenizer = [KeyValue(k, pack(k, entry)) for k, entry in writer.kv_data[0].items()][1:]
+    return (architecture, *model.keys, *tokenizer)
+
+
+def _copied(checkpoint: Checkpoint, model: Model, name: str | None) -> ModelMetadata:
+    """The metadata of a GGUF for another, as llama-quantize copies it, under another name if any.
+
+    What differs from quant to quant comes last (see `layout.lay_out`).
+    """
+    from gguf import GGUFValue, GGUFValueType
+
+    stem = without_shard(checkpoint.files[0].name)
+    base_name = name or _UNQUANTIZED.sub("", stem) or stem
+    file_name = base_name.strip().replace(" ", "-").replace("/", "-")
+    if not is_plain_name(file_name[:_SHOWN]):
+        raise CheckpointError(
+            f"{quoted(base_name)} cannot name a file; give another name with --name."
+        )
+    keys = model.keys
+    if name is not None:
+        own = GGUFValue(name, GGUFValueType.STRING)
+        renamed = KeyValue(_NAME, pack(_NAME, own))
+        keys = tuple(renamed if entry.key == _NAME else entry for entry in keys)
+    return ModelMetadata(file_name, keys, model.remarks)
 
 
 def _file_name(folder: Path, name: str | None, general: "Metadata") -> str:
@@ -99,55 +127,6 @@ def _file_name(folder: Path, name: str | None, general: "Metadata") -> str:
             "file; give another with --name."
         )
     return file_name
-
-
-def add_hyperparameters(writer: "GGUFWriter", hparams: Hyperparameters) -> None:
-    """Add the architecture's numbers to a writer."""
-    writer.add_block_count(hparams.num_hidden_layers)
-    writer.add_context_length(hparams.max_position_embeddings)
-    writer.add_embedding_length(hparams.hidden_size)
-    writer.add_feed_forward_length(hparams.intermediate_size)
-    writer.add_head_count(hparams.num_attention_heads)
-    writer.add_head_count_kv(hparams.num_key_value_heads)
-    _add_rope_scaling(writer, hparams.rope)
-    writer.add_rope_freq_base(hparams.rope.theta)
-    writer.add_layer_norm_rms_eps(hparams.rms_norm_eps)
-    if hparams.num_local_experts:
-        writer.add_expert_count(hparams.num_local_experts)
-        writer.add_expert_used_count(hparams.num_experts_per_tok)
-    if hparams.states_head_dim:
-        writer.add_key_length(hparams.head_dim)
-        writer.add_value_length(hparams.head_dim)
-    writer.add_vocab_size(hparams.vocab_size)
-    writer.add_rope_dimension_count(hparams.head_dim)
-
-
-def _add_rope_scaling(writer: "GGUFWriter", rope: Rope) -> None:
-    from gguf import RopeScalingType
-
-    usual = 1.0  # what llama.cpp multiplies sine and cosine by of its own accord
-    if rope.form:
-        writer.add_rope_scaling_type(RopeScalingType(rope.form))
-        if rope.factor is not None:
-            writer.add_rope_scaling_factor(rope.factor)
-        if rope.original_context is not None:
-            writer.add_rope_scaling_orig_ctx_len(rope.original_context)
-    if rope.form == "yarn":
-        assert rope.factor is not None  # noqa: S101 - yarn has one
-        usual = yarn_magnitude(rope.factor)
-        # As the converter writes them; llama.cpp's architecture llama reads none of them.
-        scaling = rope.scaling
-        attention = scaling.get("attention_factor", scaling.get("attn_factor"))
-        for value, add in (
-            (scaling.get("extrapolation_factor"), writer.add_rope_scaling_yarn_ext_factor),
-            (attention, writer.add_rope_scaling_yarn_attn_factor),
-            (scaling.get("beta_fast"), writer.add_rope_scaling_yarn_beta_fast),
-            (scaling.get("beta_slow"), writer.add_rope_scaling_yarn_beta_slow),
-        ):
-            if value is not None:
-                add(value)
-    if not math.isclose(rope.magnitude, usual, rel_tol=1e-7):
-        writer.add_rope_scaling_attn_factors(rope.magnitude / usual)
 
 
 def _add_general(
@@ -190,6 +169,8 @@ def _add_general(
 
 
 _SHOWN = 100
+_NAME = "general.name"
+_UNQUANTIZED = re.compile(r"[-_.](bf16|f16|fp16|f32|fp32)$", re.IGNORECASE)
 
 # What gguf-py takes from generation_config.json under the same name.
 _SAMPLING = (
@@ -210,64 +191,3 @@ def count_parameters(model: Model) -> tuple[int, int, int, int]:
     in_experts = sum(target.n_elements for target in experts)
     one_expert = sum(target.n_elements // target.shape[0] for target in experts)
     return total, total - in_experts, one_expert, experts[0].shape[0] if experts else 0
-
-
-def _pack_checked(folder: Path, key: str, entry: "GGUFValue") -> KeyValue:
-    try:
-        return KeyValue(key, pack(key, entry))
-    except (TypeError, ValueError, OverflowError, struct.error):
-        raise CheckpointError(
-            f"{folder} gives {key} as {quoted(entry.value)}, which GGUF cannot hold as "
-            f"{entry.type.name}; correct it in the model card, config.json or "
-            "generation_config.json."
-        ) from None
-
-
-def pack(key: str, entry: "GGUFValue") -> bytes:
-    """A metadata entry as bytes: key, type, value, little-endian.
-
-    Raises:
-        TypeError, ValueError, OverflowError, struct.error: the value is not of its type.
-
-    """
-    from gguf import GGUFValueType
-
-    if entry.type != GGUFValueType.ARRAY:
-        return _string(key) + struct.pack("<i", entry.type) + _scalar(entry.type, entry.value)
-    items = entry.value
-    kind = entry.sub_type
-    if kind is None:
-        kind = GGUFValueType.UINT8 if isinstance(items, bytes) else GGUFValueType.get_type(items[0])
-    head = _string(key) + struct.pack("<iiQ", entry.type, kind, len(items))
-    code = _CODES.get(kind.name)
-    if code is None:
-        return head + b"".join(_string(item) for item in items)
-    return head + struct.pack(f"<{len(items)}{code}", *items)
-
-
-# struct codes of the plain GGUF value types.
-_CODES = {
-    "UINT8": "B",
-    "INT8": "b",
-    "UINT16": "H",
-    "INT16": "h",
-    "UINT32": "I",
-    "INT32": "i",
-    "FLOAT32": "f",
-    "BOOL": "?",
-    "UINT64": "Q",
-    "INT64": "q",
-    "FLOAT64": "d",
-}
-
-
-def _scalar(kind: Any, value: Any) -> bytes:
-    code = _CODES.get(kind.name)
-    return _string(value) if code is None else struct.pack(f"<{code}", value)
-
-
-def _string(text: str | bytes) -> bytes:
-    data = text.encode("utf-8") if isinstance(text, str) else text
-    if not isinstance(data, bytes | bytearray):
-        raise TypeError(f"{text!r} is not a text")  # bytes(2) would be two zeros
-    return struct.pack("<Q", len(data)) + data

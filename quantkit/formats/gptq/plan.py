@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
 from quantkit.encodings.encoding import Encoding
-from quantkit.families.model import Model
+from quantkit.families.model import Decoder
 from quantkit.families.published import published_names
 from quantkit.formats.bnb.codec import TORCH_NAMES, Plain
 from quantkit.formats.bnb.plan import model_dtype
@@ -88,7 +88,7 @@ def bits_of(quant: Quant) -> int:
 
 
 def outline_gptq(
-    model: Model, quant: Quant, options: GptqOptions, dtypes: Mapping[str, str]
+    model: Decoder, quant: Quant, options: GptqOptions, dtypes: Mapping[str, str]
 ) -> FolderPlan:
     """Every tensor of one quant of one model.
 
@@ -119,7 +119,7 @@ def outline_gptq(
     return FolderPlan(quant, tuple(tensors))
 
 
-def group_sizes(model: Model) -> tuple[int, ...]:
+def group_sizes(model: Decoder) -> tuple[int, ...]:
     """The usual group sizes in which every linear layer can be stored, smallest first."""
     shapes = [target.shape[-2:] for target in model.targets if target.is_linear]
     return tuple(size for size in _GROUP_SIZES if all(fits(shape, size) for shape in shapes))
@@ -127,7 +127,7 @@ def group_sizes(model: Model) -> tuple[int, ...]:
 
 def lay_out_gptq(
     checkpoint: Checkpoint,
-    model: Model,
+    model: Decoder,
     quant: Quant,
     options: GptqOptions,
     base_name: str,
@@ -165,7 +165,7 @@ def lay_out_gptq(
     return lay_out_folder(plan, f"{base_name}-{quant.name}", files, record, shard_size)
 
 
-def _why_not(model: Model, name: str, shape: tuple[int, ...], size: int) -> str:
+def _why_not(model: Decoder, name: str, shape: tuple[int, ...], size: int) -> str:
     sizes = " or ".join(map(str, reversed(group_sizes(model))))
     if not sizes:
         odd = next(t for t in model.targets if t.is_linear and not fits(t.shape[-2:], -1))

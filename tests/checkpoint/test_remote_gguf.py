@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint.gguf import read_header
+from quantkit.checkpoint.remote_gguf import fetch_gguf_header
 from quantkit.core.errors import CheckpointError, GGUFError
-from quantkit.formats.gguf.remote import fetch_gguf_header
 from tests.hub_server import HubServer, serve
 
 FILE = "some model.gguf"

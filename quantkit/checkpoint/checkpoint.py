@@ -1,0 +1,49 @@
+"""A source model as quantkit sees it: names, shapes, dtypes and rows, whatever it is stored as."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from quantkit.checkpoint.gguf import Header
+from quantkit.checkpoint.names import folder_name, without_shard
+from quantkit.checkpoint.remote import RemoteRepo
+from quantkit.core.tensors import SourceTensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# (name, first row, count) -> little-endian bytes, 1-D
+RowReader: TypeAlias = Callable[[str, int, int], "NDArray[np.uint8]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A source model, known from what describes it and the headers of its weight files.
+
+    ``tensors`` holds every tensor of every file, by name; ``files`` the weight files in the
+    order of their names, which is the order they are read in. A checkpoint on the Hub has its
+    small files in ``path`` and only headers of its weights: ``files`` are then names that nothing
+    need lie under, and ``repo`` says where the weights are. Where tensors do not lie in their files
+    as they are described, ``read_rows`` gives their rows, and offsets only say in which order to
+    read; it is called from one thread at a time. ``header`` is a GGUF's, whose ``path`` is its
+    first file and whose ``config`` is empty. ``remarks`` are sentences on what was found odd and
+    left out.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, SourceTensor]
+    files: tuple[Path, ...]
+    repo: RemoteRepo | None = None
+    read_rows: RowReader | None = None
+    header: Header | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What people call it: by its GGUF, the last part of its repository's id, or its folder."""
+        if self.header is not None:
+            return without_shard(self.path.name)
+        return self.repo.repo_id.rpartition("/")[2] if self.repo else folder_name(self.path)

@@ -1,0 +1,91 @@
+"""What a source is (a folder, raw Mistral weights, a GGUF, a name on the Hub), and its model."""
+
+from pathlib import Path
+
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.folder import list_folder, open_folder
+from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf, open_hub_gguf
+from quantkit.checkpoint.hub import open_hub_checkpoint
+from quantkit.checkpoint.names import is_raw_release, parse_hub_name, weight_files
+from quantkit.checkpoint.raw_mistral import open_raw_mistral
+from quantkit.checkpoint.sources import check_sources
+from quantkit.core.errors import CheckpointError
+from quantkit.families import find_family
+from quantkit.families.model import Decoder, Model
+
+
+def open_source(name: str) -> Path | Checkpoint:
+    """The path of that name, or else what the Hub has under it, whose headers are read now.
+
+    Raises:
+        CheckpointError: the Hub has no such checkpoint, or cannot be reached.
+        GGUFError, SafetensorsError: a file of it breaks its format's rules.
+
+    """
+    hub = None if Path(name).exists() else parse_hub_name(name)
+    if hub is None:
+        if "://" in name:
+            raise CheckpointError(
+                f"{name} is no address of a model on huggingface.co; give a folder, a GGUF, or "
+                "NAMESPACE/NAME."
+            )
+        return Path(name)
+    if hub.file is not None:
+        return open_hub_gguf(hub.repo_id, hub.file, hub.revision)
+    return open_hub_checkpoint(hub.repo_id, hub.revision)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the headers of a checkpoint's folder, or of a GGUF's files.
+
+    Raw Mistral weights are shown as what they would be converted to (see ``raw_mistral``).
+
+    Raises:
+        CheckpointError: it is missing, incomplete or quantized already, or contradicts itself.
+        SafetensorsError, GGUFError: a file of it breaks its format's rules.
+
+    """
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        return open_gguf(path)
+    names = list_folder(path)
+    return open_raw_mistral(path) if is_raw_release(names) else open_folder(path, names)
+
+
+def open_model(checkpoint: Checkpoint) -> Model:
+    """The model that a checkpoint holds, of which it has all tensors and no others.
+
+    Raises:
+        CheckpointError, UnknownArchitectureError: its tensors are not what its config promises, or
+            nobody knows such a model.
+        GGUFError: the same for a GGUF.
+
+    """
+    return open_decoder(checkpoint) if checkpoint.header is None else describe_gguf(checkpoint)
+
+
+def open_decoder(checkpoint: Checkpoint) -> Decoder:
+    """The model of a checkpoint whose layers quantkit itself can compute.
+
+    Raises:
+        CheckpointError, UnknownArchitectureError: as `open_model` does, or it is a GGUF.
+
+    """
+    if checkpoint.header is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} is a GGUF, of which only other GGUFs can be made; give the "
+            "checkpoint that it was converted from."
+        )
+    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    check_sources(model, checkpoint.tensors)
+    return model
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a folder has files with weights that a checkpoint can be read from, or their index.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+
+    """
+    names = list_folder(path)
+    return is_raw_release(names) or bool(weight_files(names))
