@@ -56,7 +56,7 @@ class Encoder:
         }
         self._kernel.prepare(
             sorted(wanted, key=lambda pair: (pair[0].name, pair[1])),
-            {unit.source.dtype for unit in units if unit.source is not None},
+            {_read_as(unit.source.dtype) for unit in units if unit.source is not None},
             compiling,
         )
 
@@ -180,3 +180,8 @@ class Encoder:
     def _name(self, unit: Unit) -> str:
         assert unit.source is not None  # noqa: S101 - computed values are finite and small
         return f"{unit.source.name} in {unit.source.file}"
+
+
+def _read_as(dtype: str) -> str:
+    """The floats that kernels get of what is stored."""
+    return dtype if dtype in FLOAT_BYTES else "F32"

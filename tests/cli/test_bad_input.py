@@ -218,7 +218,7 @@ def test_a_wish_that_makes_no_sense_is_refused(
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    assert "is a GGUF file" in refusal(quantkit("build", file, "-q", "q8_0"))
+    assert "is not a sound GGUF file" in refusal(quantkit("build", file, "-q", "q8_0"))
     assert "does not exist" in refusal(quantkit("build", tmp_path / "absent", "-q", "q8_0"))
 
 
