@@ -11,6 +11,7 @@ from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReade
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.folder import Checkpoint, RowReader, folder_name, open_checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
+from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families import find_family
 from quantkit.families.model import Model
@@ -20,9 +21,9 @@ from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
-from quantkit.plan.llama_quantize import Override
 from quantkit.plan.plan import check_sources, make_plan
 from quantkit.plan.quants import Quant
+from quantkit.plan.recipe import Override, recipe_of
 
 _NO_BNB = BnbOptions()
 
@@ -75,6 +76,8 @@ def prepare(
     imatrix_file: Path | None = None,
     imatrix: Imatrix | None = None,
     overrides: Sequence[Override] = (),
+    output: Encoding | None = None,
+    token_embedding: Encoding | None = None,
     shard_size: int | None = None,
     kernel: str = "fast",
     search: str = "ggml",
@@ -90,6 +93,8 @@ def prepare(
         imatrix_file: importance matrix, in either of llama.cpp's formats.
         imatrix: one that was read, instead, or that stands for one that is not made yet.
         overrides: encodings for tensors by name pattern.
+        output: the encoding of the output matrix, whatever the quant.
+        token_embedding: the encoding of the embeddings, whatever the quant.
         shard_size: the most tensor bytes per file, None for single files.
         kernel: a key of ``encodings.kernel.KERNELS``.
         search: how scales are chosen, ``ggml`` or ``best``.
@@ -110,7 +115,11 @@ def prepare(
     check_sources(model, checkpoint.tensors)
     if imatrix_file is not None:
         imatrix = load_imatrix(imatrix_file)
-    plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
+    plans = [
+        make_plan(model, quant, imatrix, recipe_of(quant, overrides, output, token_embedding))
+        for quant in quants
+        if quant.format == "gguf"
+    ]
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name
     layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]

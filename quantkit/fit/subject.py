@@ -40,6 +40,7 @@ from quantkit.formats.gguf.metadata import (
 from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, check_sources, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
+from quantkit.plan.recipe import recipe_of
 from quantkit.verify.subjects import artifacts_in, holds_artifacts
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
@@ -384,7 +385,8 @@ def _outline(model: Model, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan,
     if imatrix is not None:
         return make_plan(model, quant, imatrix), False
     plan = outline_plan(model, quant, has_imatrix=False)
-    needed = any(needs_imatrix(t.target, t.encoding, quant) for t in plan.tensors)
+    recipe = recipe_of(quant)
+    needed = any(needs_imatrix(t.target, t.encoding, recipe) for t in plan.tensors)
     return (outline_plan(model, quant, has_imatrix=True) if needed else plan), needed
 
 
