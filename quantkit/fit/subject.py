@@ -23,7 +23,7 @@ from quantkit.checkpoint.folder import (
 )
 from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
 from quantkit.checkpoint.imatrix import Imatrix
-from quantkit.core.errors import CheckpointError, GGUFError
+from quantkit.core.errors import CheckpointError, GGUFError, PlanError
 from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
 from quantkit.families import find_family
@@ -345,7 +345,12 @@ def _from_model(
 ) -> Subject:
     variants = []
     for quant in all_quants().values() if wishes.quants is None else wishes.quants:
-        plan, needed = _outline(model, quant, wishes.imatrix)
+        try:
+            plan, needed = _outline(model, quant, wishes.imatrix)
+        except PlanError:
+            if wishes.quants is None:
+                continue  # llama-quantize cannot make this one of this model
+            raise
         layout = lay_out(plan, metadata, wishes.imatrix, wishes.shard_size)
         variants.append(
             Variant(

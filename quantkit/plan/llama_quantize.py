@@ -236,8 +236,8 @@ class _Mixture:
     def _wide_gqa(self, target: Target) -> bool:
         if not self.facts.n_layers:
             raise PlanError(
-                f"{self.quant} asks how {target.name} shares its heads, and a {self.arch} file does "
-                "not say; choose a quant such as q8_0, q6_k or q4_k_m."
+                f"{self.quant} asks how {target.name} shares its heads, and a {self.arch} file "
+                "does not say; choose a quant such as q8_0, q6_k or q4_k_m."
             )
         return self.facts.gqa >= 4
 
