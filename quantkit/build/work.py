@@ -14,7 +14,7 @@ from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.checkpoint.names import folder_name
 from quantkit.checkpoint.open import open_checkpoint, open_decoder, open_model
 from quantkit.core.errors import PlanError
-from quantkit.encodings.encoding import encodings
+from quantkit.encodings.encoding import Encoding, encodings
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
@@ -23,9 +23,9 @@ from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
-from quantkit.plan.llama_quantize import Override
 from quantkit.plan.plan import Plan, make_plan
 from quantkit.plan.quants import Quant
+from quantkit.plan.recipe import Override, recipe_of
 
 _NO_BNB = BnbOptions()
 
@@ -78,6 +78,8 @@ def prepare(
     imatrix_file: Path | None = None,
     imatrix: Imatrix | None = None,
     overrides: Sequence[Override] = (),
+    output: Encoding | None = None,
+    token_embedding: Encoding | None = None,
     shard_size: int | None = None,
     kernel: str = "fast",
     search: str = "ggml",
@@ -94,6 +96,8 @@ def prepare(
         imatrix_file: importance matrix, in either of llama.cpp's formats.
         imatrix: one that was read, instead, or that stands for one that is not made yet.
         overrides: encodings for tensors by name pattern.
+        output: the encoding of the output matrix, whatever the quant.
+        token_embedding: the encoding of the embeddings, whatever the quant.
         shard_size: the most tensor bytes per file, None for single files.
         kernel: a key of ``encodings.kernel.KERNELS``.
         search: how scales are chosen, ``ggml`` or ``best``.
@@ -116,7 +120,11 @@ def prepare(
     model = decoder or open_model(checkpoint)
     if imatrix_file is not None:
         imatrix = load_imatrix(imatrix_file)
-    plans = [make_plan(model, q, imatrix, overrides) for q in quants if q.format == "gguf"]
+    plans = [
+        make_plan(model, quant, imatrix, recipe_of(quant, overrides, output, token_embedding))
+        for quant in quants
+        if quant.format == "gguf"
+    ]
     if checkpoint.header is not None and not allow_requantize:
         _refuse_requantizing(checkpoint, plans)
     metadata = describe_checkpoint(checkpoint, model, name)

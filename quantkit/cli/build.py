@@ -184,8 +184,8 @@ def build(
     from quantkit.checkpoint.open import open_source
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
-    from quantkit.plan.plan import parse_override
     from quantkit.plan.quants import find_quants
+    from quantkit.plan.recipe import parse_override
     from quantkit.verify.machine import usable_cores
 
     memory = parse_size(max_memory)

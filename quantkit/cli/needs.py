@@ -15,8 +15,8 @@ import typer
 from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
-    from quantkit.plan.llama_quantize import Override
     from quantkit.plan.quants import Quant
+    from quantkit.plan.recipe import Override
 
 W = TypeVar("W")
 

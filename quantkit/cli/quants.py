@@ -72,9 +72,11 @@ def _folder_row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
 def _row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
     from quantkit.plan.llama_quantize import needs_imatrix
     from quantkit.plan.plan import outline_plan
+    from quantkit.plan.recipe import recipe_of
 
+    recipe = recipe_of(quant)
     needed = any(
-        needs_imatrix(tensor.target, tensor.encoding, quant)
+        needs_imatrix(tensor.target, tensor.encoding, recipe)
         for model in models.values()
         for tensor in outline_plan(model, quant, has_imatrix=False).tensors
     )

@@ -27,15 +27,23 @@ class Encoding:
         return self.elements > 1
 
 
+# What gguf 0.19 lacks or has another size of (ggml/src/ggml-common.h).
+_NEWER = (Encoding("Q8_1", 9, 32, 36), Encoding("Q2_0", 42, 64, 18))
+
+
 @cache
 def encodings() -> dict[str, Encoding]:
-    """Every block format by ggml's name in capitals, sizes from gguf-py's ``GGML_QUANT_SIZES``."""
+    """Every block format by ggml's name in capitals.
+
+    Sizes are gguf-py's ``GGML_QUANT_SIZES``, and where those are behind the pinned llama.cpp, its.
+    """
     from gguf.constants import GGML_QUANT_SIZES
 
-    return {
+    known = {
         kind.name: Encoding(kind.name, int(kind), elements, n_bytes)
         for kind, (elements, n_bytes) in GGML_QUANT_SIZES.items()
     }
+    return known | {kind.name: kind for kind in _NEWER}
 
 
 def encoding(name: str) -> Encoding:

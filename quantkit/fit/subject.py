@@ -16,7 +16,7 @@ from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import INDEX, folder_name
 from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_decoder
-from quantkit.core.errors import CheckpointError, GGUFError
+from quantkit.core.errors import CheckpointError, GGUFError, PlanError
 from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
 from quantkit.families import describe
@@ -31,6 +31,7 @@ from quantkit.formats.gguf.metadata import (
 from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
+from quantkit.plan.recipe import recipe_of
 from quantkit.verify.subjects import artifacts_in, holds_artifacts
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
@@ -334,7 +335,12 @@ def _from_model(
 ) -> Subject:
     variants = []
     for quant in all_quants().values() if wishes.quants is None else wishes.quants:
-        plan, needed = _outline(model, quant, wishes.imatrix)
+        try:
+            plan, needed = _outline(model, quant, wishes.imatrix)
+        except PlanError:
+            if wishes.quants is None:
+                continue  # llama-quantize cannot make this one of this model
+            raise
         layout = lay_out(plan, metadata, wishes.imatrix, wishes.shard_size)
         variants.append(
             Variant(
@@ -374,7 +380,8 @@ def _outline(model: Decoder, quant: Quant, imatrix: Imatrix | None) -> tuple[Pla
     if imatrix is not None:
         return make_plan(model, quant, imatrix), False
     plan = outline_plan(model, quant, has_imatrix=False)
-    needed = any(needs_imatrix(t.target, t.encoding, quant) for t in plan.tensors)
+    recipe = recipe_of(quant)
+    needed = any(needs_imatrix(t.target, t.encoding, recipe) for t in plan.tensors)
     return (outline_plan(model, quant, has_imatrix=True) if needed else plan), needed
 
 

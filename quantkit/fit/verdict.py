@@ -214,7 +214,7 @@ def _advice(row: Row, rows: Sequence[Row], curve: Curve) -> tuple[str, ...]:
         beside = " beside the GPU" if placement.n_gpu_layers else ""
         found.append(f"{ram_to_buy(in_ram) // GIB} GB of RAM{beside}")
     found.append(f"a GPU with {gib(row.vram_for_whole)} free holds it whole")
-    smaller = (r for r in rows if r.variant.tensor_bytes < row.variant.tensor_bytes)
+    smaller = (r for r in _for_any_model(rows) if r.variant.tensor_bytes < row.variant.tensor_bytes)
     better = next(
         (r for r in smaller if r.placement.fits and r.placement.rank < placement.rank), None
     )
@@ -234,10 +234,11 @@ def _recommend(rows: Sequence[Row]) -> Row | None:
     Of those with 4 bits and more per weight, one that is whole on GPUs is better than one that
     is not, and then more bits are better; below 4 bits the same, but only where nothing else fits.
     Quants of the usual ladder are preferred to others, 16 bits and more are not recommended
-    beside q8_0, which loses practically nothing.
+    beside q8_0, which loses practically nothing. Those for models that were trained to their few
+    levels are not for a model of which nothing is known.
     """
     usual = {q.name for q in all_quants().values() if _OF_PUBLISHERS in q.groups} - {"f16"}
-    fitting = [row for row in rows if row.placement.fits]
+    fitting = [row for row in _for_any_model(rows) if row.placement.fits]
     candidates = [row for row in fitting if row.variant.name in usual] or fitting
 
     def key(row: Row) -> tuple[bool, int, int]:
@@ -245,6 +246,11 @@ def _recommend(rows: Sequence[Row]) -> Row | None:
         return few, row.placement.rank, -row.variant.tensor_bytes
 
     return min(candidates, key=key, default=None)
+
+
+def _for_any_model(rows: Sequence[Row]) -> Sequence[Row]:
+    special = {quant.name for quant in all_quants().values() if quant.trained_only}
+    return [row for row in rows if row.variant.name not in special] or rows
 
 
 def _reason(best: Row | None, rows: Sequence[Row], settings: Settings) -> str:
@@ -261,7 +267,7 @@ def _reason(best: Row | None, rows: Sequence[Row], settings: Settings) -> str:
         return f"{where} with {context}, {gib(best.placement.spare)} to spare"
     if not rows:
         return "there is no GGUF; quantkit export makes one of a folder for transformers"
-    smallest = rows[-1]
+    smallest = _for_any_model(rows)[-1]
     what = f"nothing fits with {context}"
     if smallest.advice:
         return f"{what}; for the smallest, {smallest.variant.name}: {'; or '.join(smallest.advice)}"

@@ -1,45 +1,17 @@
 """The plan of one quant: every tensor, its encoding and its bytes, in the order of the file."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import methodcaller
 
 from quantkit.checkpoint.imatrix import Imatrix, require_same_model
 from quantkit.core.errors import ImatrixError, PlanError
-from quantkit.encodings.encoding import Encoding, encodings
+from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Model, Target
-from quantkit.plan.llama_quantize import (
-    QUANTIZED,
-    Override,
-    assign,
-    in_file_order,
-    needs_imatrix,
-)
+from quantkit.plan.llama_quantize import assign, in_file_order, needs_imatrix
+from quantkit.plan.names import may_be_quantized
 from quantkit.plan.quants import Quant
-
-# Formats that ggml computes with and no kernel writes.
-_NEVER_STORED = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
-
-# POSIX's classes inside brackets, as std::regex reads them in the C locale.
-_CLASS = re.compile(r"\[:(\w+):\]")
-_CLASSES = {
-    "alnum": "0-9A-Za-z",
-    "alpha": "A-Za-z",
-    "blank": r" \t",
-    "cntrl": r"\x00-\x1f\x7f",
-    "d": "0-9",
-    "digit": "0-9",
-    "graph": "!-~",
-    "lower": "a-z",
-    "print": " -~",
-    "punct": r"!-/:-@\[-`{-~",
-    "s": r"\s",
-    "space": r"\s",
-    "upper": "A-Z",
-    "w": r"\w",
-    "xdigit": "0-9A-Fa-f",
-}
+from quantkit.plan.recipe import Override, Recipe, recipe_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +52,29 @@ class Plan:
 
 
 def make_plan(
-    model: Model,
-    quant: Quant,
-    imatrix: Imatrix | None = None,
-    overrides: Sequence[Override] = (),
+    model: Model, quant: Quant, imatrix: Imatrix | None = None, recipe: Recipe | None = None
 ) -> Plan:
     """The plan of one quant of one model.
+
+    Args:
+        model: of which.
+        quant: what is asked for.
+        imatrix: the importance matrix, if there is one.
+        recipe: where it is not the quant's own.
 
     Raises:
         ImatrixError: the quant needs an importance matrix that is absent or lacks a tensor, or it
             is of another model.
-        PlanError: an override matches no tensor.
+        PlanError: an override matches no tensor, or llama-quantize could not write one.
 
     """
-    plan = outline_plan(model, quant, imatrix is not None, overrides)
+    recipe = recipe or recipe_of(quant)
+    plan = outline_plan(model, quant, imatrix is not None, recipe)
     for tensor in plan.tensors:
         if not tensor.encoding.is_block:
             continue
         columns = None if imatrix is None else imatrix.columns_of(tensor.target)
-        if columns is None and needs_imatrix(tensor.target, tensor.encoding, quant):
+        if columns is None and needs_imatrix(tensor.target, tensor.encoding, recipe):
             raise ImatrixError(_why_imatrix(tensor, quant, imatrix))
     if imatrix is None:
         return plan
@@ -108,15 +84,23 @@ def make_plan(
 
 
 def outline_plan(
-    model: Model, quant: Quant, has_imatrix: bool, overrides: Sequence[Override] = ()
+    model: Model, quant: Quant, has_imatrix: bool, recipe: Recipe | None = None
 ) -> Plan:
     """The plan as it would be with or without an importance matrix, which is not looked at.
 
     Raises:
-        PlanError: an override matches no tensor, or none that it could change.
+        PlanError: an override matches no tensor, or none that it could change, or llama-quantize
+            could not write a tensor.
 
     """
+    recipe = recipe or recipe_of(quant)
     targets = in_file_order(model.targets)
+    _require_effect(recipe.overrides, targets, model.arch)
+    chosen = assign(targets, model.arch, model.facts, recipe, has_imatrix)
+    return Plan(quant, tuple(map(PlannedTensor, targets, chosen)))
+
+
+def _require_effect(overrides: Sequence[Override], targets: Sequence[Target], arch: str) -> None:
     for number, override in enumerate(overrides):
         matched = [target for target in targets if override.pattern.search(target.name)]
         if not matched:
@@ -126,39 +110,15 @@ def outline_plan(
             )
         earlier = [before.pattern for before in overrides[:number]]
         if not any(
-            target.role in QUANTIZED and not any(map(methodcaller("search", target.name), earlier))
+            may_be_quantized(target, arch)
+            and not any(map(methodcaller("search", target.name), earlier))
             for target in matched
         ):
             raise PlanError(
                 f"--tensor-type {override.pattern.pattern!r} changes nothing: what it matches "
-                f"({matched[0].name} ...) stays in F32 or is taken by an earlier one; leave it out."
+                f"({matched[0].name} ...) keeps its type or is taken by an earlier one; leave it "
+                "out."
             )
-    chosen = assign(targets, model.facts, quant, has_imatrix, overrides)
-    return Plan(quant, tuple(map(PlannedTensor, targets, chosen)))
-
-
-def parse_override(text: str) -> Override:
-    """An override from ``PATTERN=TYPE``, such as ``attn_v=q8_0`` or ``blk.0.ffn_.*=q6_k``.
-
-    As in llama-quantize, the pattern is lowered and searched for anywhere in the name.
-
-    Raises:
-        PlanError: it has not that form, or names no encoding for weights.
-
-    """
-    pattern, equals, kind = text.rpartition("=")
-    chosen = encodings().get(kind.upper())
-    if not equals or not pattern or chosen is None or chosen.name in _NEVER_STORED:
-        raise PlanError(f"--tensor-type {text!r} must be PATTERN=TYPE, for example attn_v=q8_0.")
-    try:
-        return Override(re.compile(_with_classes(pattern.lower())), chosen)
-    except re.error as error:
-        raise PlanError(f"--tensor-type {pattern!r} is no regular expression: {error}.") from None
-
-
-def _with_classes(pattern: str) -> str:
-    """A pattern whose ``[[:digit:]]`` and the like, which llama-quantize knows, are spelled out."""
-    return _CLASS.sub(lambda match: _CLASSES.get(match[1], match[0]), pattern)
 
 
 def _why_imatrix(tensor: PlannedTensor, quant: Quant, imatrix: Imatrix | None) -> str:

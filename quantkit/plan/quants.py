@@ -15,7 +15,10 @@ _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 
 @dataclass(frozen=True, slots=True)
 class Quant:
-    """What a user asks for: a public name, and what llama.cpp calls it (``llama_ftype``)."""
+    """What a user asks for: a public name, and what llama.cpp calls it (``llama_ftype``).
+
+    One that is ``trained_only`` is for models that were trained to its few levels, and no others.
+    """
 
     name: str
     format: str
@@ -23,6 +26,7 @@ class Quant:
     encoding: Encoding
     groups: tuple[str, ...]
     good_for: str
+    trained_only: bool = False
 
 
 @cache
@@ -48,6 +52,7 @@ def all_quants() -> dict[str, Quant]:
             encoding(row["encoding"]),
             tuple(f"gguf-{group}" for group in row.get("groups", ())),
             row["good_for"],
+            row.get("trained_only", False),
         )
         for name, row in load_profile("quants.toml").items()
     }

@@ -63,7 +63,7 @@ def test_each_source_byte_is_read_once(
 
     def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
         count = real(fd, buffers, offset)
-        ranges.append((os.readlink(f"/proc/self/fd/{fd}"), offset, count))
+        ranges.append((str(Path(f"/proc/self/fd/{fd}").readlink()), offset, count))
         return count
 
     monkeypatch.setattr(os, "preadv", preadv)

@@ -9,7 +9,7 @@ from quantkit.build.work import prepare
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.core.errors import CheckpointError, GGUFError
 from quantkit.fit.subject import Subject, Wishes, bundled_models, open_subject
-from quantkit.plan.llama_quantize import QUANTIZED
+from quantkit.plan.names import may_be_quantized
 from quantkit.plan.quants import all_quants, find_quants
 from tests.build.builds import build_work
 from tests.imatrix_writer import write_gguf_imatrix
@@ -54,7 +54,7 @@ def test_every_quant_of_the_trained_checkpoints(name: str, tmp_path: Path) -> No
     assert subject.model is not None
     entries = {}
     for target in subject.model.targets:
-        if target.role in QUANTIZED:
+        if may_be_quantized(target, subject.model.arch):
             matrices = target.shape[0] if len(target.shape) == 3 else 1
             entries[target.name] = np.ones((matrices, target.columns)), np.ones(matrices)
     imatrix = write_gguf_imatrix(tmp_path / "imatrix.gguf", entries)

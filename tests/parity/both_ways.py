@@ -9,8 +9,8 @@ from typing import Any
 
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
-from quantkit.plan.plan import parse_override
 from quantkit.plan.quants import all_quants, find_quants
+from quantkit.plan.recipe import parse_override
 from tests import native_tools
 from tests.parity.cases import Case
 from tests.parity.compare import differences

@@ -10,7 +10,8 @@ from quantkit.families.model import Decoder
 from quantkit.plan.plan import outline_plan
 from quantkit.plan.quants import all_quants
 from tests import native_tools
-from tests.parity.test_dry_run import TENSOR, TOTAL, write_header
+from tests.architectures.dry_run import mebibytes, types
+from tests.parity.test_dry_run import write_header
 
 pytestmark = pytest.mark.native
 
@@ -36,6 +37,7 @@ def test_size_is_llama_quantizes(headers: dict[str, Path], name: str, quant: str
 
     plan = outline_plan(model_of(name), all_quants()[quant], has_imatrix=False)
 
-    found = [(m["name"], (m["after"] or m["before"]).upper()) for m in TENSOR.finditer(output)]
-    assert found == [(tensor.target.name, tensor.encoding.name) for tensor in plan.tensors]
-    assert TOTAL.findall(output) == [f"{plan.n_bytes / 2**20:.2f}"]
+    assert list(types(output).items()) == [
+        (tensor.target.name, tensor.encoding.name) for tensor in plan.tensors
+    ]
+    assert mebibytes(output) == f"{plan.n_bytes / 2**20:.2f}"

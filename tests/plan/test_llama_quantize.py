@@ -14,8 +14,9 @@ from quantkit.core.errors import CheckpointError, ImatrixError, PlanError, Unkno
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.families.model import Decoder
 from quantkit.plan.llama_quantize import in_file_order
-from quantkit.plan.plan import Plan, make_plan, outline_plan, parse_override
+from quantkit.plan.plan import Plan, make_plan, outline_plan
 from quantkit.plan.quants import all_quants, find_quants
+from quantkit.plan.recipe import parse_override, recipe_of
 from tests.families.test_families import LLAMA3
 from tests.plan.large_models import LARGE_MODELS, model_of
 
@@ -64,8 +65,9 @@ SIZES = {
 
 
 def outline(model: Decoder, quant: str, *overrides: str, has_imatrix: bool = False) -> Plan:
-    parsed = [parse_override(text) for text in overrides]
-    return outline_plan(model, all_quants()[quant], has_imatrix, parsed)
+    asked = all_quants()[quant]
+    recipe = recipe_of(asked, [parse_override(text) for text in overrides])
+    return outline_plan(model, asked, has_imatrix, recipe)
 
 
 def types(plan: Plan, part: str) -> list[str]:
@@ -381,11 +383,11 @@ def test_embeddings_may_have_entries_of_any_size() -> None:
 @pytest.mark.parametrize("kind", ["iq2_xxs", "iq2_xs", "iq1_s"])
 @pytest.mark.parametrize("pattern", ["token_embd", "^output.weight"])
 def test_kernels_that_cannot_go_without_an_imatrix_get_one(pattern: str, kind: str) -> None:
-    override = [parse_override(f"{pattern}={kind}")]
-    model = small()
+    model, quant = small(), all_quants()["q4_0"]
+    recipe = recipe_of(quant, [parse_override(f"{pattern}={kind}")])
     for imatrix in (None, imatrix_of(model)):
         with pytest.raises(ImatrixError, match=kind.upper()):
-            make_plan(model, all_quants()["q4_0"], imatrix, override)
+            make_plan(model, quant, imatrix, recipe)
 
 
 # --- names of quants -------------------------------------------------------------------------
