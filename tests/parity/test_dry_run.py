@@ -3,10 +3,8 @@
 No weights are needed for that: a sparse file with a real header is enough.
 """
 
-import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from quantkit.families.model import Model
@@ -14,17 +12,10 @@ from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import KeyValue, ModelMetadata, add_hyperparameters, pack
 from quantkit.plan.plan import outline_plan
 from quantkit.plan.quants import all_quants
-from tests import native_tools
+from tests.architectures.dry_run import imatrix_of_nothing, mebibytes, report, types
 from tests.plan.large_models import LARGE_MODELS
 
 pytestmark = pytest.mark.native
-
-TENSOR = re.compile(
-    r"^\[ *\d+/ *\d+\] (?P<name>\S+) .* type = *(?P<before>\w+), "
-    r"size = .*MiB(?: \((?P<after>\w+)\))?$",
-    re.MULTILINE,
-)
-TOTAL = re.compile(r"quant size *= *(\S+) MiB")
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +28,7 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def any_imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An importance matrix of nothing: a dry run asks only whether there is one."""
-    from gguf import GGUFWriter
-
-    path = tmp_path_factory.mktemp("imatrix") / "any.gguf"
-    writer = GGUFWriter(path, "imatrix")
-    writer.add_array("imatrix.datasets", ["text"])
-    writer.add_uint32("imatrix.chunk_count", 1)
-    writer.add_uint32("imatrix.chunk_size", 512)
-    for part, values in (("in_sum2", np.ones((1, 32), np.float32)), ("counts", np.ones((1, 1)))):
-        writer.add_tensor(f"nothing.{part}", values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return imatrix_of_nothing(tmp_path_factory.mktemp("imatrix") / "any.gguf")
 
 
 @pytest.mark.parametrize("has_imatrix", [False, True], ids=["plain", "imatrix"])
@@ -59,18 +37,14 @@ def any_imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_type_is_llama_quantizes(
     headers: dict[str, Path], any_imatrix: Path, name: str, quant: str, has_imatrix: bool
 ) -> None:
-    options = ["--imatrix", str(any_imatrix)] if has_imatrix else []
-    tool = native_tools.tool("llama-quantize")
-    output = native_tools.run([tool, "--dry-run", *options, headers[name], quant])
+    printed = report(headers[name], quant, any_imatrix if has_imatrix else None)
 
     plan = outline_plan(LARGE_MODELS[name], all_quants()[quant], has_imatrix)
 
-    found = [
-        (match["name"], (match["after"] or match["before"]).upper())
-        for match in TENSOR.finditer(output)
+    assert list(types(printed).items()) == [
+        (tensor.target.name, tensor.encoding.name) for tensor in plan.tensors
     ]
-    assert found == [(tensor.target.name, tensor.encoding.name) for tensor in plan.tensors]
-    assert TOTAL.findall(output) == [f"{plan.n_bytes / 2**20:.2f}"]
+    assert mebibytes(printed) == f"{plan.n_bytes / 2**20:.2f}"
 
 
 def write_header(folder: Path, name: str, model: Model) -> Path:

@@ -1,0 +1,21 @@
+"""Models of many architectures for the tests of types, plans and whole files.
+
+Two kinds, both as GGUF:
+
+* `published.HEADERS`: headers at published depth and width, with a hole where the weights would be.
+  ``sparse_gguf(path, header(name))`` writes one in milliseconds, whatever its size; nothing of it
+  takes room on the disk. For rules that ask for depth, width, experts and heads.
+
+* Whole small ones, made by llama.cpp's converter from random checkpoints: see `small`.
+
+`dry_run.dry_run(file, "Q4_K_M", imatrix)` is the oracle for types: ``{tensor name: type}`` as
+``llama-quantize --dry-run`` has them, in its order. `dry_run.FILE_TYPES` are all that it offers.
+
+    from tests.architectures.dry_run import FILE_TYPES, dry_run, imatrix_of_nothing
+    from tests.architectures.published import HEADERS, header
+    from tests.architectures.sparse import sparse_gguf
+
+    file = sparse_gguf(tmp_path / "model.gguf", header("llama-70b"))
+    assert dry_run(file, "Q4_K_M")["output.weight"] == "Q6_K"
+    assert dry_run(file, "IQ2_XXS", imatrix_of_nothing(tmp_path / "any.gguf"))
+"""
