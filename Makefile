@@ -10,6 +10,7 @@ DEMO := build-demo
 demo: $(VENV)/.ready
 	$(BIN)/quantkit build tests/checkpoints/tiny-mixtral --quant gguf-all -o $(DEMO)/tiny-mixtral
 	$(BIN)/quantkit build tests/checkpoints/tiny-mistral --quant gguf-all -o $(DEMO)/tiny-mistral
+	$(BIN)/quantkit build $(DEMO)/tiny-mistral/*-F16.gguf --quant q4_k_s,iq4_xs -o $(DEMO)/from-gguf
 
 # Two processes, whose idle OpenMP threads must not spin for each other's cores. A file's tests share
 # what they build, so they stay in one process. Files of few tests, which would be left for the end,

@@ -1,0 +1,107 @@
+"""Quants of GGUFs of many architectures, whole and byte for byte, against ``llama-quantize``."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit.build.engine import build
+from quantkit.build.work import prepare
+from quantkit.checkpoint.gguf import read_header
+from quantkit.plan.quants import all_quants, find_quants
+from tests import native_tools
+from tests.architectures.ggufs import small_ggufs
+from tests.architectures.small import SMALL
+from tests.imatrix_writer import write_gguf_imatrix
+from tests.parity.both_ways import NEED_IMATRIX, Source
+
+pytestmark = pytest.mark.native
+
+QUANTS = tuple(all_quants())
+PER_MODEL = 3
+# Sixteen that differ in what they are made of: these get more quants, with and without an
+# importance matrix, and in shards.
+CHOSEN = (
+    "qwen3", "qwen3moe", "gemma3", "gpt-oss", "deepseek2", "falcon-h1", "mamba", "falcon",
+    "t5", "bert", "lfm2moe", "granitehybrid", "phi3", "mixtral", "qwen35moe", "gemma3n",
+)  # fmt: skip
+LADDER = ("bf16", "q8_0", "q5_k_m", "q4_k_m", "q4_0", "q3_k_s", "q2_k")
+WEIGHTED = ("iq4_xs", "iq3_xxs", "iq2_m", "iq1_s", "q4_1")
+
+
+@pytest.fixture(scope="module")
+def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return small_ggufs(tmp_path_factory)
+
+
+def imatrix_of(gguf: Path, path: Path) -> Path:
+    """An importance matrix with an entry for every matrix that is no embedding."""
+    rng = np.random.default_rng(7)
+    entries = {}
+    for tensor in read_header(gguf).tensors:
+        if len(tensor.shape) > 1 and tensor.name.endswith("weight") and "token_" not in tensor.name:
+            matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+            sums = rng.uniform(0.1, 9, (matrices, tensor.shape[-1]))
+            entries[tensor.name] = (sums, np.full(matrices, 8.0))
+    return write_gguf_imatrix(path, entries)
+
+
+def buildable(gguf: Path, quants: tuple[str, ...]) -> list[str]:
+    """Those that llama-quantize makes of this model: some know nothing for its rows."""
+    return [quant for quant in quants if not (quant == "q1_0" and narrow(gguf))]
+
+
+def narrow(gguf: Path) -> bool:
+    return any(len(t.shape) > 1 and t.shape[-1] % 128 for t in read_header(gguf).tensors)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_architecture(ggufs: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """A few quants of each, every quant of some: which, goes round."""
+    first = list(SMALL).index(name) * PER_MODEL
+    quants = tuple(QUANTS[(first + n) % len(QUANTS)] for n in range(PER_MODEL))
+    source = Source(ggufs[name], ggufs[name])
+    imatrix = imatrix_of(ggufs[name], tmp_path / "imatrix.gguf")
+    source.compare(buildable(ggufs[name], quants), tmp_path, imatrix=imatrix)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "imatrix"])
+def test_chosen(ggufs: dict[str, Path], name: str, weighted: bool, tmp_path: Path) -> None:
+    imatrix = imatrix_of(ggufs[name], tmp_path / "imatrix.gguf") if weighted else None
+    quants = WEIGHTED if weighted else LADDER
+    Source(ggufs[name], ggufs[name]).compare(quants, tmp_path, imatrix=imatrix)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_shards(ggufs: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """From shards, and into shards, as llama-gguf-split cuts them."""
+    gguf = ggufs[name]
+    largest = max(tensor.n_bytes for tensor in read_header(gguf).tensors)
+    megabytes = -(-largest // 10**6) + 1
+    work = prepare(gguf, find_quants(["q4_k_m"]), shard_size=megabytes * 10**6)
+    (artifact,) = build(work, tmp_path / "ours", jobs=2, max_memory=2**30)
+    whole = tmp_path / "whole.gguf"
+    native_tools.quantize(gguf, whole, "q4_k_m", threads=1)
+    theirs = native_tools.split(whole, tmp_path / "theirs", f"{megabytes}M")
+    ours = sorted(artifact.path.parent.rglob("*-of-*.gguf")) or [artifact.path]
+    assert [file.read_bytes() for file in ours] == [file.read_bytes() for file in theirs]
+
+    cut = native_tools.split(gguf, tmp_path / "cut", f"{megabytes}M")
+    from_shards = prepare(cut[0], find_quants(["q4_k_m"]))
+    (again,) = build(from_shards, tmp_path / "again", jobs=2, max_memory=2**30)
+    assert again.path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.search
+@pytest.mark.parametrize("quant", QUANTS)
+def test_the_full_product(ggufs: dict[str, Path], quant: str, tmp_path: Path) -> None:
+    """Every quant of every architecture, with an importance matrix and, where it can be, without."""
+    for name, gguf in ggufs.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        imatrix = imatrix_of(gguf, folder / "imatrix.gguf")
+        quants = buildable(gguf, (quant,))
+        Source(gguf, gguf).compare(quants, folder, imatrix=imatrix)
+        if quant not in NEED_IMATRIX:
+            Source(gguf, gguf).compare(quants, folder, imatrix=None)
