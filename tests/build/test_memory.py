@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.build.builds import build
 from tests.large_checkpoints import large_checkpoint
 from tests.measured import measure
 
@@ -48,3 +49,12 @@ def test_max_memory_bounds_what_weights_take(by_layers: dict[int, Path], tmp_pat
     assert narrow - without_weights < 64 * MIB
     # The limit is what did it: eight threads take more where they may.
     assert wide - narrow > 2 * SLAB
+
+
+def test_a_gguf_takes_no_more_than_its_checkpoint(
+    by_layers: dict[int, Path], tmp_path: Path
+) -> None:
+    (bf16,) = build(by_layers[3], tmp_path / "bf16", "bf16")
+    of_checkpoint = peak_memory(by_layers[3], tmp_path / "one", "--jobs", "2")
+    of_gguf = peak_memory(bf16.path, tmp_path / "two", "--jobs", "2")
+    assert of_gguf - of_checkpoint < 2 * SLAB

@@ -58,14 +58,19 @@ def check_finished(out: Path, reference: dict[str, str]) -> None:
     check_manifest(out, {Path(name).parts[0].removesuffix(".gguf") for name in reference})
 
 
-def test_twenty_kills_at_random_moments(mixtral: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["checkpoint", "gguf"])
+def test_twenty_kills_at_random_moments(kind: str, mixtral: Path, tmp_path: Path) -> None:
     """Every other kill comes before one of the steps, the rest after one of the slabs.
 
     A small model's build is start and end for the most part, so steps alone may never fall between
     the first slab and the last.
     """
     rng = random.Random(20)
-    job = Job(mixtral, tmp_path / "uninterrupted", QUANTS, slab=2**14, commit_seconds=0)
+    source = mixtral
+    if kind == "gguf":
+        (artifact,) = build(mixtral, tmp_path / "source", "bf16")
+        source = artifact.path
+    job = Job(source, tmp_path / "uninterrupted", QUANTS, slab=2**14, commit_seconds=0)
     all_of = run(job)
     reference = artifacts_in(job.out)
     assert len(reference) == len(QUANTS)
