@@ -7,6 +7,7 @@ bytecode, and each jump is to be seen taken and not taken.
 import dis
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
@@ -87,10 +88,10 @@ def _codes_of(module: ModuleType) -> Iterator[CodeType]:
             pending += vars(one).values()
         elif isinstance(one, property):
             pending.append(one.fget)
-        elif isinstance(code := getattr(one, "__code__", one), CodeType):
-            if code.co_filename == file:
-                yield code
-                pending += [part for part in code.co_consts if isinstance(part, CodeType)]
+        code = getattr(one, "__code__", one)
+        if isinstance(code, CodeType) and code.co_filename == file:
+            yield code
+            pending += [part for part in code.co_consts if isinstance(part, CodeType)]
 
 
 def _jumps_of(code: CodeType) -> dict[int, tuple[int, int]]:
@@ -98,7 +99,7 @@ def _jumps_of(code: CodeType) -> dict[int, tuple[int, int]]:
     instructions = list(dis.get_instructions(code))
     return {
         one.offset: (one.argval, after.offset)
-        for one, after in zip(instructions, instructions[1:], strict=False)
+        for one, after in pairwise(instructions)
         if "JUMP" in one.opname and "_IF_" in one.opname
     }
 
