@@ -19,6 +19,10 @@ def keys(arch: str = "llama", **values: Any) -> dict[str, Any]:
     return {f"{arch}.{names.get(name, name)}": value for name, value in values.items()}
 
 
+def experts(count: int, used: Any = 2, **groups: int) -> dict[str, Any]:
+    return {"expert_count": count, "expert_used_count": used, **groups}
+
+
 def test_heads_are_one_number_or_one_for_each_layer() -> None:
     for heads, kv, gqa in (
         (32, 8, 4),
@@ -39,8 +43,8 @@ def test_heads_are_one_number_or_one_for_each_layer() -> None:
         ("llama", {"block_count": 80, "heads": 64, "kv": 8}, True),
         ("llama-embed", {"block_count": 80, "heads": 64, "kv": 8}, True),
         ("llama", {"block_count": 80, "heads": 64, "kv": 64}, False),
-        ("llama", {"block_count": 80, "heads": 64, "kv": 8, "expert_count": 8}, False),
-        ("llama", {"block_count": 80, "heads": 64, "kv": 8, "expert_count": 4}, True),
+        ("llama", {"block_count": 80, "heads": 64, "kv": 8, **experts(8)}, False),
+        ("llama", {"block_count": 80, "heads": 64, "kv": 8, **experts(4)}, True),
         ("llama", {"block_count": 79, "heads": 64, "kv": 8}, False),
         ("llama", {"block_count": 81, "nextn_predict_layers": 1, "heads": 64, "kv": 8}, True),
         ("qwen2", {"block_count": 80, "heads": 64, "kv": 64}, True),
@@ -86,7 +90,7 @@ def test_the_families_say_the_same(name: str) -> None:
             block_count=h.num_hidden_layers,
             heads=h.num_attention_heads,
             kv=h.num_key_value_heads,
-            expert_count=h.num_local_experts,
+            **experts(h.num_local_experts, h.num_experts_per_tok),
         ),
     )
     assert found == model.facts
@@ -112,11 +116,36 @@ def test_the_families_say_the_same(name: str) -> None:
         ({"block_count": 2, "heads": None}, "attention.head_count"),
         ({"block_count": 2, "heads": ["4", "4"]}, "attention.head_count"),
         ({"block_count": 2, "heads": 2**32}, "attention.head_count"),
+        ({"block_count": 2, **experts(4, 5)}, "expert_count"),
+        ({"block_count": 2, **experts(4, 0)}, "expert_count"),
+        ({"block_count": 2, **experts(4, [2, 5])}, "expert_count"),
+        ({"block_count": 2, **experts(4, [2])}, "expert_used_count"),
+        ({"block_count": 2, **experts(0, 1)}, "expert_count"),
+        ({"block_count": 2, "expert_group_count": 1}, "expert_count"),
+        ({"block_count": 2, **experts(4, expert_group_count=4)}, "expert_count"),
+        ({"block_count": 2, **experts(4, expert_group_count=2)}, "expert_count"),
+        (
+            {"block_count": 2, **experts(6, expert_group_count=4, expert_group_used_count=2)},
+            "expert_count",
+        ),
+        (
+            {"block_count": 2, **experts(6, expert_group_count=2, expert_group_used_count=2)},
+            "expert_count",
+        ),
     ],
 )
 def test_keys_that_llama_cpp_would_not_take(values: dict[str, Any], key: str) -> None:
     with pytest.raises(GGUFError, match=re.escape(f"llama.{key}") + ".*make it again"):
         facts_of("llama", keys(**values))
+
+
+def test_experts_in_groups() -> None:
+    groups = {"expert_group_count": 4, "expert_group_used_count": 2}
+    values = keys("deepseek2", block_count=2, **experts(8, [2, 4], **groups))
+    assert facts_of("deepseek2", values).n_experts == 8
+    for arch, n_experts in (("hunyuan-dense", 0), ("hunyuan_vl", 0), ("hunyuan-moe", 1)):
+        values = keys(arch, block_count=2, **experts(1, 1))
+        assert facts_of(arch, values).n_experts == n_experts
 
 
 @pytest.mark.parametrize("loops", [0, 26, 2**31])

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from gguf import GGMLQuantizationType
 
-from quantkit.core.errors import PlanError
+from quantkit.core.errors import GGUFError, PlanError
 from quantkit.encodings.encoding import encoding
 from quantkit.plan import llama_quantize, names
 from quantkit.plan.quants import all_quants
 from tests.architectures.dry_run import dry_run, imatrix_of_nothing
-from tests.architectures.published import HEADERS, header
+from tests.architectures.published import HEADERS, REFUSED, header
 from tests.architectures.sparse import Header, sparse_gguf
 from tests.branches import Branches
 from tests.native_tools import ToolError
@@ -25,8 +25,6 @@ from tests.plan.large_headers import targets_of, types_of
 # The quants whose types depend on an importance matrix. That the others do not is seen on the
 # models of tests/parity/test_dry_run.py.
 GUIDED = ("iq3_xxs", "iq4_nl", "iq4_xs", "q4_0", "q5_0")
-# llama.cpp calls a debugger where it aborts, which takes seconds. Of these it is seen once.
-ABORTING = {"vision-encoder": "q2_k"}
 
 NORMS_AND_EMBEDDINGS = {
     "token_embd.weight": (256, 300),
@@ -140,19 +138,16 @@ def both(
 def ours(model: Header, quant: str, has_imatrix: bool, options: Sequence[str] = ()) -> Any:
     try:
         return list(types_of(model, quant, has_imatrix, options).items())
-    except PlanError:
+    except (PlanError, GGUFError):
         return None
 
 
-def differences(name: str, model: Header, folder: Path) -> dict[Any, Any]:
+def differences(model: Header, folder: Path) -> dict[Any, Any]:
     """By quant, what llama-quantize says otherwise than the rules."""
     file = sparse_gguf(folder / "model.gguf", model)
     matrix = imatrix_of_nothing(folder / "any.gguf")
     wrong = {}
     for quant, imatrix in [(q, None) for q in all_quants()] + [(q, matrix) for q in GUIDED]:
-        aborts = name in ABORTING and ours(model, quant, imatrix is not None) is None
-        if aborts and (quant, imatrix) != (ABORTING[name], None):
-            continue
         theirs, mine = both(model, file, quant, imatrix)
         if theirs != mine:
             pairs = zip(theirs, mine, strict=True) if theirs and mine else [(theirs, mine)]
@@ -163,7 +158,7 @@ def differences(name: str, model: Header, folder: Path) -> dict[Any, Any]:
 @pytest.mark.native
 @pytest.mark.parametrize("name", HEADERS)
 def test_every_type_is_llama_quantizes(name: str, tmp_path: Path) -> None:
-    assert differences(name, header(name), tmp_path) == {}
+    assert differences(header(name), tmp_path) == {}
 
 
 @pytest.mark.native
@@ -171,7 +166,7 @@ def test_every_type_is_llama_quantizes(name: str, tmp_path: Path) -> None:
 def test_odd_names_and_shapes_are_read_as_llama_quantize_reads_them(
     name: str, tmp_path: Path
 ) -> None:
-    assert differences(name, ODD[name](), tmp_path) == {}
+    assert differences(ODD[name](), tmp_path) == {}
 
 
 @pytest.mark.native
@@ -190,7 +185,7 @@ def test_what_no_rule_touches_keeps_its_type(stored: str, tmp_path: Path) -> Non
     kind = GGMLQuantizationType[stored]
     tensors = {f"blk.{i}.{part}.weight": (256, 8) for i in range(4) for part in ("attn_v", "altup")}
     model = Header("llama", KEYS, NORMS_AND_EMBEDDINGS | tensors, {"blk": kind})
-    assert differences("", model, tmp_path) == {}
+    assert differences(model, tmp_path) == {}
 
 
 # Enough of what is compared above for every condition to go both ways.
@@ -205,6 +200,14 @@ LARGE = {
     "glm5-next": ("q8_0",),
     "deepseek-v2-lite": ("iq2_m", "q8_0"),
 }
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_llama_quantize_stops_at_is_refused(name: str) -> None:
+    """That it does is in tests/architectures."""
+    build, quant, _ = REFUSED[name]
+    with pytest.raises((PlanError, GGUFError)):
+        types_of(build(), quant.lower())
 
 
 def refused() -> list[tuple[Header, str, list[str]]]:
@@ -239,6 +242,8 @@ def test_every_condition_of_the_rules_goes_both_ways() -> None:
             ours(header(name), quant, False, options)
         for model, quant, options in refused():
             ours(model, quant, False, options)
+        for build, quant, _ in REFUSED.values():
+            ours(build(), quant.lower(), has_imatrix=False)
         for target in targets_of(header("minilm"))[:4]:
             for kind in map(encoding, ("F32", "BF16", "IQ1_S", "IQ2_S", "Q2_K")):
                 for recipe in needing:
