@@ -105,7 +105,7 @@ def _jumps_of(code: CodeType) -> dict[int, tuple[int, int]]:
 
 
 def _lines_of(code: CodeType) -> dict[int, int]:
-    lines = {}
+    lines: dict[int, int] = {}
     for start, end, line in code.co_lines():
         lines |= dict.fromkeys(range(start, end), line or code.co_firstlineno)
     return lines

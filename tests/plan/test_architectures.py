@@ -15,6 +15,7 @@ from quantkit.core.errors import GGUFError, PlanError
 from quantkit.encodings.encoding import encoding
 from quantkit.plan import llama_quantize, names
 from quantkit.plan.quants import all_quants
+from quantkit.plan.recipe import Recipe
 from tests.architectures.dry_run import dry_run, imatrix_of_nothing
 from tests.architectures.published import HEADERS, REFUSED, header
 from tests.architectures.sparse import Header, sparse_gguf
@@ -31,7 +32,7 @@ NORMS_AND_EMBEDDINGS = {
     "output_norm.weight": (256,),
     "output.weight": (256, 300),
 }
-KEYS = {
+KEYS: dict[str, Any] = {
     "context_length": 64,
     "embedding_length": 256,
     "block_count": 4,
@@ -42,10 +43,10 @@ KEYS = {
 EXPERTS = {"expert_count": 8, "expert_used_count": 2}
 
 
-def odd(arch: str = "llama", **tensors: tuple[int, ...]) -> Header:
+def odd(**tensors: tuple[int, ...]) -> Header:
     """Tensors that no model has; ``__`` in names stands for a dot."""
     spelled = {name.replace("__", "."): shape for name, shape in tensors.items()}
-    return Header(arch, KEYS, NORMS_AND_EMBEDDINGS | spelled)
+    return Header("llama", KEYS, NORMS_AND_EMBEDDINGS | spelled)
 
 
 def expert(name: str) -> Header:
@@ -232,7 +233,7 @@ def test_every_condition_of_the_rules_goes_both_ways() -> None:
     cases = [(header(name), quant, False) for name in SMALL for quant in all_quants()]
     cases += [(header(name), quant, False) for name in LARGE for quant in LARGE[name]]
     cases += [(header("mistral-7b"), quant, True) for quant in GUIDED]
-    needing = [llama_quantize.Recipe(quant, encoding("Q2_K")) for quant in ("q2_k", "q2_k_s")]
+    needing = [Recipe(quant, encoding("Q2_K")) for quant in ("q2_k", "q2_k_s")]
     with Branches(llama_quantize) as rules:
         for model, quant, has_imatrix in cases:
             ours(model, quant, has_imatrix)
