@@ -88,6 +88,12 @@ def build(
         list[str] | None,
         typer.Option(metavar="PATTERN=TYPE", help="Encode matching tensors as TYPE."),
     ] = None,
+    output_tensor_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Encode the output matrix as TYPE.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Encode the token embeddings as TYPE.")
+    ] = None,
     imatrix: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Importance matrix; `auto` calibrates first."),
@@ -185,13 +191,21 @@ def build(
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import find_quants
-    from quantkit.plan.recipe import parse_override
+    from quantkit.plan.recipe import parse_encoding, parse_override
     from quantkit.verify.machine import usable_cores
 
     memory = parse_size(max_memory)
     quants = find_quants(quant)
     overrides = [parse_override(pattern) for pattern in tensor_type or ()]
-    asked = BuildWish(quants, overrides, imatrix, cluster, publish, delete_published)
+    output, embedding = (
+        parse_encoding(text, option) if text is not None else None
+        for text, option in (
+            (output_tensor_type, "--output-tensor-type"),
+            (token_embedding_type, "--token-embedding-type"),
+        )
+    )
+    of_two = [kind for kind in (output, embedding) if kind is not None]
+    asked = BuildWish(quants, overrides, of_two, imatrix, cluster, publish, delete_published)
     refuse_idle(command, BUILD, asked)
     publication = plan_publication(
         publish,
@@ -227,6 +241,8 @@ def build(
             name=name,
             imatrix=matrix,
             overrides=overrides,
+            output=output,
+            token_embedding=embedding,
             shard_size=most_bytes,
             kernel=kernel.value,
             search=search.value,

@@ -15,6 +15,7 @@ import typer
 from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
+    from quantkit.encodings.encoding import Encoding
     from quantkit.plan.quants import Quant
     from quantkit.plan.recipe import Override
 
@@ -59,6 +60,7 @@ class BuildWish:
 
     quants: "Sequence[Quant]"
     overrides: "Sequence[Override]"
+    of_two: "Sequence[Encoding]"  # asked for the output and the embeddings
     imatrix: Path | None
     cluster: str | None
     publish: str | None
@@ -80,23 +82,35 @@ class BuildWish:
 
     @property
     def has_k_quants(self) -> bool:
-        """Whether some tensor may get a K-quant's format. All mixtures of blocks but one have."""
+        """Whether some tensor may get a K-quant's format. Mixtures of blocks but two have."""
         from quantkit.encodings.kernel import IMPROVED
 
-        chosen = {override.encoding.name for override in self.overrides}
-        return self._mixes or (self.has_blocks and bool(chosen & IMPROVED))
+        return self._mixes or any(kind.name in IMPROVED for kind in self._chosen)
 
     @property
     def weighs(self) -> bool:
-        """Whether importance changes how some tensor is rounded: Q8_0 has no use for it."""
-        chosen = (override.encoding for override in self.overrides)
-        others = any(kind.is_block and kind.name != "Q8_0" for kind in chosen)
-        return self._mixes or (self.has_blocks and others)
+        """Whether importance changes how some tensor is rounded: some have no use for it."""
+        return self._mixes or any(
+            kind.is_block and kind.name not in _UNWEIGHED for kind in self._chosen
+        )
+
+    @property
+    def rounds(self) -> bool:
+        """Whether some tensor of a GGUF is rounded to blocks."""
+        return self.has_blocks or any(kind.is_block for kind in self._chosen)
+
+    @property
+    def _chosen(self) -> "Sequence[Encoding]":
+        of_patterns = [override.encoding for override in self.overrides] if self.has_blocks else []
+        return [*of_patterns, *(self.of_two if self.has("gguf") else ())]
 
     @property
     def _mixes(self) -> bool:
+        unmixed = ("Q8_0", "MXFP4")
         return any(
-            quant.format == "gguf" and quant.encoding.is_block and quant.encoding.name != "Q8_0"
+            quant.format == "gguf"
+            and quant.encoding.is_block
+            and quant.encoding.name not in unmixed
             for quant in self.quants
         )
 
@@ -105,6 +119,9 @@ class BuildWish:
         """Whether some quant has the blocks of bitsandbytes."""
         return any(q.format == "bnb" and q.name != "bnb-int8" for q in self.quants)
 
+
+# Formats whose kernels have no use for importance.
+_UNWEIGHED = {"Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}
 
 _Build: TypeAlias = Need[BuildWish]
 
@@ -164,8 +181,9 @@ BUILD: tuple[_Build, ...] = (
     Need(
         "--imatrix auto",
         "imatrix",
-        lambda wish: wish.imatrix != AUTO or not wish.has_blocks or wish.weighs,
-        "would calibrate for nothing: Q8_0 is rounded alike whatever is important; leave it out",
+        lambda wish: wish.imatrix != AUTO or not wish.rounds or wish.weighs,
+        "would calibrate for nothing: what is asked for is rounded alike whatever is important; "
+        "leave it out",
     ),
     Need(
         "--tensor-type",
@@ -174,9 +192,21 @@ BUILD: tuple[_Build, ...] = (
         "is for GGUF quants of fewer than 16 bits, and none is asked for; leave it out",
     ),
     Need(
+        "--output-tensor-type",
+        "output_tensor_type",
+        lambda wish: wish.has("gguf"),
+        "is for GGUF quants, and none is asked for; leave it out",
+    ),
+    Need(
+        "--token-embedding-type",
+        "token_embedding_type",
+        lambda wish: wish.has("gguf"),
+        "is for GGUF quants, and none is asked for; leave it out",
+    ),
+    Need(
         "--imatrix",
         "imatrix",
-        lambda wish: wish.has_blocks,
+        lambda wish: wish.rounds,
         "is for GGUF quants of fewer than 16 bits, and none is asked for; leave it out",
     ),
     Need(

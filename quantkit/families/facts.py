@@ -20,6 +20,8 @@ _WITHOUT_KEYS = {"clip"}
 # The layers by which llama.cpp takes a model for LLM_TYPE_70B, whatever its size.
 _LAYERS_OF_70B = {"llama": 80, "llama-embed": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 _LLAMA = {"llama", "llama-embed"}
+# Architectures in which one expert is none.
+_ONE_IS_NONE = {"hunyuan-dense", "hunyuan_vl"}
 
 
 @cache
@@ -44,8 +46,12 @@ def facts_of(arch: str, keys: Mapping[str, Any]) -> Facts:
     n_layers = _number(keys, f"{arch}.block_count", 1, MOST_LAYERS)
     n_nextn = _number(keys, f"{arch}.nextn_predict_layers", 0, n_layers, default=0)
     n_experts = _number(keys, f"{arch}.expert_count", 0, MOST_EXPERTS, default=0)
-    heads = _of_first_layer(keys, f"{arch}.attention.head_count", n_layers, default=0)
-    kv_heads = _of_first_layer(keys, f"{arch}.attention.head_count_kv", n_layers, default=heads)
+    if arch in _ONE_IS_NONE and n_experts == 1:
+        n_experts = 0
+    else:
+        _require_routing(arch, keys, n_layers, n_experts)
+    heads = _each(keys, f"{arch}.attention.head_count", n_layers, 0)[0]
+    kv_heads = _each(keys, f"{arch}.attention.head_count_kv", n_layers, heads)[0]
     is_70b = n_layers - n_nextn == _LAYERS_OF_70B.get(arch)
     if arch in _LLAMA:
         is_70b = is_70b and n_experts != 8 and heads != kv_heads
@@ -69,6 +75,22 @@ def _layers_run(arch: str, keys: Mapping[str, Any], n_layers: int, n_nextn: int)
     return n_layers
 
 
+def _require_routing(arch: str, keys: Mapping[str, Any], n_layers: int, n_experts: int) -> None:
+    """Refuse numbers of experts and groups at which llama.cpp aborts."""
+    used = max(_each(keys, f"{arch}.expert_used_count", n_layers, 0))
+    groups = _number(keys, f"{arch}.expert_group_count", 0, _MOST, default=0)
+    of_groups = _number(keys, f"{arch}.expert_group_used_count", 0, _MOST, default=0)
+    routes = (0 < used <= n_experts and groups < n_experts) if n_experts else used == groups == 0
+    if groups > 1:
+        routes = routes and n_experts % groups == 0 and 0 < of_groups < groups
+    if not routes:
+        raise GGUFError(
+            f"The GGUF's {arch}.expert_count is {n_experts}, of which {used} are used, in {groups} "
+            f"groups, of which {of_groups} are: llama.cpp aborts on that; make it again with a "
+            "converter of today."
+        )
+
+
 def _number(
     keys: Mapping[str, Any], key: str, least: int, most: int, default: int | None = None
 ) -> int:
@@ -79,19 +101,17 @@ def _number(
     return _bounded(keys[key], key, least, most)
 
 
-def _of_first_layer(keys: Mapping[str, Any], key: str, n_layers: int, default: int) -> int:
-    """A number of heads, which is one for all layers or one for each."""
-    if key not in keys:
-        return default
-    value = keys[key]
-    if isinstance(value, int) or not hasattr(value, "__len__") or isinstance(value, str):
-        return _bounded(value, key, 0, _MOST)
+def _each(keys: Mapping[str, Any], key: str, n_layers: int, default: int) -> list[int]:
+    """Numbers of all layers, of which there may be one for all. The first counts for the rules."""
+    value = keys.get(key, default)
+    if not isinstance(value, list | tuple):
+        return [_bounded(value, key, 0, _MOST)] * n_layers
     if len(value) != n_layers:
         raise GGUFError(
             f"The GGUF's {key} has {len(value)} numbers for {n_layers} layers; make it again with "
             "a converter of today."
         )
-    return _bounded(value[0], key, 0, _MOST)
+    return [_bounded(number, key, 0, _MOST) for number in value]
 
 
 def _bounded(value: Any, key: str, least: int, most: int) -> int:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.gguf import HeaderTensor, read_header
 from quantkit.core.errors import CompareError
+from quantkit.encodings import ggml
 from quantkit.verify.smoke import artifact_files
 
 _SLAB = 1 << 24  # elements dequantized at a time
+_NOT_IN_GGUF = {"Q1_0", "Q2_0"}  # what gguf 0.19 cannot decode
 _RUNS = 4  # of consecutive rows, where only some rows are looked at
 
 
@@ -76,6 +78,8 @@ class _Stored:
         row_bytes = self.shape[-1] // encoding.elements * encoding.bytes
         offset = self.offset + start * row_bytes
         raw = np.memmap(self.file, np.uint8, "r", offset, (stop - start, row_bytes))
+        if encoding.name in _NOT_IN_GGUF:
+            return ggml.decode(raw.reshape(-1), encoding).reshape(stop - start, -1)
         wide: NDArray[np.float32] = dequantize(raw, GGMLQuantizationType[encoding.name])
         return wide
 

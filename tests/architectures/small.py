@@ -3,14 +3,20 @@
 Each is made by transformers with random weights, at most two million, and a vocabulary of 512
 tokens. Rows of most are multiples of 256, so that every block of llama.cpp's occurs; those
 of the others (`NARROW`) are not, so that its fallbacks do.
+
+Not here: BitNet and DeepSeek-V4, because the converter knows their tensors by other names than
+transformers writes; DeepSeek-V3.2, because it wants a class of tokenizer; and models whose code
+comes with the checkpoint, except where a class of transformers has the same tensors.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tests.architectures import rwkv
+
 Config = Mapping[str, Any]
-Vocabulary = Literal["bytes", "pieces", "words", "unigram", "merges"]
+Vocabulary = Literal["bytes", "pieces", "words", "unigram", "merges", "world"]
 
 
 @dataclass(frozen=True)
@@ -19,16 +25,20 @@ class Small:
 
     Attributes:
         arch: what the converter calls it in ``general.architecture``.
-        model: transformers' class.
+        model: transformers' class, or what config.json calls the model where there is none: then
+            ``config`` is all of it and ``shapes`` are its tensors.
         config: what differs from `COMMON`; None takes an entry of it away. Entries of
             ``text_config`` differ from `COMMON` as well.
         vocabulary: byte-level BPE, SentencePiece's BPE, WordPiece, SentencePiece's unigram, or
-            its BPE as a tokenizer.json.
+            its BPE as a tokenizer.json, or RWKV's list.
         published: entries that the published config.json has and today's transformers does not
             write; the converter wants them.
         unpublished: entries that today's transformers writes and the published one has not.
         options: the converter's.
+        mxfp4: whether the experts are stored in blocks of four bits, as gpt-oss is published.
         predictor: whether a layer that predicts one more token follows the others, as in Qwen3.5.
+        shapes: see ``model``.
+        dropped: a pattern of tensors of transformers' class that the published model has not.
 
     """
 
@@ -39,7 +49,10 @@ class Small:
     published: Config = field(default_factory=dict)
     unpublished: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    mxfp4: bool = False
     predictor: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dropped: str | None = None
 
 
 N_TOKENS = 512
@@ -86,6 +99,7 @@ LINEAR: Config = {
     "linear_conv_kernel_dim": 4,
     "head_dim": 64,
 }
+INDEXED: Config = {"index_n_heads": 2, "index_head_dim": 32, "index_topk": 16}
 YARN: Config = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -96,6 +110,15 @@ YARN: Config = {
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
+}
+RWKV: Config = {
+    "vocab_size": N_TOKENS,
+    "hidden_size": rwkv.HIDDEN,
+    "intermediate_size": rwkv.WIDE,
+    "num_hidden_layers": rwkv.LAYERS,
+    "head_size": rwkv.HEAD,
+    "layer_norm_epsilon": 1e-5,
+    "torch_dtype": "bfloat16",
 }
 ENCODER: Config = {"num_key_value_heads": None, "bos_token_id": None, "eos_token_id": None}
 
@@ -198,26 +221,17 @@ SMALL: dict[str, Small] = {
         "cohere2", "Cohere2ForCausalLM", {"sliding_window": 64}, published={"rotary_pct": 1.0}
     ),
     "starcoder2": Small("starcoder2", "Starcoder2ForCausalLM"),
-    "starcoder": Small(
-        "starcoder",
-        "GPTBigCodeForCausalLM",
-        {"n_embd": 256, "n_head": 4, "n_layer": 2, "n_positions": 256, "n_inner": 512},
-    ),
+    "starcoder": Small("starcoder", "GPTBigCodeForCausalLM", {"n_inner": 512}),
     "stablelm": Small("stablelm", "StableLmForCausalLM", NARROW),
     "gptneox": Small("gptneox", "GPTNeoXForCausalLM"),
     "gpt2": Small(
         "gpt2",
         "GPT2LMHeadModel",
-        {"n_embd": 96, "n_head": 3, "n_layer": 2, "n_positions": 128},
-        published={"n_ctx": 128},
+        {"hidden_size": 96, "num_attention_heads": 3},
+        published={"n_ctx": 512},
     ),
-    "bloom": Small("bloom", "BloomForCausalLM", {"n_layer": 2, "n_head": 4}),
-    "mpt": Small(
-        "mpt",
-        "MptForCausalLM",
-        {"d_model": 256, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2},
-        published={"architectures": ["MPTForCausalLM"]},
-    ),
+    "bloom": Small("bloom", "BloomForCausalLM"),
+    "mpt": Small("mpt", "MptForCausalLM", published={"architectures": ["MPTForCausalLM"]}),
     "smollm3": Small("smollm3", "SmolLM3ForCausalLM", NARROW),
     "seed_oss": Small("seed_oss", "SeedOssForCausalLM", {"head_dim": 64}),
     "exaone4": Small("exaone4", "Exaone4ForCausalLM", {"sliding_window": 64}),
@@ -264,6 +278,20 @@ SMALL: dict[str, Small] = {
             "head_dim": 32,
             "sliding_window": 64,
         },
+    ),
+    # A source that is quantized already.
+    "gpt-oss-mxfp4": Small(
+        "gpt-oss",
+        "GptOssForCausalLM",
+        {
+            **LOCAL,
+            "num_hidden_layers": 1,
+            "intermediate_size": 256,
+            "head_dim": 32,
+            "sliding_window": 64,
+        },
+        published={"quantization_config": {"quant_method": "mxfp4"}},
+        mxfp4=True,
     ),
     "phimoe": Small(
         "phimoe",
@@ -384,7 +412,10 @@ SMALL: dict[str, Small] = {
             "head_dim": 64,
         },
         published={"hybrid_override_pattern": "M-*", "num_hidden_layers": 3},
-        unpublished=("num_experts_per_tok", "n_routed_experts", "layers_block_type"),
+        unpublished=(
+            *("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group"),
+            "layers_block_type",
+        ),
     ),
     "nemotron_h_moe": Small(
         "nemotron_h_moe",
@@ -459,16 +490,265 @@ SMALL: dict[str, Small] = {
         "Mamba2ForCausalLM",
         {"num_heads": 8, "head_dim": 64, "state_size": 16, "n_groups": 1, "expand": 2},
     ),
+    # Newer ones.
+    "glm-dsa": Small(
+        "glm-dsa",
+        "GlmMoeDsaForCausalLM",
+        {**ROUTED, **LATENT, **INDEXED, "n_shared_experts": 1, "moe_intermediate_size": 128},
+    ),
+    "laguna": Small(
+        "laguna",
+        "LagunaForCausalLM",
+        {
+            **EXPERTS,
+            "head_dim": 64,
+            "moe_intermediate_size": 128,
+            "shared_expert_intermediate_size": 128,
+            "sliding_window": 64,
+        },
+    ),
+    "exaone-moe": Small(
+        "exaone-moe",
+        "ExaoneMoeForCausalLM",
+        {**EXPERTS, "head_dim": 64, "sliding_window": 64, "moe_intermediate_size": 128},
+        published={"scoring_func": "sigmoid"},
+    ),
+    "cohere2moe": Small(
+        "cohere2moe",
+        "Cohere2MoeForCausalLM",
+        {**EXPERTS, "head_dim": 64, "sliding_window": 64, "intermediate_size": 128},
+        published={"rotary_pct": 1.0},
+    ),
+    "mimo2": Small(
+        "mimo2",
+        "MiMoV2FlashForCausalLM",
+        {
+            **ROUTED,
+            "n_shared_experts": None,
+            "head_dim": 64,
+            "v_head_dim": 32,
+            "sliding_window": 64,
+            "moe_intermediate_size": 128,
+        },
+        published={
+            "swa_head_dim": 64,
+            "swa_v_head_dim": 32,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "topk_method": "noaux_tc",
+            "hybrid_layer_pattern": [0, 1],
+            "scoring_func": "sigmoid",
+            "n_shared_experts": None,
+            "partial_rotary_factor": 0.334,
+            "rope_theta": 5000000.0,
+            "swa_rope_theta": 10000.0,
+        },
+        unpublished=("rope_parameters",),
+    ),
+    "hy_v3": Small(
+        "hy_v3", "HYV3ForCausalLM", {**EXPERTS, "head_dim": 64, "moe_intermediate_size": 128}
+    ),
+    "kimi-linear": Small(
+        "kimi-linear",
+        "KimiLinearForCausalLM",
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "num_experts": 4,
+            "num_experts_per_token": 2,
+            "moe_intermediate_size": 128,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_head_dim": 32,
+            "linear_num_heads": 4,
+            "mlp_layer_types": ["sparse", "sparse"],
+        },
+        published={
+            "linear_attn_config": {
+                "full_attn_layers": [2],
+                "kda_layers": [1],
+                "head_dim": 32,
+                "num_heads": 4,
+                "short_conv_kernel_size": 4,
+            },
+            "first_k_dense_replace": 0,
+            "moe_router_activation_func": "sigmoid",
+        },
+    ),
+    "granite_swa": Small("granite_swa", "GraniteSWAForCausalLM", {"sliding_window": 64}),
+    "mistral4": Small(
+        "mistral4",
+        "Mistral4ForCausalLM",
+        {
+            **ROUTED,
+            **LATENT,
+            "first_k_dense_replace": 0,
+            "moe_intermediate_size": 128,
+            "rope_parameters": YARN,
+        },
+        published={"architectures": ["Mistral3ForConditionalGeneration"]},
+    ),
+    "minimax-m3": Small(
+        "minimax-m3",
+        "MiniMaxM3SparseForConditionalGeneration",
+        {
+            "text_config": {
+                **LOCAL,
+                "head_dim": 64,
+                "intermediate_size": 128,
+                "dense_intermediate_size": 256,
+                "shared_intermediate_size": 128,
+                "rotary_dim": 32,
+                "mlp_layer_types": ["dense", "sparse"],
+                "index_n_heads": 2,
+                "index_head_dim": 32,
+            },
+            "vision_config": {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+            "projector_hidden_size": 64,
+            "merged_hidden_size": 256,
+        },
+        published={
+            "n_shared_experts": 1,
+            "moe_layer_freq": [0, 1],
+            "scoring_func": "sigmoid",
+            "sparse_attention_config": {
+                "sparse_num_index_heads": 2,
+                "sparse_index_dim": 32,
+                "sparse_topk_blocks": 16,
+                "sparse_block_size": 128,
+                "sparse_local_block": 1,
+            },
+        },
+    ),
+    "qwen3vlmoe": Small(
+        "qwen3vlmoe",
+        "Qwen3VLMoeForConditionalGeneration",
+        {
+            "text_config": {
+                **EXPERTS,
+                "head_dim": 64,
+                "moe_intermediate_size": 128,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [12, 10, 10],
+                },
+            },
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_heads": 2,
+                "out_hidden_size": 256,
+                "deepstack_visual_indexes": [0],
+            },
+        },
+    ),
+    "glm5-next": Small(
+        "glm5-next",
+        "Glm5NextForConditionalGeneration",
+        {
+            "text_config": {
+                **ROUTED,
+                **LATENT,
+                **INDEXED,
+                "qk_rope_head_dim": 0,
+                "moe_intermediate_size": 128,
+                "layer_types": ["linear_attention", "indexed_attention"],
+                "indexer_types": ["full", "full"],
+                "mlp_layer_types": ["dense", "sparse"],
+                "linear_head_dim": 32,
+                "linear_num_heads": 4,
+                "index_kpool": 4,
+                "head_dim": 0,
+            },
+            "vision_config": {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "depth": 1,
+                "num_heads": 2,
+                "out_hidden_size": 256,
+                "projection_intermediate_size": 128,
+            },
+        },
+        published={
+            "mla_use_nope": True,
+            "first_k_dense_replace": 1,
+            "linear_attn_config": {
+                "num_heads": 4,
+                "head_dim": 32,
+                "short_conv_kernel_size": 4,
+                "gate_lower_bound": -5.0,
+            },
+        },
+    ),
+    "hrm_text": Small(
+        "hrm_text",
+        "HrmTextForCausalLM",
+        {
+            "head_dim": 64,
+            "num_layers_per_stack": 1,
+            "num_key_value_heads": None,
+            "intermediate_size": 256,
+        },
+    ),
+    "mellum": Small(
+        "mellum",
+        "MellumForCausalLM",
+        {**LOCAL, "head_dim": 64, "moe_intermediate_size": 128, "sliding_window": 64},
+    ),
+    "dbrx": Small(
+        "dbrx",
+        "DbrxForCausalLM",
+        {
+            "d_model": 256,
+            "n_heads": 4,
+            "n_layers": 1,
+            "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+            "ffn_config": {"ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+    ),
+    "deepseek": Small(
+        "deepseek",
+        "Dots1ForCausalLM",
+        {**ROUTED, "intermediate_size": 256},
+        published={"architectures": ["DeepseekForCausalLM"], "model_type": "deepseek"},
+        dropped=r"[qk]_norm|e_score_correction_bias",
+    ),
+    # Without attention.
+    "rwkv6": Small(
+        "rwkv6",
+        "Rwkv6ForCausalLM",
+        {**RWKV, "rescale_every": 6},
+        "world",
+        shapes=rwkv.rwkv6(N_TOKENS),
+    ),
+    "rwkv7": Small(
+        "rwkv7",
+        "Rwkv7ForCausalLM",
+        {
+            **RWKV,
+            "lora_rank_decay": 32,
+            "lora_rank_iclr": 32,
+            "lora_rank_value_residual_mix": 32,
+            "lora_rank_gate": 32,
+        },
+        "world",
+        shapes=rwkv.rwkv7(N_TOKENS),
+    ),
     # Encoders, and both.
     "t5": Small(
         "t5",
         "T5ForConditionalGeneration",
         {
-            "d_model": 256,
             "d_ff": 512,
-            "d_kv": 32,
-            "num_layers": 1,
-            "num_heads": 4,
+            "d_kv": 64,
+            "num_hidden_layers": 1,
+            "num_decoder_layers": 1,
             "feed_forward_proj": "gated-gelu",
             "decoder_start_token_id": 0,
         },
@@ -477,7 +757,7 @@ SMALL: dict[str, Small] = {
     "t5encoder": Small(
         "t5encoder",
         "T5EncoderModel",
-        {"d_model": 192, "d_ff": 352, "d_kv": 32, "num_layers": 2, "num_heads": 4},
+        {"hidden_size": 192, "d_ff": 352, "d_kv": 32},
         "unigram",
     ),
     "bert": Small("bert", "BertModel", ENCODER, "words"),

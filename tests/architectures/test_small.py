@@ -1,11 +1,11 @@
 """Every small model is one that the converter writes and that llama-quantize takes for a model."""
 
+import re
 from pathlib import Path
 
 import pytest
-from gguf import GGUFReader
 
-from tests.architectures.dry_run import dry_run
+from tests.architectures.dry_run import report, shapes, types
 from tests.architectures.ggufs import small_ggufs
 from tests.architectures.small import SMALL
 
@@ -17,13 +17,23 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return small_ggufs(tmp_path_factory)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_llama_quantize_takes_every_small_model(ggufs: dict[str, Path], name: str) -> None:
-    reader = GGUFReader(ggufs[name])
-    arch = reader.get_field("general.architecture")
+def test_llama_quantize_takes_every_small_model(ggufs: dict[str, Path]) -> None:
+    fitting: set[str] = set()
+    others: set[str] = set()
+    wrong = []
+    for name, file in ggufs.items():
+        printed = report(file, "Q4_K_M")
+        arch = SMALL[name].arch
+        if not re.search(rf"general.architecture +str += {arch}$", printed, re.MULTILINE):
+            wrong.append(f"{name} is no {arch}")
+        changed = [tensor for tensor, kind in types(printed).items() if kind not in ("F32", "BF16")]
+        if not changed:
+            wrong.append(f"{name} has nothing to quantize")
+        rows = {shapes(printed)[tensor][0] for tensor in changed}
+        (fitting if all(row % 256 == 0 for row in rows) else others).add(arch)
 
-    found = dry_run(ggufs[name], "Q4_K_M")
-
-    assert arch is not None
-    assert arch.contents() == SMALL[name].arch
-    assert set(found) == {tensor.name for tensor in reader.tensors}
+    assert wrong == []
+    # What the tests of types and whole files count on.
+    assert len(fitting | others) >= 80
+    assert len(fitting) >= 30
+    assert len(others) >= 30

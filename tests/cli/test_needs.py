@@ -37,7 +37,11 @@ BNB_4_BIT: tuple[Words, ...] = (
     ("--block-size", "128"),
 )
 BNB: tuple[Words, ...] = (("--keep", "lm_head"),)
-GGUF: tuple[Words, ...] = (("--kernel", "ggml"),)
+GGUF: tuple[Words, ...] = (
+    ("--kernel", "ggml"),
+    ("--output-tensor-type", "q8_0"),
+    ("--token-embedding-type", "q8_0"),
+)
 BLOCKS: tuple[Words, ...] = (
     ("--tensor-type", "attn_v=q8_0"),
     ("--imatrix", "absent.gguf"),
@@ -62,6 +66,8 @@ BUILDS: list[tuple[Words, Words]] = [
     *pairs(("-q", "q4_k_m"), CALIBRATION, GPTQ, BNB_4_BIT, BNB, PUBLISHING),
     *pairs(("-q", "q4_k_m", "--imatrix", "absent.gguf"), CALIBRATION),
     *pairs(("-q", "q8_0"), K_QUANTS, CALIBRATION, [("--imatrix", "auto")]),
+    *pairs(("-q", "mxfp4_moe"), K_QUANTS, [("--imatrix", "auto")]),
+    *pairs(("-q", "q8_0", "--token-embedding-type", "tq2_0"), K_QUANTS, [("--imatrix", "auto")]),
     *pairs(("-q", "f16"), K_QUANTS, BLOCKS, CALIBRATION),
     *pairs(("-q", "f32", "-q", "bf16"), K_QUANTS, BLOCKS),
     *pairs(("-q", "bnb-nf4"), CALIBRATION, GPTQ, GGUF, K_QUANTS, BLOCKS),
@@ -187,6 +193,7 @@ def test_every_row_of_every_table_is_tested(command: str) -> None:
         ("q4_k_m", ["--search", "best", "--kernel", "fast", "--tensor-type", "attn_v=q8_0"]),
         ("q4_0", ["--search", "best", "--jobs", "2", "--max-memory", "1GiB"]),
         ("q8_0", ["--tensor-type", "attn_v=q4_k", "--search", "best"]),
+        ("f16", ["--output-tensor-type", "q6_k", "--search", "best"]),
         ("bnb-nf4", ["--block-size", "128", "--double-quant", "--keep", "lm_head"]),
         ("gptq-int4", ["--chunks", "2", "--group-size", "64", "--asym", "--damp", "0.1"]),
         ("gptq-int4 q8_0", ["--no-desc-act", "--kernel", "ggml", "--context", "64"]),

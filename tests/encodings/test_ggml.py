@@ -1,13 +1,18 @@
 """ggml's kernels through ctypes, against gguf-py's independent decoders."""
 
 import ctypes
+import re
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
+from quantkit.core.errors import PlanError
 from quantkit.encodings import ggml
-from quantkit.encodings.encoding import encoding
+from quantkit.encodings.encoding import encoding, encodings
+from tests import native_tools
+
+GGML_TYPE_COUNT = 43  # ggml/include/ggml.h
 
 # The largest relative RMS error that each format may leave on normal rows, from its bits: a
 # wrong block layout or scale leaves errors near 1. Formats whose tables take seconds to set up are
@@ -31,6 +36,8 @@ BOUNDS = {
     "IQ3_XXS": 0.25,
     "Q2_K": 0.35,
     "IQ2_XXS": 0.5,
+    "MXFP4": 0.15,
+    "NVFP4": 0.15,
 }
 
 
@@ -52,6 +59,31 @@ def _relative_error(name: str, rows: np.ndarray, importance: np.ndarray | None) 
 def test_decoding_gives_the_weights_back(name: str) -> None:
     rows = _rows(7, 768)
     assert _relative_error(name, rows, np.ones(768, np.float32)) <= BOUNDS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in BOUNDS if name != "F32"])
+def test_ggmls_decoder_is_as_exact_as_gguf_pys(name: str) -> None:
+    data = ggml.encode(_rows(7, 768), encoding(name), np.ones(768, np.float32))
+    ours, theirs = ggml.decode(data.reshape(-1), encoding(name)), _decode(data, name).reshape(-1)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Q8_1", "I32"])
+def test_what_is_no_format_of_weights_has_no_decoder(name: str) -> None:
+    with pytest.raises(PlanError, match=name):
+        ggml.decode(np.zeros(288, np.uint8), encoding(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [("TQ1_0", (-1, 0, 1)), ("TQ2_0", (-1, 0, 1)), ("Q2_0", (-1, 0, 1)), ("Q1_0", (-1, 1))],
+)
+def test_weights_trained_to_few_levels_are_kept(name: str, levels: tuple[int, ...]) -> None:
+    rows = np.random.default_rng(1).choice(np.array(levels, np.float32) * 0.75, (7, 768))
+    data = ggml.encode(rows, encoding(name), None)
+    np.testing.assert_array_equal(ggml.decode(data.reshape(-1), encoding(name)), rows.reshape(-1))
+    if name.startswith("T"):
+        np.testing.assert_array_equal(_decode(data, name), rows)
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q5_1", "IQ4_NL"])
@@ -96,9 +128,26 @@ def test_scales_that_leave_sixteen_bits_are_refused(name: str) -> None:
 
 
 def test_sizes_are_ggmls() -> None:
-    row_size = ctypes.CDLL(str(ggml.library_path())).ggml_row_size
-    row_size.restype = ctypes.c_size_t
-    row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
-    for name in BOUNDS:
-        kind = encoding(name)
-        assert kind.row_bytes(1024) == row_size(kind.id, 1024)
+    library = ctypes.CDLL(str(ggml.library_path()))
+    library.ggml_type_name.restype = ctypes.c_char_p
+    library.ggml_blck_size.restype = ctypes.c_int64
+    library.ggml_type_size.restype = ctypes.c_size_t
+    for kind in encodings().values():
+        assert library.ggml_type_name(kind.id).decode().upper() == kind.name
+        sizes = library.ggml_blck_size(kind.id), library.ggml_type_size(kind.id)
+        assert sizes == (kind.elements, kind.bytes), kind.name
+
+
+def test_no_block_format_of_ggml_is_left_out() -> None:
+    library = ctypes.CDLL(str(ggml.library_path()))
+    library.ggml_blck_size.restype = ctypes.c_int64
+    # Formats that were removed have no elements. The numbers end where the pinned ggml's end.
+    numbers = {n for n in range(GGML_TYPE_COUNT) if library.ggml_blck_size(n)}
+    assert numbers == {kind.id for kind in encodings().values()}
+
+
+@pytest.mark.native
+def test_ggmls_formats_end_where_they_did() -> None:
+    header = native_tools.BUILD / "llama.cpp" / "ggml" / "include" / "ggml.h"
+    (count,) = re.findall(r"GGML_TYPE_COUNT\s*=\s*(\d+)", header.read_text())
+    assert int(count) == GGML_TYPE_COUNT

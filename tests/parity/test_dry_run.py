@@ -31,9 +31,17 @@ def any_imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return imatrix_of_nothing(tmp_path_factory.mktemp("imatrix") / "any.gguf")
 
 
+# One of them has rows that are no multiple of q1_0's 128, and nothing is taken instead.
+CASES = [
+    (name, quant)
+    for name in LARGE_MODELS
+    for quant in all_quants()
+    if (name, quant) != ("SmolLM2-135M", "q1_0")
+]
+
+
 @pytest.mark.parametrize("has_imatrix", [False, True], ids=["plain", "imatrix"])
-@pytest.mark.parametrize("quant", all_quants())
-@pytest.mark.parametrize("name", LARGE_MODELS)
+@pytest.mark.parametrize(("name", "quant"), CASES)
 def test_every_type_is_llama_quantizes(
     headers: dict[str, Path], any_imatrix: Path, name: str, quant: str, has_imatrix: bool
 ) -> None:

@@ -21,9 +21,21 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     return convert(tmp_path_factory.mktemp("parity"), CASES)
 
 
+# Their rows are no multiple of q1_0's 128, and llama-quantize gives up.
+NOT_OF_128 = {
+    "mixtral_4_experts_16_layers",
+    "mixtral ragged",
+    "mistral-32-layers-v2",
+    "llama-80-layers-70B",
+    "llama-odd",
+    "llama-byte-level",
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_byte_of_every_quant(sources: dict[str, Source], name: str, tmp_path: Path) -> None:
-    sources[name].compare(ALL_QUANTS if CASES[name].short else PLAIN_QUANTS, tmp_path)
+    quants = ALL_QUANTS if CASES[name].short else PLAIN_QUANTS
+    sources[name].compare([q for q in quants if q != "q1_0" or name not in NOT_OF_128], tmp_path)
 
 
 # llama-quantize counts the attn_v and ffn tensors as it goes, but not those that an override takes
