@@ -9,7 +9,8 @@ from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
 from quantkit.fit.placement import ram_alone, vram_for_whole
 from quantkit.fit.probe import Settings, probe
-from quantkit.fit.subject import Shape, open_subject, shape_of
+from quantkit.fit.shape import Shape
+from quantkit.fit.subject import open_subject, shape_of
 from quantkit.fit.transformers import parts
 from quantkit.fit.verdict import needs_at
 from quantkit.publish.layout import Artifact
