@@ -313,6 +313,14 @@ def buffers(
     }
     run = run_worker(request, timeout=_TIMEOUT, gpu=gpu)
     if run.signal == "SIGABRT":  # a check of its own failed
+        if settings.parallel > 1:
+            buffers(
+                file, replace(settings, parallel=1), [CELLS], dry=dry
+            )  # is it the file's fault?
+            raise FitError(
+                f"llama.cpp cannot run {file.name} for several sequences at a time; leave out "
+                f"--parallel. {run.failure}"
+            )
         raise GGUFError(
             f"{file.name} has numbers in its header that llama.cpp cannot work with: {run.failure}"
         )
@@ -330,7 +338,7 @@ def _refusal(file: Path, reason: str, settings: Settings) -> QuantkitError:
             f"{file.name} is of architecture {quoted(arch)}, which the installed llama.cpp does "
             "not know; a newer one may: pip install --upgrade llama-cpp-python."
         )
-    if "failed to allocate" in reason or "bad_alloc" in reason:
+    if any(word in reason for word in ("insufficient memory", "failed to allocate", "bad_alloc")):
         fewer = "fewer sequences with --parallel, or " if settings.parallel > 1 else ""
         return FitError(
             f"The states of {file.name}, which llama.cpp takes memory for even in a dry run, are "
