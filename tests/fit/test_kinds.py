@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from gguf import GGUFWriter
 
-from quantkit.checkpoint.folder import open_checkpoint
 from quantkit.checkpoint.gguf import read_header
+from quantkit.checkpoint.open import open_checkpoint, open_decoder
 from quantkit.core.errors import GGUFError
-from quantkit.families import find_family
 from quantkit.fit.memory import MIB, weigh
 from quantkit.fit.probe import FitError, Held, Probe, Settings, buffers, probe
 from quantkit.fit.shape import count_active, is_unquantized, piece, shape_of_header
@@ -300,7 +299,7 @@ def test_states_that_would_fill_the_memory_are_not_tried(
 
 def test_an_unquantized_gguf_is_planned_as_its_checkpoint_is(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(TRAINED / "tiny-mixtral")
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    model = open_decoder(checkpoint)
     made = build(TRAINED / "tiny-mixtral", tmp_path, "bf16", "q4_k_m", check=None)
     paths = {artifact.layout.plan.quant.name: artifact.path for artifact in made}
     found: Subject = open_subject(str(paths["bf16"]))
