@@ -109,7 +109,7 @@ def fit(
         )
     quants = find_quants(quant or ())
     formats = frozenset(chosen.format for chosen in quants)
-    refuse_idle(command, FIT, FitWish(model.lower().endswith(".gguf"), formats))
+    refuse_idle(command, FIT, FitWish(False, formats))
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
     machine = _machine(gpu or [], ram, hardware)
@@ -121,6 +121,7 @@ def fit(
         load_imatrix(imatrix) if imatrix else None,
     )
     subject = open_subject(model, wishes)
+    refuse_idle(command, FIT, FitWish(subject.is_as_it_is, formats))
     tokens = context or min(_USUAL_CONTEXT, subject.shape.n_ctx_train)
     settings = Settings(tokens, parallel, kv_type.value, flash_attn)
     check_settings(subject.shape, settings)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import is_quantized, open_quantized, read_json, read_weight_map
 from quantkit.checkpoint.gguf import Header, read_header
+from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import INDEX, folder_name
 from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_decoder
@@ -130,6 +131,11 @@ class Subject:
     stored: tuple[Stored, ...] = ()
     unquantized: bool = False
 
+    @property
+    def is_as_it_is(self) -> bool:
+        """Whether it is a GGUF that is quantized already, of which nothing is planned."""
+        return self.origin in ("gguf", "hub") and self.model is None and not self.unquantized
+
 
 def bundled_models() -> tuple[str, ...]:
     """The names of the models that need no download and no network."""
@@ -156,7 +162,8 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
         name: a checkpoint folder or its config.json, a GGUF file, a folder of artifacts or one of
             them, a bundled name, or a Hub id: ``owner/repo``, or ``owner/repo/file.gguf``, either
             with ``@revision``.
-        wishes: which variants to plan, and how. A GGUF is the one variant that it is.
+        wishes: which variants to plan, and how. A GGUF that is quantized is the one variant that it
+            is.
 
     Raises:
         CheckpointError: there is no such model, or it is incomplete.
@@ -171,7 +178,10 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
     if path.name == "config.json" and path.is_file():
         return _from_config(path, wishes)
     if path.exists() or (path.suffix.lower() == ".gguf" and "/" not in name):
-        return _chosen(_from_local_gguf(path), wishes)
+        found = open_artifact(path)
+        if found.unquantized:
+            return _from_source(found, open_gguf(path), wishes)
+        return _chosen(found, wishes)
     if name.lower() in bundled_models():
         return _from_profile(name.lower(), wishes)
     match = _HUB_ID.fullmatch(without_address(name))
@@ -189,6 +199,7 @@ def _from_hub(
     revision: str | None,
     wishes: Wishes,
 ) -> Subject:
+    from quantkit.checkpoint.gguf_source import open_hub_gguf
     from quantkit.checkpoint.hub import open_hub_checkpoint
     from quantkit.checkpoint.remote_gguf import fetch_gguf_header
 
@@ -200,7 +211,10 @@ def _from_hub(
     fetched = [fetch_gguf_header(repo, str(name), revision) for name in remote]
     paths, sizes = [path for path, _ in fetched], [size for _, size in fetched]
     subject = _from_gguf([name.name for name in remote], paths, sizes, "hub")
-    return replace(subject, title=f"{repo}/{file}")
+    subject = replace(subject, title=f"{repo}/{file}")
+    if subject.unquantized:
+        return _from_source(subject, open_hub_gguf(repo, file, revision), wishes)
+    return _chosen(subject, wishes)
 
 
 def _from_profile(name: str, wishes: Wishes) -> Subject:
@@ -244,7 +258,7 @@ def _from_folder(path: Path, wishes: Wishes) -> Subject:
 def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
     """What a build left: GGUF files are variants of one model, folders are for transformers."""
     found = artifacts_in(folder)
-    ggufs = [_from_local_gguf(path) for path in found if not path.is_dir()]
+    ggufs = [open_artifact(path) for path in found if not path.is_dir()]
     folders = [_from_artifact(path) for path in found if path.is_dir()]
     first, *others = ggufs or folders
     for other in others:
@@ -275,7 +289,13 @@ def _from_artifact(folder: Path) -> Subject:
     return replace(bare, stored=(Stored(title, n_bytes, "exact", str(method)),))
 
 
-def _from_local_gguf(path: Path) -> Subject:
+def open_artifact(path: Path) -> Subject:
+    """A GGUF file, or all shards of a split one, as the one variant that it is.
+
+    Raises:
+        GGUFError: it is missing or unsound, or no model.
+
+    """
     files = _shards(path)
     names = [file.name for file in files]
     return _from_gguf(names, files, [_size(file) for file in files], "gguf")
@@ -331,6 +351,12 @@ def _from_model(
         gguf=None,
         hollow=(Hollow(file.name, file.header, file.n_bytes),),
     )
+
+
+def _from_source(found: Subject, checkpoint: Checkpoint, wishes: Wishes) -> Subject:
+    """A GGUF as what can be built of it."""
+    model = describe_gguf(checkpoint)
+    return plan_gguf(found, model, describe_checkpoint(checkpoint, model), wishes)
 
 
 def plan_gguf(found: Subject, model: Model, metadata: ModelMetadata, wishes: Wishes) -> Subject:
