@@ -66,7 +66,8 @@ def piece(name: str, shape: tuple[int, ...], n_bytes: int) -> Piece:
 
 def is_unquantized(tensors: Iterable[HeaderTensor]) -> bool:
     """Whether all matrices are floats, so that every quant can be made of them."""
-    return all(t.encoding.name in _FLOATS for t in tensors if len(t.shape) > 1)
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    return bool(matrices) and all(tensor.encoding.name in _FLOATS for tensor in matrices)
 
 
 def shape_of_header(

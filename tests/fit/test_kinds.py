@@ -9,19 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf import GGUFWriter
 
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.open import open_checkpoint, open_decoder
 from quantkit.core.errors import GGUFError
 from quantkit.fit.memory import MIB, weigh
 from quantkit.fit.probe import FitError, Held, Probe, Settings, buffers, probe
 from quantkit.fit.shape import count_active, is_unquantized, piece, shape_of_header
-from quantkit.fit.subject import Subject, Wishes, open_subject, plan_gguf
+from quantkit.fit.subject import Wishes, open_artifact, open_subject
 from quantkit.fit.transformers import formats_of, formats_of_pieces
 from quantkit.fit.verdict import needs_at
-from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.quants import find_quants
 from quantkit.verify.machine import Memory
 from tests.build.builds import build
@@ -81,7 +80,7 @@ def test_figures_are_those_of_a_program_that_generates(files: dict[str, Path], n
     for line in json.loads(done.stdout)["logged"]:
         part, mebibytes = re.findall(r"(\w+) buffer size = +([\d.]+) MiB", line)[0]
         real[part] = real.get(part, 0) + float(mebibytes)
-    subject = open_subject(str(files[name]))
+    subject = open_artifact(files[name])
     curve = probe(subject, settings)
     weights = weigh(subject.variants[0], curve.shape, curve.unused)
     mine = {**figures(curve.at(2048)), "model": weights.total / MIB}
@@ -142,12 +141,12 @@ def test_every_layer_has_its_own_memory(files: dict[str, Path]) -> None:
 
 
 def test_what_is_looked_up_by_token_stays_in_ram(files: dict[str, Path]) -> None:
-    subject = open_subject(str(files["embedding"]))
+    subject = open_artifact(files["embedding"])
     curve = probe(subject, Settings(512))
     weights = weigh(subject.variants[0], curve.shape)
     assert weights.embedding == 2 * 64 * (512 + 2 + 2048)
     assert (weights.output, weights.tied_output) == (0, 0)
-    tied = open_subject(str(files["windowed"]))
+    tied = open_artifact(files["windowed"])
     assert weigh(tied.variants[0], tied.shape).tied_output == 2 * 64 * 512
     pieces = tuple(
         piece(name, (10, 10), 1000)
@@ -193,22 +192,22 @@ def test_parameters_that_a_token_uses(files: dict[str, Path]) -> None:
 
 
 def command_of(*arguments: object) -> str:
-    outcome = quantkit("fit", *arguments, *BOX, "--json")
+    outcome = quantkit("fit", *arguments, "-q", "q8_0", *BOX, "--json")
     assert outcome.code in (0, None), outcome
     found: dict[str, Any] = json.loads(outcome.out)
     return str(found["quants"][0]["command"])
 
 
 def test_commands_are_those_for_the_kind(files: dict[str, Path]) -> None:
-    assert command_of(files["windowed"]).startswith("llama-server -m windowed.gguf")
+    assert command_of(files["windowed"]).startswith("llama-server -m ")
     embedding = command_of(files["embedding"])
-    assert embedding.startswith("llama-server --embedding -m embedding.gguf")
+    assert embedding.startswith("llama-server --embedding -m ")
     assert "-b 2048 -ub 2048" in embedding
-    assert command_of(files["translating"]).startswith("llama-completion -m translating.gguf")
+    assert command_of(files["translating"]).startswith("llama-completion -m ")
 
 
 def test_the_command_says_what_is_probed(files: dict[str, Path]) -> None:
-    outcome = quantkit("fit", files["recurrent"], "--ram", "8GB")
+    outcome = quantkit("fit", files["recurrent"], "-q", "f16", "--ram", "8GB")
     assert outcome.code in (0, None), outcome
     assert "Weights are exact, state, buffers probed" in outcome.out
     assert re.search(r"KiB +RAM +state", outcome.out)
@@ -219,17 +218,17 @@ def test_the_command_says_what_is_probed(files: dict[str, Path]) -> None:
 
 
 def bare(path: Path, arch: str, **keys: Any) -> Path:
+    """A GGUF of one matrix."""
     writer = GGUFWriter(path, arch)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float16))
     writer.add_tokenizer_model("none")
     for key, value in keys.items():
         name = key.replace("__", ".") if "__" in key else f"{arch}.{key}"
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
-    with path.open("ab") as file:
-        file.write(bytes(32))  # a last padding
     return path
 
 
@@ -298,21 +297,38 @@ def test_states_that_would_fill_the_memory_are_not_tried(
 
 
 def test_an_unquantized_gguf_is_planned_as_its_checkpoint_is(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(TRAINED / "tiny-mixtral")
-    model = open_decoder(checkpoint)
     made = build(TRAINED / "tiny-mixtral", tmp_path, "bf16", "q4_k_m", check=None)
     paths = {artifact.layout.plan.quant.name: artifact.path for artifact in made}
-    found: Subject = open_subject(str(paths["bf16"]))
-    assert found.unquantized
     assert not open_subject(str(paths["q4_k_m"])).unquantized
-    wishes = Wishes(find_quants(["q4_k_m"]))
-    (variant,) = plan_gguf(found, model, describe_checkpoint(checkpoint, model), wishes).variants
-    assert variant.file_bytes == paths["q4_k_m"].stat().st_size
-    assert (variant.source_bytes, variant.download_bytes) == (paths["bf16"].stat().st_size, 0)
-    assert (
-        probe(found, Settings(512)).probes
-        == probe(open_subject(str(TRAINED / "tiny-mixtral")), Settings(512)).probes
+    wishes = Wishes(find_quants(["bf16", "q4_k_m"]))
+    found = open_subject(str(paths["bf16"]), wishes)
+    source = paths["bf16"].stat().st_size
+    for variant in found.variants:
+        assert variant.file_bytes == paths[variant.name].stat().st_size
+        assert (variant.source_bytes, variant.download_bytes) == (source, 0)
+    of_checkpoint = open_subject(str(TRAINED / "tiny-mixtral"), wishes)
+    assert [v.pieces for v in found.variants] == [v.pieces for v in of_checkpoint.variants]
+    assert (found.shape, found.n_active) == (of_checkpoint.shape, of_checkpoint.n_active)
+    assert probe(found, Settings(512)).probes == probe(of_checkpoint, Settings(512)).probes
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_files_are_as_long_as_planned(files: dict[str, Path], name: str, tmp_path: Path) -> None:
+    quants = ("f16", "q8_0", "q4_k_m")
+    subject = open_subject(str(files[name]), Wishes(find_quants(quants)))
+    planned = {variant.name: variant.file_bytes for variant in subject.variants}
+    made = build(files[name], tmp_path, *quants, check=None)
+    assert planned == {a.layout.plan.quant.name: a.path.stat().st_size for a in made}
+
+
+def test_a_quantized_gguf_is_what_it_is(files: dict[str, Path], tmp_path: Path) -> None:
+    [made] = build(files["latent"], tmp_path, "q8_0", check=None)
+    [variant] = open_subject(str(made.path)).variants
+    assert (variant.name, variant.file_bytes) == ("q8_0", made.path.stat().st_size)
+    assert "a quantized GGUF is what it is" in refusal(
+        quantkit("fit", made.path, "--shard-size", "1GB", *BOX)
     )
+    assert "not as q4_k_m" in refusal(quantkit("fit", made.path, "-q", "q4_k_m", *BOX))
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x22b", "llama-3.1-8b", "mistral-nemo-12b"])
