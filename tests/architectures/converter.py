@@ -61,7 +61,8 @@ def read_sentencepiece_models() -> None:
         module: Any = ModuleType(name)
         module.Domain = SimpleNamespace(PUBLIC=0)
         module.ValidateProtobufRuntimeVersion = lambda *_: None
-        sys.modules[name] = import_module("google.protobuf").runtime_version = module
+        protobuf: Any = import_module("google.protobuf")
+        sys.modules[name] = protobuf.runtime_version = module
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ def make_checkpoint(name: str, folder: Path) -> None:
     model.save_pretrained(folder)
     if small.predictor:
         add_predictor(folder)
+    if small.mxfp4:
+        store_experts_in_mxfp4(folder)
     config = folder / "config.json"
     entries = {**json.loads(config.read_text()), **small.published}
     for name in small.unpublished:
@@ -63,6 +65,21 @@ def add_predictor(folder: Path) -> None:
         tensors[f"mtp.{name}.weight"] = norm.clone()
     wide = torch.randn(len(norm), 2 * len(norm), generator=torch.Generator().manual_seed(SEED))
     tensors["mtp.fc.weight"] = (0.05 * wide).to(norm.dtype)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def store_experts_in_mxfp4(folder: Path) -> None:
+    """Put random blocks in the place of experts: 32 values of four bits, and an exponent."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    generator = torch.Generator().manual_seed(SEED)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = tensors.pop(name).shape  # stored transposed
+        shape = (experts, rows, columns // 32)
+        blocks = torch.randint(0, 256, (*shape, 16), generator=generator)
+        scales = torch.randint(118, 124, shape, generator=generator)
+        tensors[f"{name}_blocks"] = blocks.to(torch.uint8)
+        tensors[f"{name}_scales"] = scales.to(torch.uint8)
     save_file(tensors, file, {"format": "pt"})
 
 

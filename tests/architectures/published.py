@@ -1098,8 +1098,11 @@ def gemma3n_e4b() -> Header:
     )
 
 
-def vision_encoder() -> Header:
-    """A projector file: names that are never quantized stand in none of the language models."""
+def vision_encoder(*, values: bool = False) -> Header:
+    """A projector file: names that are never quantized stand in none of the language models.
+
+    A matrix of ``values`` makes llama-quantize ask for heads, of which such a file has none.
+    """
     tensors: Tensors = {
         "v.patch_embd.weight": (16, 16, 3, 1152),
         "v.position_embd.weight": (1152, 4096),
@@ -1113,14 +1116,14 @@ def vision_encoder() -> Header:
         "mm.model.mlp.0.weight": (1152, 4096),
     }
     for i in range(4):
-        tensors |= {
-            f"v.blk.{i}.attn_{part}.weight": (1152, 1152) for part in ("q", "k", "v", "out")
-        }
+        tensors |= {f"v.blk.{i}.attn_{part}.weight": (1152, 1152) for part in ("q", "k", "out")}
         tensors |= {
             f"v.blk.{i}.ffn_up.weight": (1152, 4352),
             f"v.blk.{i}.ffn_down.weight": (4352, 1152),
             f"v.blk.{i}.ln1.weight": (1152,),
         }
+        if values:
+            tensors[f"v.blk.{i}.attn_v.weight"] = (1152, 1152)
     keys: Keys = {"general.type": "mmproj", "clip.has_vision_encoder": True}
     return Header("clip", keys, tensors)
 
@@ -1192,7 +1195,46 @@ HEADERS: dict[str, Callable[[], Header]] = {
 }
 
 
+def experts_outside_blocks() -> Header:
+    """A feed-forward matrix of a mixture whose name does not say in which layer it is."""
+    good = mixtral(2, 4096, 14336, 32)
+    return Header(
+        good.arch, good.keys, {**good.tensors, "mtp.ffn_down.weight": (14336, 4096)}, good.types
+    )
+
+
+def experts_beyond_the_last_block() -> Header:
+    """A mixture with a layer more than its metadata says."""
+    good = mixtral(3, 4096, 14336, 32)
+    return Header(good.arch, {**good.keys, "block_count": 2}, good.tensors, good.types)
+
+
+def groups_without_experts() -> Header:
+    good = llama(2, 4096, 11008, 32, 32)
+    return Header(good.arch, {**good.keys, "expert_group_count": 1}, good.tensors, good.types)
+
+
+def no_layers() -> Header:
+    good = llama(2, 4096, 11008, 32, 32)
+    return Header(good.arch, {**good.keys, "block_count": 0}, good.tensors, good.types)
+
+
+# A file type for which llama-quantize stops at a header, or aborts, and why.
+REFUSED: dict[str, tuple[Callable[[], Header], str, str]] = {
+    "vision-encoder-with-values": (
+        lambda: vision_encoder(values=True),
+        "Q2_K",
+        "status -6",
+    ),
+    "rows-of-96": (lambda: odd_rows(96), "Q1_0", "no tensor type fallback is defined"),
+    "experts-outside-blocks": (experts_outside_blocks, "Q4_K_M", "Failed to determine layer"),
+    "experts-beyond-the-last-block": (experts_beyond_the_last_block, "Q4_K_M", "Bad layer 2"),
+    "groups-without-experts": (groups_without_experts, "Q4_K_M", "status -6"),
+    "no-layers": (no_layers, "Q4_K_M", "status -6"),
+}
+
+
 @cache
 def header(name: str) -> Header:
-    """One of `HEADERS`, built once."""
-    return HEADERS[name]()
+    """One of `HEADERS` or `REFUSED`, built once."""
+    return HEADERS[name]() if name in HEADERS else REFUSED[name][0]()

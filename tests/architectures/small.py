@@ -28,6 +28,7 @@ class Small:
             write; the converter wants them.
         unpublished: entries that today's transformers writes and the published one has not.
         options: the converter's.
+        mxfp4: whether the experts are stored in blocks of four bits, as gpt-oss is published.
         predictor: whether a layer that predicts one more token follows the others, as in Qwen3.5.
 
     """
@@ -39,6 +40,7 @@ class Small:
     published: Config = field(default_factory=dict)
     unpublished: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    mxfp4: bool = False
     predictor: bool = False
 
 
@@ -86,6 +88,7 @@ LINEAR: Config = {
     "linear_conv_kernel_dim": 4,
     "head_dim": 64,
 }
+INDEXED: Config = {"index_n_heads": 2, "index_head_dim": 32, "index_topk": 16}
 YARN: Config = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -265,6 +268,20 @@ SMALL: dict[str, Small] = {
             "sliding_window": 64,
         },
     ),
+    # A source that is quantized already.
+    "gpt-oss-mxfp4": Small(
+        "gpt-oss",
+        "GptOssForCausalLM",
+        {
+            **LOCAL,
+            "num_hidden_layers": 1,
+            "intermediate_size": 256,
+            "head_dim": 32,
+            "sliding_window": 64,
+        },
+        published={"quantization_config": {"quant_method": "mxfp4"}},
+        mxfp4=True,
+    ),
     "phimoe": Small(
         "phimoe",
         "PhimoeForCausalLM",
@@ -384,7 +401,10 @@ SMALL: dict[str, Small] = {
             "head_dim": 64,
         },
         published={"hybrid_override_pattern": "M-*", "num_hidden_layers": 3},
-        unpublished=("num_experts_per_tok", "n_routed_experts", "layers_block_type"),
+        unpublished=(
+            *("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group"),
+            "layers_block_type",
+        ),
     ),
     "nemotron_h_moe": Small(
         "nemotron_h_moe",
@@ -458,6 +478,229 @@ SMALL: dict[str, Small] = {
         "mamba2",
         "Mamba2ForCausalLM",
         {"num_heads": 8, "head_dim": 64, "state_size": 16, "n_groups": 1, "expand": 2},
+    ),
+    # Newer ones.
+    "glm-dsa": Small(
+        "glm-dsa",
+        "GlmMoeDsaForCausalLM",
+        {**ROUTED, **LATENT, **INDEXED, "n_shared_experts": 1, "moe_intermediate_size": 128},
+    ),
+    "laguna": Small(
+        "laguna",
+        "LagunaForCausalLM",
+        {
+            **EXPERTS,
+            "head_dim": 64,
+            "moe_intermediate_size": 128,
+            "shared_expert_intermediate_size": 128,
+            "sliding_window": 64,
+        },
+    ),
+    "exaone-moe": Small(
+        "exaone-moe",
+        "ExaoneMoeForCausalLM",
+        {**EXPERTS, "head_dim": 64, "sliding_window": 64, "moe_intermediate_size": 128},
+        published={"scoring_func": "sigmoid"},
+    ),
+    "cohere2moe": Small(
+        "cohere2moe",
+        "Cohere2MoeForCausalLM",
+        {**EXPERTS, "head_dim": 64, "sliding_window": 64, "intermediate_size": 128},
+        published={"rotary_pct": 1.0},
+    ),
+    "mimo2": Small(
+        "mimo2",
+        "MiMoV2FlashForCausalLM",
+        {
+            **ROUTED,
+            "n_shared_experts": None,
+            "head_dim": 64,
+            "v_head_dim": 32,
+            "sliding_window": 64,
+            "moe_intermediate_size": 128,
+        },
+        published={
+            "swa_head_dim": 64,
+            "swa_v_head_dim": 32,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "topk_method": "noaux_tc",
+            "hybrid_layer_pattern": [0, 1],
+            "scoring_func": "sigmoid",
+            "n_shared_experts": None,
+            "partial_rotary_factor": 0.334,
+            "rope_theta": 5000000.0,
+            "swa_rope_theta": 10000.0,
+        },
+        unpublished=("rope_parameters",),
+    ),
+    "hy_v3": Small(
+        "hy_v3", "HYV3ForCausalLM", {**EXPERTS, "head_dim": 64, "moe_intermediate_size": 128}
+    ),
+    "kimi-linear": Small(
+        "kimi-linear",
+        "KimiLinearForCausalLM",
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "num_experts": 4,
+            "num_experts_per_token": 2,
+            "moe_intermediate_size": 128,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_head_dim": 32,
+            "linear_num_heads": 4,
+            "mlp_layer_types": ["sparse", "sparse"],
+        },
+        published={
+            "linear_attn_config": {
+                "full_attn_layers": [2],
+                "kda_layers": [1],
+                "head_dim": 32,
+                "num_heads": 4,
+                "short_conv_kernel_size": 4,
+            },
+            "first_k_dense_replace": 0,
+            "moe_router_activation_func": "sigmoid",
+        },
+    ),
+    "granite_swa": Small("granite_swa", "GraniteSWAForCausalLM", {"sliding_window": 64}),
+    "mistral4": Small(
+        "mistral4",
+        "Mistral4ForCausalLM",
+        {
+            **ROUTED,
+            **LATENT,
+            "first_k_dense_replace": 0,
+            "moe_intermediate_size": 128,
+            "rope_parameters": YARN,
+        },
+        published={"architectures": ["Mistral3ForConditionalGeneration"]},
+    ),
+    "minimax-m3": Small(
+        "minimax-m3",
+        "MiniMaxM3SparseForConditionalGeneration",
+        {
+            "text_config": {
+                **LOCAL,
+                "head_dim": 64,
+                "intermediate_size": 128,
+                "dense_intermediate_size": 256,
+                "shared_intermediate_size": 128,
+                "rotary_dim": 32,
+                "mlp_layer_types": ["dense", "sparse"],
+                "index_n_heads": 2,
+                "index_head_dim": 32,
+            },
+            "vision_config": {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+            "projector_hidden_size": 64,
+            "merged_hidden_size": 256,
+        },
+        published={
+            "n_shared_experts": 1,
+            "moe_layer_freq": [0, 1],
+            "scoring_func": "sigmoid",
+            "sparse_attention_config": {
+                "sparse_num_index_heads": 2,
+                "sparse_index_dim": 32,
+                "sparse_topk_blocks": 16,
+                "sparse_block_size": 128,
+                "sparse_local_block": 1,
+            },
+        },
+    ),
+    "qwen3vlmoe": Small(
+        "qwen3vlmoe",
+        "Qwen3VLMoeForConditionalGeneration",
+        {
+            "text_config": {
+                **EXPERTS,
+                "head_dim": 64,
+                "moe_intermediate_size": 128,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [12, 10, 10],
+                },
+            },
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_heads": 2,
+                "out_hidden_size": 256,
+                "deepstack_visual_indexes": [0],
+            },
+        },
+    ),
+    "glm5-next": Small(
+        "glm5-next",
+        "Glm5NextForConditionalGeneration",
+        {
+            "text_config": {
+                **ROUTED,
+                **LATENT,
+                **INDEXED,
+                "qk_rope_head_dim": 0,
+                "moe_intermediate_size": 128,
+                "layer_types": ["linear_attention", "indexed_attention"],
+                "indexer_types": ["full", "full"],
+                "mlp_layer_types": ["dense", "sparse"],
+                "linear_head_dim": 32,
+                "linear_num_heads": 4,
+                "index_kpool": 4,
+                "head_dim": 0,
+            },
+            "vision_config": {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "depth": 1,
+                "num_heads": 2,
+                "out_hidden_size": 256,
+                "projection_intermediate_size": 128,
+            },
+        },
+        published={
+            "mla_use_nope": True,
+            "first_k_dense_replace": 1,
+            "linear_attn_config": {
+                "num_heads": 4,
+                "head_dim": 32,
+                "short_conv_kernel_size": 4,
+                "gate_lower_bound": -5.0,
+            },
+        },
+    ),
+    "hrm_text": Small(
+        "hrm_text",
+        "HrmTextForCausalLM",
+        {
+            "head_dim": 64,
+            "num_layers_per_stack": 1,
+            "num_key_value_heads": None,
+            "intermediate_size": 256,
+        },
+    ),
+    "mellum": Small(
+        "mellum",
+        "MellumForCausalLM",
+        {**LOCAL, "head_dim": 64, "moe_intermediate_size": 128, "sliding_window": 64},
+    ),
+    "dbrx": Small(
+        "dbrx",
+        "DbrxForCausalLM",
+        {
+            "d_model": 256,
+            "n_heads": 4,
+            "n_layers": 1,
+            "max_seq_len": 256,
+            "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+            "ffn_config": {"ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2},
+        },
     ),
     # Encoders, and both.
     "t5": Small(

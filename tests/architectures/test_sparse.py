@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Type
 
 from tests import native_tools
 from tests.architectures.dry_run import FILE_TYPES, dry_run, imatrix_of_nothing, mebibytes, report
-from tests.architectures.published import HEADERS, header
+from tests.architectures.published import HEADERS, REFUSED, header
 from tests.architectures.sparse import bytes_of, sparse_gguf
 
 pytestmark = pytest.mark.native
@@ -57,3 +57,12 @@ def test_file_types_are_all_that_llama_quantize_lists() -> None:
     listed = re.findall(r"^ +\d+ +or +(\w+)", usage.stdout + usage.stderr, re.MULTILINE)
 
     assert set(listed) - {"Q3_K", "Q4_K", "Q5_K"} == set(FILE_TYPES)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_llama_quantize_stops_at_what_it_cannot_read(name: str, tmp_path: Path) -> None:
+    build, ftype, why = REFUSED[name]
+    file = sparse_gguf(tmp_path / "model.gguf", build())
+
+    with pytest.raises(native_tools.ToolError, match=why):
+        dry_run(file, ftype)

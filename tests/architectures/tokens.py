@@ -19,6 +19,7 @@ BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
     """Write the files of one into a checkpoint."""
+    settings: dict[str, str | bool]
     if vocabulary == "pieces":
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(N_TOKENS))
         settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
@@ -54,6 +55,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
         (folder / "tokenizer.json").write_text(byte_level())
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": True,
             "bos_token": "<s>",
             "eos_token": "</s>",
             "unk_token": "<unk>",
