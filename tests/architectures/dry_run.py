@@ -52,8 +52,8 @@ FILE_TYPES = (
 )
 
 _TENSOR = re.compile(
-    r"^\[ *\d+/ *(?P<count>\d+)\] (?P<name>\S+) .* type = *(?P<before>\w+), "
-    r"size = .*MiB(?: \((?P<after>\w+)\))?$",
+    r"^\[ *\d+/ *(?P<count>\d+)\] (?P<name>\S+) +- \[(?P<shape>[ \d,]+)\], "
+    r"type = *(?P<before>\w+), size = .*MiB(?: \((?P<after>\w+)\))?$",
     re.MULTILINE,
 )
 _TOTAL = re.compile(r"quant size *= *(\S+) MiB")
@@ -95,6 +95,14 @@ def types(printed: str) -> dict[str, str]:
             f"{len(found)} tensors were read from\n{native_tools.tail(printed)}"
         )
     return {match["name"]: (match["after"] or match["before"]).upper() for match in found}
+
+
+def shapes(printed: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by name from a report, always four numbers, the length of a row first."""
+    return {
+        match["name"]: tuple(int(length) for length in match["shape"].split(","))
+        for match in _TENSOR.finditer(printed)
+    }
 
 
 def mebibytes(printed: str) -> str:

@@ -4,8 +4,10 @@ In a process of its own: the tests need not wait for torch, and what it warns of
 """
 
 import json
+import re
 import sys
 import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +25,64 @@ SEED = 19
 def make_checkpoint(name: str, folder: Path) -> None:
     """Write a checkpoint of `small.SMALL` as publishers do: config.json, weights, tokenizer."""
     small = SMALL[name]
-    torch.manual_seed(SEED)
-    kind = getattr(transformers, small.model)
-    model = kind(kind.config_class(**entries_of(small))).to(torch.bfloat16)
-    n_weights = sum(weights.numel() for weights in model.parameters())
+    folder.mkdir()
+    if small.shapes:
+        write_by_hand(folder, small)
+    else:
+        write_with_transformers(folder, small)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    n_weights = sum(weights.numel() for weights in tensors.values())
     if n_weights > MOST_WEIGHTS:
         raise ValueError(f"{name} has {n_weights:,} weights, more than {MOST_WEIGHTS:,}.")
-    scatter(model)
-    model.save_pretrained(folder)
     if small.predictor:
-        add_predictor(folder)
+        add_predictor(tensors)
     if small.mxfp4:
-        store_experts_in_mxfp4(folder)
+        store_experts_in_mxfp4(tensors)
+    if small.dropped is not None:
+        tensors = {name: t for name, t in tensors.items() if not re.search(small.dropped, name)}
+    save_file(tensors, file, {"format": "pt"})
     config = folder / "config.json"
     entries = {**json.loads(config.read_text()), **small.published}
-    for name in small.unpublished:
-        del entries[name]
+    for entry in small.unpublished:
+        del entries[entry]
     config.write_text(json.dumps(entries, indent=2))
     write_tokenizer(folder, small.vocabulary)
 
 
-def entries_of(small: Small) -> dict[str, Any]:
-    """The entries of a model's config.json."""
+def write_with_transformers(folder: Path, small: Small) -> None:
+    """Write config.json and weights of one of transformers' classes."""
+    torch.manual_seed(SEED)
+    kind = getattr(transformers, small.model)
+    model = kind(kind.config_class(**entries_of(small, kind.config_class.attribute_map)))
+    model.to(torch.bfloat16)
+    scatter(model.parameters())
+    model.save_pretrained(folder)
+
+
+def write_by_hand(folder: Path, small: Small) -> None:
+    """Write config.json and weights of a model that transformers does not know."""
+    tensors = {name: torch.zeros(shape).to(torch.bfloat16) for name, shape in small.shapes.items()}
+    scatter(tensors.values())
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model_type = small.model.removesuffix("ForCausalLM").lower()
+    entries = {"architectures": [small.model], "model_type": model_type, **small.config}
+    (folder / "config.json").write_text(json.dumps(entries))
+
+
+def entries_of(small: Small, names: Mapping[str, str]) -> dict[str, Any]:
+    """The entries of a model's config.json; ``names`` are what its class calls common ones."""
     if "text_config" in small.config:
         text = {**COMMON, **small.config["text_config"]}
         return {**small.config, "text_config": text, "tie_word_embeddings": False}
-    common = {key: value for key, value in COMMON.items() if key not in small.config}
-    changed = {k: v for k, v in small.config.items() if v is not None or k not in COMMON}
+    given = small.config
+    common = {k: v for k, v in COMMON.items() if k not in given and names.get(k) not in given}
+    changed = {k: v for k, v in given.items() if v is not None or k not in COMMON}
     return {**common, **changed}
 
 
-def add_predictor(folder: Path) -> None:
+def add_predictor(tensors: dict[str, Any]) -> None:
     """Add a layer like the last, and what is around it, as publishers name them."""
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
     last = f"model.layers.{COMMON['num_hidden_layers'] - 1}."
     norm = tensors["model.norm.weight"]
     for name in [name for name in tensors if name.startswith(last)]:
@@ -65,13 +91,10 @@ def add_predictor(folder: Path) -> None:
         tensors[f"mtp.{name}.weight"] = norm.clone()
     wide = torch.randn(len(norm), 2 * len(norm), generator=torch.Generator().manual_seed(SEED))
     tensors["mtp.fc.weight"] = (0.05 * wide).to(norm.dtype)
-    save_file(tensors, file, {"format": "pt"})
 
 
-def store_experts_in_mxfp4(folder: Path) -> None:
+def store_experts_in_mxfp4(tensors: dict[str, Any]) -> None:
     """Put random blocks in the place of experts: 32 values of four bits, and an exponent."""
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
     generator = torch.Generator().manual_seed(SEED)
     for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
         experts, columns, rows = tensors.pop(name).shape  # stored transposed
@@ -80,10 +103,9 @@ def store_experts_in_mxfp4(folder: Path) -> None:
         scales = torch.randint(118, 124, shape, generator=generator)
         tensors[f"{name}_blocks"] = blocks.to(torch.uint8)
         tensors[f"{name}_scales"] = scales.to(torch.uint8)
-    save_file(tensors, file, {"format": "pt"})
 
 
-def scatter(model: Any) -> None:
+def scatter(parameters: Iterable[Any]) -> None:
     """Random weights as trained ones are: a few outliers, norms and biases that differ."""
     generator = torch.Generator().manual_seed(SEED)
 
@@ -91,7 +113,7 @@ def scatter(model: Any) -> None:
         return torch.randn(like.shape, generator=generator)
 
     with torch.no_grad():
-        for weights in model.parameters():
+        for weights in parameters:
             if weights.ndim < 2:
                 weights += (0.05 * noise(weights)).to(weights.dtype)
             else:

@@ -3,14 +3,20 @@
 Each is made by transformers with random weights, at most two million, and a vocabulary of 512
 tokens. Rows of most are multiples of 256, so that every block of llama.cpp's occurs; those
 of the others (`NARROW`) are not, so that its fallbacks do.
+
+Not here: BitNet and DeepSeek-V4, because the converter knows their tensors by other names than
+transformers writes; DeepSeek-V3.2, because it wants a class of tokenizer; and models whose code
+comes with the checkpoint, except where a class of transformers has the same tensors.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tests.architectures import rwkv
+
 Config = Mapping[str, Any]
-Vocabulary = Literal["bytes", "pieces", "words", "unigram", "merges"]
+Vocabulary = Literal["bytes", "pieces", "words", "unigram", "merges", "world"]
 
 
 @dataclass(frozen=True)
@@ -19,17 +25,20 @@ class Small:
 
     Attributes:
         arch: what the converter calls it in ``general.architecture``.
-        model: transformers' class.
+        model: transformers' class, or what config.json calls the model where there is none: then
+            ``config`` is all of it and ``shapes`` are its tensors.
         config: what differs from `COMMON`; None takes an entry of it away. Entries of
             ``text_config`` differ from `COMMON` as well.
         vocabulary: byte-level BPE, SentencePiece's BPE, WordPiece, SentencePiece's unigram, or
-            its BPE as a tokenizer.json.
+            its BPE as a tokenizer.json, or RWKV's list.
         published: entries that the published config.json has and today's transformers does not
             write; the converter wants them.
         unpublished: entries that today's transformers writes and the published one has not.
         options: the converter's.
         mxfp4: whether the experts are stored in blocks of four bits, as gpt-oss is published.
         predictor: whether a layer that predicts one more token follows the others, as in Qwen3.5.
+        shapes: see ``model``.
+        dropped: a pattern of tensors of transformers' class that the published model has not.
 
     """
 
@@ -42,6 +51,8 @@ class Small:
     options: tuple[str, ...] = ()
     mxfp4: bool = False
     predictor: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dropped: str | None = None
 
 
 N_TOKENS = 512
@@ -99,6 +110,15 @@ YARN: Config = {
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
+}
+RWKV: Config = {
+    "vocab_size": N_TOKENS,
+    "hidden_size": rwkv.HIDDEN,
+    "intermediate_size": rwkv.WIDE,
+    "num_hidden_layers": rwkv.LAYERS,
+    "head_size": rwkv.HEAD,
+    "layer_norm_epsilon": 1e-5,
+    "torch_dtype": "bfloat16",
 }
 ENCODER: Config = {"num_key_value_heads": None, "bos_token_id": None, "eos_token_id": None}
 
@@ -201,26 +221,17 @@ SMALL: dict[str, Small] = {
         "cohere2", "Cohere2ForCausalLM", {"sliding_window": 64}, published={"rotary_pct": 1.0}
     ),
     "starcoder2": Small("starcoder2", "Starcoder2ForCausalLM"),
-    "starcoder": Small(
-        "starcoder",
-        "GPTBigCodeForCausalLM",
-        {"n_embd": 256, "n_head": 4, "n_layer": 2, "n_positions": 256, "n_inner": 512},
-    ),
+    "starcoder": Small("starcoder", "GPTBigCodeForCausalLM", {"n_inner": 512}),
     "stablelm": Small("stablelm", "StableLmForCausalLM", NARROW),
     "gptneox": Small("gptneox", "GPTNeoXForCausalLM"),
     "gpt2": Small(
         "gpt2",
         "GPT2LMHeadModel",
-        {"n_embd": 96, "n_head": 3, "n_layer": 2, "n_positions": 128},
-        published={"n_ctx": 128},
+        {"hidden_size": 96, "num_attention_heads": 3},
+        published={"n_ctx": 512},
     ),
-    "bloom": Small("bloom", "BloomForCausalLM", {"n_layer": 2, "n_head": 4}),
-    "mpt": Small(
-        "mpt",
-        "MptForCausalLM",
-        {"d_model": 256, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2},
-        published={"architectures": ["MPTForCausalLM"]},
-    ),
+    "bloom": Small("bloom", "BloomForCausalLM"),
+    "mpt": Small("mpt", "MptForCausalLM", published={"architectures": ["MPTForCausalLM"]}),
     "smollm3": Small("smollm3", "SmolLM3ForCausalLM", NARROW),
     "seed_oss": Small("seed_oss", "SeedOssForCausalLM", {"head_dim": 64}),
     "exaone4": Small("exaone4", "Exaone4ForCausalLM", {"sliding_window": 64}),
@@ -697,21 +708,47 @@ SMALL: dict[str, Small] = {
             "d_model": 256,
             "n_heads": 4,
             "n_layers": 1,
-            "max_seq_len": 256,
             "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
             "ffn_config": {"ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2},
         },
+    ),
+    "deepseek": Small(
+        "deepseek",
+        "Dots1ForCausalLM",
+        {**ROUTED, "intermediate_size": 256},
+        published={"architectures": ["DeepseekForCausalLM"], "model_type": "deepseek"},
+        dropped=r"[qk]_norm|e_score_correction_bias",
+    ),
+    # Without attention.
+    "rwkv6": Small(
+        "rwkv6",
+        "Rwkv6ForCausalLM",
+        {**RWKV, "rescale_every": 6},
+        "world",
+        shapes=rwkv.rwkv6(N_TOKENS),
+    ),
+    "rwkv7": Small(
+        "rwkv7",
+        "Rwkv7ForCausalLM",
+        {
+            **RWKV,
+            "lora_rank_decay": 32,
+            "lora_rank_iclr": 32,
+            "lora_rank_value_residual_mix": 32,
+            "lora_rank_gate": 32,
+        },
+        "world",
+        shapes=rwkv.rwkv7(N_TOKENS),
     ),
     # Encoders, and both.
     "t5": Small(
         "t5",
         "T5ForConditionalGeneration",
         {
-            "d_model": 256,
             "d_ff": 512,
-            "d_kv": 32,
-            "num_layers": 1,
-            "num_heads": 4,
+            "d_kv": 64,
+            "num_hidden_layers": 1,
+            "num_decoder_layers": 1,
             "feed_forward_proj": "gated-gelu",
             "decoder_start_token_id": 0,
         },
@@ -720,7 +757,7 @@ SMALL: dict[str, Small] = {
     "t5encoder": Small(
         "t5encoder",
         "T5EncoderModel",
-        {"d_model": 192, "d_ff": 352, "d_kv": 32, "num_layers": 2, "num_heads": 4},
+        {"hidden_size": 192, "d_ff": 352, "d_kv": 32},
         "unigram",
     ),
     "bert": Small("bert", "BertModel", ENCODER, "words"),

@@ -37,6 +37,9 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
         )
         (folder / "spiece.model").write_bytes(model)
         settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>"}
+    elif vocabulary == "world":
+        (folder / "rwkv_vocab_v20230424.txt").write_text(world(), encoding="utf-8")
+        settings = {}
     elif vocabulary == "merges":
         (folder / "tokenizer.json").write_text(json.dumps(piece_bpe()))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
@@ -62,6 +65,15 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
             "pad_token": "<pad>",
         }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def world() -> str:
+    """RWKV's kind: a line for each token but the first, its number, itself and its length."""
+    words = {word for name in sorted(topics)[:9] for word in topics[name].split() if word.isascii()}
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [word.encode() for word in sorted(words) if len(word) > 1]
+    lines = [f"{i} {token!r} {len(token)}" for i, token in enumerate(tokens[: N_TOKENS - 1], 1)]
+    return "\n".join(lines) + "\n"
 
 
 @cache
