@@ -20,9 +20,9 @@ pytestmark = pytest.mark.native
 # hybrids, encoders. Of the rest of ``SMALL`` it does not take every one for a whole model.
 LOADED = {
     "llama", "mixtral", "llama4", "gemma2", "gemma4", "cohere2", "olmo3", "gpt-oss", "deepseek2",
-    "deepseek2-lite", "qwen3moe", "qwen3next", "qwen35", "jamba", "falcon-h1",X
-    "nemotron_h_moe", "lfm2", "mamba", "mamba2", "bloom", "t5", "t5encoder", "bert", "modern-bert",
-    "gemma-embedding",
+    "deepseek2-lite", "qwen3moe", "qwen3next", "qwen35", "jamba", "falcon-h1", "nemotron_h_moe",
+    "lfm2", "mamba", "mamba2", "rwkv7", "kimi-linear", "bloom", "t5", "t5encoder", "bert",
+    "modern-bert", "gemma-embedding",
 }  # fmt: skip
 BUILT = ("gemma4", "gpt-oss", "deepseek2", "jamba", "mamba2", "lfm2", "t5", "bert", "falcon-h1")
 

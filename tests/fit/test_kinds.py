@@ -297,7 +297,7 @@ def test_states_that_would_fill_the_memory_are_not_tried(
 
 
 def test_an_unquantized_gguf_is_planned_as_its_checkpoint_is(tmp_path: Path) -> None:
-    made = build(TRAINED / "tiny-mixtral", tmp_path, "bf16", "q4_k_m", check=None)
+    made = build(TRAINED / "tiny-mistral", tmp_path, "bf16", "q4_k_m", check=None)
     paths = {artifact.layout.plan.quant.name: artifact.path for artifact in made}
     assert not open_subject(str(paths["q4_k_m"])).unquantized
     wishes = Wishes(find_quants(["bf16", "q4_k_m"]))
@@ -306,7 +306,7 @@ def test_an_unquantized_gguf_is_planned_as_its_checkpoint_is(tmp_path: Path) -> 
     for variant in found.variants:
         assert variant.file_bytes == paths[variant.name].stat().st_size
         assert (variant.source_bytes, variant.download_bytes) == (source, 0)
-    of_checkpoint = open_subject(str(TRAINED / "tiny-mixtral"), wishes)
+    of_checkpoint = open_subject(str(TRAINED / "tiny-mistral"), wishes)
     assert [v.pieces for v in found.variants] == [v.pieces for v in of_checkpoint.variants]
     assert (found.shape, found.n_active) == (of_checkpoint.shape, of_checkpoint.n_active)
     assert probe(found, Settings(512)).probes == probe(of_checkpoint, Settings(512)).probes
