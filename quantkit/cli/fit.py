@@ -109,7 +109,7 @@ def fit(
         )
     quants = find_quants(quant or ())
     formats = frozenset(chosen.format for chosen in quants)
-    refuse_idle(command, FIT, FitWish(model.lower().endswith(".gguf"), formats))
+    refuse_idle(command, FIT, FitWish(False, formats))
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
     machine = _machine(gpu or [], ram, hardware)
@@ -121,6 +121,7 @@ def fit(
         load_imatrix(imatrix) if imatrix else None,
     )
     subject = open_subject(model, wishes)
+    refuse_idle(command, FIT, FitWish(subject.is_as_it_is, formats))
     tokens = context or min(_USUAL_CONTEXT, subject.shape.n_ctx_train)
     settings = Settings(tokens, parallel, kv_type.value, flash_attn)
     check_settings(subject.shape, settings)
@@ -313,8 +314,10 @@ def _show_others(result: "Answer") -> None:
 
     if not result.others:
         return
+    exact = any(part.label == "exact" for other in result.others for part in other.parts)
+    weights = "the weights of bnb and GPTQ are exact, all else is" if exact else "everything is"
     table = Table(
-        title="In transformers: the weights of bnb and GPTQ are exact, all else is modelled",
+        title=f"In transformers: {weights} modelled",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -346,7 +349,12 @@ def _footnotes(result: "Answer") -> str:
         for part in row.placement.parts
         if part.name == "compute" and part.device != "RAM"
     }
-    sure = "Weights and KV cache are exact, buffers probed with llama.cpp's own dry run"
+    held = {part.name for row in result.rows for part in row.placement.parts}
+    told = [name for name in ("KV cache", "state") if name in held]
+    if result.curve.kv_is_exact:
+        sure = "Weights and KV cache are exact, buffers probed with llama.cpp's own dry run"
+    else:
+        sure = f"Weights are exact, {', '.join([*told, 'buffers'])} probed with llama.cpp's dry run"
     if "modelled" in labels:
         sure += ", the GPU's compute buffer and overhead modelled (not asked of a GPU)"
     lines.append(sure + ".")

@@ -385,7 +385,7 @@ PUBLISH: tuple[Need[PublishWish], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class FitWish:
-    """What is fitted: whether it is a GGUF, which is the one variant that it is.
+    """What is fitted: whether it is a quantized GGUF, which is the one variant that it is.
 
     ``formats`` are those of the quants that are asked for.
     """
@@ -395,7 +395,7 @@ class FitWish:
 
 
 def _planning(option: str, parameter: str) -> Need[FitWish]:
-    why = "is for what can be built, and a GGUF is what it is; leave it out"
+    why = "is for what can be built, and a quantized GGUF is what it is; leave it out"
     return Need(option, parameter, lambda wish: not wish.is_gguf, why)
 
 

@@ -6,8 +6,9 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
-from quantkit.fit.probe import Curve
-from quantkit.fit.subject import Shape, Variant
+from quantkit.fit.probe import Curve, Held
+from quantkit.fit.shape import Shape
+from quantkit.fit.subject import Variant
 
 # exact: counted in bytes. probed: told by llama.cpp. modelled: estimated; docs/fit.md says how.
 Label = Literal["exact", "probed", "modelled"]
@@ -20,8 +21,18 @@ GPU_OVERHEAD = 1024 * MIB
 # The process itself: code, vocabulary, threads' work buffers. Measured as resident memory of
 # llama.cpp in a Python process, less its buffers; tests/fit/test_probe.py repeats it.
 HOST_OVERHEAD = 80 * MIB
-# Batches of a prompt are this long; llama.cpp's default for -ub.
-_UBATCH = 512
+# Tensors outside the layers that llama.cpp keeps in RAM whatever goes to GPUs, because few of their
+# rows are used for a token, and those that it gives to the first layer: the tables
+# LLM_TENSOR_LAYER_INPUT and LLM_TENSOR_LAYER_REPEATING of src/llama-arch.cpp.
+_INPUTS = ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
+_OF_FIRST_LAYER = ("token_embd_norm", "per_layer_model_proj", "per_layer_proj_norm")
+# Architectures whose embedding does not serve as the output where they have none.
+_WITHOUT_OUTPUT = frozenset(
+    {
+        "bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
+        "modern-bert", "eurobert", "bitnet", "clip", "wavtokenizer-dec",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +49,10 @@ class Part:
 class Weights:
     """Tensor bytes by where llama.cpp can put them.
 
-    Per layer what is not an expert, and the experts. ``embedding`` always stays in RAM. ``output``
-    counts as one more layer; where a model ties it to the embedding, a GPU gets a copy.
-    ``largest`` is the largest matrix in a layer: what a GPU borrows at a time while it reads a
-    prompt with weights that lie in RAM.
+    Per layer what is not an expert, and the experts. ``embedding`` always stays in RAM, with all
+    else that is looked up by token. ``output`` counts as one more layer; where a model ties it to
+    the embedding, a GPU gets a copy. ``largest`` is the largest matrix in a layer: what a GPU
+    borrows at a time while it reads a prompt with weights that lie in RAM.
     """
 
     embedding: int
@@ -68,16 +79,18 @@ class Weights:
         return tuple(accumulate((*self.experts, 0), initial=0))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which cached properties cannot use
 class Needs:
     """A variant at one context: weights, and what llama.cpp allocates besides.
 
-    ``kv_per_layer``, ``compute`` and ``output`` are bytes. ``gpu_compute`` is one GPU's compute
-    buffer and ``host_inputs`` what stays in RAM when all layers are on GPUs.
+    ``kv`` and ``states`` are bytes per layer: its cache, and what it remembers where it is
+    recurrent. ``compute`` and ``output`` are bytes. ``gpu_compute`` is one GPU's compute buffer and
+    ``host_inputs`` what stays in RAM when all layers are on GPUs.
     """
 
     weights: Weights
-    kv_per_layer: int
+    kv: tuple[int, ...]
+    states: tuple[int, ...]
     kv_label: Label
     compute: int
     output: int
@@ -85,22 +98,38 @@ class Needs:
     gpu_compute_label: Label
     host_inputs: int
 
+    @cached_property
+    def kv_before(self) -> tuple[int, ...]:
+        """What the caches of all layers before the n-th take; the output has none."""
+        return tuple(accumulate((*self.kv, 0), initial=0))
 
-def weigh(variant: Variant, shape: Shape) -> Weights:
-    """Sort a variant's tensors by where llama.cpp puts them."""
+    @cached_property
+    def states_before(self) -> tuple[int, ...]:
+        """What the states of all layers before the n-th take; the output has none."""
+        return tuple(accumulate((*self.states, 0), initial=0))
+
+
+def weigh(variant: Variant, shape: Shape, unused: frozenset[str] = frozenset()) -> Weights:
+    """Sort a variant's tensors, without ``unused`` ones, by where llama.cpp puts them."""
     layers, experts = [0] * shape.n_layers, [0] * shape.n_layers
-    embedding = output = largest = 0
-    has_output = False
+    embedding = tied = output = largest = 0
+    has_output = shape.arch in _WITHOUT_OUTPUT
     for piece in variant.pieces:
+        if piece.name in unused:
+            continue
+        base = piece.name.rpartition(".")[0]
         if piece.layer is not None and piece.layer < shape.n_layers:
             (experts if piece.is_expert else layers)[piece.layer] += piece.n_bytes
             largest = max(largest, piece.n_bytes)
-        elif piece.name == "token_embd.weight":
+        elif base in _INPUTS:
             embedding += piece.n_bytes
+            tied += piece.n_bytes if piece.name == "token_embd.weight" else 0
+        elif base in _OF_FIRST_LAYER:
+            layers[0] += piece.n_bytes
         else:
             output += piece.n_bytes
             has_output = has_output or piece.name == "output.weight"
-    tied = 0 if has_output else embedding
+    tied = 0 if has_output else tied
     return Weights(embedding, output, tied, tuple(layers), tuple(experts), largest)
 
 
@@ -109,20 +138,36 @@ def needs(weights: Weights, curve: Curve, cells: int) -> Needs:
 
     Without a GPU to ask, a GPU's compute buffer is taken to be the CPU's: the graph is the same,
     and a GPU keeps the same activations. The inputs that stay in RAM are a batch of embeddings
-    (float32) and the attention mask (float16, batch by context).
+    (float32) and an attention mask for every kind of cache, or for the batch itself where there is
+    none (float16, batch by context).
     """
-    shape, probe = curve.shape, curve.at(cells)
-    mask = 2 * _UBATCH * cells * curve.settings.parallel
+    shape, probe, batch = curve.shape, curve.at(cells), curve.batch(cells)
+    seen = sum(held.cells for held in probe.caches if held.n_bytes)
+    if not probe.caches and not probe.states:
+        seen = batch
+    mask = 2 * batch * seen * curve.settings.parallel
     return Needs(
         weights=weights,
-        kv_per_layer=-(-probe.kv // max(1, shape.n_layers)),
+        kv=_by_layer(probe.caches, shape.n_layers),
+        states=_by_layer(probe.states, shape.n_layers),
         kv_label="exact" if curve.kv_is_exact else "probed",
         compute=probe.compute,
         output=probe.output,
         gpu_compute=probe.compute if probe.gpu_compute is None else probe.gpu_compute,
         gpu_compute_label="modelled" if probe.gpu_compute is None else "probed",
-        host_inputs=4 * _UBATCH * shape.hidden_size + mask,
+        host_inputs=4 * batch * shape.hidden_size + mask,
     )
+
+
+def _by_layer(memory: Sequence[Held], n_layers: int) -> tuple[int, ...]:
+    """Bytes per layer: what several layers have together is taken to be as much in each."""
+    found = [0] * n_layers
+    for held in memory:
+        layers = [layer for layer in held.layers if layer < n_layers] or range(n_layers)
+        each, rest = divmod(held.n_bytes, len(layers))
+        for i, layer in enumerate(layers):
+            found[layer] += each + (i < rest)
+    return tuple(found)
 
 
 def total(parts: Sequence[Part], device: str | None = None) -> int:

@@ -49,18 +49,20 @@ class Placement:
 class _Trial:
     """One way to divide the layers; most are tried only to learn whether they fit the GPUs.
 
-    ``gpu_weights`` are bytes per GPU, ``gpu_layers`` layers with a KV cache there, ``per_gpu``
-    what llama.cpp counts as layers, the output included.
+    ``gpu_weights``, ``gpu_kv`` and ``gpu_states`` are bytes per GPU, ``per_gpu`` what llama.cpp
+    counts as layers, the output included.
     """
 
     needs: Needs
     n_gpu_layers: int
     n_cpu_moe: int
     per_gpu: tuple[int, ...]
-    gpu_layers: tuple[int, ...]
     gpu_weights: tuple[int, ...]
-    host_layers: int
+    gpu_kv: tuple[int, ...]
+    gpu_states: tuple[int, ...]
     host_weights: int
+    host_kv: int
+    host_states: int
     borrows: bool
     fits_gpus: bool
 
@@ -73,17 +75,18 @@ class _Trial:
             if not count:
                 continue
             device = f"GPU {i}"
-            kv = self.gpu_layers[i] * needs.kv_per_layer
             parts += [
                 Part("weights", device, self.gpu_weights[i], "exact"),
-                Part("KV cache", device, kv, needs.kv_label),
+                Part("KV cache", device, self.gpu_kv[i], needs.kv_label),
+                Part("state", device, self.gpu_states[i], "probed"),
                 Part("compute", device, needs.gpu_compute, needs.gpu_compute_label),
                 Part("overhead", device, GPU_OVERHEAD, "modelled"),
             ]
             if self.borrows:
                 parts.append(Part("borrowed weights", device, needs.weights.largest, "modelled"))
         parts.append(Part("weights", "RAM", self.host_weights, "exact"))
-        parts.append(Part("KV cache", "RAM", self.host_layers * needs.kv_per_layer, needs.kv_label))
+        parts.append(Part("KV cache", "RAM", self.host_kv, needs.kv_label))
+        parts.append(Part("state", "RAM", self.host_states, "probed"))
         # Whatever computes on the CPU needs a whole compute buffer there.
         busy = needs.compute if self.borrows else needs.host_inputs
         parts.append(Part("compute", "RAM", busy, "probed" if self.borrows else "modelled"))
@@ -136,13 +139,13 @@ def vram_for_whole(needs: Needs) -> int:
     """Bytes of one GPU that holds everything but the embedding."""
     weights = needs.weights
     held = weights.total - weights.embedding + weights.tied_output
-    return held + needs.kv_per_layer * len(weights.layers) + needs.gpu_compute + GPU_OVERHEAD
+    return held + sum(needs.kv) + sum(needs.states) + needs.gpu_compute + GPU_OVERHEAD
 
 
 def ram_alone(needs: Needs) -> int:
     """Bytes of RAM that a run without a GPU takes."""
-    kv = needs.kv_per_layer * len(needs.weights.layers)
-    return needs.weights.total + kv + needs.compute + needs.output + HOST_OVERHEAD
+    remembered = sum(needs.kv) + sum(needs.states)
+    return needs.weights.total + remembered + needs.compute + needs.output + HOST_OVERHEAD
 
 
 def _divide(needs: Needs, machine: Machine, n_gpu_layers: int, n_cpu_moe: int) -> _Trial:
@@ -162,30 +165,31 @@ def _divide(needs: Needs, machine: Machine, n_gpu_layers: int, n_cpu_moe: int) -
         experts = experts_before[max(end, n_cpu_moe)] - experts_before[max(start, n_cpu_moe)]
         return before[end] - before[start] + experts
 
-    def n_kv(start: int, end: int) -> int:
-        return min(end, n_layers) - min(start, n_layers)
-
     def taken(start: int, end: int) -> int:
-        return held(start, end) + n_kv(start, end) * needs.kv_per_layer
+        kv = needs.kv_before[end] - needs.kv_before[start]
+        return held(start, end) + kv + needs.states_before[end] - needs.states_before[start]
 
-    counts, gpu_weights, gpu_layers = [], [], []
+    counts, gpu_weights, gpu_kv, gpu_states = [], [], [], []
     start = first
     for gpu in machine.gpus:
         ends = range(start + 1, n_layers + 2)
         end = start + bisect_right(ends, gpu.usable - base, key=partial(taken, start))
         counts.append(end - start)
         gpu_weights.append(held(start, end))
-        gpu_layers.append(n_kv(start, end))
+        gpu_kv.append(needs.kv_before[end] - needs.kv_before[start])
+        gpu_states.append(needs.states_before[end] - needs.states_before[start])
         start = end
     return _Trial(
         needs=needs,
         n_gpu_layers=n_gpu_layers,
         n_cpu_moe=n_cpu_moe,
         per_gpu=tuple(counts),
-        gpu_layers=tuple(gpu_layers),
         gpu_weights=tuple(gpu_weights),
-        host_layers=on_host,
+        gpu_kv=tuple(gpu_kv),
+        gpu_states=tuple(gpu_states),
         host_weights=host_weights,
+        host_kv=needs.kv_before[on_host],
+        host_states=needs.states_before[on_host],
         borrows=borrows,
         fits_gpus=start == n_layers + 1,
     )

@@ -10,6 +10,7 @@ from quantkit.fit.verdict import Answer
 _COLOURS = {
     "weights": "#3b6ea5",
     "KV cache": "#e08e45",
+    "state": "#c9b23e",
     "compute": "#6aa56a",
     "output": "#9a7bb5",
     "borrowed weights": "#8fb3d9",

@@ -5,20 +5,28 @@ without allocating anything, in a subprocess, and logs the size of each buffer t
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import GGUFError, NativeError, QuantkitError
+from quantkit.core.printable import quoted
 from quantkit.core.writing import write_file
 from quantkit.encodings.encoding import encoding
-from quantkit.fit.subject import Hollow, Shape, Subject
+from quantkit.fit.shape import Shape
+from quantkit.fit.subject import Hollow, Subject
 from quantkit.verify.llama import run_worker
+from quantkit.verify.machine import memory
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
 CELLS = 256  # llama.cpp rounds a context up to a multiple of this
 LONGEST = 2**24  # tokens of all sequences that are tried: even a dry run has memory for each
+UBATCH = 512  # tokens of a prompt that are computed at once; llama.cpp's default for -ub
+# Who logs states with a length, which is the number of sequences; all else with one is a cache.
+_RECURRENT = "llama_memory_recurrent"
+# What a dry run takes besides: Python, llama.cpp, vocabularies, a context's cells.
+_OF_THE_PROCESS = 2**30
 _MIB = 2**20
 _TIMEOUT = 120
 
@@ -47,31 +55,70 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A cache, or the states, of some layers: its bytes, and its length where it is a cache.
+
+    No ``layers`` stands for all, where llama.cpp does not tell.
+    """
+
+    n_bytes: int
+    cells: int
+    layers: tuple[int, ...]
+
+    def between(self, longer: "Held", share: float) -> "Held":
+        """The same cache in a context that is so much longer, where it is ``longer`` at most.
+
+        A cache grows with the context until it is as long as its window.
+        """
+        cells = min(longer.cells, round(self.cells * share))
+        return replace(longer, cells=cells, n_bytes=round(longer.n_bytes * cells / longer.cells))
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """The buffers of one context in bytes, as llama.cpp tells them: to a hundredth of a MiB.
 
-    ``gpu_compute`` is the largest compute buffer on one GPU, None where this build of llama.cpp
-    has no GPU backend or was not asked.
+    ``caches`` hold keys and values, ``states`` what recurrent layers remember, whose size does not
+    depend on the context. ``gpu_compute`` is the largest compute buffer on one GPU, None where this
+    build of llama.cpp has no GPU backend or was not asked.
     """
 
     cells: int
-    kv: int
+    caches: tuple[Held, ...]
     compute: int
     output: int
     gpu_compute: int | None = None
+    states: tuple[Held, ...] = ()
+
+    @property
+    def kv(self) -> int:
+        """Bytes of all caches."""
+        return sum(held.n_bytes for held in self.caches)
+
+    @property
+    def state(self) -> int:
+        """Bytes of all states."""
+        return sum(held.n_bytes for held in self.states)
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Buffers as a function of the context, from probes at some contexts, shortest first.
 
-    A compute buffer is the largest of several needs that are each linear in the context, so it is
-    convex, and a straight line between two probes is never below it.
+    A compute buffer is the largest of several needs that are each linear in the context, or grow
+    faster, so it is convex, and a straight line between two probes is never below it.
+
+    ``use`` is what the model does: ``text``, ``embedding``, ``encoder-decoder``, ``diffusion``. One
+    that sees ``whole_texts`` gets batches as long as the context. ``unused`` are tensors that
+    llama.cpp leaves in the file.
     """
 
     shape: Shape
     settings: Settings
     probes: tuple[Probe, ...]
+    use: str = "text"
+    whole_texts: bool = False
+    unused: frozenset[str] = frozenset()
 
     def at(self, cells: int) -> Probe:
         """The buffers for a context of ``cells`` per sequence, within the probed range."""
@@ -88,12 +135,18 @@ class Curve:
         if below.gpu_compute is not None and above.gpu_compute is not None:
             gpu = between(below.gpu_compute, above.gpu_compute)
         exact = kv_bytes(self.shape, self.settings, cells)
+        if self.kv_is_exact and exact is not None:
+            caches: tuple[Held, ...] = (Held(exact, cells, ()),)
+        else:
+            pairs = zip(below.caches, above.caches, strict=True)
+            caches = tuple(low.between(high, cells / below.cells) for low, high in pairs)
         return Probe(
             cells=cells,
-            kv=exact if self.kv_is_exact else between(below.kv, above.kv),
+            caches=caches,
             compute=between(below.compute, above.compute),
             output=max(below.output, above.output),
             gpu_compute=gpu,
+            states=above.states,
         )
 
     @property
@@ -106,9 +159,18 @@ class Curve:
         """The longest context that was probed."""
         return max(probe.cells for probe in self.probes)
 
+    def batch(self, cells: int) -> int:
+        """Tokens that are computed at once in a context of ``cells`` per sequence."""
+        return cells if self.whole_texts else UBATCH
 
-def kv_bytes(shape: Shape, settings: Settings, cells: int) -> int:
-    """Bytes of the KV cache: every layer keeps a key and a value per token and KV head."""
+
+def kv_bytes(shape: Shape, settings: Settings, cells: int) -> int | None:
+    """Bytes of the KV cache if every layer keeps a key and a value per token and KV head.
+
+    None for a model whose layers are not all alike.
+    """
+    if shape.n_kv_heads is None or shape.key_length is None or shape.value_length is None:
+        return None
     kind = encoding(settings.kv_type.upper())
     rows = shape.n_kv_heads * shape.key_length, shape.n_kv_heads * shape.value_length
     per_cell = sum(kind.row_bytes(columns) for columns in rows)
@@ -136,7 +198,7 @@ def check_settings(shape: Shape, settings: Settings) -> None:
             "--no-flash-attn, or use --kv-type f16."
         )
     for length in (shape.key_length, shape.value_length):
-        if not kind.holds_rows_of(length):
+        if length is not None and not kind.holds_rows_of(length):
             raise FitError(
                 f"A KV cache of type {settings.kv_type} needs heads of a multiple of "
                 f"{kind.elements} numbers, and this model's have {length}; use --kv-type f16."
@@ -163,22 +225,57 @@ def probe(subject: Subject, settings: Settings, *, gpu: bool = False) -> Curve:
     ladder = sorted({settings.cells, longest, CELLS, *_powers(longest)})
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = subject.gguf or _write_hollow(Path(folder), subject.hollow)
-        on_cpu, has_gpu = _dry_run(file, settings, ladder, gpu=False)
-        on_gpu = _dry_run(file, settings, ladder, gpu=True)[0] if gpu and has_gpu else None
-    probes = []
-    for i, cells in enumerate(ladder):
-        kv, compute, output = (_sum(on_cpu[i], part) for part in ("KV total", "compute", "output"))
-        exact = kv_bytes(subject.shape, settings, cells)
-        probes.append(
-            Probe(
-                cells=cells,
-                kv=exact if _agree(exact, kv) else kv,
-                compute=compute,
-                output=output,
-                gpu_compute=None if on_gpu is None else _largest_on_gpu(on_gpu[i]),
-            )
-        )
-    return Curve(subject.shape, settings, tuple(probes))
+        told = buffers(file, settings, ladder, dry=True)
+        probes = [*map(_probe, ladder, told["contexts"])]
+        if windows := _windows(probes[-1]) - set(ladder):
+            ladder += sorted(windows)
+            more = buffers(file, settings, sorted(windows), dry=True)["contexts"]
+            probes += map(_probe, sorted(windows), more)
+        if gpu and told["gpu"]:
+            on_gpu = buffers(file, settings, ladder, dry=True, gpu=True)["contexts"]
+            sizes = (_largest_on_gpu(context["buffers"]) for context in on_gpu)
+            probes = [replace(p, gpu_compute=n) for p, n in zip(probes, sizes, strict=True)]
+    probes.sort(key=lambda probe: probe.cells)
+    return Curve(
+        shape=subject.shape,
+        settings=settings,
+        probes=_exactly(probes, subject.shape, settings),
+        use=told["use"],
+        whole_texts=told["whole_texts"],
+        unused=frozenset(told["unused"]),
+    )
+
+
+def _windows(longest: Probe) -> set[int]:
+    """Contexts from which on a cache grows no more: there, buffers as a function have a bend."""
+    lengths = {held.cells for held in longest.caches if held.n_bytes}
+    return {cells for cells in lengths if cells < longest.cells and not cells % CELLS}
+
+
+def _probe(cells: int, told: Mapping[str, Any]) -> Probe:
+    caches: list[Held] = []
+    states: list[Held] = []
+    for function, mebibytes, length, layers in told["memory"]:
+        held = Held(round(mebibytes * _MIB), length, tuple(layers))
+        (caches if length and function != _RECURRENT else states).append(held)
+    return Probe(
+        cells=cells,
+        caches=tuple(caches),
+        compute=_sum(told["buffers"], "compute"),
+        output=_sum(told["buffers"], "output"),
+        states=tuple(states),
+    )
+
+
+def _exactly(probes: Sequence[Probe], shape: Shape, settings: Settings) -> tuple[Probe, ...]:
+    """The probes with counted caches, if llama.cpp's figures are those at every context."""
+    exact = [kv_bytes(shape, settings, probe.cells) for probe in probes]
+    counted = []
+    for probe, n_bytes in zip(probes, exact, strict=True):
+        if n_bytes is None or not _agree(n_bytes, probe.kv):
+            return tuple(probes)
+        counted.append(replace(probe, caches=(Held(n_bytes, probe.cells, ()),)))
+    return tuple(counted)
 
 
 def buffers(
@@ -192,15 +289,18 @@ def buffers(
     """What ``verify.bindings.buffers`` returns for a file and contexts, from a subprocess.
 
     Raises:
+        FitError: what llama.cpp allocates even in a dry run is too much for this machine.
         GGUFError: llama.cpp refuses the model or the settings.
         NativeError: llama.cpp is not installed or does not run.
 
     """
+    free = memory()
     request = {
         "task": "buffers",
         "file": str(file.absolute()),
         "dry": dry,
         "gpu": gpu,
+        "most_bytes": free.available // 2 + _OF_THE_PROCESS if dry and free else None,
         "settings": [
             {
                 "n_ctx": cells * settings.parallel,
@@ -213,21 +313,38 @@ def buffers(
     }
     run = run_worker(request, timeout=_TIMEOUT, gpu=gpu)
     if run.signal == "SIGABRT":  # a check of its own failed
+        if settings.parallel > 1:
+            buffers(
+                file, replace(settings, parallel=1), [CELLS], dry=dry
+            )  # is it the file's fault?
+            raise FitError(
+                f"llama.cpp cannot run {file.name} for several sequences at a time; leave out "
+                f"--parallel. {run.failure}"
+            )
         raise GGUFError(
             f"{file.name} has numbers in its header that llama.cpp cannot work with: {run.failure}"
         )
     if run.failure or run.result is None:
         raise NativeError(f"The dry run did not finish. {run.failure} Run quantkit doctor.")
     if "refused" in run.result:
-        raise GGUFError(str(run.result["refused"]))
+        raise _refusal(file, str(run.result["refused"]), settings)
     return run.result
 
 
-def _dry_run(
-    file: Path, settings: Settings, ladder: Sequence[int], *, gpu: bool
-) -> tuple[list[list[tuple[str, str, float]]], bool]:
-    result = buffers(file, settings, ladder, dry=True, gpu=gpu)
-    return result["contexts"], result["gpu"]
+def _refusal(file: Path, reason: str, settings: Settings) -> QuantkitError:
+    if "unknown model architecture" in reason:
+        arch = reason.partition("architecture: ")[2].strip(" '.")
+        return GGUFError(
+            f"{file.name} is of architecture {quoted(arch)}, which the installed llama.cpp does "
+            "not know; a newer one may: pip install --upgrade llama-cpp-python."
+        )
+    if any(word in reason for word in ("insufficient memory", "failed to allocate", "bad_alloc")):
+        fewer = "fewer sequences with --parallel, or " if settings.parallel > 1 else ""
+        return FitError(
+            f"The states of {file.name}, which llama.cpp takes memory for even in a dry run, are "
+            f"more than is free here; give {fewer}a machine with more memory."
+        )
+    return GGUFError(reason)
 
 
 def _write_hollow(folder: Path, hollow: Sequence[Hollow]) -> Path:

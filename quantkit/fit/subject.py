@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import is_quantized, open_quantized, read_json, read_weight_map
-from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
+from quantkit.checkpoint.gguf import Header, read_header
+from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import INDEX, folder_name
 from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_decoder
@@ -20,7 +21,15 @@ from quantkit.core.errors import CheckpointError, GGUFError, PlanError
 from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
 from quantkit.families import describe
-from quantkit.families.model import Decoder, Hyperparameters
+from quantkit.families.model import Decoder, Hyperparameters, Model
+from quantkit.fit.shape import (
+    Piece,
+    Shape,
+    count_active,
+    is_unquantized,
+    piece,
+    shape_of_header,
+)
 from quantkit.formats.gguf.layout import Layout, lay_out
 from quantkit.formats.gguf.metadata import (
     ModelMetadata,
@@ -40,39 +49,9 @@ Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 # A vocabulary in a GGUF: per token its length (8 bytes), score (4) and type (4), and its text,
 # 6.4 bytes on average in Mistral's first tokenizer (mistral-common's tokenizer.model.v1: 717 KB).
 _VOCABULARY_BYTES_PER_TOKEN = 22.4
-_LAYER = re.compile(r"blk\.(\d+)\.")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>.+\.gguf))?(?:@(?P<revision>.+))?")
-_MOST = 2**31 - 1  # of anything that a header counts: llama.cpp has 32 bits
 _BF16 = 2  # bytes per weight of the bundled models' checkpoints
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The numbers of a model that its memory depends on."""
-
-    arch: str
-    n_layers: int
-    n_kv_heads: int
-    key_length: int
-    value_length: int
-    hidden_size: int
-    intermediate_size: int
-    n_vocab: int
-    n_ctx_train: int
-    n_experts: int = 0
-    n_experts_used: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One tensor as a variant stores it; ``layer`` is None outside the layers."""
-
-    name: str
-    layer: int | None
-    is_expert: bool
-    n_elements: int
-    n_bytes: int
 
 
 @dataclass(frozen=True)  # without slots, which cached properties cannot use
@@ -135,8 +114,9 @@ class Subject:
     """A model and its variants, largest first.
 
     ``hollow`` are the files that llama.cpp loads in a dry run; there are none where ``gguf`` is
-    here as a whole. ``model`` is None for a GGUF. ``stored`` are folders for transformers that were
-    found; where there are none, a model is shown as it would be stored.
+    here as a whole. ``model`` is None for a GGUF, which may be ``unquantized``. ``stored`` are
+    folders for transformers that were found; where there are none, a model is shown as it would be
+    stored.
     """
 
     title: str
@@ -149,6 +129,12 @@ class Subject:
     gguf: Path | None
     hollow: tuple[Hollow, ...]
     stored: tuple[Stored, ...] = ()
+    unquantized: bool = False
+
+    @property
+    def is_as_it_is(self) -> bool:
+        """Whether it is a GGUF that is quantized already, of which nothing is planned."""
+        return self.origin in ("gguf", "hub") and self.model is None and not self.unquantized
 
 
 def bundled_models() -> tuple[str, ...]:
@@ -176,7 +162,8 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
         name: a checkpoint folder or its config.json, a GGUF file, a folder of artifacts or one of
             them, a bundled name, or a Hub id: ``owner/repo``, or ``owner/repo/file.gguf``, either
             with ``@revision``.
-        wishes: which variants to plan, and how. A GGUF is the one variant that it is.
+        wishes: which variants to plan, and how. A GGUF that is quantized is the one variant that it
+            is.
 
     Raises:
         CheckpointError: there is no such model, or it is incomplete.
@@ -191,7 +178,10 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
     if path.name == "config.json" and path.is_file():
         return _from_config(path, wishes)
     if path.exists() or (path.suffix.lower() == ".gguf" and "/" not in name):
-        return _chosen(_from_local_gguf(path), wishes)
+        found = open_artifact(path)
+        if found.unquantized:
+            return _from_source(found, open_gguf(path), wishes)
+        return _chosen(found, wishes)
     if name.lower() in bundled_models():
         return _from_profile(name.lower(), wishes)
     match = _HUB_ID.fullmatch(without_address(name))
@@ -209,6 +199,7 @@ def _from_hub(
     revision: str | None,
     wishes: Wishes,
 ) -> Subject:
+    from quantkit.checkpoint.gguf_source import open_hub_gguf
     from quantkit.checkpoint.hub import open_hub_checkpoint
     from quantkit.checkpoint.remote_gguf import fetch_gguf_header
 
@@ -220,7 +211,10 @@ def _from_hub(
     fetched = [fetch_gguf_header(repo, str(name), revision) for name in remote]
     paths, sizes = [path for path, _ in fetched], [size for _, size in fetched]
     subject = _from_gguf([name.name for name in remote], paths, sizes, "hub")
-    return replace(subject, title=f"{repo}/{file}")
+    subject = replace(subject, title=f"{repo}/{file}")
+    if subject.unquantized:
+        return _from_source(subject, open_hub_gguf(repo, file, revision), wishes)
+    return _chosen(subject, wishes)
 
 
 def _from_profile(name: str, wishes: Wishes) -> Subject:
@@ -264,7 +258,7 @@ def _from_folder(path: Path, wishes: Wishes) -> Subject:
 def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
     """What a build left: GGUF files are variants of one model, folders are for transformers."""
     found = artifacts_in(folder)
-    ggufs = [_from_local_gguf(path) for path in found if not path.is_dir()]
+    ggufs = [open_artifact(path) for path in found if not path.is_dir()]
     folders = [_from_artifact(path) for path in found if path.is_dir()]
     first, *others = ggufs or folders
     for other in others:
@@ -295,7 +289,13 @@ def _from_artifact(folder: Path) -> Subject:
     return replace(bare, stored=(Stored(title, n_bytes, "exact", str(method)),))
 
 
-def _from_local_gguf(path: Path) -> Subject:
+def open_artifact(path: Path) -> Subject:
+    """A GGUF file, or all shards of a split one, as the one variant that it is.
+
+    Raises:
+        GGUFError: it is missing or unsound, or no model.
+
+    """
     files = _shards(path)
     names = [file.name for file in files]
     return _from_gguf(names, files, [_size(file) for file in files], "gguf")
@@ -333,6 +333,55 @@ def _from_model(
     source_bytes: int,
     vocabulary_bytes: int,
 ) -> Subject:
+    download = 0 if origin == "checkpoint" else source_bytes
+    variants = _planned(model, metadata, wishes, source_bytes, download, vocabulary_bytes)
+    # Any encoding will do: llama.cpp's buffers hold activations, whose types do not depend on it.
+    bare = ModelMetadata(metadata.base_name, bare_entries(model))
+    probe_plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
+    (file,) = lay_out(probe_plan, bare).files
+    total, shared, one_expert, _ = count_parameters(model)
+    return Subject(
+        title=title,
+        origin=origin,
+        shape=shape_of(model.arch, model.hparams),
+        variants=variants,
+        n_parameters=total,
+        n_active=shared + one_expert * model.hparams.num_experts_per_tok,
+        model=model,
+        gguf=None,
+        hollow=(Hollow(file.name, file.header, file.n_bytes),),
+    )
+
+
+def _from_source(found: Subject, checkpoint: Checkpoint, wishes: Wishes) -> Subject:
+    """A GGUF as what can be built of it."""
+    model = describe_gguf(checkpoint)
+    return plan_gguf(found, model, describe_checkpoint(checkpoint, model), wishes)
+
+
+def plan_gguf(found: Subject, model: Model, metadata: ModelMetadata, wishes: Wishes) -> Subject:
+    """An unquantized GGUF as everything that can be built of it.
+
+    Args:
+        found: the GGUF as the one variant that it is; it is also what llama.cpp is asked about.
+        model: its tensors as targets.
+        metadata: its keys, as they go into what is built.
+        wishes: which quants to plan, and how.
+
+    """
+    source = found.variants[0].file_bytes
+    download = source if found.origin == "hub" else 0
+    return replace(found, variants=_planned(model, metadata, wishes, source, download, 0))
+
+
+def _planned(
+    model: Model,
+    metadata: ModelMetadata,
+    wishes: Wishes,
+    source_bytes: int,
+    download_bytes: int,
+    vocabulary_bytes: int,
+) -> tuple[Variant, ...]:
     variants = []
     for quant in all_quants().values() if wishes.quants is None else wishes.quants:
         try:
@@ -350,32 +399,16 @@ def _from_model(
                 n_files=len(layout.files),
                 file_bytes=layout.n_bytes + vocabulary_bytes,
                 file_is_exact=not vocabulary_bytes and not (needed and wishes.imatrix is None),
-                download_bytes=0 if origin == "checkpoint" else source_bytes,
+                download_bytes=download_bytes,
                 source_bytes=source_bytes,
                 needs_imatrix=needed,
                 good_for=quant.good_for,
             )
         )
-    variants.sort(key=lambda variant: -variant.tensor_bytes)
-    # Any encoding will do: llama.cpp's buffers hold activations, whose types do not depend on it.
-    bare = ModelMetadata(metadata.base_name, bare_entries(model))
-    probe_plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
-    (file,) = lay_out(probe_plan, bare).files
-    total, shared, one_expert, _ = count_parameters(model)
-    return Subject(
-        title=title,
-        origin=origin,
-        shape=shape_of(model.arch, model.hparams),
-        variants=tuple(variants),
-        n_parameters=total,
-        n_active=shared + one_expert * model.hparams.num_experts_per_tok,
-        model=model,
-        gguf=None,
-        hollow=(Hollow(file.name, file.header, file.n_bytes),),
-    )
+    return tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes))
 
 
-def _outline(model: Decoder, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan, bool]:
+def _outline(model: Model, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan, bool]:
     """The plan, and whether it needs an importance matrix, which it then is planned with."""
     if imatrix is not None:
         return make_plan(model, quant, imatrix), False
@@ -392,14 +425,7 @@ def _first_file(layout: Layout) -> str:
 
 def _pieces(plan: Plan) -> Iterable[Piece]:
     for tensor in plan.tensors:
-        target = tensor.target
-        yield Piece(
-            target.name,
-            target.layer,
-            target.role.endswith("_exps"),
-            target.n_elements,
-            tensor.n_bytes,
-        )
+        yield piece(tensor.target.name, tensor.target.shape, tensor.n_bytes)
 
 
 def shape_of(arch: str, hparams: Hyperparameters) -> Shape:
@@ -428,13 +454,11 @@ def _from_gguf(
     """The subject of a GGUF's files, of which the Hub's are here with their headers only."""
     headers = list(map(read_header, files, sizes))
     tensors = [tensor for header in headers for tensor in header.tensors]
-    shape = _shape_of_gguf(files[0], headers[0], tensors)
-    pieces = tuple(map(_piece, tensors))
-    total = sum(piece.n_elements for piece in pieces)
-    experts = sum(piece.n_elements for piece in pieces if piece.is_expert)
-    used = experts * shape.n_experts_used // shape.n_experts if shape.n_experts else experts
+    metadata = headers[0].metadata
+    shape = shape_of_header(files[0], metadata, tensors)
+    pieces = tuple(piece(tensor.name, tensor.shape, tensor.n_bytes) for tensor in tensors)
     variant = Variant(
-        name=_quant_name(headers[0].metadata.get("general.file_type")),
+        name=_quant_name(metadata.get("general.file_type")),
         pieces=pieces,
         file_name=names[0],
         n_files=len(files),
@@ -445,80 +469,22 @@ def _from_gguf(
         needs_imatrix=False,
     )
     return Subject(
-        title=str(headers[0].metadata.get("general.name", Path(names[0]).stem)),
+        title=str(metadata.get("general.name", Path(names[0]).stem)),
         origin=origin,
         shape=shape,
         variants=(variant,),
-        n_parameters=total,
-        n_active=total - experts + used,
+        n_parameters=sum(one.n_elements for one in pieces),
+        n_active=count_active(files[0], metadata, pieces),
         model=None,
         gguf=None if origin == "hub" else files[0].absolute(),
         hollow=tuple(map(_hollow, names, files, headers, sizes)) if origin == "hub" else (),
+        unquantized=is_unquantized(tensors),
     )
 
 
 def _hollow(name: str, file: Path, header: Header, n_bytes: int) -> Hollow:
     with open_file(file, error=GGUFError) as stream:
         return Hollow(name, stream.read(header.data_offset), n_bytes)
-
-
-def _piece(tensor: HeaderTensor) -> Piece:
-    match = _LAYER.match(tensor.name)
-    return Piece(
-        tensor.name,
-        int(match[1]) if match else None,
-        "_exps." in tensor.name,
-        tensor.n_elements,
-        tensor.n_bytes,
-    )
-
-
-def _shape_of_gguf(file: Path, header: Header, tensors: Sequence[HeaderTensor]) -> Shape:
-    if header.metadata.get("general.type") == "imatrix":
-        raise GGUFError(
-            f"{file} is an importance matrix and no model; give it with --imatrix, beside a model."
-        )
-    arch = header.metadata.get("general.architecture")
-
-    def number(key: str, default: int | None = None, least: int = 1) -> int:
-        value = header.metadata.get(f"{arch}.{key}", default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise GGUFError(
-                f"{file} gives {arch}.{key} as {value!r}, which is not one whole number; fit "
-                "knows models whose layers are all alike, such as those of architecture llama."
-            )
-        if not least <= value <= _MOST:
-            raise GGUFError(
-                f"{file} gives {arch}.{key} as {value}, which no model has; download it again, or "
-                "make it anew."
-            )
-        return value
-
-    heads = number("attention.head_count", least=0)
-    if not heads:
-        raise GGUFError(f"{file} has no attention heads; fit knows transformers only.")
-    hidden = number("embedding_length")
-    experts = number("expert_count", 0, least=0)
-    used = number("expert_used_count", 0, least=0)
-    if not min(experts, 1) <= used <= experts:
-        raise GGUFError(
-            f"{file} gives {arch}.expert_used_count as {used} and {arch}.expert_count as "
-            f"{experts}, which no model has; download it again, or make it anew."
-        )
-    embedding = next((t for t in tensors if t.name == "token_embd.weight"), None)
-    return Shape(
-        arch=str(arch),
-        n_layers=number("block_count"),
-        n_kv_heads=number("attention.head_count_kv", heads),
-        key_length=number("attention.key_length", hidden // heads),
-        value_length=number("attention.value_length", hidden // heads),
-        hidden_size=hidden,
-        intermediate_size=number("feed_forward_length", least=0),
-        n_vocab=embedding.shape[0] if embedding else number("vocab_size"),
-        n_ctx_train=number("context_length"),
-        n_experts=experts,
-        n_experts_used=used,
-    )
 
 
 def _quant_name(file_type: object) -> str:

@@ -4,11 +4,14 @@ Weights are what a build with the defaults stores, to the byte; where the defaul
 model's rows, with the blocks or groups nearest to them that do.
 """
 
+from collections.abc import Sequence
+
 from quantkit.families.model import Decoder
 from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
 from quantkit.fit.probe import Settings
-from quantkit.fit.subject import Shape, Stored
-from quantkit.formats.bnb.codec import BnbOptions
+from quantkit.fit.shape import Piece, Shape
+from quantkit.fit.subject import Stored
+from quantkit.formats.bnb.codec import BLOCK_SIZES, BnbOptions
 from quantkit.formats.bnb.plan import block_sizes, outline_bnb
 from quantkit.formats.gptq.plan import GptqOptions, group_sizes, outline_gptq
 from quantkit.plan.quants import folder_quants
@@ -17,6 +20,11 @@ _EXPERTS = (
     "; load it with quantkit, plain load_in_4bit and load_in_8bit leave the experts in 16 bits"
 )
 _GPTQ_EXPERTS = "; transformers 5 fills the experts with random numbers, see docs/gptq.md"
+
+_BY_NAME = "; linear layers by their names in GGUF"
+_NOT_LINEAR = ("ffn_gate_inp", "conv", "norm", "_rel_b", "_embd")
+_LEAST_LINEAR = 32  # rows and columns
+_GROUPS = (32, 64, 128)  # columns of GPTQ's groups up to the usual ones
 
 
 def formats_of(model: Decoder) -> tuple[Stored, ...]:
@@ -28,6 +36,51 @@ def formats_of(model: Decoder) -> tuple[Stored, ...]:
         _bnb(model, "bnb-nf4"),
         _gptq(model, "gptq-int4"),
     )
+
+
+def formats_of_pieces(pieces: Sequence[Piece]) -> tuple[Stored, ...]:
+    """What a model of any architecture would take in each format, from its tensors in GGUF.
+
+    Which of them are linear layers is read from their names and shapes, so all figures are
+    modelled. A matrix has 16-bit scales per group in GPTQ, float32 ones in bitsandbytes.
+    """
+    linear = [piece for piece in pieces if _is_linear(piece)]
+    plain = 2 * sum(piece.n_elements for piece in pieces)
+    rest = plain - 2 * sum(piece.n_elements for piece in linear)
+    found = [Stored("fp16", plain, "modelled", "unquantized")]
+    columns = [piece.shape[-1] for piece in linear]
+    eight = sum(piece.n_elements + 4 * _rows(piece) for piece in linear)
+    found.append(Stored("bnb-int8", rest + eight, "modelled", f"bitsandbytes{_BY_NAME}"))
+    blocks = tuple(size for size in BLOCK_SIZES if not any(count % size for count in columns))
+    block = _nearest(blocks, BnbOptions().block_size)
+    note = f"bitsandbytes{_BY_NAME}" if block else "bitsandbytes; no block size divides its rows"
+    four = sum(piece.n_elements // 2 + 4 * piece.n_elements // (block or 1) for piece in linear)
+    found.append(Stored("bnb-nf4", rest + four if block else None, "modelled", note))
+    groups = tuple(size for size in _GROUPS if not any(count % size for count in columns))
+    group = _nearest(groups, GptqOptions().group_size)
+    note = f"GPTQ in groups of {group}{_BY_NAME}"
+    if not group or any(piece.shape[-2] % _GROUPS[0] for piece in linear):
+        group, note = None, "GPTQ; it stores matrices of multiples of 32 only"
+    # Half a byte per weight; per group a scale of 16 bits and a zero of 4; per column its group.
+    grouped = sum(
+        piece.n_elements // 2
+        + 5 * piece.n_elements // (2 * (group or 1))
+        + 4 * piece.n_elements // piece.shape[-2]
+        for piece in linear
+    )
+    found.append(Stored("gptq-int4", rest + grouped if group else None, "modelled", note))
+    return tuple(found)
+
+
+def _is_linear(piece: Piece) -> bool:
+    """Whether a tensor is matrices of linear layers, and neither a router nor a convolution."""
+    is_matrix = len(piece.shape) in (2, 3) and min(piece.shape[-2:]) >= _LEAST_LINEAR
+    named = piece.name.endswith(".weight") and not any(word in piece.name for word in _NOT_LINEAR)
+    return piece.layer is not None and is_matrix and named
+
+
+def _rows(piece: Piece) -> int:
+    return piece.n_elements // piece.shape[-1]
 
 
 def _bnb(model: Decoder, name: str) -> Stored:
@@ -61,19 +114,23 @@ def _nearest(sizes: tuple[int, ...], usual: int) -> int | None:
     return max((size for size in sizes if size <= usual), default=None)
 
 
-def parts(n_bytes: int, label: Label, shape: Shape, settings: Settings) -> tuple[Part, ...]:
+def parts(
+    n_bytes: int, label: Label, shape: Shape, settings: Settings, remembered: int | None = None
+) -> tuple[Part, ...]:
     """What generating with transformers takes on a GPU; all but the weights is modelled.
 
-    The KV cache is 16 bits per number. Activations are those of the widest layer while the whole
-    prompt is read at once: gate, up and their product in 16 bits for each expert that a token
-    uses, and the hidden state four times over.
+    The KV cache is 16 bits per number of every layer, unless the bytes that are ``remembered`` are
+    given, as for models whose layers are not all alike. Activations are those of the widest layer
+    while the whole prompt is read at once: gate, up and their product in 16 bits for each expert
+    that a token uses, and the hidden state four times over.
     """
     tokens = settings.context * settings.parallel
-    lengths = shape.n_kv_heads * (shape.key_length + shape.value_length)
+    lengths = (shape.n_kv_heads or 0) * ((shape.key_length or 0) + (shape.value_length or 0))
+    kv = 2 * shape.n_layers * tokens * lengths if remembered is None else remembered
     wide = 3 * shape.intermediate_size * max(1, shape.n_experts_used)
     return (
         Part("weights", "GPU", n_bytes, label),
-        Part("KV cache", "GPU", 2 * shape.n_layers * tokens * lengths, "modelled"),
+        Part("KV cache", "GPU", kv, "modelled"),
         Part("compute", "GPU", 2 * tokens * (wide + 4 * shape.hidden_size), "modelled"),
         Part("overhead", "GPU", GPU_OVERHEAD, "modelled"),
     )

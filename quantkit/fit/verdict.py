@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.core.units import format_size
+from quantkit.encodings.encoding import encoding
 from quantkit.fit import transformers
 from quantkit.fit.hardware import Machine, ram_to_buy
 from quantkit.fit.memory import GIB, MIB, Needs, Part, needs, total, weigh
 from quantkit.fit.placement import Placement, place, ram_alone, vram_for_whole
-from quantkit.fit.probe import CELLS, Curve, Settings
+from quantkit.fit.probe import CELLS, UBATCH, Curve, Settings
 from quantkit.fit.subject import Stored, Subject, Variant
 from quantkit.plan.quants import all_quants
 
@@ -82,7 +83,7 @@ def answer(subject: Subject, curve: Curve, machine: Machine) -> Answer:
         settings=curve.settings,
         curve=curve,
         rows=advised,
-        others=_others(subject, curve.settings, machine),
+        others=_others(subject, curve, machine),
         recommended=best.variant.name if best else None,
         reason=_reason(best, advised, curve.settings),
         warnings=tuple(_warnings(subject, curve.settings, machine, best)),
@@ -91,7 +92,7 @@ def answer(subject: Subject, curve: Curve, machine: Machine) -> Answer:
 
 def needs_at(variant: Variant, curve: Curve, cells: int) -> Needs:
     """What a variant needs at a context."""
-    return needs(weigh(variant, curve.shape), curve, cells)
+    return needs(weigh(variant, curve.shape, curve.unused), curve, cells)
 
 
 def gib(n_bytes: int) -> str:
@@ -164,7 +165,7 @@ def as_numbers(result: Answer) -> dict[str, Any]:
 
 def _row(variant: Variant, subject: Subject, curve: Curve, machine: Machine) -> Row:
     settings = curve.settings
-    weights = weigh(variant, curve.shape)
+    weights = weigh(variant, curve.shape, curve.unused)
 
     def at(cells: int) -> Needs:
         return needs(weights, curve, cells)
@@ -186,15 +187,29 @@ def _row(variant: Variant, subject: Subject, curve: Curve, machine: Machine) -> 
         ram_alone=ram_alone(now),
         disk_to_build=variant.source_bytes + variant.file_bytes if variant.source_bytes else 0,
         disk_to_run=variant.file_bytes,
-        command=_command(variant, placement, settings) if placement.mode != "none" else "",
+        command=_command(variant, placement, curve) if placement.mode != "none" else "",
     )
 
 
-def _command(variant: Variant, placement: Placement, settings: Settings) -> str:
-    words = ["llama-server", "-m", variant.file_name, "-c", str(settings.context)]
+# What runs a model, by its use. Only the server takes several sequences.
+_TOOLS = {
+    "text": ("llama-server",),
+    "embedding": ("llama-server", "--embedding"),
+    "encoder-decoder": ("llama-completion",),
+    "diffusion": ("llama-diffusion-cli",),
+}
+
+
+def _command(variant: Variant, placement: Placement, curve: Curve) -> str:
+    settings = curve.settings
+    words = [*_TOOLS[curve.use], "-m", variant.file_name, "-c", str(settings.context)]
     if settings.parallel > 1:
         words[-1] = str(settings.cells * settings.parallel)
-    words += ["-np", str(settings.parallel), "-ngl", str(placement.n_gpu_layers)]
+    if curve.whole_texts and settings.cells > UBATCH:
+        words += ["-b", str(settings.cells), "-ub", str(settings.cells)]
+    if words[0] == "llama-server":
+        words += ["-np", str(settings.parallel)]
+    words += ["-ngl", str(placement.n_gpu_layers)]
     if placement.n_cpu_moe:
         words += ["--n-cpu-moe", str(placement.n_cpu_moe)]
     if sum(1 for count in placement.layers_per_gpu if count) > 1:
@@ -274,18 +289,26 @@ def _reason(best: Row | None, rows: Sequence[Row], settings: Settings) -> str:
     return what
 
 
-def _others(subject: Subject, settings: Settings, machine: Machine) -> tuple[Other, ...]:
+def _others(subject: Subject, curve: Curve, machine: Machine) -> tuple[Other, ...]:
     """Folders for transformers: those that are there, or those that could be built."""
     found = subject.stored
     if not found and subject.model is not None:
         found = transformers.formats_of(subject.model)
-    return tuple(_other(stored, subject, settings, machine) for stored in found)
+    elif not found and subject.unquantized and subject.variants:
+        found = transformers.formats_of_pieces(subject.variants[0].pieces)
+    return tuple(_other(stored, curve, machine) for stored in found)
 
 
-def _other(stored: Stored, subject: Subject, settings: Settings, machine: Machine) -> Other:
+def _other(stored: Stored, curve: Curve, machine: Machine) -> Other:
     if stored.n_bytes is None:
         return Other(stored.name, None, (), fits=False, spare=0, note=stored.note)
-    parts = transformers.parts(stored.n_bytes, stored.label, subject.shape, settings)
+    remembered = None
+    if not curve.kv_is_exact:
+        probe = curve.at(curve.settings.cells)
+        kind = encoding(curve.settings.kv_type.upper())
+        remembered = probe.kv * 2 * kind.elements // kind.bytes + probe.state
+    shape, settings = curve.shape, curve.settings
+    parts = transformers.parts(stored.n_bytes, stored.label, shape, settings, remembered)
     spare = machine.vram - total(parts)
     fits = bool(machine.gpus) and spare >= 0
     return Other(stored.name, stored.n_bytes, parts, fits, max(0, spare), stored.note)
@@ -300,7 +323,8 @@ def _warnings(
             f"A context of {settings.context:,} is above the {subject.shape.n_ctx_train:,} tokens "
             "that the model was trained for; its output will be poor beyond them."
         )
-    if best is not None and machine.disk is not None and subject.gguf is None:
+    is_here = subject.gguf is not None and best is not None and not best.variant.source_bytes
+    if best is not None and machine.disk is not None and not is_here:
         for needed, purpose in ((best.disk_to_run, "hold"), (best.disk_to_build, "build")):
             if needed > machine.disk:
                 found.append(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from quantkit.checkpoint.folder import read_json
 from quantkit.families import describe
@@ -9,7 +10,8 @@ from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
 from quantkit.fit.placement import ram_alone, vram_for_whole
 from quantkit.fit.probe import Settings, probe
-from quantkit.fit.subject import Shape, open_subject, shape_of
+from quantkit.fit.shape import Shape
+from quantkit.fit.subject import open_artifact, shape_of
 from quantkit.fit.transformers import parts
 from quantkit.fit.verdict import needs_at
 from quantkit.publish.layout import Artifact
@@ -48,7 +50,7 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     """
     if artifacts[0].quant.format != "gguf":
         return _for_transformers(artifacts)
-    subjects = [open_subject(str(artifact.files[0].local)) for artifact in artifacts]
+    subjects = [open_artifact(Path(artifact.files[0].local)) for artifact in artifacts]
     context = min(_USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
     # Only weights differ between the quants of a model.
     curve = probe(subjects[-1], Settings(context))

@@ -40,6 +40,7 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
         return bindings.facts()
     if request["task"] == "buffers":
         file, settings = Path(request["file"]), request["settings"]
+        _limit_memory(request["most_bytes"])
         try:
             return bindings.buffers(file, settings, dry=request["dry"], gpu=request["gpu"])
         except SmokeError as error:
@@ -83,6 +84,17 @@ def _limit(timeout: float) -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash here is an answer, not a dump
     signal.alarm(int(timeout) + 30)  # should the parent be killed, this process ends all the same
+
+
+def _limit_memory(n_bytes: int | None) -> None:
+    """Have the process refused more data than so much, before the machine's memory is full."""
+    if n_bytes is None or sys.platform == "win32":
+        return
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard == resource.RLIM_INFINITY or n_bytes < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, hard))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def main(file: str, n_ctx: int, kv_type: int, n_tokens: int) -> None:
     settings = llama.llama_context_default_params()
     settings.n_ctx, settings.n_batch, settings.n_ubatch = n_ctx, 2048, 512
     settings.type_k = settings.type_v = kv_type
+    settings.swa_full = False
     settings.n_threads = settings.n_threads_batch = 2
     context = llama.llama_init_from_model(model, settings)
     assert context, lines

@@ -14,7 +14,11 @@ FILE = 10 * GIB
 
 
 def needs(
-    layers: int = 8, dense: int = 100 * MIB, experts: int = 900 * MIB, kv: int = 50 * MIB
+    layers: int = 8,
+    dense: int = 100 * MIB,
+    experts: int = 900 * MIB,
+    kv: int = 50 * MIB,
+    state: int = 0,
 ) -> Needs:
     weights = Weights(
         embedding=200 * MIB,
@@ -26,7 +30,8 @@ def needs(
     )
     return Needs(
         weights=weights,
-        kv_per_layer=kv,
+        kv=(kv,) * layers,
+        states=(state,) * layers,
         kv_label="exact",
         compute=250 * MIB,
         output=MIB,
@@ -134,14 +139,19 @@ SIZES = st.integers(0, 14 * GIB)
     ram=SIZES,
     experts=st.sampled_from([0, 300 * MIB, 900 * MIB]),
     layers=st.integers(1, 20),
+    state=st.sampled_from([0, 30 * MIB]),
 )
-def test_every_placement_is_sound(gpus: list[int], ram: int, experts: int, layers: int) -> None:
-    model = needs(layers=layers, experts=experts)
+def test_every_placement_is_sound(
+    gpus: list[int], ram: int, experts: int, layers: int, state: int
+) -> None:
+    model = needs(layers=layers, experts=experts, state=state)
     there = machine(*gpus, ram=ram)
     placement = place(model, there, FILE)
     assert weights_in(placement) == model.weights.total
     kv = sum(part.n_bytes for part in placement.parts if part.name == "KV cache")
-    assert kv == layers * model.kv_per_layer
+    assert kv == sum(model.kv)
+    states = sum(part.n_bytes for part in placement.parts if part.name == "state")
+    assert states == sum(model.states)
     for i, gpu in enumerate(there.gpus):
         assert on(placement, f"GPU {i}") <= gpu.usable
     assert placement.fits == (placement.short == 0)

@@ -69,7 +69,7 @@ def files(folder: Path) -> dict[str, Path]:
 def logged(file: Path, settings: Settings) -> dict[str, float]:
     """MiB by part, as llama.cpp logs them when it really loads a file."""
     (found,) = buffers(file, settings, [settings.cells], dry=False)["contexts"]
-    return {part: mebibytes for _, part, mebibytes in found if part != "KV total"}
+    return {part: mebibytes for _, part, mebibytes in found["buffers"]}
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])

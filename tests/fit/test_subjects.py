@@ -177,8 +177,10 @@ def test_quants_are_chosen_from_those_that_are_there(built: Path) -> None:
     sentence = refusal(quantkit("fit", built, *BOX, "-q", "q2_k"))
     assert "f16" in sentence
     assert "not as q2_k" in sentence
-    file = next(built.glob("*F16.gguf"))
+    file = next(built.glob("*Q4_K_M.gguf"))
     assert "--quant" in refusal(quantkit("fit", file, *BOX, "-q", "q2_k"))
+    source = next(built.glob("*F16.gguf"))
+    assert [q["quant"] for q in answer(source, "-q", "q2_k")["quants"]] == ["q2_k"]
 
 
 def test_every_folder_that_is_left_has_an_answer(built: Path, tmp_path: Path) -> None:
