@@ -6,7 +6,10 @@ Two kinds, both as GGUF:
   ``sparse_gguf(path, header(name))`` writes one in milliseconds, whatever its size; nothing of it
   takes room on the disk. For rules that ask for depth, width, experts and heads.
 
-* Whole small ones, made by llama.cpp's converter from random checkpoints: see `small`.
+* `small.SMALL`: whole ones of at most two million weights, made by transformers with random weights
+  and converted by llama.cpp's converter. `ggufs.small_ggufs(tmp_path_factory)` gives
+  ``{name: GGUF}``, made once per session; `ggufs.make_checkpoint(name, folder)` and
+  `ggufs.make_gguf(name, folder)` make one of them elsewhere. A line is added by adding an entry.
 
 `dry_run.dry_run(file, "Q4_K_M", imatrix)` is the oracle for types: ``{tensor name: type}`` as
 ``llama-quantize --dry-run`` has them, in its order. `dry_run.FILE_TYPES` are all that it offers.

@@ -1,0 +1,102 @@
+"""Tokenizers of a thousand tokens, trained on what every Python carries."""
+
+import json
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+from tests.architectures.small import N_TOKENS, Vocabulary
+from tests.checkpoint.vocabularies import piece_bpe, sentencepiece_model
+
+# Some converters ask for tokens of theirs.
+SPECIALS = (
+    *("<pad>", "<s>", "</s>", "<unk>", "<|endoftext|>", "<|user|>", "<|observation|>"),
+    *("[gMASK]", "<sop>", "<|im_start|>", "<|im_end|>"),
+)
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
+    """Write the files of one into a checkpoint."""
+    if vocabulary == "pieces":
+        (folder / "tokenizer.model").write_bytes(sentencepiece_model(N_TOKENS))
+        settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    elif vocabulary == "unigram":
+        model = sentencepiece_model(
+            N_TOKENS,
+            model_type="unigram",
+            byte_fallback=False,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            normalization_rule_name="nmt_nfkc",
+            remove_extra_whitespaces=True,
+        )
+        (folder / "spiece.model").write_bytes(model)
+        settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>"}
+    elif vocabulary == "merges":
+        (folder / "tokenizer.json").write_text(json.dumps(piece_bpe()))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+        settings |= {"bos_token": "<s>", "eos_token": "</s>"}
+    elif vocabulary == "words":
+        (folder / "tokenizer.json").write_text(word_piece())
+        settings = {
+            "tokenizer_class": "BertTokenizer",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "unk_token": "[UNK]",
+            "pad_token": "[PAD]",
+            "mask_token": "[MASK]",
+        }
+    else:
+        (folder / "tokenizer.json").write_text(byte_level())
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+        }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@cache
+def byte_level() -> str:
+    """GPT-2's kind, as a tokenizer.json."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(SPECIALS),
+        show_progress=False,
+    )
+    return _trained(tokenizer, trainer)
+
+
+@cache
+def word_piece() -> str:
+    """BERT's kind, as a tokenizer.json."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - no password
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=N_TOKENS, special_tokens=list(BERT_SPECIALS), show_progress=False
+    )
+    return _trained(tokenizer, trainer)
+
+
+def _trained(tokenizer: Any, trainer: Any) -> str:
+    tokenizer.train_from_iterator([topics[name] for name in sorted(topics)[:30]], trainer)
+    if tokenizer.get_vocab_size() != N_TOKENS:
+        raise ValueError(f"there are {tokenizer.get_vocab_size()} tokens, not {N_TOKENS}.")
+    text: str = tokenizer.to_str()
+    return text
