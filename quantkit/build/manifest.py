@@ -239,13 +239,20 @@ def _is_source(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> bool:
     if len(weights) != len(checkpoint.files):
         return False
     if repo is None:
-        return all(map(_is_described, checkpoint.files, weights))
+        return all(map(is_described, checkpoint.files, weights))
     known = [(repo.folder + f.name, repo.hashes.get(f.name)) for f in checkpoint.files]
     return known == [(weight["name"], weight["sha256"] or "unknown") for weight in weights]
 
 
-def _is_described(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a weight file is still the one described. It is hashed only if its time differs."""
+def is_described(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a weight file is the one that a manifest describes.
+
+    It is hashed only if its time differs.
+
+    Raises:
+        CheckpointError: it is not there.
+
+    """
     size, modified_ns = stamp(path)
     name = entry["name"].rpartition("/")[2]  # on the Hub it may lie in a folder
     if (path.name, size) != (name, entry["bytes"]):

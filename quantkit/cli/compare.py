@@ -73,7 +73,9 @@ def compare(
     """Measure artifacts against the unquantized reference, as llama.cpp runs them, and judge.
 
     Perplexity, KL divergence and top-token agreement have llama-perplexity's definitions. An
-    artifact that crashes llama.cpp fails alone; the exit code is 1 when any fails.
+    artifact that crashes llama.cpp fails alone; the exit code is 1 when any fails. Of a model that
+    embeds, the cosines of embeddings are measured; of one with encoder and decoder, the decoder's
+    predictions.
     """
     from quantkit.verify.compare import as_numbers
     from quantkit.verify.compare import compare as run_compare
@@ -249,17 +251,21 @@ def _check_conversion(
 
 
 def _show(result: "Comparison") -> None:
-    quality = _table(
-        f"Against {result.reference.name}: {result.windows} windows of {result.context} tokens",
-        ("size", "PPL", "KLD", "99%", "same top", "RMS \u0394p"),
-    )
+    if result.embeds:
+        title = f"Against {result.reference.name}: embeddings of {result.windows} texts"
+        quality = _table(title, ("size", "mean cosine", "worst"))
+    else:
+        quality = _table(
+            f"Against {result.reference.name}: {result.windows} windows of {result.context} tokens",
+            ("size", "PPL", "KLD", "99%", "same top", "RMS \u0394p"),
+        )
     quality.add_column("verdict", no_wrap=True)
     speed = _table(
         f"Tokens per second on the CPU (threads: {result.threads})",
         ("prompt", "generation", "load", "memory"),
     )
     for row in result.results:
-        quality.add_row(*_quality_cells(row))
+        quality.add_row(*_quality_cells(row, embeds=result.embeds))
         if row.speed is not None:
             speed.add_row(*_speed_cells(row))
     show_table(quality)
@@ -269,11 +275,12 @@ def _show(result: "Comparison") -> None:
     show_table(speed)
     best = result.results[0].measures
     error = f" PPL \u00b1 {best.ppl_pm:.2f} for all." if best is not None else ""
-    console.print(
-        f"[dim]Text: {escape(result.text)}.{error} KLD: mean, in nats; the reference's own row "
-        "shows what its 16-bit rounding leaves.[/]",
-        soft_wrap=True,
+    meaning = (
+        "Cosine: of the angle between an embedding and the reference's of the same text."
+        if result.embeds
+        else "KLD: mean, in nats; the reference's own row shows what its 16-bit rounding leaves."
     )
+    console.print(f"[dim]Text: {escape(result.text)}.{error} {meaning}[/]", soft_wrap=True)
 
 
 def _table(title: str, headings: tuple[str, ...]) -> Table:
@@ -290,7 +297,7 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
     return table
 
 
-def _quality_cells(row: "Result") -> tuple[str, ...]:
+def _quality_cells(row: "Result", *, embeds: bool) -> tuple[str, ...]:
     verdict = "[red]failed[/]"
     if row.verdict.ok:
         verdict = "[green]healthy[/]" if row.verdict.judged else "[yellow]not judged[/]"
@@ -298,6 +305,10 @@ def _quality_cells(row: "Result") -> tuple[str, ...]:
         verdict = "reference"
     name, size = escape(row.subject.quant or row.subject.name), format_size(row.subject.n_bytes)
     m = row.measures
+    if embeds:
+        cosines = row.cosines
+        figures = (f"{cosines.mean:.5f}", f"{cosines.worst:.5f}") if cosines else ("", "")
+        return (name, size, *figures, verdict)
     if m is None:
         return (name, size, *[""] * 5, verdict)
     return (
@@ -319,7 +330,7 @@ def _speed_cells(row: "Result") -> tuple[str, ...]:
     return (
         escape(row.subject.quant or row.subject.name),
         f"{speed.prompt_tokens_per_second:,.0f}",
-        f"{speed.generation_tokens_per_second:,.0f}",
+        f"{speed.generation_tokens_per_second:,.0f}" if speed.generation_tokens_per_second else "",
         f"{speed.load_seconds:.2f} s",
         format_size(speed.resident_bytes) if speed.resident_bytes else "",
     )

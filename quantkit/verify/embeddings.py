@@ -1,4 +1,4 @@
-"""How far one model's embeddings of texts are from another's, and the file that holds a reference's.
+"""How far one model's embeddings are from another's, and the file that holds a reference's.
 
 Models that embed predict nothing, so there is no divergence to measure: what their users compare
 are the angles between embeddings, so the cosine between a model's embedding of a text and the
@@ -45,9 +45,7 @@ def split_text(text: str) -> list[str]:
     return long or [text]
 
 
-def compare_embeddings(
-    embeddings: NDArray[np.float32], reference: NDArray[np.float32]
-) -> Cosines:
+def compare_embeddings(embeddings: NDArray[np.float32], reference: NDArray[np.float32]) -> Cosines:
     """The cosines of embeddings of the same texts; both of shape (texts, numbers of each)."""
     ours, theirs = embeddings.astype(np.float64), reference.astype(np.float64)
     sizes = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
