@@ -10,6 +10,7 @@ from typing import Any
 
 from quantkit.checkpoint.names import is_repo_id, without_address
 
+_LONGEST_ID = 200
 _WORD = re.compile(r"[\w./:@+ -]{1,100}")
 _URL = re.compile(r"https?://[\w./%?=&#~:+-]{1,300}", re.ASCII)
 
@@ -119,7 +120,8 @@ def _hub_id(value: Any) -> str | None:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= 200 and is_repo_id(value)
+    parts = value.split("/") if isinstance(value, str) and len(value) <= _LONGEST_ID else []
+    return len(parts) == 2 and is_repo_id(value) and all(part[0] not in ".-" for part in parts)
 
 
 def _word(value: Any) -> str | None:
