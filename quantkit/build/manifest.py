@@ -95,6 +95,7 @@ def describe_artifact(
         "source": {
             "name": checkpoint.name,
             **_describe_repo(checkpoint.repo),
+            **_describe_place(checkpoint),
             "family": work.model.family,
             "weights": [_describe_weights(checkpoint, file, sources) for file in checkpoint.files],
             "settings": [_describe_file(file) for file in _settings(checkpoint)],
@@ -137,6 +138,13 @@ def _settings(checkpoint: Checkpoint) -> list[Path]:
 def _describe_repo(repo: RemoteRepo | None) -> dict[str, str]:
     """Where on the Hub a checkpoint came from."""
     return {} if repo is None else {"repo_id": repo.repo_id, "commit": repo.commit}
+
+
+def _describe_place(checkpoint: Checkpoint) -> dict[str, str]:
+    """Where a GGUF lies here, which others are compared with; nobody else is told."""
+    if checkpoint.header is None or checkpoint.repo is not None:
+        return {}
+    return {"path": str(checkpoint.path.resolve())}
 
 
 def _describe_weights(

@@ -108,7 +108,7 @@ def compare(
         subjects = find_subjects(
             artifacts, exports, lambda name: note(f"Exporting {name}, for llama.cpp to run it")
         )
-        chosen = _reference(subjects, reference, checkpoint, artifacts[0])
+        chosen = _reference(subjects, reference, checkpoint, artifacts)
         if is_quantized(chosen):
             note(
                 f"The reference {chosen.name} is quantized itself: its own error is not in the "
@@ -151,15 +151,32 @@ def _exports(first: Path) -> Iterator[Path]:
 
 
 def _reference(
-    subjects: "list[Subject]", wish: str | None, checkpoint: Path | None, first: Path
+    subjects: "list[Subject]", wish: str | None, checkpoint: Path | None, places: Sequence[Path]
 ) -> "Subject":
+    """What artifacts are compared with: what is asked for, else their source, else what is there.
+
+    Raises:
+        GGUFError: there is nothing.
+
+    """
+    from quantkit.verify.origin import find_origin
     from quantkit.verify.subjects import REFERENCE_FOLDER, build_reference, pick_reference
 
+    missing = ""
+    if wish is None and checkpoint is None and (origin := find_origin(places)) is not None:
+        if origin.subject is not None:
+            return origin.subject
+        missing = origin.missing
+    if checkpoint is not None and checkpoint.suffix == ".gguf" and wish is None:
+        return _open(checkpoint)
     found = pick_reference(subjects, wish)
     if found is not None:
         if checkpoint is not None:
             note(f"{found.name} is the reference; --checkpoint is not needed to build one.")
+        if missing:
+            note(f"{missing}; {found.name} is the reference instead.")
         return found
+    first = places[0]
     folder = (first if first.is_dir() else first.absolute().parent) / REFERENCE_FOLDER
     if checkpoint is None:
         kept = sorted(folder.glob("*.gguf")) if wish is None else []
@@ -167,6 +184,8 @@ def _reference(
             found = pick_reference([_open(file) for file in kept], None)
         if found is not None:
             return found
+        if missing:
+            raise GGUFError(f"{missing}; give it with --reference, or build bf16 of it as well.")
         what = wish or "unquantized (f32, bf16 or f16) artifact"
         raise GGUFError(
             f"There is no {what} to compare with; give one with --reference, or the checkpoint "
