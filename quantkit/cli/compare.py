@@ -77,6 +77,7 @@ def compare(
     embeds, the cosines of embeddings are measured; of one with encoder and decoder, the decoder's
     predictions.
     """
+    from quantkit.checkpoint.open import require_checkpoint
     from quantkit.verify.compare import as_numbers
     from quantkit.verify.compare import compare as run_compare
     from quantkit.verify.subjects import find_subjects, is_quantized
@@ -91,6 +92,10 @@ def compare(
                 "--against-transformers looks at one checkpoint, and more are given; leave out all "
                 "but one."
             )
+        require_checkpoint(
+            checkpoint or artifacts[0],
+            "--against-transformers takes the checkpoint that it was converted from",
+        )
         _check_conversion(checkpoint or artifacts[0], text, chunks, context, threads, as_json)
         return
     if layers is not None or html is not None or plots is not None:

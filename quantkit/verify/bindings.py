@@ -229,7 +229,20 @@ class Model:
         n_ctx: int = _N_CTX,
         n_batch: int = 64,
         full_precision: bool = False,
+        scores: bool = True,
     ) -> None:
+        """Load it.
+
+        Args:
+            file: the GGUF, or its first shard.
+            extra_buffers: whether special weight layouts are allowed.
+            threads: how many compute.
+            n_ctx: tokens in a context.
+            n_batch: the most tokens at a time.
+            full_precision: round nothing to float16 on the way.
+            scores: let a reranker give its scores, else the mean of its tokens' embeddings.
+
+        """
         self._llama = llama = library()
         self._no_devices = (ctypes.c_void_p * 1)(None)
         params = llama.llama_model_default_params()
@@ -254,7 +267,8 @@ class Model:
         diffuses = bool(llama.llama_model_is_diffusion(self._model))
         if self.embeds or pooling > _NO_POOLING or (forgets and not diffuses):
             self.embeds = True
-            self._pooling = pooling if pooling > _NO_POOLING else _MEAN
+            kept = pooling > _NO_POOLING and (scores or pooling != _RANK)
+            self._pooling = pooling if kept else _MEAN
         if self.embeds or diffuses:  # these see a text as a whole or not at all
             llama.llama_free(self._context)
             self._open_context(threads, n_ctx, n_batch, full_precision, whole=True)

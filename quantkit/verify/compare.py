@@ -243,7 +243,14 @@ def _result(
         figures = answer["measures"]
         measures = Measures(**{**figures, "kld_percentiles": tuple(figures["kld_percentiles"])})
     try:
-        verdict = judge(subject, reference, measures, cosines, is_reference=is_reference)
+        verdict = judge(
+            subject,
+            reference,
+            measures,
+            cosines,
+            is_reference=is_reference,
+            translates=answer.get("translates", False),
+        )
     except CompareError as error:
         verdict = Verdict(ok=False, reason=str(error), limits=None)
     return Result(subject, measures, Speed(**answer["speed"]), verdict, is_reference, cosines)

@@ -56,6 +56,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
         n_ctx=context,
         n_batch=context,
         full_precision=request["task"] == "logits",
+        scores=False,  # of a single number there is no angle
     )
     load_seconds = time.perf_counter() - start
     if model.embeds:
@@ -83,6 +84,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
     return {
         "description": model.description,
         "measures": asdict(tally.measures()),
+        "translates": model.translates,
         "windows": text.n_windows,
         "speed": {
             "load_seconds": load_seconds,

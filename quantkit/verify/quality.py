@@ -82,10 +82,14 @@ def judge(
     cosines: Cosines | None = None,
     *,
     is_reference: bool = False,
+    translates: bool = False,
 ) -> Verdict:
     """Judge an artifact by its mean KL divergence, its agreement on the top token and its weights.
 
-    One that embeds is judged by the mean cosine of its embeddings instead of its predictions.
+    One that embeds is judged by the mean cosine of its embeddings instead of its predictions. Of
+    one with encoder and decoder (``translates``) only settings and weights are judged: what a
+    decoder predicts of a text that its encoder has begun depends on what it was trained for, and
+    no limits are known.
 
     Limits are widened by the measurement's own error. Where that is larger than the limit of the
     divergence, or next to nothing was measured, only what does not depend on it is judged. A
@@ -100,7 +104,7 @@ def judge(
         return Verdict(ok=True, reason="reference", limits=None)
     if cosines is not None:
         return _judge_embeddings(subject, reference, cosines)
-    limits = find_limits(subject.quant, reference.n_parameters)
+    limits = None if translates else find_limits(subject.quant, reference.n_parameters)
     faults = _settings_faults(subject, reference)
     exact = not is_quantized(reference)
     if exact:
@@ -121,6 +125,9 @@ def judge(
             faults += beyond
     if faults:
         return Verdict(ok=False, reason=f"{_join(faults)}.", limits=limits)
+    if translates:
+        reason = "No limits are known for a decoder's predictions; settings and weights are sound."
+        return Verdict(ok=True, reason=reason, limits=None, judged=False)
     if limits is None:
         return _unknown(subject)
     return Verdict(ok=True, reason=unsure or "healthy", limits=limits, judged=not unsure)
