@@ -261,7 +261,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def _lfs(path: Path) -> dict[str, Any]:
     """What a listing says of a file in large file storage."""
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", ".gguf"):
         return {}
     sha256, size = content_hash(path), path.stat().st_size
     return {"lfs": {"sha256": sha256, "size": size, "pointerSize": 134}}

@@ -39,6 +39,7 @@ class _Source(msgspec.Struct, frozen=True):
     family: str = ""
     repo_id: str | None = None
     commit: str | None = None
+    path: str | None = None
 
 
 class _Kernel(msgspec.Struct, frozen=True):

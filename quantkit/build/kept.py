@@ -41,10 +41,11 @@ class Kept:
 
         """
         source = self._checkpoint.path
-        names = [source / name for name in (*_BESIDE, *LICENSES)]
+        is_gguf = self._checkpoint.header is not None  # with nothing beside it that is of use
+        names = [] if is_gguf else [source / name for name in (*_BESIDE, *LICENSES)]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for file in (*names, *tokenizer_files(source)):
+            for file in names if is_gguf else (*names, *tokenizer_files(source)):
                 if has_file(file, error=CheckpointError):
                     self._put(file, self.folder / file.relative_to(source))
         except OSError as error:

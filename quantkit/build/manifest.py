@@ -95,9 +95,10 @@ def describe_artifact(
         "source": {
             "name": checkpoint.name,
             **_describe_repo(checkpoint.repo),
+            **_describe_place(checkpoint),
             "family": work.model.family,
             "weights": [_describe_weights(checkpoint, file, sources) for file in checkpoint.files],
-            "settings": [_describe_file(file) for file in _settings(checkpoint.path)],
+            "settings": [_describe_file(file) for file in _settings(checkpoint)],
         },
         "quantkit": quantkit.__version__,
         "kernel": {
@@ -123,8 +124,11 @@ def _describe_imatrix(work: Work) -> dict[str, str] | None:
     return {"file": work.imatrix.path.name, "sha256": work.imatrix.sha256}
 
 
-def _settings(folder: Path) -> list[Path]:
-    """The small files that the metadata was made from."""
+def _settings(checkpoint: Checkpoint) -> list[Path]:
+    """The small files that the metadata was made from; a GGUF has its own in itself."""
+    if checkpoint.header is not None:
+        return []
+    folder = checkpoint.path
     own = (folder / "config.json", folder / "generation_config.json", folder / "README.md")
     return [
         file for file in (*own, *tokenizer_files(folder)) if has_file(file, error=CheckpointError)
@@ -134,6 +138,13 @@ def _settings(folder: Path) -> list[Path]:
 def _describe_repo(repo: RemoteRepo | None) -> dict[str, str]:
     """Where on the Hub a checkpoint came from."""
     return {} if repo is None else {"repo_id": repo.repo_id, "commit": repo.commit}
+
+
+def _describe_place(checkpoint: Checkpoint) -> dict[str, str]:
+    """Where a GGUF lies here, which others are compared with; nobody else is told."""
+    if checkpoint.header is None or checkpoint.repo is not None:
+        return {}
+    return {"path": str(checkpoint.path.resolve())}
 
 
 def _describe_weights(
@@ -147,7 +158,7 @@ def _describe_weights(
     if repo is None:
         return {**_describe_file(file, sources[file]), "modified_ns": stamp(file)[1]}
     return {
-        "name": file.name,
+        "name": repo.folder + file.name,
         "bytes": repo.sizes[file.name],
         "sha256": sources.get(file, repo.hashes.get(file.name)),
         "verified": file in sources,
@@ -236,15 +247,23 @@ def _is_source(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> bool:
     if len(weights) != len(checkpoint.files):
         return False
     if repo is None:
-        return all(map(_is_described, checkpoint.files, weights))
-    known = [(file.name, repo.hashes.get(file.name)) for file in checkpoint.files]
+        return all(map(is_described, checkpoint.files, weights))
+    known = [(repo.folder + f.name, repo.hashes.get(f.name)) for f in checkpoint.files]
     return known == [(weight["name"], weight["sha256"] or "unknown") for weight in weights]
 
 
-def _is_described(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a weight file is still the one described. It is hashed only if its time differs."""
+def is_described(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a weight file is the one that a manifest describes.
+
+    It is hashed only if its time differs.
+
+    Raises:
+        CheckpointError: it is not there.
+
+    """
     size, modified_ns = stamp(path)
-    if (path.name, size) != (entry["name"], entry["bytes"]):
+    name = entry["name"].rpartition("/")[2]  # on the Hub it may lie in a folder
+    if (path.name, size) != (name, entry["bytes"]):
         return False
     if modified_ns == entry.get("modified_ns"):
         return True

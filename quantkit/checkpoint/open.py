@@ -45,7 +45,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         SafetensorsError, GGUFError: a file of it breaks its format's rules.
 
     """
-    if path.suffix.lower() == ".gguf" and not path.is_dir():
+    if is_gguf_file(path):
         return open_gguf(path)
     names = list_folder(path)
     return open_raw_mistral(path) if is_raw_release(names) else open_folder(path, names)
@@ -78,6 +78,24 @@ def open_decoder(checkpoint: Checkpoint) -> Decoder:
     model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     return model
+
+
+def require_checkpoint(source: Path | Checkpoint, fix: str) -> None:
+    """Refuse a GGUF for what needs a checkpoint; ``fix`` ends the sentence.
+
+    Raises:
+        CheckpointError: it is one.
+
+    """
+    path = source if isinstance(source, Path) else source.path
+    is_gguf = source.header is not None if isinstance(source, Checkpoint) else is_gguf_file(path)
+    if is_gguf:
+        raise CheckpointError(f"{path} is a GGUF, and quantkit computes no layers of one; {fix}.")
+
+
+def is_gguf_file(path: Path) -> bool:
+    """Whether a path is that of a GGUF, as its name tells."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def holds_weights(path: Path) -> bool:

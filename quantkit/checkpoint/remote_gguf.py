@@ -2,9 +2,10 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from quantkit.checkpoint.gguf import parse_header
+from quantkit.checkpoint.names import shard_names
 from quantkit.checkpoint.remote import RemoteRepo, explained, open_repo, read_range
 from quantkit.core.errors import CheckpointError, GGUFError
 from quantkit.core.writing import replace_file
@@ -64,6 +65,13 @@ def cached_file(repo_id: str, filename: str, revision: str | None = None) -> Pat
             "it, or give a local file."
         )
     return found
+
+
+def cached_gguf(repo_id: str, filename: str, revision: str | None = None) -> Path | None:
+    """The first file of a GGUF of which the Hub's cache has all files; asks nobody."""
+    names = shard_names(PurePosixPath(filename))
+    found = [_cached(repo_id, str(name), revision) for name in names]
+    return found[0] if all(found) else None
 
 
 def _cached(repo_id: str, filename: str, revision: str | None) -> Path | None:

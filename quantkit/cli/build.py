@@ -187,7 +187,7 @@ def build(
     from quantkit.build.output import require_place
     from quantkit.build.work import prepare
     from quantkit.checkpoint.imatrix import load_imatrix
-    from quantkit.checkpoint.open import open_source
+    from quantkit.checkpoint.open import open_source, require_checkpoint
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import find_quants
@@ -221,6 +221,18 @@ def build(
     if out is not None and not dry_run:
         require_place(out)
     source = open_source(checkpoint)
+    if imatrix == AUTO and all(chosen.format == "gguf" for chosen in quants):
+        require_checkpoint(
+            source,
+            "make an importance matrix with llama-imatrix and give it with --imatrix FILE, or give "
+            "the checkpoint that it was converted from",
+        )
+    if any(chosen.format != "gguf" for chosen in quants):
+        require_checkpoint(
+            source,
+            "only other GGUFs can be made of it, so leave the other quants out, or give the "
+            "checkpoint that it was converted from",
+        )
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)

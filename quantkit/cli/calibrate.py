@@ -80,6 +80,7 @@ def calibrate(
     from quantkit.calibrate.calibrate import Settings, look_ahead
     from quantkit.calibrate.plot import draw, require_drawable
     from quantkit.calibrate.text import make_corpus, random_corpus
+    from quantkit.checkpoint.open import require_checkpoint
     from quantkit.core.errors import OutputError
     from quantkit.core.units import parse_size
 
@@ -91,6 +92,9 @@ def calibrate(
         raise OutputError(
             f"{out} is there already; --overwrite replaces it, or name another file with -o."
         )
+    require_checkpoint(
+        checkpoint, "make its importance matrix with llama-imatrix, or give the checkpoint"
+    )
     source, model = open_noted(checkpoint)
     refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, model.hparams.num_local_experts))
     if plot is not None:

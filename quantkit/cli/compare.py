@@ -73,8 +73,11 @@ def compare(
     """Measure artifacts against the unquantized reference, as llama.cpp runs them, and judge.
 
     Perplexity, KL divergence and top-token agreement have llama-perplexity's definitions. An
-    artifact that crashes llama.cpp fails alone; the exit code is 1 when any fails.
+    artifact that crashes llama.cpp fails alone; the exit code is 1 when any fails. Of a model that
+    embeds, the cosines of embeddings are measured; of one with encoder and decoder, the decoder's
+    predictions.
     """
+    from quantkit.checkpoint.open import require_checkpoint
     from quantkit.verify.compare import as_numbers
     from quantkit.verify.compare import compare as run_compare
     from quantkit.verify.subjects import find_subjects, is_quantized
@@ -89,6 +92,10 @@ def compare(
                 "--against-transformers looks at one checkpoint, and more are given; leave out all "
                 "but one."
             )
+        require_checkpoint(
+            checkpoint or artifacts[0],
+            "--against-transformers takes the checkpoint that it was converted from",
+        )
         _check_conversion(checkpoint or artifacts[0], text, chunks, context, threads, as_json)
         return
     if layers is not None or html is not None or plots is not None:
@@ -106,7 +113,7 @@ def compare(
         subjects = find_subjects(
             artifacts, exports, lambda name: note(f"Exporting {name}, for llama.cpp to run it")
         )
-        chosen = _reference(subjects, reference, checkpoint, artifacts[0])
+        chosen = _reference(subjects, reference, checkpoint, artifacts)
         if is_quantized(chosen):
             note(
                 f"The reference {chosen.name} is quantized itself: its own error is not in the "
@@ -149,15 +156,32 @@ def _exports(first: Path) -> Iterator[Path]:
 
 
 def _reference(
-    subjects: "list[Subject]", wish: str | None, checkpoint: Path | None, first: Path
+    subjects: "list[Subject]", wish: str | None, checkpoint: Path | None, places: Sequence[Path]
 ) -> "Subject":
+    """What artifacts are compared with: what is asked for, else their source, else what is there.
+
+    Raises:
+        GGUFError: there is nothing.
+
+    """
+    from quantkit.verify.origin import find_origin
     from quantkit.verify.subjects import REFERENCE_FOLDER, build_reference, pick_reference
 
+    missing = ""
+    if wish is None and checkpoint is None and (origin := find_origin(places)) is not None:
+        if origin.subject is not None:
+            return origin.subject
+        missing = origin.missing
+    if checkpoint is not None and checkpoint.suffix == ".gguf" and wish is None:
+        return _open(checkpoint)
     found = pick_reference(subjects, wish)
     if found is not None:
         if checkpoint is not None:
             note(f"{found.name} is the reference; --checkpoint is not needed to build one.")
+        if missing:
+            note(f"{missing}; {found.name} is the reference instead.")
         return found
+    first = places[0]
     folder = (first if first.is_dir() else first.absolute().parent) / REFERENCE_FOLDER
     if checkpoint is None:
         kept = sorted(folder.glob("*.gguf")) if wish is None else []
@@ -165,6 +189,8 @@ def _reference(
             found = pick_reference([_open(file) for file in kept], None)
         if found is not None:
             return found
+        if missing:
+            raise GGUFError(f"{missing}; give it with --reference, or build bf16 of it as well.")
         what = wish or "unquantized (f32, bf16 or f16) artifact"
         raise GGUFError(
             f"There is no {what} to compare with; give one with --reference, or the checkpoint "
@@ -249,17 +275,21 @@ def _check_conversion(
 
 
 def _show(result: "Comparison") -> None:
-    quality = _table(
-        f"Against {result.reference.name}: {result.windows} windows of {result.context} tokens",
-        ("size", "PPL", "KLD", "99%", "same top", "RMS \u0394p"),
-    )
+    if result.embeds:
+        title = f"Against {result.reference.name}: embeddings of {result.windows} texts"
+        quality = _table(title, ("size", "mean cosine", "worst"))
+    else:
+        quality = _table(
+            f"Against {result.reference.name}: {result.windows} windows of {result.context} tokens",
+            ("size", "PPL", "KLD", "99%", "same top", "RMS \u0394p"),
+        )
     quality.add_column("verdict", no_wrap=True)
     speed = _table(
         f"Tokens per second on the CPU (threads: {result.threads})",
         ("prompt", "generation", "load", "memory"),
     )
     for row in result.results:
-        quality.add_row(*_quality_cells(row))
+        quality.add_row(*_quality_cells(row, embeds=result.embeds))
         if row.speed is not None:
             speed.add_row(*_speed_cells(row))
     show_table(quality)
@@ -269,11 +299,12 @@ def _show(result: "Comparison") -> None:
     show_table(speed)
     best = result.results[0].measures
     error = f" PPL \u00b1 {best.ppl_pm:.2f} for all." if best is not None else ""
-    console.print(
-        f"[dim]Text: {escape(result.text)}.{error} KLD: mean, in nats; the reference's own row "
-        "shows what its 16-bit rounding leaves.[/]",
-        soft_wrap=True,
+    meaning = (
+        "Cosine: of the angle between an embedding and the reference's of the same text."
+        if result.embeds
+        else "KLD: mean, in nats; the reference's own row shows what its 16-bit rounding leaves."
     )
+    console.print(f"[dim]Text: {escape(result.text)}.{error} {meaning}[/]", soft_wrap=True)
 
 
 def _table(title: str, headings: tuple[str, ...]) -> Table:
@@ -290,7 +321,7 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
     return table
 
 
-def _quality_cells(row: "Result") -> tuple[str, ...]:
+def _quality_cells(row: "Result", *, embeds: bool) -> tuple[str, ...]:
     verdict = "[red]failed[/]"
     if row.verdict.ok:
         verdict = "[green]healthy[/]" if row.verdict.judged else "[yellow]not judged[/]"
@@ -298,6 +329,10 @@ def _quality_cells(row: "Result") -> tuple[str, ...]:
         verdict = "reference"
     name, size = escape(row.subject.quant or row.subject.name), format_size(row.subject.n_bytes)
     m = row.measures
+    if embeds:
+        cosines = row.cosines
+        figures = (f"{cosines.mean:.5f}", f"{cosines.worst:.5f}") if cosines else ("", "")
+        return (name, size, *figures, verdict)
     if m is None:
         return (name, size, *[""] * 5, verdict)
     return (
@@ -319,7 +354,7 @@ def _speed_cells(row: "Result") -> tuple[str, ...]:
     return (
         escape(row.subject.quant or row.subject.name),
         f"{speed.prompt_tokens_per_second:,.0f}",
-        f"{speed.generation_tokens_per_second:,.0f}",
+        f"{speed.generation_tokens_per_second:,.0f}" if speed.generation_tokens_per_second else "",
         f"{speed.load_seconds:.2f} s",
         format_size(speed.resident_bytes) if speed.resident_bytes else "",
     )

@@ -22,7 +22,8 @@ def inspect(
         str,
         typer.Argument(
             metavar="PATH|HUB_ID",
-            help="A checkpoint, a GGUF, a build's folder or an artifact's, or HUB_ID[@REVISION].",
+            help="A checkpoint, a GGUF, a build's folder or an artifact's, or "
+            "HUB_ID[/FILE.gguf][@REVISION].",
         ),
     ],
     as_json: JsonOption = False,
@@ -34,7 +35,7 @@ def inspect(
 
     path = open_source(place)
     if not isinstance(path, Path):
-        facts = _checkpoint(path, place)
+        facts = _checkpoint(path, place) if path.header is None else _split_gguf(path, place)
     elif path.is_file():
         facts = _gguf(path)
     elif path.is_dir() and not holds_weights(path) and holds_artifacts(path):
@@ -70,19 +71,44 @@ def inspect(
 
 
 def _gguf(path: Path) -> dict[str, Any]:
+    """A GGUF: of a split one all shards, if the first is named; any other file alone."""
     from quantkit.checkpoint.gguf import read_header
+    from quantkit.checkpoint.gguf_source import open_gguf
+    from quantkit.checkpoint.names import is_first_file, shard_names
 
+    if is_first_file(path.name) and len(shard_names(path)) > 1:
+        return _split_gguf(open_gguf(path), str(path))
     header = read_header(path)
     tensors = [(_role(t.name), t.encoding.name, t.n_elements, t.n_bytes) for t in header.tensors]
+    return _gguf_facts(str(path), header.metadata, tensors, path.stat().st_size)
+
+
+def _split_gguf(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
+    """A GGUF in several files, or on the Hub, of which the headers are here."""
+    from quantkit.build.source import stamps_of
+
+    assert checkpoint.header is not None  # noqa: S101 - it is a GGUF
+    tensors = [
+        (_role(t.name), t.dtype, t.n_elements, t.n_bytes) for t in checkpoint.tensors.values()
+    ]
+    size = sum(size for size, _ in stamps_of(checkpoint).values())
+    facts = _gguf_facts(place, checkpoint.header.metadata, tensors, size)
+    files = [file.name for file in checkpoint.files]
+    return facts | ({"files": files} if len(files) > 1 else {})
+
+
+def _gguf_facts(
+    place: str, metadata: dict[str, Any], tensors: list[tuple[str, str, int, int]], size: int
+) -> dict[str, Any]:
     elements, n_bytes = sum(t[2] for t in tensors), sum(t[3] for t in tensors)
     return {
-        "path": str(path),
+        "path": place,
         "kind": "GGUF",
-        "family": header.metadata.get("general.architecture"),
+        "family": metadata.get("general.architecture"),
         "parameters": elements,
-        "bytes": path.stat().st_size,
+        "bytes": size,
         "bits_per_weight": 8 * n_bytes / elements if elements else 0.0,
-        "metadata": header.metadata,
+        "metadata": metadata,
         "tensors": _group(tensors),
     }
 

@@ -15,6 +15,7 @@ from quantkit.core.errors import CompareError, GGUFError, SmokeError
 
 if TYPE_CHECKING:
     from quantkit.verify.compare import Result
+    from quantkit.verify.smoke import SmokeResult
 
 
 def smoke(
@@ -36,6 +37,8 @@ def smoke(
     as_json: JsonOption = False,
 ) -> None:
     """Load an artifact in llama.cpp, check it, generate with it, and judge.
+
+    A model that only embeds, embeds a few texts instead.
 
     Where the folder has a manifest (quantkit.json), the file is first compared with its sha256.
     With --checkpoint its tokens are compared with those of the checkpoint's own tokenizer, as a
@@ -59,11 +62,18 @@ def smoke(
         emit_json(asdict(result) | ({"compare": asdict(measured)} if measured else {}))
     elif result.ok:
         checked = "sha256 as built, " if expected or built else ""
-        speed = f"{result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else ""
+        speed = f"{result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else "ran"
         console.print(f"[green]passed[/]: {escape(artifact.name)} ({checked}{speed})")
-        console.print(escape(f"It said: {result.text!r}"))
+        console.print(escape(_outcome(result)))
         if tokens:
             console.print(escape(describe_tokens(result.details["tokens"])), soft_wrap=True)
+        if measured is not None and measured.cosines is not None:
+            c = measured.cosines
+            console.print(
+                f"Against {escape(reference.name if reference else '')}: cosine of embeddings "
+                f"{c.mean:.5f}, at worst {c.worst:.5f}: {escape(measured.verdict.reason)}",
+                soft_wrap=True,
+            )
         if measured is not None and measured.measures is not None:
             m = measured.measures
             console.print(
@@ -75,6 +85,17 @@ def smoke(
         raise CompareError(f"{artifact}: {measured.verdict.reason}")
     if not result.ok:
         raise SmokeError(f"{artifact}: {result.verdict}")
+
+
+def _outcome(result: "SmokeResult") -> str:
+    """What a model that passed did."""
+    made = result.details.get("embeddings")
+    if made is None:
+        return f"It said: {result.text!r}"
+    return (
+        f"It embedded {made['texts']} texts in {made['numbers']:,} numbers each "
+        f"(pooling: {made['pooling']}); it does not generate."
+    )
 
 
 def _as_gguf(artifact: Path) -> tuple[Path, bool | None]:

@@ -5,6 +5,7 @@ for the place where it stands. What is not known is left out.
 """
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +19,7 @@ from quantkit.core.units import format_count, format_size
 from quantkit.publish.fits import Fits
 from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
 from quantkit.publish.measured import Measured
-from quantkit.publish.source import Source
+from quantkit.publish.metadata import Source
 from quantkit.verify.compare import Result
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -92,8 +93,8 @@ def front_matter(facts: Facts) -> str:
     other = source.license is None or source.license == "other"
     link = source.license_link or ("LICENSE" if facts.has_license else None)
     fields: dict[str, Any] = {
-        "base_model": source.repo_id,
-        "base_model_relation": "quantized" if source.repo_id else None,
+        "base_model": source.original,
+        "base_model_relation": "quantized" if source.original else None,
         "quantized_by": facts.repo_id.partition("/")[0],
         "library_name": _LIBRARIES[facts.family],
         "pipeline_tag": source.pipeline_tag,
@@ -129,7 +130,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "format": FAMILIES[facts.family],
         "title": title_of(artifacts),
         "source": facts.source,
-        "source_name": facts.source.repo_id or first["source"].get("name", ""),
+        "source_name": facts.source.original or first["source"].get("name", ""),
         "parameters": format_count(first["parameters"]),
         "is_moe": "ixtral" in str(first["source"].get("family")),
         "rows": rows,
@@ -251,9 +252,11 @@ def _rebuild(facts: Facts) -> str:
     """The command with all that the manifest records of how this was built."""
     source = facts.source
     at = f"@{source.commit}" if source.commit else ""
-    words = [
-        f"quantkit build {source.repo_id}{at}" if source.repo_id else "quantkit build CHECKPOINT"
-    ]
+    gguf = source.files[0] if source.files else None
+    place = gguf or "CHECKPOINT"
+    if source.repo_id:
+        place = f"{source.repo_id}/{gguf}{at}" if gguf else f"{source.repo_id}{at}"
+    words = [f"quantkit build {shlex.quote(place)}"]
     words += [f"--quant {artifact.quant.name}" for artifact in facts.artifacts]
     entry = facts.artifacts[0].entry
     searches = {(a.entry.get("kernel") or {}).get("search") for a in facts.artifacts}

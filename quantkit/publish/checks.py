@@ -9,7 +9,7 @@ from quantkit.build.manifest import read_manifest
 from quantkit.core.errors import OutputError, PublishError
 from quantkit.publish.hashes import Expected, Report, find_faults
 from quantkit.publish.layout import Artifact, Placed
-from quantkit.publish.source import Source
+from quantkit.publish.metadata import Source
 from quantkit.publish.upload import RemoteFile, Upload
 
 _FORBIDDING = re.compile(

@@ -253,6 +253,7 @@ def published_manifest(artifacts: Iterable[Artifact]) -> bytes:
             {"name": file.path, "bytes": file.n_bytes, "sha256": file.sha256}
             for file in artifact.files
         ]
+        entry["source"].pop("path", None)
         calibration = entry.get("calibration")
         if isinstance(calibration, dict) and isinstance(calibration.get("text"), list):
             calibration["text"] = [re.split(r"[\\/]", str(n))[-1] for n in calibration["text"]]

@@ -34,8 +34,9 @@ from quantkit.publish.fits import find_fits
 from quantkit.publish.hashes import Expected, find_faults
 from quantkit.publish.hashes import Report as HashReport
 from quantkit.publish.layout import Artifact, Placed
+from quantkit.publish.metadata import Source
 from quantkit.publish.prompt import render_prompt
-from quantkit.publish.source import Source, find_source
+from quantkit.publish.source import find_source
 from quantkit.publish.upload import Report, Upload, Uploader
 from quantkit.verify.compare import FILE as COMPARISON
 
@@ -118,7 +119,7 @@ def prepare(
     rank = list(all_quants() | folder_quants())
     everything = tuple(sorted((*artifacts, *there), key=lambda a: rank.index(a.quant.name)))
     described = [file for artifact in everything for file in artifact.files]
-    if source.repo_id is None:
+    if source.original is None:
         notes.append(
             "The card names no base model, so the Hub shows no lineage; if the checkpoint is on "
             "the Hub, name it with quantkit publish --base-model NAMESPACE/NAME."
@@ -229,12 +230,16 @@ def with_wishes(source: Source, wishes: Wishes) -> Source:
     """
     if wishes.base_model is not None:
         layout.check_repo_id(wishes.base_model)
-        if source.repo_id not in (None, wishes.base_model):
+        known = source.base_model if source.files else source.repo_id
+        if known not in (None, wishes.base_model):
             raise PublishError(
-                f"--base-model says {wishes.base_model}, but the checkpoint is {source.repo_id}; "
+                f"--base-model says {wishes.base_model}, but the checkpoint is {known}; "
                 "leave one of them out."
             )
-        source = replace(source, repo_id=wishes.base_model)
+        if source.files:  # it was made from a GGUF of that
+            source = replace(source, base_model=wishes.base_model)
+        else:
+            source = replace(source, repo_id=wishes.base_model)
     if wishes.license is not None:
         if source.license not in (None, wishes.license.lower()):
             raise PublishError(

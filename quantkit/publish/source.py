@@ -7,17 +7,19 @@ a path, and what does not have the expected form is left out.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.build.manifest import is_described
 from quantkit.checkpoint.card import read_front_matter
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.names import snapshot_of, without_address
+from quantkit.checkpoint.names import shard_names, snapshot_of, weight_files, without_address
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
 from quantkit.core.files import has_file, read_file
 from quantkit.publish.layout import Artifact
+from quantkit.publish.metadata import Source, base_of_card, of_card, of_metadata
 
 if TYPE_CHECKING:
     from quantkit.checkpoint.remote import RemoteRepo
@@ -25,31 +27,7 @@ if TYPE_CHECKING:
 _LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _MOST_BYTES = 2**20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_WORD = re.compile(r"[\w./:@+ -]{1,100}")
-_URL = re.compile(r"https?://[\w./%?=&#~:+-]{1,300}", re.ASCII)
 _TEMPLATES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The model that was quantized; what is not known is None or empty.
-
-    ``verified`` says that the Hub lists weights at this commit with the sha256 that the build read.
-    """
-
-    repo_id: str | None = None
-    commit: str | None = None
-    verified: bool = False
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    license_text: bytes | None = None
-    languages: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    pipeline_tag: str | None = None
-    chat_template: str | None = None
-    special_tokens: tuple[tuple[str, str], ...] = ()
 
 
 def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
@@ -58,7 +36,8 @@ def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
     Args:
         artifacts: of one build.
         wish: the checkpoint: a folder, or a Hub id with or without ``@revision``; by default the
-            one that the manifest names, else what the artifacts themselves hold.
+            one that the manifest names, else what the artifacts themselves hold. Of artifacts that
+            were made from a GGUF, that GGUF, or the checkpoint that it was made from.
 
     Raises:
         CheckpointError: the checkpoint cannot be reached or read.
@@ -66,21 +45,50 @@ def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
 
     """
     described = artifacts[0].entry["source"]
+    weights = described.get("weights", ())
+    if weights and all(file["name"].endswith(".gguf") for file in weights):
+        return _find_behind_gguf(_of_artifact(artifacts[0]), described, wish)
     if wish is None and isinstance(described.get("repo_id"), str):
         commit = described.get("commit")
         wish = described["repo_id"] + (f"@{commit}" if commit else "")
-    found = _of_artifact(artifacts[0])
-    if wish is None:
-        return found
+    found = replace(_of_artifact(artifacts[0]), base_model=None)
+    return found if wish is None else _merge(found, _of_checkpoint(wish, described))
+
+
+def _of_checkpoint(wish: str, described: Mapping[str, Any]) -> Source:
     folder = Path(wish)
     if folder.is_dir():
-        return _merge(found, _of_folder(folder, described))
+        return _of_folder(folder, described)
     repo_id, _, revision = without_address(wish).partition("@")
     if not _HUB_ID.fullmatch(repo_id):
         raise PublishError(
             f"There is no checkpoint {wish!r}; give its folder, or its name on the Hub."
         )
-    return _merge(found, _of_hub(repo_id, revision or None, described))
+    return _of_hub(repo_id, revision or None, described)
+
+
+def _find_behind_gguf(found: Source, described: Mapping[str, Any], wish: str | None) -> Source:
+    """What is known of the model in the GGUF that artifacts were made from; its keys are theirs."""
+    found = replace(found, files=tuple(file["name"] for file in described["weights"]))
+    repo_id = described.get("repo_id")
+    if wish is None or wish.endswith(".gguf"):
+        if wish is not None and Path(wish).is_file():
+            _require_same(shard_names(Path(wish)), described)
+        if repo_id is None:
+            return found
+        return _merge(found, _of_hub_gguf(repo_id, described.get("commit"), described))
+    named = _of_checkpoint(wish, {})
+    original = named.original
+    return _merge(found, replace(named, repo_id=None, commit=None, base_model=original))
+
+
+def _require_same(files: Sequence[Path], described: Mapping[str, Any]) -> None:
+    weights = described["weights"]
+    if len(files) != len(weights) or not all(map(is_described, files, weights)):
+        raise PublishError(
+            f"{files[0]} is not the GGUF that was built from: its size or sha256 is not that in "
+            "the manifest; give the right one."
+        )
 
 
 def source_of(checkpoint: Checkpoint) -> Source:
@@ -91,6 +99,9 @@ def source_of(checkpoint: Checkpoint) -> Source:
 
     """
     repo = checkpoint.repo
+    if checkpoint.header is not None:
+        found = of_metadata(checkpoint.header.metadata)
+        return _merge(found, _of_hub_gguf(repo.repo_id, repo.commit, {})) if repo else found
     return _of_hub(repo.repo_id, repo.commit, {}) if repo else _of_folder(checkpoint.path, {})
 
 
@@ -144,6 +155,26 @@ def _of_hub(repo_id: str, revision: str | None, described: Mapping[str, Any]) ->
     return replace(_of_files(folder), repo_id=repo_id, commit=repo.commit, verified=verified)
 
 
+def _of_hub_gguf(repo_id: str, revision: str | None, described: Mapping[str, Any]) -> Source:
+    """What the repository of a GGUF says of it: its card, and the model that this names."""
+    from quantkit.checkpoint.remote import download, explained, open_repo
+    from quantkit.publish.upload import list_files
+
+    repo = open_repo(repo_id, revision)
+    wanted = ("README.md", *_LICENSES)
+    small = [name for name in wanted if 0 < repo.sizes.get(name, 0) <= _MOST_BYTES]
+    folders = {download(repo, name).parent for name in small}
+    card = _front_matter(min(folders) / "README.md") if folders else {}
+    text = _license_text(min(folders)) if folders else None
+    known = replace(of_card(card), license_text=text)
+    with explained(repo_id, revision):
+        listed = list_files(repo_id, revision=repo.commit)
+    verified = _check_weights(repo, {path: file.sha256 for path, file in listed.items()}, described)
+    # Where the checkpoint lies beside the GGUF, the repository is the model's own.
+    base = None if weight_files(repo.sizes) else base_of_card(card)
+    return replace(known, repo_id=repo_id, commit=repo.commit, verified=verified, base_model=base)
+
+
 def _check_weights(
     repo: "RemoteRepo", listed: Mapping[str, str | None], described: Mapping[str, Any]
 ) -> bool:
@@ -160,7 +191,7 @@ def _check_weights(
 
 def _of_files(folder: Path) -> Source:
     """What the small files of a checkpoint say."""
-    source = _of_card(_front_matter(folder / "README.md"))
+    source = of_card(_front_matter(folder / "README.md"))
     template, tokens = _template(folder)
     return replace(
         source,
@@ -180,44 +211,12 @@ def _front_matter(card: Path) -> dict[str, Any]:
         return {}
 
 
-def _of_card(card: Mapping[str, Any]) -> Source:
-    return Source(
-        license=_word(card.get("license")),
-        license_name=_word(card.get("license_name")),
-        license_link=_link(card.get("license_link")),
-        languages=_words(card.get("language")),
-        tags=_words(card.get("tags")),
-        datasets=_words(card.get("datasets")),
-        pipeline_tag=_word(card.get("pipeline_tag")),
-    )
-
-
 def _of_artifact(artifact: Artifact) -> Source:
     """What an artifact holds of its source."""
     first = artifact.files[0].local
     if artifact.quant.format != "gguf":
         return replace(_of_files(first.parent), tags=(), datasets=())
-    metadata = read_header(first).metadata
-    template = metadata.get("tokenizer.chat_template")
-    tokens = metadata.get("tokenizer.ggml.tokens") or []
-    special = {}
-    for kind in ("bos", "eos"):
-        index = metadata.get(f"tokenizer.ggml.{kind}_token_id")
-        if isinstance(index, int) and 0 <= index < len(tokens):
-            special[f"{kind}_token"] = str(tokens[index])
-    tags = _words(metadata.get("general.tags"))
-    # gguf-py puts the pipeline's tag among the others.
-    pipeline = next((tag for tag in tags if tag == "text-generation"), None)
-    return Source(
-        license=_word(metadata.get("general.license")),
-        license_name=_word(metadata.get("general.license.name")),
-        license_link=_link(metadata.get("general.license.link")),
-        languages=_words(metadata.get("general.languages")),
-        tags=tuple(tag for tag in tags if tag != pipeline),
-        pipeline_tag=pipeline,
-        chat_template=template if isinstance(template, str) and template else None,
-        special_tokens=tuple(special.items()),
-    )
+    return of_metadata(read_header(first).metadata)
 
 
 def _template(folder: Path) -> tuple[str | None, tuple[tuple[str, str], ...]]:
@@ -257,17 +256,3 @@ def _license_text(folder: Path) -> bytes | None:
             )
         return read_file(path, error=PublishError)
     return None
-
-
-def _word(value: Any) -> str | None:
-    """A short plain text, else None."""
-    return value if isinstance(value, str) and _WORD.fullmatch(value) else None
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(word for v in values if (word := _word(v))))
-
-
-def _link(value: Any) -> str | None:
-    return value if isinstance(value, str) and _URL.fullmatch(value) else None

@@ -107,7 +107,8 @@ def _stand_ins(work: Work, folder: Path) -> Path:
             files.append({"name": name, "bytes": file.n_bytes, "sha256": _UNKNOWN})
         unread = dict.fromkeys(work.checkpoint.files, _UNKNOWN)
         entry = manifest.describe_artifact(work, layout, files, unread)
-        entry["source"]["weights"] = []
+        for file in entry["source"]["weights"]:
+            file["sha256"] = None
         entries[layout.name] = entry
     _write_manifest(folder, entries)
     return folder

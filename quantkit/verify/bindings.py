@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _LOG_DEBUG, _LOG_INFO, _LOG_WARN, _LOG_ERROR = 1, 2, 3, 4  # ggml_log_level
 _N_CTX = 256
 _F32 = 0  # ggml_type
+_ATTR_UNKNOWN = 1  # LLAMA_TOKEN_ATTR_UNKNOWN
+_NO_POOLING, _MEAN, _RANK = 0, 1, 4  # llama_pooling_type
+_POOLINGS = {1: "mean", 2: "first token", 3: "last token", 4: "rank"}
 
 
 @cache
@@ -260,6 +263,10 @@ def _gguf_functions() -> Any:
 class Model:
     """A model in memory with a context of ``n_ctx`` tokens, by default a few hundred.
 
+    It is one of three kinds. One that ``embeds`` has no predictions, only embeddings of texts: it
+    says how they are pooled, or keeps nothing of what it has read. One that ``translates`` has an
+    encoder, whose text its decoder answers. All others go on with a text.
+
     No GPU is used and, unless ``extra_buffers`` is set, none of llama.cpp's special CPU weight
     layouts: the same plain path on every machine, and one that AMX cannot break.
     """
@@ -273,7 +280,20 @@ class Model:
         n_ctx: int = _N_CTX,
         n_batch: int = 64,
         full_precision: bool = False,
+        scores: bool = True,
     ) -> None:
+        """Load it.
+
+        Args:
+            file: the GGUF, or its first shard.
+            extra_buffers: whether special weight layouts are allowed.
+            threads: how many compute.
+            n_ctx: tokens in a context.
+            n_batch: the most tokens at a time.
+            full_precision: round nothing to float16 on the way.
+            scores: let a reranker give its scores, else the mean of its tokens' embeddings.
+
+        """
         self._llama = llama = library()
         self._no_devices = (ctypes.c_void_p * 1)(None)
         params = llama.llama_model_default_params()
@@ -288,15 +308,35 @@ class Model:
             raise SmokeError(f"llama.cpp does not load it: {reason}.")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        encodes = bool(llama.llama_model_has_encoder(self._model))
+        self.translates = encodes and bool(llama.llama_model_has_decoder(self._model))
+        self.embeds = encodes and not self.translates
+        self._pooling: int | None = None
         self._open_context(threads, n_ctx, n_batch, full_precision)
+        pooling = llama.llama_pooling_type(self._context)
+        forgets = not llama.llama_get_memory(self._context)
+        diffuses = bool(llama.llama_model_is_diffusion(self._model))
+        if self.embeds or pooling > _NO_POOLING or (forgets and not diffuses):
+            self.embeds = True
+            kept = pooling > _NO_POOLING and (scores or pooling != _RANK)
+            self._pooling = pooling if kept else _MEAN
+        if self.embeds or diffuses:  # these see a text as a whole or not at all
+            llama.llama_free(self._context)
+            self._open_context(threads, n_ctx, n_batch, full_precision, whole=True)
 
-    def _open_context(self, threads: int, n_ctx: int, n_batch: int, full_precision: bool) -> None:
+    def _open_context(
+        self, threads: int, n_ctx: int, n_batch: int, full_precision: bool, *, whole: bool = False
+    ) -> None:
         llama = self._llama
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch, params.n_ubatch = n_batch, min(n_batch, 512)
+        whole = whole or self.translates
+        params.n_batch, params.n_ubatch = n_batch, n_batch if whole else min(n_batch, 512)
         params.n_threads = params.n_threads_batch = threads
         params.offload_kqv = params.op_offload = False
+        if self._pooling is not None:
+            params.embeddings = True
+            params.pooling_type = self._pooling
         if full_precision:  # else llama.cpp rounds keys, values and some products to float16
             params.type_k = params.type_v = _F32
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -305,7 +345,18 @@ class Model:
         if not self._context:
             raise SmokeError(f"llama.cpp cannot make a context for it: {_complaint()}.")
         self.n_ctx: int = llama.llama_n_ctx(self._context)
+        self.n_batch = n_batch
         self._n_past = 0
+
+    @property
+    def pooling(self) -> str:
+        """How an embedding is made of those of a text's tokens: ``mean``, ``rank``, ..."""
+        return _POOLINGS.get(self._pooling or 0, "none")
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that one text may have where it is seen as a whole."""
+        return min(self.n_batch, int(self._llama.llama_model_n_ctx_train(self._model)))
 
     @property
     def description(self) -> str:
@@ -339,6 +390,12 @@ class Model:
     def ends_generation(self, token: int) -> bool:
         """Whether the token says that the text is over."""
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def is_unknown(self, token: int) -> bool:
+        """Whether the token stands for what the vocabulary does not know."""
+        text, attributes, _ = self.token(token)
+        # Converters mark that of WordPiece as a control token.
+        return bool(attributes & _ATTR_UNKNOWN) or text in (b"[UNK]", b"<unk>")
 
     @property
     def first_token(self) -> int | None:
@@ -380,8 +437,35 @@ class Model:
 
     def forget(self) -> None:
         """Start a new text: what was evaluated before is no longer seen."""
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        memory = self._llama.llama_get_memory(self._context)
+        if memory:  # diffusion models have none
+            self._llama.llama_memory_clear(memory, True)
         self._n_past = 0
+
+    def embed(self, tokens: list[int]) -> "NDArray[np.float32]":
+        """The embedding of a text of at most ``most_tokens`` tokens; of a reranker its scores."""
+        import numpy as np
+
+        llama = self._llama
+        self.forget()
+        self._send(tokens, 0, llama.llama_decode, "embed a text")
+        found = llama.llama_get_embeddings_seq(self._context, 0)
+        if not found:
+            raise SmokeError("llama.cpp gives no embedding of a text with it.")
+        ranks = self._pooling == _RANK
+        count = (llama.llama_model_n_cls_out if ranks else llama.llama_model_n_embd_out)(
+            self._model
+        )
+        return np.ctypeslib.as_array(found, (count,)).copy()
+
+    def read(self, tokens: list[int]) -> int:
+        """Give the encoder a text to answer, of at most ``n_batch`` tokens; the decoder's first."""
+        llama = self._llama
+        self.forget()
+        self._send(tokens, 0, llama.llama_encode, "encode a text")
+        self._n_past = 0
+        start = int(llama.llama_model_decoder_start_token(self._model))
+        return int(llama.llama_vocab_bos(self._vocab)) if start < 0 else start
 
     def evaluate(self, tokens: list[int], first: int = 0) -> "NDArray[np.float32]":
         """The logits after each of ``tokens``, which continue what was evaluated before.
@@ -397,6 +481,16 @@ class Model:
         import numpy as np
 
         llama = self._llama
+        self._send(tokens, first, llama.llama_decode, "evaluate tokens")
+        rows = [
+            np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context, i), (self.n_vocab,))
+            for i in range(first, len(tokens))
+        ]
+        return np.stack(rows)
+
+    def _send(self, tokens: list[int], first: int, to: Any, doing: str) -> None:
+        """Give tokens to ``llama_decode`` or ``llama_encode``; results from ``first`` on."""
+        llama = self._llama
         batch = llama.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
@@ -407,16 +501,9 @@ class Model:
                 batch.seq_id[i][0] = 0
                 batch.logits[i] = i >= first
             _errors.clear()
-            code = llama.llama_decode(self._context, batch)
+            code = to(self._context, batch)
         finally:
             llama.llama_batch_free(batch)
         if code:
-            raise SmokeError(
-                f"llama.cpp cannot evaluate tokens with it: {_complaint()} (code {code})."
-            )
+            raise SmokeError(f"llama.cpp cannot {doing} with it: {_complaint()} (code {code}).")
         self._n_past += len(tokens)
-        rows = [
-            np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context, i), (self.n_vocab,))
-            for i in range(first, len(tokens))
-        ]
-        return np.stack(rows)

@@ -14,7 +14,8 @@ from quantkit.core.errors import SmokeError
 from quantkit.verify.bindings import Model, data_end, facts
 from quantkit.verify.tokens import show_ids, show_text
 
-_SENTENCEPIECE, _BPE = 1, 2  # LLAMA_VOCAB_TYPE_*
+_SENTENCEPIECE, _BPE, _WORDPIECE, _UNIGRAM = 1, 2, 3, 4  # LLAMA_VOCAB_TYPE_*
+_NORMALIZING = (_WORDPIECE, _UNIGRAM)
 _ATTR_NORMAL, _ATTR_BYTE = 1 << 2, 1 << 5  # LLAMA_TOKEN_ATTR_*
 _N_PROMPT = 24
 
@@ -29,6 +30,14 @@ _PROBES = (
     "漢字とかな、한국어、中文。",
     "🙂 👩\u200d🚀 🇪🇺",
     "<>{}[]()#@$%^&*~`|\\/\"'=+-_;:",
+)
+# What a model that embeds is given: no two of them mean the same.
+_TEXTS = (
+    "The river ran quietly through the old town.",
+    "Interest rates will stay as they are, said the bank on Tuesday.",
+    "Add two spoons of flour, stir, and let it rest for an hour.",
+    "def add(a, b): return a + b",
+    "Who painted the ceiling?",
 )
 _PROMPT = (
     "The river ran quietly through the old town, past the mill and the market, and every "
@@ -54,7 +63,8 @@ def check_model(
         threads: how many threads llama.cpp computes with.
         n_tokens: how many tokens to generate, greedily.
         tokens: what the checkpoint's own tokenizer gives, the fields of an `ExpectedTokens`.
-        report: gains ``load_seconds``, ``text``, ``tokens_per_second`` and ``details``.
+        report: gains ``load_seconds``, ``text``, ``tokens_per_second`` and ``details``; of a model
+            that embeds, no text.
         begin: told what comes next, as words that fit after "while".
 
     Raises:
@@ -82,11 +92,19 @@ def check_model(
     begin("tokenizing")
     if tokens is None:
         details["round_trips"] = _check_round_trips(model, vocabulary)
+        details["repeats"] = _check_repeats(model)
     else:
         details["tokens"] = _compare_tokens(model, tokens, begin)
+    if model.embeds:
+        begin("embedding texts")
+        details["embeddings"] = _check_embeddings(model, vocabulary)
+        return
     begin("evaluating the prompt")
     prompt = _prompt(model, vocabulary)
     details["prompt_tokens"] = len(prompt)
+    if model.translates:
+        begin("encoding the prompt")
+        prompt = [model.read(prompt)]
     logits = model.evaluate(prompt)
     for position, row in enumerate(logits):
         _check_logits(row, f"after prompt token {position + 1}")
@@ -160,7 +178,7 @@ def _spells(model: Model, vocabulary: frozenset[bytes], text: str) -> bool:
         )
     if model.vocabulary_type == _BPE:
         return all(_BYTE_ALPHABET[byte] in vocabulary for byte in text.encode())
-    return False  # WordPiece and Unigram normalize: their round trip is not exact by design
+    return False  # WordPiece and Unigram normalize: see `_check_repeats`
 
 
 def _check_round_trips(model: Model, vocabulary: frozenset[bytes]) -> int:
@@ -179,6 +197,60 @@ def _check_round_trips(model: Model, vocabulary: frozenset[bytes]) -> int:
             )
         count += 1
     return count
+
+
+def _check_repeats(model: Model) -> int:
+    """How many probes give the same tokens again when they are written out.
+
+    WordPiece and Unigram vocabularies change a text before they cut it (small letters, no accents,
+    other spaces), so that it does not come back. But what comes back is changed no more: its tokens
+    must be the same. What such a vocabulary does not know at all is written otherwise.
+    """
+    if model.vocabulary_type not in _NORMALIZING:
+        return 0
+    count = 0
+    for probe in _PROBES:
+        tokens = model.tokenize(probe, add_special=False)
+        if not tokens or any(model.is_unknown(token) for token in tokens):
+            continue
+        back = b"".join(model.piece(token) for token in tokens).decode(errors="replace")
+        again = model.tokenize(back.removeprefix(" "), add_special=False)
+        if again != tokens:
+            raise SmokeError(
+                f"Its tokenizer turns {probe!r} into {back!r} and that into other tokens: "
+                "its vocabulary contradicts itself."
+            )
+        count += 1
+    return count
+
+
+def _check_embeddings(model: Model, vocabulary: frozenset[bytes]) -> dict[str, Any]:
+    """Embed a few texts: the numbers must be finite, differ between texts, and repeat."""
+    texts = [model.tokenize(text, add_special=True) for text in _TEXTS]
+    if not all(_spells(model, vocabulary, text) for text in _TEXTS) and (
+        model.vocabulary_type not in _NORMALIZING
+    ):
+        plain = _prompt(model, vocabulary)
+        texts = [plain[start : start + 4] for start in range(0, len(plain), 4)]
+    # As many tokens of each, so that nothing but what they mean can make a difference.
+    length = min(model.most_tokens, *map(len, texts))
+    texts = [tokens[:length] for tokens in texts]
+    rows = [model.embed(tokens) for tokens in texts]
+    for number, row in enumerate(rows, 1):
+        if not np.isfinite(row).all():
+            bad = int((~np.isfinite(row)).sum())
+            raise SmokeError(
+                f"llama.cpp computes NaN or infinite embeddings with it: {bad} of {row.size} "
+                f"numbers of text {number}."
+            )
+        if not row.any():
+            raise SmokeError(f"llama.cpp computes only zeros with it as embedding {number}.")
+    if all(np.allclose(row, rows[0], rtol=1e-6) for row in rows):
+        raise SmokeError("llama.cpp computes the same embedding for every text with it.")
+    again = model.embed(texts[0])
+    if not np.allclose(again, rows[0], rtol=1e-4, atol=1e-4 * float(np.abs(rows[0]).max())):
+        raise SmokeError("llama.cpp computes another embedding of the same text the second time.")
+    return {"texts": len(rows), "numbers": int(rows[0].size), "pooling": model.pooling}
 
 
 def _compare_tokens(
@@ -221,7 +293,7 @@ def _compare_tokens(
 
 
 def _prompt(model: Model, vocabulary: frozenset[bytes]) -> list[int]:
-    if _spells(model, vocabulary, _PROMPT):
+    if model.vocabulary_type in _NORMALIZING or _spells(model, vocabulary, _PROMPT):
         return model.tokenize(_PROMPT, add_special=True)[:_N_PROMPT]
     normal = (i for i in range(model.n_vocab) if model.token(i)[1] & _ATTR_NORMAL)
     return [index for index, _ in zip(normal, range(_N_PROMPT), strict=False)]

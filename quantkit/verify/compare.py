@@ -19,6 +19,7 @@ from quantkit.core.errors import CompareError, FileError, TextError
 from quantkit.core.files import MOST_TEXT, read_file
 from quantkit.core.writing import write_file
 from quantkit.verify.divergence import PERCENTILES, Measures
+from quantkit.verify.embeddings import Cosines
 from quantkit.verify.llama import WORKER, run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.quality import Verdict, judge
@@ -48,19 +49,20 @@ class Speed:
 
     load_seconds: float
     prompt_tokens_per_second: float
-    generation_tokens_per_second: float
+    generation_tokens_per_second: float | None
     resident_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One artifact: its figures, or why there are none."""
+    """One artifact: its figures, or why there are none. One that embeds has ``cosines`` instead."""
 
     subject: Subject
     measures: Measures | None
     speed: Speed | None
     verdict: Verdict
     is_reference: bool = False
+    cosines: Cosines | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,11 @@ class Comparison:
     windows: int
     threads: int
     results: tuple[Result, ...]
+
+    @property
+    def embeds(self) -> bool:
+        """Whether embeddings were compared, and no predictions; windows are then texts."""
+        return any(result.cosines is not None for result in self.results)
 
     @property
     def failed(self) -> tuple[Result, ...]:
@@ -113,7 +120,8 @@ def mean_divergence(
     measured = [result for result in comparison.results if not result.is_reference]
     for path, result in zip(paths, measured, strict=True):
         if result.measures is None:
-            raise CompareError(f"{path.name} cannot be measured: {result.verdict.reason}")
+            reason = "It embeds." if result.cosines else result.verdict.reason
+            raise CompareError(f"{path.name} cannot be measured: {reason}")
         found[path] = (result.measures.kld, result.measures.kld_pm)
     return found
 
@@ -228,13 +236,24 @@ def _result(
     if answer is None:
         verdict = Verdict(ok=False, reason=failure or "llama.cpp gave no result.", limits=None)
         return Result(subject, None, None, verdict)
-    figures = answer["measures"]
-    measures = Measures(**{**figures, "kld_percentiles": tuple(figures["kld_percentiles"])})
+    measures = cosines = None
+    if "cosines" in answer:
+        cosines = Cosines(**answer["cosines"])
+    else:
+        figures = answer["measures"]
+        measures = Measures(**{**figures, "kld_percentiles": tuple(figures["kld_percentiles"])})
     try:
-        verdict = judge(subject, reference, measures, is_reference=is_reference)
+        verdict = judge(
+            subject,
+            reference,
+            measures,
+            cosines,
+            is_reference=is_reference,
+            translates=answer.get("translates", False),
+        )
     except CompareError as error:
         verdict = Verdict(ok=False, reason=str(error), limits=None)
-    return Result(subject, measures, Speed(**answer["speed"]), verdict, is_reference)
+    return Result(subject, measures, Speed(**answer["speed"]), verdict, is_reference, cosines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +408,7 @@ def _numbers(result: Result) -> dict[str, Any]:
         "run": subject.how,
         "is_reference": result.is_reference,
         "measures": asdict(result.measures) if result.measures else None,
+        "cosines": asdict(result.cosines) if result.cosines else None,
         "speed": asdict(result.speed) if result.speed else None,
         "verdict": asdict(result.verdict),
     }

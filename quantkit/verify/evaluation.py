@@ -2,7 +2,9 @@
 
 Only ever imported in the worker. The text goes through in windows of ``context`` tokens, each on
 its own and starting with the model's BOS; the second half of each is scored (llama.cpp's
-``tools/perplexity/perplexity.cpp``).
+``tools/perplexity/perplexity.cpp``). A model with an encoder and a decoder gets the first half in
+its encoder and the second half in its decoder, whose predictions are scored. A model that embeds
+gets pieces of the text, each as a whole, and its embeddings are compared.
 """
 
 import time
@@ -21,6 +23,12 @@ from quantkit.core.system import most_resident_bytes
 from quantkit.core.writing import create
 from quantkit.verify.bindings import Model
 from quantkit.verify.divergence import Tally, mean_and_error, pack_log_probs
+from quantkit.verify.embeddings import (
+    compare_embeddings,
+    read_embeddings,
+    split_text,
+    write_embeddings,
+)
 from quantkit.verify.reference import Text, read_text, read_window, write_header, write_window
 
 _N_PROMPT = 16
@@ -31,8 +39,8 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
     """Do what a ``record``, ``measure``, ``perplexity`` or ``logits`` request asks.
 
     Returns:
-        ``measures`` and ``speed`` as JSON values; of ``perplexity`` that alone, of ``logits``
-        nothing but the shape.
+        ``measures`` (of a model that embeds, ``cosines``) and ``speed`` as JSON values; of
+        ``perplexity`` that alone, of ``logits`` nothing but the shape.
 
     Raises:
         SmokeError: llama.cpp refuses the file, or its results are of no use.
@@ -48,8 +56,11 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
         n_ctx=context,
         n_batch=context,
         full_precision=request["task"] == "logits",
+        scores=False,  # of a single number there is no angle
     )
     load_seconds = time.perf_counter() - start
+    if model.embeds:
+        return _measure_embeddings(model, request, load_seconds, begin)
     begin("tokenizing the text")
     text = _split(model, Path(request["text"]), context, request["windows"])
     if request["task"] == "logits":
@@ -73,6 +84,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
     return {
         "description": model.description,
         "measures": asdict(tally.measures()),
+        "translates": model.translates,
         "windows": text.n_windows,
         "speed": {
             "load_seconds": load_seconds,
@@ -83,11 +95,60 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
     }
 
 
-def _split(model: Model, file: Path, context: int, windows: int | None) -> Text:
+def _measure_embeddings(
+    model: Model, request: dict[str, Any], load_seconds: float, begin: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a request asks of a model that predicts nothing."""
+    if request["task"] not in ("record", "measure"):
+        raise SmokeError(
+            "It embeds texts and predicts no tokens, so there is no perplexity of it; compare it "
+            "with its source by quantkit compare."
+        )
+    pieces = split_text(_read(Path(request["text"])))[: request["windows"]]
+    rows, seconds, n_tokens = [], 0.0, 0
+    for index, piece in enumerate(pieces):
+        begin(f"embedding text {index + 1} of {len(pieces)}")
+        tokens = model.tokenize(piece, add_special=True)
+        if len(tokens) > model.most_tokens:  # the last one may be the one that ends a text
+            tokens = [*tokens[: model.most_tokens - 1], tokens[-1]]
+        start = time.perf_counter()
+        row = model.embed(tokens)
+        seconds += time.perf_counter() - start
+        n_tokens += len(tokens)
+        if not np.isfinite(row).all():
+            raise SmokeError(f"llama.cpp computes NaN or infinite numbers with it: text {index}.")
+        rows.append(row)
+    embeddings = np.stack(rows)
+    reference = Path(request["reference"])
+    if request["task"] == "record":
+        write_embeddings(reference, embeddings)
+    theirs = read_embeddings(reference)
+    if theirs.shape != embeddings.shape:
+        raise SmokeError(
+            f"It has {embeddings.shape[1]} numbers for each of {len(embeddings)} texts, the "
+            f"reference {theirs.shape[1]} for each of {len(theirs)}: they are of different models."
+        )
+    return {
+        "description": model.description,
+        "cosines": asdict(compare_embeddings(embeddings, theirs)),
+        "windows": len(embeddings),
+        "speed": {
+            "load_seconds": load_seconds,
+            "prompt_tokens_per_second": n_tokens / seconds,
+            "generation_tokens_per_second": None,
+            "resident_bytes": _resident(),
+        },
+    }
+
+
+def _read(file: Path) -> str:
     # llama.cpp's tools drop one newline at the end of a file that they read as a prompt.
     raw = read_file(file, most=MOST_TEXT, error=SmokeError, fix="give a text file")
-    text = with_plain_line_ends(raw.decode(errors="replace")).removesuffix("\n")
-    tokens = np.array(model.tokenize(text, add_special=True), np.int32)
+    return with_plain_line_ends(raw.decode(errors="replace")).removesuffix("\n")
+
+
+def _split(model: Model, file: Path, context: int, windows: int | None) -> Text:
+    tokens = np.array(model.tokenize(_read(file), add_special=True), np.int32)
     n = len(tokens) // context
     if n < 1:
         raise SmokeError(
@@ -101,6 +162,9 @@ def _split(model: Model, file: Path, context: int, windows: int | None) -> Text:
 def _logits(model: Model, text: Text, index: int) -> NDArray[np.float32]:
     """The logits of a window's scored positions, and of the last one, which nothing follows."""
     tokens = text.tokens[index].tolist()
+    if model.translates:
+        start = model.read(tokens[: text.first + 1])
+        return model.evaluate([start, *tokens[text.first + 1 :]])
     if model.first_token is not None:
         tokens[0] = model.first_token
     model.forget()
@@ -168,7 +232,10 @@ def _add_self(tally: Tally, logits: NDArray[np.float32], targets: NDArray[np.int
 def _generation_speed(model: Model, text: Text) -> float:
     """Tokens per second, one at a time, after a prompt of a few tokens."""
     model.forget()
-    logits = model.evaluate(text.tokens[0, :_N_PROMPT].tolist(), _N_PROMPT - 1)
+    prompt = text.tokens[0, :_N_PROMPT].tolist()
+    if model.translates:
+        prompt = [model.read(prompt)]
+    logits = model.evaluate(prompt, len(prompt) - 1)
     seconds = 0.0
     for _ in range(_N_GENERATED):
         start = time.perf_counter()
@@ -179,6 +246,10 @@ def _generation_speed(model: Model, text: Text) -> float:
 
 def _dump(model: Model, text: Text, out: Path, begin: Callable[[str], None]) -> dict[str, Any]:
     """All logits of all positions of every window into a file of raw float32, with the tokens."""
+    if model.translates:
+        raise SmokeError(
+            "It has an encoder and a decoder, whose logits cannot be compared position by position."
+        )
     rows = Text(text.tokens.copy(), text.n_vocab)
     if model.first_token is not None:
         rows.tokens[:, 0] = model.first_token

@@ -6,12 +6,13 @@ the settings in the header are compared with the reference's as well.
 """
 
 from dataclasses import dataclass
-from math import sqrt
+from math import acos, cos, pi, sqrt
 from typing import Any
 
 from quantkit.checkpoint.gguf import read_header
 from quantkit.core.profiles import load_profile
 from quantkit.verify.divergence import Measures
+from quantkit.verify.embeddings import Cosines
 from quantkit.verify.layers import WeightError, weight_errors
 from quantkit.verify.subjects import Subject, is_quantized
 
@@ -34,6 +35,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class CosineLimit:
+    """The least mean cosine of a healthy build's embeddings; ``basis`` as in `Limits`."""
+
+    cosine: float
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """``reason`` is ``healthy``, or one sentence on what is wrong or was not judged.
 
@@ -42,7 +51,7 @@ class Verdict:
 
     ok: bool
     reason: str
-    limits: Limits | None
+    limits: Limits | CosineLimit | None
     judged: bool = True
 
 
@@ -59,10 +68,28 @@ def find_limits(quant: str | None, n_parameters: int) -> Limits | None:
     return Limits(limits["kld"], limits["same_top"], basis) if limits else None
 
 
+def find_cosine_limit(quant: str | None) -> CosineLimit | None:
+    """The limit of a quant's embeddings, of a model of any size; None where none is known."""
+    profile = load_profile("quality.toml")
+    least = profile["cosine"].get(quant or "")
+    return CosineLimit(least, profile["basis"]["cosine"]) if least is not None else None
+
+
 def judge(
-    subject: Subject, reference: Subject, measures: Measures | None, *, is_reference: bool = False
+    subject: Subject,
+    reference: Subject,
+    measures: Measures | None,
+    cosines: Cosines | None = None,
+    *,
+    is_reference: bool = False,
+    translates: bool = False,
 ) -> Verdict:
     """Judge an artifact by its mean KL divergence, its agreement on the top token and its weights.
+
+    One that embeds is judged by the mean cosine of its embeddings instead of its predictions. Of
+    one with encoder and decoder (``translates``) only settings and weights are judged: what a
+    decoder predicts of a text that its encoder has begun depends on what it was trained for, and
+    no limits are known.
 
     Limits are widened by the measurement's own error. Where that is larger than the limit of the
     divergence, or next to nothing was measured, only what does not depend on it is judged. A
@@ -75,7 +102,9 @@ def judge(
     """
     if is_reference:
         return Verdict(ok=True, reason="reference", limits=None)
-    limits = find_limits(subject.quant, reference.n_parameters)
+    if cosines is not None:
+        return _judge_embeddings(subject, reference, cosines)
+    limits = None if translates else find_limits(subject.quant, reference.n_parameters)
     faults = _settings_faults(subject, reference)
     exact = not is_quantized(reference)
     if exact:
@@ -96,12 +125,37 @@ def judge(
             faults += beyond
     if faults:
         return Verdict(ok=False, reason=f"{_join(faults)}.", limits=limits)
+    if translates:
+        reason = "No limits are known for a decoder's predictions; settings and weights are sound."
+        return Verdict(ok=True, reason=reason, limits=None, judged=False)
     if limits is None:
-        name = subject.quant or "an unknown quant"
-        return Verdict(
-            ok=True, reason=f"No limits are known for {name}.", limits=None, judged=False
-        )
+        return _unknown(subject)
     return Verdict(ok=True, reason=unsure or "healthy", limits=limits, judged=not unsure)
+
+
+def _unknown(subject: Subject) -> Verdict:
+    name = subject.quant or "an unknown quant"
+    return Verdict(ok=True, reason=f"No limits are known for {name}.", limits=None, judged=False)
+
+
+def _judge_embeddings(subject: Subject, reference: Subject, cosines: Cosines) -> Verdict:
+    limit = find_cosine_limit(subject.quant)
+    faults = _settings_faults(subject, reference)
+    if not is_quantized(reference):
+        faults += _weight_faults(subject, reference)
+    # A quantized reference is off by an angle of its own, which may add to the artifact's.
+    own = find_cosine_limit(reference.quant) if is_quantized(reference) else None
+    if limit is not None and (own is not None or not is_quantized(reference)):
+        angle = acos(limit.cosine) + (acos(own.cosine) if own else 0.0)
+        least = cos(min(angle, pi))
+        if not cosines.mean >= least:
+            faults.append(
+                f"the mean cosine of its embeddings with the reference's is {cosines.mean:.4f}, "
+                f"below {least:.4f}"
+            )
+    if faults:
+        return Verdict(ok=False, reason=f"{_join(faults)}.", limits=limit)
+    return _unknown(subject) if limit is None else Verdict(ok=True, reason="healthy", limits=limit)
 
 
 def _beyond(measures: Measures, most: float, least: float) -> list[str]:

@@ -297,6 +297,8 @@ def _quality_table(comparison: Comparison) -> str:
     shares = [f"KLD {p:g}&nbsp;%" if p != 50 else "KLD median" for p in PERCENTILES]
     headings = ["artifact", "verdict", "size", "PPL", "&plusmn;", "PPL ratio", "mean KLD"]
     headings += ["&plusmn;", *shares, "KLD max", "same top", "RMS &Delta;p", "run", "why"]
+    if comparison.embeds:
+        headings = ["artifact", "verdict", "size", "mean cosine", "worst cosine", "run", "why"]
     rows: list[list[Cell]] = []
     for row in comparison.results:
         m = row.measures
@@ -305,7 +307,9 @@ def _quality_table(comparison: Comparison) -> str:
         word = "healthy" if row.verdict.judged else "not judged"
         word = "reference" if row.is_reference else word if row.verdict.ok else "failed"
         cells.insert(1, (f"<span class='{kind}'>{word}</span>", word))
-        if m is None:
+        if row.cosines is not None:
+            cells += [(f"{v:.6f}", v) for v in (row.cosines.mean, row.cosines.worst)]
+        elif m is None:
             cells += [("", "")] * (len(headings) - 5)
         else:
             # What rounding leaves of 0 may be below it.
@@ -330,7 +334,7 @@ def _speed_table(comparison: Comparison) -> str:
             cells += [("", "")] * 4
         else:
             cells += [
-                (f"{v:,.1f}", v)
+                (f"{v:,.1f}", v) if v is not None else ("", "")
                 for v in (speed.prompt_tokens_per_second, speed.generation_tokens_per_second)
             ]
             cells.append((f"{speed.load_seconds:.2f}", speed.load_seconds))

@@ -30,6 +30,7 @@ from tests.build.builds import (
     timeless_manifest_of,
 )
 from tests.cli.command import quantkit, refusal
+from tests.gguf_sources import unquantized
 from tests.hub_server import HubServer, serve
 from tests.large_checkpoints import large_checkpoint
 from tests.ray_nodes import RayNodes, running
@@ -271,6 +272,30 @@ def test_a_checkpoint_on_the_hub(tmp_path: Path) -> None:
     assert artifacts_in(tmp_path / "out") == artifacts_in(tmp_path / "threads")
     (entry,) = manifest_of(tmp_path / "out").values()
     assert not any(weights["verified"] for weights in entry["source"]["weights"])
+
+
+def test_a_gguf_here_and_on_the_hub(tmp_path: Path) -> None:
+    """The source's shards, read by nodes: the same bytes as by threads, from here or by range."""
+    first = unquantized(TINY, tmp_path / "repo", name="Tiny", shard_size=10**7)
+    build(first, tmp_path / "threads", "q8_0", "q4_k_m")
+    with serve(HubServer(first.parent)) as server:
+        environment = os.environ | {
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "cache"),
+            "RAY_AUTH_MODE": "disabled",
+        }
+        for folder, source in (("here", str(first)), ("hub", f"{ID}/{first.name}")):
+            built = subprocess.run(
+                [*command(source, tmp_path / folder, "q8_0", "q4_k_m"), "--cluster", "local"],
+                env=environment,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert built.returncode == 0, built.stderr
+            assert artifacts_in(tmp_path / folder) == artifacts_in(tmp_path / "threads")
+    assert same(tmp_path / "here", tmp_path / "threads")
 
 
 def test_nodes_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from quantkit.publish.card import Facts, Imatrix, render_card
 from quantkit.publish.fits import Fit, Fits
 from quantkit.publish.layout import Artifact, Placed
 from quantkit.publish.measured import Measured
-from quantkit.publish.source import Source
+from quantkit.publish.metadata import Source
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import Measures
 from quantkit.verify.quality import Verdict

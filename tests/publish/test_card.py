@@ -11,8 +11,8 @@ import pytest
 
 from quantkit.core.units import format_count, format_size
 from quantkit.publish.card import Facts, render_card
+from quantkit.publish.metadata import Source
 from quantkit.publish.prompt import render_prompt
-from quantkit.publish.source import Source
 from tests.publish.cards import CARDS, GOLDEN, gguf
 
 ROOT = Path(__file__).parents[2]

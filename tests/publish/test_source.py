@@ -9,7 +9,8 @@ import pytest
 
 from quantkit.core.errors import PublishError
 from quantkit.publish.layout import Artifact, find_artifacts
-from quantkit.publish.source import Source, find_source
+from quantkit.publish.metadata import Source
+from quantkit.publish.source import find_source
 from tests.cli.command import quantkit, refusal
 from tests.hub_writes import Commit, HubStore
 from tests.publish.builds import Q2, Q4, REPO, SOURCE, comparison, edit_manifest

@@ -50,6 +50,22 @@ def scale_norm(file: Path, layer: int = 1) -> None:
     norm *= np.float32(1.1)
 
 
+def scale_tensors(file: Path, part: str, factor: float) -> None:
+    """Tensors with such a part in their names, stored as floats, so many times what they are."""
+    header = read_header(file)
+    chosen = [tensor for tensor in header.tensors if part in tensor.name]
+    assert chosen
+    for tensor in chosen:
+        raw = _map(file, header, tensor)
+        if tensor.encoding.name == "F32":
+            raw.view(np.float32)[:] *= np.float32(factor)
+        else:
+            assert tensor.encoding.name == "BF16"
+            upper = raw.view(np.uint16)
+            wide = (upper.astype(np.uint32) << 16).view(np.float32) * np.float32(factor)
+            upper[:] = wide.view(np.uint32) >> 16
+
+
 def change_rope_base(file: Path) -> None:
     """The rotation of most other models."""
     key, value = b"llama.rope.freq_base", struct.pack("<If", 6, ROPE_BASE)
