@@ -28,7 +28,7 @@ class Case:
 
     ``arguments`` are of the command line; ``call`` is called instead where no command is so small.
     ``codes`` are the exit codes that are right. ``look`` looks at the folder after a success, and
-    tells what is wrong with what was made or said to be sound.
+    tells what is wrong with what was made or said to be sound. ``heavy`` cases need PyTorch.
     """
 
     what: str
@@ -36,6 +36,7 @@ class Case:
     call: Callable[[Path], object] | None = None
     codes: frozenset[int] = frozenset({0, 2})
     look: Callable[[Path], str | None] = lambda _folder: None
+    heavy: bool = False
 
 
 # --- what is sound, made once ----------------------------------------------------------------
@@ -354,7 +355,7 @@ def _quantized(rng: random.Random, sound: Path, folder: Path) -> Case:
         what = _change_tensor(rng, model)
     else:
         what = _damage(rng, model, ["config.json"] * 3)
-    return Case(f"{kind}: {what}", call=export)
+    return Case(f"{kind}: {what}", call=export, heavy=True)
 
 
 def export(folder: Path) -> None:
@@ -603,14 +604,14 @@ def _calibration(rng: random.Random, sound: Path, folder: Path) -> Case:
     if change is mutations.change_json and rng.random() < 0.5:
         _rewrite_journal(journal, lambda text: text)
         what += ", which says that it is sound"
-        return Case(f"{kind}: {what}", calibration(kind))
+        return Case(f"{kind}: {what}", calibration(kind), heavy=True)
     if rng.random() < 0.2:
         place = state / rng.choice(["journal.new", "imatrix.gguf", "layer-0.safetensors"])
         place.unlink(missing_ok=True)
         place.symlink_to(folder / "precious")
         what += f" and link {place.name}"
     look = partial(_same_as_ended, sound / "ended" / kind)
-    return Case(f"{kind}: {what}", calibration(kind), look=look)
+    return Case(f"{kind}: {what}", calibration(kind), look=look, heavy=True)
 
 
 def _rewrite_journal(journal: Path, change: Callable[[str], str]) -> None:
@@ -686,8 +687,8 @@ def _run(rng: random.Random, sound: Path, folder: Path) -> Case:
         model = _copy(sound / kind / "Model", folder / "Model")
         what = _damage(rng, model, ["config.json"] * 2)
         command = rng.choice([["smoke", "Model"], ["compare", "Model", *_reference(sound, folder)]])
-        return Case(f"run {kind}: {what}", command, codes=codes)
-    out = _copy(sound / "finished", folder / "build")
+        return Case(f"run {kind}: {what}", command, codes=codes, heavy=True)
+    out = _copy(sound / "finished", folder / "out")
     if rng.random() < 0.3:
         (out / "quantkit.json").unlink()
     place = rng.choice([*[out / ARTIFACT] * 3, *out.glob("*.json")])
@@ -701,17 +702,17 @@ def _run(rng: random.Random, sound: Path, folder: Path) -> Case:
     what = f"{change.__name__} {place.name}"
     if rng.random() < 0.5:
         look = partial(_as_built, sound) if (out / "quantkit.json").is_file() else None
-        artifact = rng.choice(["build", f"build/{ARTIFACT}"])
+        artifact = rng.choice(["out", f"out/{ARTIFACT}"])
         if look is None or place.suffix != ".gguf":
             return Case(f"smoke: {what}", ["smoke", artifact], codes=codes)
         return Case(f"smoke: {what}", ["smoke", artifact], codes=codes, look=look)
-    command = ["compare", "build", *_reference(sound, folder)]
+    command = ["compare", "out", *_reference(sound, folder)]
     return Case(f"compare: {what}", command, codes=codes)
 
 
 def _as_built(sound: Path, folder: Path) -> str | None:
     """Whether what passed is what was built."""
-    same = sum_of(folder / "build" / ARTIFACT) == sum_of(sound / "finished" / ARTIFACT)
+    same = sum_of(folder / "out" / ARTIFACT) == sum_of(sound / "finished" / ARTIFACT)
     return None if same else "it passed, and is not what was built"
 
 

@@ -13,44 +13,55 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.cases import ARTIFACT, RUNS, Case, calibration, export, make_case, make_sound
+from tests.fuzz.cases import ARTIFACT, RUNS, Case, calibration, export, make_case
 
 CPU_SECONDS = 5
 MEMORY = 10**9
+_MAKE_SOUND = """
+import sys
+from pathlib import Path
+from tests.fuzz.cases import make_sound
+make_sound(Path(sys.argv[1]))
+"""
 HANGS_AFTER = 120  # seconds: nothing that waits for a pipe ends by itself
 LONGEST_LINE = 600
 
 
 def main(sound: Path, first: int, count: int) -> None:
-    """Run the cases."""
-    _import_everything()
-    if not sound.exists():
-        make_sound(sound)
-    _warm_up(sound)
-    # What is here stays as it is: no case looks at it for garbage, and so copies its pages.
-    gc.collect()
-    gc.freeze()
+    """Run the cases, those that need PyTorch last: a fork of a process without it costs half."""
+    if not sound.exists():  # made elsewhere, since it needs PyTorch
+        subprocess.run([sys.executable, "-c", _MAKE_SOUND, sound], check=True)
     kinds: Counter[str] = Counter()
     slowest = total = 0.0
+    seeds: Sequence[int] = range(first, first + count)
     with tempfile.TemporaryDirectory(prefix="quantkit-fuzz-") as scratch:
-        for seed in range(first, first + count):
-            folder = Path(scratch) / str(seed)
-            folder.mkdir()
-            case = make_case(seed, sound, folder)
-            faults, seconds, ending = run_forked(case, folder)
-            slowest, total = max(slowest, seconds), total + seconds
-            kinds[f"{case.what.partition(':')[0]}: {ending}"] += 1
-            for fault in faults:
-                _say({"seed": seed, "what": case.what, "fault": fault})
-            shutil.rmtree(folder)
+        for heavy in (False, True):
+            _prepare(sound, heavy=heavy)
+            later = []
+            for seed in seeds:
+                folder = Path(scratch) / str(seed)
+                folder.mkdir()
+                case = make_case(seed, sound, folder)
+                if case.heavy and not heavy:
+                    later.append(seed)
+                else:
+                    faults, seconds, ending = run_forked(case, folder)
+                    slowest, total = max(slowest, seconds), total + seconds
+                    kinds[f"{case.what.partition(':')[0]}: {ending}"] += 1
+                    for fault in faults:
+                        _say({"seed": seed, "what": case.what, "fault": fault})
+                shutil.rmtree(folder)
+            seeds = later
     ending_counts = dict(sorted(kinds.items()))
     _say({"cases": count, "slowest": slowest, "seconds": total, "kinds": ending_counts})
 
@@ -60,56 +71,74 @@ def _say(document: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _import_everything() -> None:
-    import bitsandbytes  # noqa: F401
+def _prepare(sound: Path, *, heavy: bool) -> None:
+    """Import what cases need, and run what is sound: no case does what the next would do again."""
+    gc.unfreeze()
+    if heavy:
+        _import_heavy()
+    else:
+        _import_light()
+    with (
+        tempfile.TemporaryDirectory(prefix="quantkit-fuzz-") as scratch,
+        contextlib.chdir(scratch),
+    ):
+        shutil.copytree(sound / "ended" / "imatrix", scratch, dirs_exist_ok=True)
+        _warm_up(sound, heavy=heavy)
+    # What is here stays as it is: no case looks at it for garbage, and so copies its pages.
+    gc.collect()
+    gc.freeze()
+
+
+def _import_light() -> None:
     import gguf  # noqa: F401
     import tokenizers  # noqa: F401
-    import torch
     import yaml  # noqa: F401
 
     import quantkit.cli.main
     import quantkit.fit.subject
-    import quantkit.formats.bnb.reader
-    import quantkit.formats.gptq.reader
     import quantkit.publish.measured
     import quantkit.publish.verify
     import quantkit.verify.reference  # noqa: F401
     from quantkit.encodings.kernel import load_kernel
 
-    torch.set_num_threads(1)
     load_kernel("ggml")
 
 
-def _warm_up(sound: Path) -> None:
-    """Run what is sound, so that no case imports what the next one would import again."""
-    model = str(sound / "mistral" / "Model")
-    finished = str(sound / "finished")
-    nowhere = io.StringIO()
-    with (
-        tempfile.TemporaryDirectory(prefix="quantkit-fuzz-") as scratch,
-        contextlib.chdir(scratch),
-        redirect_stdout(nowhere),
-        redirect_stderr(nowhere),
-    ):
-        shutil.copytree(sound / "ended" / "imatrix", scratch, dirs_exist_ok=True)
-        for arguments in (
-            ["inspect", model],
-            ["inspect", f"{finished}/{ARTIFACT}"],
-            ["build", model, "-q", "q4_k_m", "--dry-run"],
-            ["build", model, "-q", "q8_0", "-o", "built", "--no-smoke", "--kernel", "ggml"],
-            ["build", str(sound / "bpe" / "Model"), "-q", "q4_k_m", "--dry-run"],
-            ["build", str(sound / "pth" / "Model"), "-q", "q8_0", "--dry-run"],
-            ["verify", finished],
-            ["fit", f"{finished}/{ARTIFACT}", "--gpu", "8GB"],
-            ["publish", finished, "--repo", "a/b", "--dry-run", "--force"],
-            ["publish", finished, "--repo", "a/b", "--dry-run", "--force", "--card-only"],
-            *([*calibration(kind), "--overwrite"] for kind in RUNS[:1]),
-            *(calibration(kind) for kind in RUNS[1:]),
-        ):
+def _import_heavy() -> None:
+    import bitsandbytes  # noqa: F401
+    import torch
+
+    import quantkit.formats.bnb.reader
+    import quantkit.formats.gptq.reader  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def _warm_up(sound: Path, *, heavy: bool) -> None:
+    """Run what is sound, in the folder of a run over a text."""
+    model, artifact = str(sound / "mistral" / "Model"), str(sound / "finished" / ARTIFACT)
+    publish = ["publish", str(sound / "finished"), "--repo", "a/b", "--dry-run", "--force"]
+    light = (
+        ["inspect", model],
+        ["inspect", artifact],
+        ["build", model, "-q", "q4_k_m", "--dry-run"],
+        ["build", model, "-q", "q8_0", "-o", "built", "--no-smoke", "--kernel", "ggml"],
+        ["build", str(sound / "bpe" / "Model"), "-q", "q4_k_m", "--dry-run"],
+        ["build", str(sound / "pth" / "Model"), "-q", "q8_0", "--dry-run"],
+        ["verify", str(sound / "finished")],
+        ["fit", artifact, "--gpu", "8GB"],
+        publish,
+        [*publish, "--card-only"],
+    )
+    texts = [[*calibration(kind), *["--overwrite"][: kind == RUNS[0]]] for kind in RUNS]
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        for arguments in texts if heavy else light:
             code = _run(Case("warm", arguments), sound)
-            assert code == 0, (arguments, nowhere.getvalue()[-1000:])
-    export(sound / "gptq")
-    export(sound / "bnb")
+            assert code == 0, (arguments, said.getvalue()[-1000:])
+    if heavy:
+        export(sound / "gptq")
+        export(sound / "bnb")
 
 
 def run_forked(case: Case, folder: Path) -> tuple[list[str], float, str]:
@@ -162,6 +191,7 @@ def _may_come_before(line: str) -> bool:
         "Measuring ",
         "Exporting ",
         " is quantized itself",
+        "Kept in ",
         "renders the chat template",
         "The chat template ",
     )
