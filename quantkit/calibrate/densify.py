@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantkit.build.output import check_space
 from quantkit.calibrate.calibrate import Run, Settings, Step, digest, identify
 from quantkit.calibrate.forward import Routing, require_finite
 from quantkit.calibrate.least_squares import Part, Samples, fit
@@ -54,6 +55,7 @@ def merged(
     folder: Path,
     *,
     rounds: int | None,
+    beside: int = 0,
     report: Callable[[Step], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Merged]:
@@ -68,6 +70,7 @@ def merged(
         settings: how to run; no expert borrows tokens.
         folder: for unfinished work.
         rounds: of alternating least squares, 0 for the down matrices alone; None for ``routed``.
+        beside: bytes that the block writes to the same disk, on which all of it must find room.
         report: called with the progress.
         say: told what of an interrupted run is lost.
 
@@ -75,6 +78,7 @@ def merged(
         CheckpointError: the model has no experts, or a weight cannot be read or changed meanwhile.
         CalibrationError: the model cannot be run over this text.
         OutputError: the folder cannot be written.
+        NoSpaceError: the disk has no room for it and what the block writes.
         Interrupted: Ctrl-C; what was done is kept.
 
     """
@@ -93,6 +97,7 @@ def merged(
         more_bytes=_written(model) if fits else 0,
     )
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
+    check_space(folder, run.n_bytes + beside)
     with working_folder(folder, run.n_bytes):
         if rounds is None:
             run.execute(Bystander(), lambda _: {}, report, say)
