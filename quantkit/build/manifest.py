@@ -280,8 +280,8 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def known_sha256(artifact: Path) -> dict[str, str]:
-    """The sha256 by file name of the files in an artifact's folder, as their manifest lists them.
+def known_files(artifact: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and sha256 by file name of what is in an artifact's folder, as its manifest lists them.
 
     The manifest lies beside the artifact, or one folder up from the shards of a split one.
     Empty where there is none.
@@ -289,12 +289,12 @@ def known_sha256(artifact: Path) -> dict[str, str]:
     artifact = artifact.absolute()
     for folder in (artifact.parent, artifact.parent.parent):
         known = {
-            file_of(folder, file["name"]): file["sha256"]
+            file_of(folder, file["name"]): (file["bytes"], file["sha256"])
             for entry in sound_entries(folder).values()
             for file in entry["files"]
         }
         if artifact in known:
             return {
-                path.name: sum_ for path, sum_ in known.items() if path.parent == artifact.parent
+                path.name: file for path, file in known.items() if path.parent == artifact.parent
             }
     return {}

@@ -1,6 +1,7 @@
 """The activations of all chunks between two layers, in memory or in files, and safe on disk."""
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -45,11 +46,11 @@ class Activations:
             self._open(1, anew=True)
         self.hidden[:] = values
 
-    def resume(self, layers: int) -> None:
+    def resume(self, layers: int, crc: int) -> None:
         """Go on with what so many finished layers left.
 
         Raises:
-            OutputError: the file is missing or of another size.
+            OutputError: the file is missing, or not of this size and CRC-32.
 
         """
         turn = (layers - 1) % 2
@@ -61,6 +62,8 @@ class Activations:
         else:
             with open_file(path, error=OutputError, fix=self._anew, follow=False) as file:
                 self.hidden[:] = np.fromfile(file, _DTYPE).reshape(self._shape)
+        if zlib.crc32(self.hidden.data) != crc:
+            raise OutputError(f"{path} is missing or damaged; {self._anew}.")
         self._turn = layers % 2
 
     def keep(self) -> NDArray[np.float32]:
@@ -71,15 +74,16 @@ class Activations:
         copy[:] = self.out
         return copy
 
-    def commit(self) -> None:
-        """What ``out`` holds is a layer's result: make it durable."""
+    def commit(self) -> int:
+        """What ``out`` holds is a layer's result: make it durable; its CRC-32."""
         if self._spill:
             cast("np.memmap[Any, Any]", self.out).flush()
-            return
+            return zlib.crc32(self.out.data)
         with create(self._file(self._turn)) as file:
             self.out.tofile(file)
             file.flush()
             os.fsync(file.fileno())
+        return zlib.crc32(self.out.data)
 
     def turn_over(self) -> None:
         """What was committed, and recorded as such, is the next layer's input."""

@@ -3,11 +3,9 @@
 import hashlib
 import json
 import math
-import os
 import time
-import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,14 @@ from quantkit.build.output import PARTIAL, check_space
 from quantkit.build.source import identify_source, require_unchanged
 from quantkit.calibrate.activations import Activations
 from quantkit.calibrate.forward import Forward, Routing, Visitor
-from quantkit.calibrate.progress import Journal, working_folder
+from quantkit.calibrate.progress import Journal, Layer, working_folder
 from quantkit.calibrate.statistics import SquareSums, Sums
+from quantkit.calibrate.sums import read_sums, write_sums
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.imatrix import Imatrix, read_note, write_imatrix
 from quantkit.core.errors import CalibrationError, Interrupted, OutputError
-from quantkit.core.writing import create, open_written
 from quantkit.families.model import Decoder
 
 FEWEST_TOKENS = 256
@@ -113,15 +111,9 @@ def calibrate(
     run = Run(checkpoint, model, corpus, settings, out.with_name(out.name + PARTIAL), identity)
     visitor = SquareSums(model.hparams.num_local_experts)
 
-    def finish_layer(layer: int) -> dict[str, Any]:
-        arrays = {}
-        for role, sums in visitor.take().items():
-            arrays[f"{role}.squares"], arrays[f"{role}.counts"] = sums.squares, sums.counts
-        with create(run.folder / f"layer-{layer}.npz") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type] # allow_pickle is no array
-            file.flush()
-            os.fsync(file.fileno())
-        return {}
+    def finish_layer(layer: int) -> dict[str, int]:
+        path = run.sums_of(layer)
+        return {path.name: write_sums(path, visitor.take())}
 
     with working_folder(run.folder, run.n_bytes):
         run.execute(visitor, finish_layer, report, say)
@@ -260,20 +252,21 @@ class Run:
         self.n_bytes = arrays * one + more_bytes
         self.states: Activations
         self.routing: tuple[Routing, ...] = ()
-        self.records: tuple[Mapping[str, Any], ...] = ()
+        self.records: tuple[Mapping[str, int], ...] = ()
         self.resumed = 0
 
     def execute(
         self,
         visitor: Visitor,
-        finish_layer: Callable[[int], Mapping[str, Any]],
+        finish_layer: Callable[[int], Mapping[str, int]],
         report: Callable[[Step], None],
         say: Callable[[str], None],
     ) -> None:
         """Run every layer that no earlier run finished, in a folder that is held.
 
         ``finish_layer`` writes what the visitor has of a layer; then the layer counts as done, and
-        what it returned is kept in ``records``. What is lost of another run is said before.
+        what it returned, CRC-32s by name, is kept in ``records``. What is lost of another run is
+        said before.
 
         Raises:
             CheckpointError: a weight cannot be read.
@@ -281,19 +274,24 @@ class Run:
             Interrupted: Ctrl-C; what was done is kept.
 
         """
-        journal = Journal(self.folder, self._identity)
+        n_layers = self.model.hparams.num_hidden_layers
+        journal = Journal(self.folder, self._identity, n_layers)
         if journal.lost:
             say(
                 f"{self.folder} holds {journal.lost} layers of an interrupted run over other "
                 "weights, text or settings, which serve nothing here; they are deleted."
             )
+        if journal.damaged:
+            say(
+                f"{self.folder} holds an interrupted run whose journal is damaged, so nothing of "
+                "it serves; it is deleted."
+            )
         journal.start()
         check_space(self.folder, self.n_bytes)
-        n_layers = self.model.hparams.num_hidden_layers
         self.states = Activations(self.folder, self._shape, spill=self._spills)
         self.resumed = len(journal.layers)
         if self.resumed:
-            self.states.resume(self.resumed)
+            self.states.resume(self.resumed, journal.layers[-1].states)
         else:
             self.states.start(self.weights.embed(self.corpus.tokens))
         started = time.monotonic()
@@ -313,21 +311,20 @@ class Run:
                     visitor,
                     partial(tell, layer),
                 )
-                record = finish_layer(layer)
-                self.states.commit()
-                journal.record({**record, "routing": asdict(routing) if routing else None})
+                crcs = finish_layer(layer)
+                journal.record(Layer(self.states.commit(), dict(crcs), routing))
                 self.states.turn_over()
         except KeyboardInterrupt:
             raise Interrupted(
                 f"Stopped with {len(journal.layers)} of {n_layers} layers done; run the same "
                 "command to go on from there."
             ) from None
-        self.records = tuple(journal.layers)
-        self.routing = tuple(
-            Routing(*map(tuple, (routing[key] for key in ("tokens", "borrowed", "squares"))))
-            for routing in (record["routing"] for record in journal.layers)
-            if routing
-        )
+        self.records = tuple(layer.crcs for layer in journal.layers)
+        self.routing = tuple(layer.routing for layer in journal.layers if layer.routing)
+
+    def sums_of(self, layer: int) -> Path:
+        """The file of what a layer's matrices saw."""
+        return self.folder / f"layer-{layer}.safetensors"
 
     def require_unchanged(self) -> None:
         """Refuse the result if the weights are not those any more that the run began with.
@@ -340,22 +337,15 @@ class Run:
 
 
 def _gather(run: Run) -> dict[str, Sums]:
-    """The sums of all layers by the tensors' names."""
+    """The sums of all layers by the tensors' names.
+
+    Raises:
+        OutputError: a file of them, of an earlier run perhaps, is not as it was written.
+
+    """
     entries = {}
-    for layer in range(run.model.hparams.num_hidden_layers):
-        for role, sums in _read_sums(run.folder / f"layer-{layer}.npz").items():
+    for layer, crcs in enumerate(run.records):
+        path = run.sums_of(layer)
+        for role, sums in read_sums(path, crcs.get(path.name)).items():
             entries[run.weights.target(layer, role).name] = sums
     return entries
-
-
-def _read_sums(path: Path) -> dict[str, Sums]:
-    """What an earlier run may have left of a layer, by role."""
-    with open_written(path) as file:
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                roles = [key.removesuffix(".squares") for key in arrays if key.endswith(".squares")]
-                return {r: Sums(arrays[f"{r}.squares"], arrays[f"{r}.counts"]) for r in roles}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise OutputError(
-                f"{path} is damaged ({error}); delete {path.parent} and run the same command again."
-            ) from None

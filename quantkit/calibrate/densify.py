@@ -7,7 +7,6 @@ experts together made of their inputs. Those come from the layers before, which 
 so each layer is fitted where it will stand.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,18 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantkit.build.output import check_space
 from quantkit.calibrate.calibrate import Run, Settings, Step, digest, identify
 from quantkit.calibrate.forward import Routing, require_finite
 from quantkit.calibrate.least_squares import Part, Samples, fit
 from quantkit.calibrate.perplexity import Bystander
 from quantkit.calibrate.progress import working_folder
 from quantkit.calibrate.statistics import SquareSums
+from quantkit.calibrate.sums import require_same, write_parts
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.densified import densified, require_experts
 from quantkit.checkpoint.safetensors import read_header
-from quantkit.core.writing import create
+from quantkit.core.tensors import SourceTensor
 from quantkit.encodings.merge import narrow
 from quantkit.families.model import Decoder
 from quantkit.formats.safetensors import StoredTensor, place
@@ -54,6 +55,7 @@ def merged(
     folder: Path,
     *,
     rounds: int | None,
+    beside: int = 0,
     report: Callable[[Step], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Merged]:
@@ -68,6 +70,7 @@ def merged(
         settings: how to run; no expert borrows tokens.
         folder: for unfinished work.
         rounds: of alternating least squares, 0 for the down matrices alone; None for ``routed``.
+        beside: bytes that the block writes to the same disk, on which all of it must find room.
         report: called with the progress.
         say: told what of an interrupted run is lost.
 
@@ -75,6 +78,7 @@ def merged(
         CheckpointError: the model has no experts, or a weight cannot be read or changed meanwhile.
         CalibrationError: the model cannot be run over this text.
         OutputError: the folder cannot be written.
+        NoSpaceError: the disk has no room for it and what the block writes.
         Interrupted: Ctrl-C; what was done is kept.
 
     """
@@ -93,19 +97,21 @@ def merged(
         more_bytes=_written(model) if fits else 0,
     )
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
+    check_space(folder, run.n_bytes + beside)
     with working_folder(folder, run.n_bytes):
         if rounds is None:
             run.execute(Bystander(), lambda _: {}, report, say)
             parts = densified(checkpoint, model, [layer.squares for layer in run.routing])
         else:
             sums = SquareSums(experts)
-            run.forward.merger = _Fit(run.weights, sums, rounds, folder)
-            run.execute(sums, lambda _: {}, report, say)
-            replaced = {
-                name: tensor
-                for layer in range(layers)
-                for name, tensor in read_header(_file(folder, layer)).items()
-            }
+            run.forward.merger = fitted = _Fit(run.weights, sums, rounds, folder)
+            run.execute(sums, lambda _: fitted.written, report, say)
+            replaced: dict[str, SourceTensor] = {}
+            for layer, crcs in enumerate(run.records):
+                path = _file(folder, layer)
+                if layer < run.resumed:  # what this run wrote itself need not be read again
+                    require_same(path, crcs.get(path.name))
+                replaced |= read_header(path)
             parts = densified(checkpoint, model, [[1.0] * experts] * layers, replaced)
         run.require_unchanged()
         yield Merged(*parts, digest(identity), run.routing)
@@ -125,6 +131,8 @@ class _Fit:
         self._sums = sums
         self._rounds = rounds
         self._folder = folder
+        self.written: dict[str, int] = {}
+        """The CRC-32 of the latest layer's file, by name."""
 
     def __call__(
         self, layer: int, inputs: Tensor, outputs: Tensor, routing: Routing
@@ -179,12 +187,9 @@ class _Fit:
             tensors.append(StoredTensor(full, dtype, tuple(values.shape)))
             rounded[short] = self._weights.widen(raw, dtype).view(values.shape)
         shard = place(_file(self._folder, layer).name, tensors)
-        with create(_file(self._folder, layer)) as file:
-            file.write(shard.header)
-            for tensor in shard.tensors:
-                file.write(raws[tensor.name])
-            file.flush()
-            os.fsync(file.fileno())
+        path = _file(self._folder, layer)
+        parts = (shard.header, *(raws[tensor.name] for tensor in shard.tensors))
+        self.written = {path.name: write_parts(path, parts)}
         return Part(**rounded)
 
 

@@ -187,7 +187,7 @@ class _Build:
             run.execute(visitor, self._finish_layer, report, say)
             crcs = self._copy_unquantized()
             for record in run.records:
-                crcs |= record["crcs"]
+                crcs |= record
             artifact.write_headers()
         finally:
             artifact.close()
@@ -206,10 +206,10 @@ class _Build:
             data = getattr(packed, part)
             self._crcs[module + part] = self._write(module + part, data)
 
-    def _finish_layer(self, _layer: int) -> dict[str, Any]:
+    def _finish_layer(self, _layer: int) -> dict[str, int]:
         self._artifact.sync()
         crcs, self._crcs = self._crcs, {}
-        return {"crcs": crcs}
+        return crcs
 
     def _copy_unquantized(self) -> dict[str, int]:
         """Write what stays as it is; a CRC-32 of each tensor."""
@@ -232,8 +232,8 @@ class _Build:
         """Read a file back, compare it with what was written; its entry in the manifest."""
         path, file = self._artifact.paths[number], self._build.layout.files[number]
         sha256 = hashlib.sha256()
-        parts = [(len(file.header), zlib.crc32(file.header))]
-        parts += [(tensor.n_bytes, crcs[tensor.name]) for tensor in file.tensors]
+        parts: list[tuple[int, int | None]] = [(len(file.header), zlib.crc32(file.header))]
+        parts += [(tensor.n_bytes, crcs.get(tensor.name)) for tensor in file.tensors]
         with open_written(path) as stream:
             for n_bytes, crc in parts:
                 found = 0

@@ -2,42 +2,70 @@
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from quantkit.build.output import locked, naming_failures
-from quantkit.core.documents import parse_object
+from quantkit.calibrate.forward import Routing
+from quantkit.core.documents import parse_object, to_type
 from quantkit.core.errors import FileError
 from quantkit.core.files import read_file
 from quantkit.core.writing import is_own, refuse_links, replace_file
 
 _NAME = "journal.json"
-_MOST_BYTES = 2**29
-_OURS = (".json", ".new", ".f32", ".npz", ".gguf", ".safetensors")
+_OURS = (".json", ".new", ".f32", ".npz", ".gguf", ".safetensors")  # .npz: of earlier versions
+
+_Crc = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+
+
+class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is on record of a finished layer.
+
+    ``states`` is the CRC-32 of the activations that it left, ``crcs`` that of everything else that
+    was written of it, by name; ``routing`` is None in a model without experts.
+    """
+
+    states: _Crc
+    crcs: dict[str, _Crc] = {}
+    routing: Routing | None = None
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    identity: dict[str, Any]
+    layers: list[Layer]
+    crc: _Crc
+    """Of the other two, as JSON: whatever was changed in this file, it is noticed."""
 
 
 class Journal:
     """The layers that are done, each with a record, in a folder of this run's own.
 
     Of a folder of another run (other weights, text or settings) nothing serves: ``lost`` layers.
-    ``start`` empties it.
+    Nor does a journal that is not as it was written: it is ``damaged``. ``start`` empties the
+    folder then.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], n_layers: int) -> None:
         self.folder = folder
         self._identity = json.loads(json.dumps(identity))
-        self.layers: list[Any] = []
+        self.layers: list[Layer] = []
         self.lost = 0
-        document = _read(folder / _NAME)
-        layers = document.get("layers")
-        if not isinstance(layers, list):
+        self.damaged = False
+        path = folder / _NAME
+        if not path.is_symlink() and not path.exists():
             return
-        if document.get("identity") == self._identity:
-            self.layers = layers
+        document = _read(path)
+        if document is None or len(document.layers) > n_layers:
+            self.damaged = True
+        elif document.identity == self._identity:
+            self.layers = document.layers
         else:
-            self.lost = len(layers)
+            self.lost = len(document.layers)
 
     def start(self) -> None:
         """Empty the folder where nothing in it serves."""
@@ -47,12 +75,17 @@ class Journal:
             if entry.suffix in _OURS:
                 entry.unlink()
 
-    def record(self, layer: Any) -> None:
+    def record(self, layer: Layer) -> None:
         """One more layer is done; everything of it must be on the disk already."""
         self.layers.append(layer)
         path = self.folder / _NAME
-        text = json.dumps({"identity": self._identity, "layers": self.layers})
-        replace_file(path, text.encode(), path.with_suffix(".new"))
+        layers = msgspec.to_builtins(self.layers)
+        document = {
+            "identity": self._identity,
+            "layers": layers,
+            "crc": _crc_of(self._identity, layers),
+        }
+        replace_file(path, json.dumps(document).encode(), path.with_suffix(".new"))
 
 
 @contextmanager
@@ -69,11 +102,17 @@ def working_folder(folder: Path, missing: int) -> Iterator[None]:
         shutil.rmtree(folder)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _Document | None:
+    """A journal as it was written, None if it is anything else."""
     if not is_own(path):
-        return {}
+        return None
     try:
-        document = parse_object(read_file(path, most=_MOST_BYTES, follow=False), path)
-        return {"identity": document["identity"], "layers": list(document["layers"])}
-    except (FileError, KeyError, TypeError):
-        return {}
+        found = parse_object(read_file(path, follow=False), path)
+        document = to_type(found, _Document, path)
+    except FileError:
+        return None
+    return document if document.crc == _crc_of(found["identity"], found["layers"]) else None
+
+
+def _crc_of(identity: Any, layers: Any) -> int:
+    return zlib.crc32(json.dumps([identity, layers]).encode())

@@ -17,6 +17,8 @@ from quantkit.core.names import is_plain_name
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 
+_EMBEDDINGS, _HEAD = "embed_tokens.weight", "lm_head.weight"
+
 # What the common quantizers leave beside or instead of a weight.
 _QUANTIZED = (
     ".qweight",  # GPTQ, AWQ
@@ -160,6 +162,7 @@ def _read_tensors(
         tensors = _merge(files, read_headers)
     else:
         raise _no_weights(path, names)
+    tensors = _named_in_full(tensors)
     # A file is read from front to back only where no tensor lies in another.
     rows = StoredRows(tensors) if _overlap(tensors) else None
     remarks = _left_out(path, names, files, indexed=found is not None)
@@ -306,6 +309,18 @@ def _merge(files: tuple[Path, ...], read_headers: HeaderReader) -> dict[str, Sou
                 )
             tensors[name] = tensor
     return tensors
+
+
+def _named_in_full(tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """The tensors under the names of a model with its head.
+
+    AutoModel saves the model inside alone, whose names lack ``model.``; transformers and, of a
+    LlamaModel, llama.cpp's converter put it in front.
+    """
+    if _EMBEDDINGS not in tensors or any(name.startswith("model.") for name in tensors):
+        return tensors
+    full = {name: name if name == _HEAD else f"model.{name}" for name in tensors}
+    return {full[name]: replace(tensor, name=full[name]) for name, tensor in tensors.items()}
 
 
 def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, SourceTensor]) -> None:

@@ -32,7 +32,7 @@ def check_sources(model: Decoder, tensors: Mapping[str, SourceTensor]) -> None:
         raise CheckpointError(
             "The checkpoint lacks lm_head.weight, and config.json does not say that it is tied; if "
             'the model uses its embedding as output, set "tie_word_embeddings": true in '
-            "config.json, else download it again."
+            "config.json, else save it with AutoModelForCausalLM or download it again."
         )
     if missing:
         raise CheckpointError(

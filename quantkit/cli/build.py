@@ -167,6 +167,10 @@ def build(
         str | None,
         typer.Option("--license", metavar="ID", help="With --publish: if the model says none."),
     ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(metavar="HUB_ID", help="With --publish: its name there, if it is a folder."),
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -213,6 +217,7 @@ def build(
         quants,
         smoke=smoke,
         license_=license_,
+        base_model=base_model,
         deletes=delete_published,
         max_disk=parse_size(max_disk) if max_disk else None,
         private=private,

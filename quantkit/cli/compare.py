@@ -80,7 +80,7 @@ def compare(
     from quantkit.checkpoint.open import require_checkpoint
     from quantkit.verify.compare import as_numbers
     from quantkit.verify.compare import compare as run_compare
-    from quantkit.verify.subjects import find_subjects, is_quantized
+    from quantkit.verify.subjects import export_all, is_quantized, outline_subjects
 
     if not artifacts and not (against_transformers and checkpoint):
         raise QuantkitError("Give what to compare: folders that quantkit built, or GGUF files.")
@@ -109,11 +109,14 @@ def compare(
         raise OutputError(f"{plots} is a file; name a folder for the pictures.")
     if layers is not None:
         _open(layers)
+    outlined = outline_subjects(artifacts)
+    # Before anything is exported: there may be none.
+    chosen = _reference(outlined, reference, checkpoint, artifacts)
     with _exports(artifacts[0]) as exports:
-        subjects = find_subjects(
-            artifacts, exports, lambda name: note(f"Exporting {name}, for llama.cpp to run it")
+        subjects = export_all(
+            outlined, exports, lambda name: note(f"Exporting {name}, for llama.cpp to run it")
         )
-        chosen = _reference(subjects, reference, checkpoint, artifacts)
+        chosen = dict(zip(outlined, subjects, strict=True)).get(chosen, chosen)
         if is_quantized(chosen):
             note(
                 f"The reference {chosen.name} is quantized itself: its own error is not in the "
@@ -207,12 +210,21 @@ def _open(file: Path) -> "Subject":
 
 
 def _keep(result: "Comparison", places: Sequence[Path]) -> None:
-    """Leave the figures in each folder of artifacts, where quantkit publish looks for them."""
-    from quantkit.verify.compare import FILE, as_numbers
+    """Leave the figures in each folder of artifacts, where quantkit publish looks for them.
+
+    Better ones of the same artifacts stay.
+    """
+    from quantkit.verify.compare import FILE, as_numbers, more_windows
     from quantkit.verify.subjects import holds_artifacts
 
     for folder in places:
         if not (folder.is_dir() and holds_artifacts(folder)):
+            continue
+        if windows := more_windows(folder / FILE, result):
+            note(
+                f"{folder / FILE} stays as it is: it is over {windows} windows of the same text, "
+                f"and this one over {result.windows}."
+            )
             continue
         try:
             with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:

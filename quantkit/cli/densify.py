@@ -91,10 +91,8 @@ def densify(
         like = densified(source, model, [[1.0] * experts] * layers)
         needed = look_ahead(*like, out, max_memory=memory, shard_size=most_bytes)
         check_space(out.absolute().parent, needed)
-        with _on_text(source, model, out, merge, text, chunks, context, rounds, device) as (
-            made,
-            how,
-        ):
+        on_text = _on_text(source, model, out, merge, text, chunks, context, rounds, device, needed)
+        with on_text as (made, how):
             finish(made.checkpoint, made.model, how, {"merge": made.identity})
         return
     if expert is not None:
@@ -120,8 +118,9 @@ def _on_text(
     context: int,
     rounds: int,
     device: Device,
+    needed: int,
 ) -> "Iterator[tuple[Merged, str]]":
-    """The dense model that a text makes, and a sentence on it."""
+    """The dense model that a text makes, and a sentence on it; ``needed`` bytes it will take."""
     from quantkit.core.packages import require
 
     require("torch", "PyTorch", "calibrate", f"--merge {merge}")
@@ -155,6 +154,7 @@ def _on_text(
         Settings(device.value),
         folder,
         rounds=rounds if fits else None,
+        beside=needed,
         report=report,
         say=note,
     ) as made:

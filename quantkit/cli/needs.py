@@ -237,6 +237,7 @@ BUILD: tuple[_Build, ...] = (
     _publishing("--delete-published", "delete_published"),
     _publishing("--private", "private"),
     _publishing("--license", "license_"),
+    _publishing("--base-model", "base_model"),
 )
 
 

@@ -24,6 +24,7 @@ class Publication:
     repo_id: str
     checkpoint: str | None
     license: str | None
+    base_model: str | None
     deletes: bool
     max_disk: int | None
     private: bool
@@ -34,7 +35,7 @@ class Publication:
         """As the publisher takes them."""
         from quantkit.publish.release import Wishes
 
-        return Wishes(checkpoint=self.checkpoint, license=self.license)
+        return Wishes(checkpoint=self.checkpoint, license=self.license, base_model=self.base_model)
 
     def begin(self, work: "Work") -> "Shipping | None":
         """Check that it may be published, before the first weight is read.
@@ -89,6 +90,7 @@ def plan_publication(
     *,
     smoke: bool,
     license_: str | None,
+    base_model: str | None,
     deletes: bool,
     max_disk: int | None,
     private: bool,
@@ -123,4 +125,4 @@ def plan_publication(
         )
     # What came from the Hub, the manifest knows.
     local = checkpoint if Path(checkpoint).exists() else None
-    return Publication(repo_id, local, license_, deletes, max_disk, private)
+    return Publication(repo_id, local, license_, base_model, deletes, max_disk, private)

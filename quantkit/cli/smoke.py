@@ -44,14 +44,14 @@ def smoke(
     With --checkpoint its tokens are compared with those of the checkpoint's own tokenizer, as a
     build does. With --reference it is also measured over a short text, as quantkit compare does.
     """
-    from quantkit.build.manifest import known_sha256
+    from quantkit.build.manifest import known_files
     from quantkit.checkpoint.open import open_checkpoint
     from quantkit.checkpoint.tokenizer.deviations import describe_tokens
     from quantkit.verify.smoke import smoke as run_smoke
 
     tokens = expect_tokens_of(open_checkpoint(checkpoint)) if checkpoint else None
     file, built = _as_gguf(artifact)
-    expected = known_sha256(file) if built is None else {}
+    expected = known_files(file) if built is None else {}
     result = run_smoke(file, timeout=timeout, threads=threads, expected=expected, tokens=tokens)
     measured = None
     if result.ok and reference is not None:
@@ -109,7 +109,7 @@ def _as_gguf(artifact: Path) -> tuple[Path, bool | None]:
         SmokeError: a file of the folder is not as it was built.
 
     """
-    from quantkit.build.manifest import known_sha256
+    from quantkit.build.manifest import known_files
     from quantkit.publish.hashes import Expected, find_faults
     from quantkit.verify.subjects import artifacts_in, export_subject, is_quantized_folder
 
@@ -121,8 +121,8 @@ def _as_gguf(artifact: Path) -> tuple[Path, bool | None]:
             names = ", ".join(path.name for path in found)
             raise GGUFError(f"{artifact} holds several artifacts; give one of {names}.")
         return _as_gguf(found[0])
-    known = known_sha256(artifact / "config.json")
-    faults = find_faults([Expected(artifact / n, n, None, sha256) for n, sha256 in known.items()])
+    known = known_files(artifact / "config.json")
+    faults = find_faults([Expected(artifact / n, n, *file) for n, file in known.items()])
     if faults:
         words = ", ".join(f"{name} ({fault})" for name, fault in faults.items())
         raise SmokeError(f"{artifact} is not as it was built: {words}; build or copy it again.")

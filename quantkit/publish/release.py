@@ -122,7 +122,7 @@ def prepare(
     if source.original is None:
         notes.append(
             "The card names no base model, so the Hub shows no lineage; if the checkpoint is on "
-            "the Hub, name it with quantkit publish --base-model NAMESPACE/NAME."
+            "the Hub, name it with --base-model NAMESPACE/NAME."
         )
     imatrices, imatrix_file = _find_imatrices(folder, everything, notes, earlier)
     comparison = _find_comparison(folder, wishes.comparison, artifacts)

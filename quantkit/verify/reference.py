@@ -89,12 +89,13 @@ def read_text(file: Path) -> Text:
             _, context, n_vocab, n_windows = _HEADER.unpack(start)
             n_bytes = 4 * context * n_windows
             sound = min(context, n_vocab, n_windows) >= 1 and n_bytes <= _MOST_TOKEN_BYTES
-            tokens = np.frombuffer(stream.read(n_bytes) if sound else b"", "<i4")
+            raw = stream.read(n_bytes) if sound else b""
         except OSError as error:
             raise SmokeError(f"{file} cannot be read: {error.strerror}.") from None
-    if not sound or tokens.size < context * n_windows:
+    if not sound or len(raw) < n_bytes:  # perhaps in the middle of a number
         raise SmokeError(f"{file} is cut short.")
-    text = Text(tokens.astype(np.int32).reshape(n_windows, context), n_vocab)
+    tokens = np.frombuffer(raw, "<i4").astype(np.int32)
+    text = Text(tokens.reshape(n_windows, context), n_vocab)
     if file.stat().st_size < text.file_bytes:
         raise SmokeError(f"{file} is cut short.")
     return text

@@ -1,6 +1,7 @@
 """The smoke test: an artifact must load, compute and generate in llama.cpp."""
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ def smoke(
     *,
     timeout: float | None = None,
     threads: int | None = None,
-    expected: Mapping[str, str] | None = None,
+    expected: Mapping[str, tuple[int, str]] | None = None,
     tokens: ExpectedTokens | None = None,
 ) -> SmokeResult:
     """Load a GGUF artifact in llama.cpp, check it, generate with it, and judge.
@@ -56,8 +57,8 @@ def smoke(
         artifact: a ``.gguf`` file, or the first shard of a split one.
         timeout: seconds for everything llama.cpp does; by default it grows with the size.
         threads: threads llama.cpp computes with; by default the cores this process may use.
-        expected: sha256 in hex by file name, as in the manifest. A file that it names and that
-            has another sum fails before llama.cpp starts.
+        expected: bytes and sha256 in hex by file name, as in the manifest. A file that it names and
+            that has others fails before llama.cpp starts.
         tokens: what the checkpoint's own tokenizer gives; llama.cpp must give the same.
 
     Raises:
@@ -163,12 +164,18 @@ def artifact_files(artifact: Path) -> list[Path]:
     return files
 
 
-def _compare(files: list[Path], expected: Mapping[str, str]) -> str | None:
+def _compare(files: list[Path], expected: Mapping[str, tuple[int, str]]) -> str | None:
     for file in files:
-        sum_expected = expected.get(file.name)
-        if sum_expected is None:
+        if file.name not in expected:
             continue
+        n_bytes, sum_expected = expected[file.name]
         with open_file(file, error=GGUFError, fix="build or copy it again") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != n_bytes:  # which needs no reading of what may be far larger
+                return (
+                    f"{file.name} is not as it was built: it has {size:,} bytes, the manifest says "
+                    f"{n_bytes:,}; build or copy it again."
+                )
             sum_found = hashlib.file_digest(stream, "sha256").hexdigest()
         if sum_found != sum_expected.lower():
             return (

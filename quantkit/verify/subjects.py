@@ -30,42 +30,69 @@ class Subject:
     how: str = "as it is"
 
 
-def find_subjects(
-    paths: Iterable[Path], exports: Path, report: Callable[[str], None] = lambda _: None
-) -> list[Subject]:
+def outline_subjects(paths: Iterable[Path]) -> list[Subject]:
     """The artifacts in files and folders, best quant first within a folder, each once.
 
     A folder's manifest (``quantkit.json``) names its artifacts; without one, all its GGUF files
-    are taken. An artifact for transformers is exported.
+    are taken. Of an artifact for transformers ``gguf`` is its folder: `export_all` exports it.
 
     Args:
         paths: GGUF files, folders that hold artifacts, artifacts that are folders themselves.
+
+    Raises:
+        GGUFError: a path or a file that a manifest names is not there, or a header is unsound.
+        OutputError: a manifest is damaged.
+
+    """
+    found: dict[Path, Subject] = {}
+    for path in paths:
+        if path.is_dir() and not is_quantized_folder(path):
+            subjects = [_outline(file) for file in artifacts_in(path)]
+            rank = {name: place for place, name in enumerate(all_quants())}
+            subjects.sort(key=lambda s: (rank.get(s.quant or "", len(rank)), s.name))
+        else:
+            subjects = [_outline(path)]
+        for subject in subjects:
+            found.setdefault(subject.gguf, subject)
+    return list(found.values())
+
+
+def _outline(path: Path) -> Subject:
+    if not path.is_dir():
+        return open_subject(path)
+    entry = sound_entries(path.parent).get(path.name, {})
+    return Subject(path.name, path, entry.get("quant"), 0, 0)
+
+
+def export_all(
+    subjects: Iterable[Subject], exports: Path, report: Callable[[str], None] = lambda _: None
+) -> list[Subject]:
+    """The same, with what is for transformers by way of a GGUF.
+
+    Args:
+        subjects: as `outline_subjects` gives them.
         exports: where to put the GGUF of an artifact that is none.
         report: called with the name of what is exported.
 
     Raises:
-        GGUFError: a path or a file that a manifest names is not there, or a header is unsound.
         CheckpointError: an artifact for transformers is incomplete or damaged.
 
     """
 
-    def open_artifact(path: Path) -> Subject:
-        if not path.is_dir():
-            return open_subject(path)
-        report(path.name)
-        return export_subject(path, exports)
+    def export(subject: Subject) -> Subject:
+        if not subject.gguf.is_dir():
+            return subject
+        report(subject.name)
+        return export_subject(subject.gguf, exports)
 
-    found: dict[Path, Subject] = {}
-    for path in paths:
-        if path.is_dir() and not is_quantized_folder(path):
-            subjects = [open_artifact(file) for file in artifacts_in(path)]
-            rank = {name: place for place, name in enumerate(all_quants())}
-            subjects.sort(key=lambda s: (rank.get(s.quant or "", len(rank)), s.name))
-        else:
-            subjects = [open_artifact(path)]
-        for subject in subjects:
-            found.setdefault(subject.gguf, subject)
-    return list(found.values())
+    return [export(subject) for subject in subjects]
+
+
+def find_subjects(
+    paths: Iterable[Path], exports: Path, report: Callable[[str], None] = lambda _: None
+) -> list[Subject]:
+    """What `outline_subjects` finds, exported by `export_all`."""
+    return export_all(outline_subjects(paths), exports, report)
 
 
 def holds_artifacts(folder: Path) -> bool:

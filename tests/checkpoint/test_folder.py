@@ -10,6 +10,7 @@ import pytest
 
 from quantkit.checkpoint.folder import is_quantized, read_json
 from quantkit.checkpoint.open import open_checkpoint
+from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, GGUFError, SafetensorsError
 from tests.safetensors_writer import Tensor, to_bf16, write_checkpoint, write_safetensors
 
@@ -557,3 +558,26 @@ def test_all_in_one_next_to_shards_without_index(sharded: Path) -> None:
     open_refused(
         sharded, f"and {SHARD_1} both hold tensor", "remove the one", file="model-all.safetensors"
     )
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_what_automodel_saved_has_the_names_of_the_model_with_its_head(
+    shards: int, tmp_path: Path
+) -> None:
+    whole, inside = tmp_path / "whole", tmp_path / "inside"
+    write_checkpoint(whole, some_tensors(), CONFIG, shards=shards)
+    bare = {name.removeprefix("model."): tensor for name, tensor in some_tensors().items()}
+    write_checkpoint(inside, bare, CONFIG | {"architectures": ["MistralModel"]}, shards=shards)
+    expected, found = open_checkpoint(whole), open_checkpoint(inside)
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in found.tensors.items():
+        assert tensor.name == name
+        rows = tensor.n_bytes // tensor.row_bytes
+        both = [open_rows(checkpoint)(name, 0, rows).tobytes() for checkpoint in (found, expected)]
+        assert both[0] == both[1]
+
+
+def test_other_names_stay_as_they_are(tmp_path: Path) -> None:
+    odd = {"embed_tokens.weight": np.ones((2, 4), np.float32)} | some_tensors()
+    write_checkpoint(tmp_path, odd, CONFIG)
+    assert open_checkpoint(tmp_path).tensors.keys() == odd.keys()

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ import pytest
 
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
+from tests.random_checkpoints import random_checkpoint
 from tests.verify.faults import scale_norm, with_fault
 
 TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
@@ -51,6 +53,32 @@ def test_the_figures_are_kept_beside_the_artifacts(folder: Path) -> None:
     assert elsewhere.read_text() == "mine"
     assert kept == printed
     assert {path.suffix for path in folder.iterdir()} == {".gguf", ".json"}
+
+
+def test_figures_over_more_windows_stay(folder: Path) -> None:
+    kept = folder / "compare.json"
+    kept.unlink(missing_ok=True)
+    fewer = ("--chunks", 1, *FEW[2:])
+    quantkit("compare", folder, *FEW)
+    before = kept.read_bytes()
+    outcome = quantkit("compare", folder, *fewer)
+    assert f"{kept} stays as it is: it is over 2 windows of the same text" in outcome.err
+    assert "this one over 1." in outcome.err
+    assert kept.read_bytes() == before
+
+    # An artifact that is newer than the figures makes them worthless.
+    os.utime(of(folder, "q8_0"), (kept.stat().st_mtime + 1,) * 2)
+    outcome = quantkit("compare", folder, *fewer)
+    assert "stays" not in outcome.err
+    assert json.loads(kept.read_text())["windows"] == 1
+
+
+def test_a_reference_is_looked_for_before_anything_is_exported(tmp_path: Path) -> None:
+    build(random_checkpoint(tmp_path / "model", "mistral"), tmp_path / "out", "bnb-nf4")
+    outcome = quantkit("compare", tmp_path / "out", *FEW)
+    assert outcome.code == 2
+    [line] = outcome.err.splitlines()  # no word of an export
+    assert line.startswith("Error: There is no unquantized (f32, bf16 or f16) artifact")
 
 
 def test_json_tells_everything_and_a_broken_norm_fails_alone(folder: Path, tmp_path: Path) -> None:

@@ -1,16 +1,25 @@
 """``quantkit densify`` and ``quantkit import`` as commands."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
+from quantkit.build.rewrite import look_ahead
+from quantkit.calibrate.calibrate import Run
+from quantkit.checkpoint.densified import densified
+from tests.calibrate.runs import opened
 from tests.cli.command import quantkit, refusal
 from tests.hub_server import HubServer, serve
+from tests.random_checkpoints import config_of, random_tensors, write_tokenizer
 from tests.raw_releases import raw_release
+from tests.safetensors_writer import write_checkpoint
 
 MIXTRAL = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
 MISTRAL = MIXTRAL.with_name("tiny-mistral")
@@ -76,6 +85,31 @@ def test_experts_come_from_the_hub_by_ranges(
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("merge", ["routed", "fit"])
+def test_a_disk_must_hold_what_a_merge_keeps_beside_the_result(
+    merge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations between two layers, twice, what is fitted in float32, and the dense model."""
+    source, model = opened(MIXTRAL)
+    dense = densified(source, model, [[1.0] * 8] * 4)
+    result = look_ahead(*dense, tmp_path / "out", max_memory=2**30, shard_size=None)
+    kept = 2 * (2 * 64 * model.hparams.hidden_size * 4)
+    if merge == "fit":
+        kept += 4 * 3 * model.hparams.hidden_size * model.hparams.intermediate_size * 4
+    free = result + kept - 1
+
+    def usage(_folder: object) -> SimpleNamespace:
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(Run, "execute", None)  # it is not begun
+    options = ("--merge", merge, "--chunks", 2, "--context", 64)
+    outcome = quantkit("densify", MIXTRAL, "-o", tmp_path / "out", *options)
+    assert outcome.code == 2
+    assert f"({result + kept} bytes)" in outcome.err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -91,6 +125,26 @@ def test_bad_requests(arguments: list[object], reason: str, tmp_path: Path) -> N
     out = tmp_path / "out"
     assert reason in refusal(quantkit("densify", MIXTRAL, "-o", out, *arguments))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mean_beyond_its_dtype_is_said_so(tmp_path: Path) -> None:
+    """Finite weights whose sum is not: the checkpoint holds no NaN, and is not blamed for one."""
+    config = config_of("mixtral", num_hidden_layers=1, num_local_experts=2)
+    tensors = random_tensors(config, "F16")
+    huge = "model.layers.0.block_sparse_moe.experts.{}.w1.weight"
+    for expert in (0, 1):
+        tensors[huge.format(expert)] = np.full((512, 256), 60_000 * (-1) ** expert, np.float16)
+    write_checkpoint(tmp_path / "model", tensors, config)
+    write_tokenizer(tmp_path / "model")
+    wish = ("densify", tmp_path / "model", "-o", tmp_path / "out", "--merge", "linear")
+    outcome = quantkit(*wish, "--weights", "2,-1")  # 180,000
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1] == (
+        "Error: The mean of the experts is beyond what F16 holds in "
+        "'model.layers.0.mlp.gate_proj.weight'; give other weights, or take one expert "
+        "with --expert."
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_sources(tmp_path: Path) -> None:

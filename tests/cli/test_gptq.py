@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.checkpoint.folder import open_quantized
 from tests.calibrate.runs import TINY, text_file
 from tests.cli.command import quantkit, refusal
+from tests.fuzz.cases import make_gptq
 from tests.random_checkpoints import random_checkpoint
 
 SMALL = ("--chunks", 2, "--context", 64, "--jobs", 1)
@@ -113,3 +115,25 @@ def test_a_damaged_artifact_is_not_exported(change: str, tmp_path: Path) -> None
     }
     assert re.search(wanted[change], sentence), sentence
     assert not list((tmp_path).glob("gguf/*"))
+
+
+def test_smoke_runs_a_folder_by_way_of_an_export(tmp_path: Path) -> None:
+    folder = make_gptq(tmp_path / "Model")
+    outcome = quantkit("smoke", folder)
+    assert not outcome.code, outcome
+    assert outcome.out.startswith("passed: Model (")
+    assert outcome.err.startswith("Exporting Model, for llama.cpp to run it")
+    assert [path.name for path in tmp_path.iterdir()] == ["Model"]
+
+
+def test_fit_of_a_folder_tells_what_it_stores(tmp_path: Path) -> None:
+    folder = make_gptq(tmp_path / "Model")
+    outcome = quantkit("fit", folder, "--gpu", "8GB", "--ram", "16GB", "--json")
+    assert not outcome.code, outcome
+    found = json.loads(outcome.out)
+    assert (found["quants"], found["recommended"]) == ([], None)
+    [stored] = found["other_formats"]
+    assert stored["name"] == "Model"
+    tensors = open_quantized(folder).tensors.values()
+    assert stored["weight_bytes"] == sum(tensor.n_bytes for tensor in tensors)
+    assert stored["fits"]

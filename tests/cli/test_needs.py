@@ -52,6 +52,7 @@ PUBLISHING: tuple[Words, ...] = (
     ("--delete-published",),
     ("--private",),
     ("--license", "mit"),
+    ("--base-model", "a/b"),
     ("--max-disk", "1GB"),
     ("--cluster-jobs", "2"),
 )

@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ class Case:
     """What to run in a case's folder.
 
     ``arguments`` are of the command line; ``call`` is called instead where no command is so small.
-    ``codes`` are the exit codes that are right.
+    ``codes`` are the exit codes that are right. ``look`` looks at the folder after a success, and
+    tells what is wrong with what was made or said to be sound. ``heavy`` cases need PyTorch.
     """
 
     what: str
     arguments: Sequence[str] = ()
     call: Callable[[Path], object] | None = None
     codes: frozenset[int] = frozenset({0, 2})
+    look: Callable[[Path], str | None] = lambda _folder: None
+    heavy: bool = False
 
 
 # --- what is sound, made once ----------------------------------------------------------------
@@ -73,6 +78,7 @@ def make_sound(root: Path) -> None:
     (root / "files" / "compare.json").write_text(json.dumps(_comparison()))
     _write_recorded(root / "files" / "reference.kld")
     _build_states(model, root)
+    _calibration_states(one, root)
 
 
 def _build_states(model: Path, root: Path) -> None:
@@ -94,6 +100,54 @@ def _build_states(model: Path, root: Path) -> None:
     except KeyError:
         return
     raise AssertionError("the build was to be interrupted")
+
+
+_CALIBRATED = ["--text", "text.txt", "--chunks", "1", "--context", "32"]
+_MATRIX = "imatrix.gguf"
+RUNS = ("imatrix", "gptq-int4", "dense")
+
+
+def calibration(kind: str) -> list[str]:
+    """The command whose interrupted run is a state, run in a case's folder."""
+    if kind == "imatrix":
+        return ["calibrate", "Model", "-o", f"out/{_MATRIX}", *_CALIBRATED]
+    if kind == "dense":
+        return ["densify", "Model", "-o", "out/dense", "--merge", "fit", *_CALIBRATED]
+    wish = ["build", "Model", "-q", "gptq-int4", "--group-size", "32", "-o", "out", "--no-smoke"]
+    return [*wish, *_CALIBRATED]
+
+
+def _calibration_states(model: Path, root: Path) -> None:
+    """Runs over a text that were stopped with all layers done, and what they should end in."""
+    from unittest.mock import patch
+
+    from quantkit.calibrate.progress import Journal
+    from tests.cli.command import quantkit
+
+    real = Journal.record
+
+    def stop(self: Journal, layer: Any) -> None:
+        real(self, layer)
+        raise KeyboardInterrupt
+
+    before = Path.cwd()
+    for kind in RUNS:
+        for folder, patched in ((root / "stopped" / kind, True), (root / "ended" / kind, False)):
+            _lay_out_run(model, root, folder)
+            os.chdir(folder)
+            try:
+                with patch.object(Journal, "record", stop if patched else real):
+                    outcome = quantkit(*calibration(kind))
+            finally:
+                os.chdir(before)
+            assert outcome.code == 130 if patched else not outcome.code, outcome
+
+
+def _lay_out_run(model: Path, root: Path, folder: Path) -> None:
+    """A folder to run over a text in."""
+    _copy(model, folder / "Model")
+    shutil.copyfile(root / "files" / "text.txt", folder / "text.txt")
+    (folder / "out").mkdir()
 
 
 _CARD = "---\nlicense: mit\nlanguage: [en]\ntags:\n- moe\nbase_model: a/b\n---\n# Model\n"
@@ -301,10 +355,11 @@ def _quantized(rng: random.Random, sound: Path, folder: Path) -> Case:
         what = _change_tensor(rng, model)
     else:
         what = _damage(rng, model, ["config.json"] * 3)
-    return Case(f"{kind}: {what}", call=_export)
+    return Case(f"{kind}: {what}", call=export, heavy=True)
 
 
-def _export(folder: Path) -> None:
+def export(folder: Path) -> None:
+    """Open a quantized folder as a checkpoint, and read of every matrix."""
     from quantkit.build.work import prepare_export
     from quantkit.formats.dequantized import open_artifact
     from quantkit.plan.quants import find_quants
@@ -493,7 +548,14 @@ def _state(rng: random.Random, sound: Path, folder: Path) -> Case:
     what, change = rng.choice(choices)
     change()
     command = ["build", "Model", "-q", "q8_0", "-o", "out", "--no-smoke", "--jobs", "1"]
-    return Case(f"{state} build: {what}", [*command, "--kernel", "ggml"])
+    look = partial(_same_artifact, sound)
+    return Case(f"{state} build: {what}", [*command, "--kernel", "ggml"], look=look)
+
+
+def _same_artifact(sound: Path, folder: Path) -> str | None:
+    """Whether a build made what it should."""
+    same = sum_of(folder / "out" / ARTIFACT) == sum_of(sound / "finished" / ARTIFACT)
+    return None if same else "the artifact is not the one that it should be"
 
 
 def _point_journal_here(journal: Path, there: Path, here: Path) -> None:
@@ -518,6 +580,150 @@ def _folder(rng: random.Random, sound: Path, folder: Path) -> Case:
     return Case(f"verify: {change.__name__} {name}", ["verify", "out"], codes=frozenset({0, 1, 2}))
 
 
+def _calibration(rng: random.Random, sound: Path, folder: Path) -> Case:
+    """A run over a text in a folder where an earlier one was stopped."""
+    kind = rng.choice(RUNS)
+    there = sound / "stopped" / kind
+    _copy(there / "out", folder / "out")
+    _copy(there / "Model", folder / "Model")
+    shutil.copyfile(there / "text.txt", folder / "text.txt")
+    for file in (folder / "Model").iterdir():
+        times = (there / "Model" / file.name).stat()
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    [journal] = (folder / "out").rglob("journal.json")
+    state = journal.parent
+    _rewrite_journal(journal, lambda text: text.replace(str(there), str(folder)))
+    (folder / "precious").write_bytes(b"precious" * 100)
+    name = rng.choice([*sorted(path.name for path in state.iterdir()), *["journal.json"] * 4])
+    changes: list[Change] = [mutations.change_bytes, mutations.become_strange]
+    if name == journal.name:
+        changes += [mutations.change_json] * 4 + [mutations.become_giant]
+    change = rng.choice(changes)
+    change(state / name, rng)
+    what = f"{change.__name__} {name}"
+    if change is mutations.change_json and rng.random() < 0.5:
+        _rewrite_journal(journal, lambda text: text)
+        what += ", which says that it is sound"
+        return Case(f"{kind}: {what}", calibration(kind), heavy=True)
+    if rng.random() < 0.2:
+        place = state / rng.choice(["journal.new", "imatrix.gguf", "layer-0.safetensors"])
+        place.unlink(missing_ok=True)
+        place.symlink_to(folder / "precious")
+        what += f" and link {place.name}"
+    look = partial(_same_as_ended, sound / "ended" / kind)
+    return Case(f"{kind}: {what}", calibration(kind), look=look, heavy=True)
+
+
+def _rewrite_journal(journal: Path, change: Callable[[str], str]) -> None:
+    """Change the text of a journal and make it say that it is as it was written."""
+    try:
+        document = json.loads(change(journal.read_text()))
+        both = json.dumps([document["identity"], document["layers"]])
+        document["crc"] = zlib.crc32(both.encode())
+        journal.write_text(json.dumps(document))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # it cannot even say that
+
+
+def _same_as_ended(ended: Path, folder: Path) -> str | None:
+    """What a run made that is not as it would be if nothing had stopped it."""
+    from quantkit.checkpoint.imatrix import load_imatrix
+
+    expected, found = ended / "out", folder / "out"
+    names = {path.relative_to(expected) for path in expected.rglob("*") if path.is_file()}
+    if names != {path.relative_to(found) for path in found.rglob("*") if path.is_file()}:
+        return f"out holds {sorted(map(str, found.rglob('*')))}"
+    for name in names - {Path("quantkit.json"), Path("dense/README.md")}:
+        if name.name == _MATRIX:  # which says, too, from where
+            ours, theirs = (load_imatrix(place / name).entries for place in (found, expected))
+            same = all((ours[key] == theirs[key]).all() for key in theirs)
+        else:
+            same = sum_of(found / name) == sum_of(expected / name)
+        if not same:
+            return f"{name} is not as it should be"
+    return None
+
+
+def _publish(rng: random.Random, sound: Path, folder: Path) -> Case:
+    """What is finished, about to be published with a file that lies."""
+    from quantkit.build.manifest import NAME as MANIFEST
+
+    out = _copy(sound / "finished", folder / "build")
+    model = _copy(sound / "mistral" / "Model", folder / "Model")
+    shutil.copyfile(sound / "files" / "compare.json", out / "compare.json")
+    places = [out / MANIFEST] * 4 + [out / "compare.json"] * 3 + [out / ARTIFACT]
+    places += [model / "README.md"] * 2 + [model / "LICENSE", model / "tokenizer_config.json"]
+    place = rng.choice(places)
+    if place.name == "LICENSE":
+        place.write_text("MIT License")
+    changes = _CHANGES.get(place.suffix, _CHANGES[""])
+    if place.suffix == ".gguf":
+        changes = (mutations.change_number, mutations.change_bytes, *_CHANGES[""])
+    change = rng.choice(changes)
+    change(place, rng)
+    command = ["publish", "build", "--repo", "a/b", "--dry-run", "--force"]
+    command += rng.choice([[], ["--card-only"], ["--json"], ["--license", "mit"]])
+    if place.parent == model or rng.random() < 0.3:
+        command += ["--checkpoint", "Model"]
+    what = f"publish: {change.__name__} {place.name}"
+    if rng.random() < 0.5:
+        return Case(what, command)
+    wish = "Model" if "--checkpoint" in command else None
+    return Case(what, call=partial(_prepare, wish))
+
+
+def _prepare(checkpoint: str | None, folder: Path) -> None:
+    """Everything that publishing does before it sends, every byte read."""
+    from quantkit.publish.release import Wishes, prepare
+
+    prepare(folder / "build", "a/b", Wishes(checkpoint=checkpoint, force=True))
+
+
+def _run(rng: random.Random, sound: Path, folder: Path) -> Case:
+    """An artifact that is not as it was built, run and measured."""
+    codes = frozenset({0, 1, 2})
+    if rng.random() < 0.25:
+        kind = rng.choice(["gptq", "bnb"])
+        model = _copy(sound / kind / "Model", folder / "Model")
+        what = _damage(rng, model, ["config.json"] * 2)
+        command = rng.choice([["smoke", "Model"], ["compare", "Model", *_reference(sound, folder)]])
+        return Case(f"run {kind}: {what}", command, codes=codes, heavy=True)
+    out = _copy(sound / "finished", folder / "out")
+    if rng.random() < 0.3:
+        (out / "quantkit.json").unlink()
+    place = rng.choice([*[out / ARTIFACT] * 3, *out.glob("*.json")])
+    changes: list[Change] = [mutations.become_strange, mutations.become_giant]
+    if place.suffix == ".gguf":
+        changes += [mutations.change_number, mutations.change_weights, mutations.change_bytes] * 2
+    else:
+        changes += [mutations.change_json] * 4
+    change = rng.choice(changes)
+    change(place, rng)
+    what = f"{change.__name__} {place.name}"
+    if rng.random() < 0.5:
+        look = partial(_as_built, sound) if (out / "quantkit.json").is_file() else None
+        artifact = rng.choice(["out", f"out/{ARTIFACT}"])
+        if look is None or place.suffix != ".gguf":
+            return Case(f"smoke: {what}", ["smoke", artifact], codes=codes)
+        return Case(f"smoke: {what}", ["smoke", artifact], codes=codes, look=look)
+    command = ["compare", "out", *_reference(sound, folder)]
+    return Case(f"compare: {what}", command, codes=codes)
+
+
+def _as_built(sound: Path, folder: Path) -> str | None:
+    """Whether what passed is what was built."""
+    same = sum_of(folder / "out" / ARTIFACT) == sum_of(sound / "finished" / ARTIFACT)
+    return None if same else "it passed, and is not what was built"
+
+
+def _reference(sound: Path, folder: Path) -> list[str]:
+    """Options of a comparison with what is sound."""
+    shutil.copyfile(sound / "finished" / ARTIFACT, folder / "reference.gguf")
+    shutil.copyfile(sound / "files" / "text.txt", folder / "text.txt")
+    wish = ["--reference", "reference.gguf", "--text", "text.txt", "--chunks", "1"]
+    return [*wish, "--context", "32", "--threads", "1"]
+
+
 def _wish(rng: random.Random, _sound: Path, _folder: Path) -> Case:
     """Numbers and names on the command line."""
     value = rng.choice(
@@ -536,6 +742,9 @@ _KINDS: tuple[tuple[Callable[[random.Random, Path, Path], Case], int], ...] = (
     (_state, 4),
     (_folder, 2),
     (_wish, 1),
+    (_calibration, 2),
+    (_publish, 2),
+    (_run, 1),
 )
 
 

@@ -105,6 +105,14 @@ def change_number(path: Path, rng: random.Random) -> None:
     path.write_bytes(data)
 
 
+def change_weights(path: Path, rng: random.Random) -> None:
+    """Some bytes anywhere behind the header's beginning."""
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.choice([1, 100])):
+        data[rng.randrange(len(data) // 2, len(data))] = rng.choice([0, 0x7C, 0x7F, 0xFF])
+    path.write_bytes(data)
+
+
 # --- JSON ------------------------------------------------------------------------------------
 
 

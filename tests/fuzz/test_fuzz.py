@@ -35,15 +35,18 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run_cases(sound: Path, first: int, count: int) -> dict[str, Any]:
     """Run cases in a server, and fail if one of them went wrong; what it says at the end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.server", str(sound), str(first), str(count)],
-        capture_output=True,
-        text=True,
-        env=os.environ | _ONE_THREAD,
-        check=False,
-    )
+    said = sound.with_name(f"from-{first}")  # an hour of it can be watched
+    with said.open("w") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.server", str(sound), str(first), str(count)],
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | _ONE_THREAD,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-3000:]
-    *faults, end = map(json.loads, done.stdout.splitlines())
+    *faults, end = map(json.loads, said.read_text().splitlines())
     assert not faults, "\n".join(map(str, faults[:20]))
     assert end["cases"] == count
     found: dict[str, Any] = end

@@ -113,6 +113,15 @@ def mixtral_fused(folder: Path) -> None:
     write_tokenizer(folder)
 
 
+def saved_by_automodel(folder: Path) -> None:
+    """The model inside a LlamaForCausalLM, whose tensors' names begin within ``model.``."""
+    config = config_of("llama", num_hidden_layers=1, tie_word_embeddings=True)
+    tensors = random_tensors(config)
+    inside = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    write_checkpoint(folder, inside, config | {"architectures": ["LlamaModel"]}, shards=2)
+    write_tokenizer(folder)
+
+
 def null_heads(folder: Path) -> None:
     """Says null for its key-value heads, of which it then has as many as others."""
     random_checkpoint(
@@ -272,6 +281,7 @@ CASES: dict[str, Case] = {
         rope_scaling=dict(LLAMA3), max_position_embeddings=131072,
     ),
     "llama-tied-with-head": Case(tied_with_head),
+    "llama-saved-by-AutoModel": Case(saved_by_automodel),
     "llama-biases": random(
         "llama", num_hidden_layers=2, attention_bias=True, mlp_bias=True,
         num_attention_heads=2, num_key_value_heads=None, rope_theta=500000.0,

@@ -96,7 +96,7 @@ def test_shards(ggufs: dict[str, Path], name: str, tmp_path: Path) -> None:
 @pytest.mark.search
 @pytest.mark.parametrize("quant", QUANTS)
 def test_the_full_product(ggufs: dict[str, Path], quant: str, tmp_path: Path) -> None:
-    """Every quant of every architecture, with an importance matrix and, where it can be, without."""
+    """Every quant of every architecture, with an importance matrix and, if it can be, without."""
     for name, gguf in ggufs.items():
         folder = tmp_path / name
         folder.mkdir()

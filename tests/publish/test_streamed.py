@@ -170,6 +170,19 @@ def test_a_killed_run_sends_and_reads_nothing_twice(
     assert hub.source.bytes_sent < sum(file.stat().st_size for file in model.iterdir()) * 0.9
 
 
+def test_a_folder_has_the_lineage_that_it_is_said_to_have(
+    hub: Hub, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    refused = publish(model, out, "--base-model", "no name")
+    assert "'no name' is no name for a repository" in refusal(refused)
+    assert not out.exists()
+    done = publish(model, out, "--base-model", "original/Model")
+    assert done.code == 0, done.err
+    assert "no base model" not in done.err
+    assert b"\nbase_model: original/Model\n" in hub.files()["README.md"]
+
+
 def _folders(out: Path) -> list[str]:
     return [path.name for path in out.iterdir() if path.is_dir()]
 

@@ -120,7 +120,7 @@ def test_a_reference_file_gives_back_what_went_in(tmp_path: Path) -> None:
         assert (read_window(file, back, index) == pack_log_probs(logits)).all()
 
 
-@pytest.mark.parametrize("keep", [0, 19, 20, 100, -1])
+@pytest.mark.parametrize("keep", [0, 19, 20, 50, 83, 100, -1])  # 50, 83: within a token
 def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
     text = Text(np.zeros((1, 16), np.int32), N_VOCAB)
     file = tmp_path / "reference.kld"

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -207,7 +208,7 @@ def test_a_flipped_byte_in_the_structure_fails(specimen: Path, before: bytes, sk
 def test_every_flipped_byte_fails_against_the_manifest(tmp_path: Path) -> None:
     """Values such as the rope base or a token's score have nothing to be checked against."""
     file = write_specimen(tmp_path / "specimen.gguf", "Q4_0")
-    expected = {file.name: sha256(file)}
+    expected = {file.name: (file.stat().st_size, sha256(file))}
     good = file.read_bytes()
     with file.open("r+b", buffering=0) as stream:
         for position in [*range(0, header_size(file), 11), len(good) - 1]:
@@ -221,7 +222,18 @@ def test_every_flipped_byte_fails_against_the_manifest(tmp_path: Path) -> None:
 
 
 def test_sums_of_other_files_are_not_compared(specimen: Path) -> None:
-    assert smoke(specimen, expected={"other.gguf": "0" * 64}).ok
+    assert smoke(specimen, expected={"other.gguf": (1, "0" * 64)}).ok
+
+
+def test_a_file_of_another_size_is_not_read(
+    specimen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 20 GB of nothing would be for a minute."""
+    expected = {specimen.name: (specimen.stat().st_size, sha256(specimen))}
+    os.truncate(specimen, 20 * 10**9)
+    monkeypatch.delattr("hashlib.file_digest")
+    result = smoke(specimen, expected=expected)
+    assert re.search(r"is not as it was built: it has 20,000,000,000 bytes", result.verdict)
 
 
 # Damaged sizes and weights.
