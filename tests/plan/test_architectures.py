@@ -49,6 +49,23 @@ def odd(**tensors: tuple[int, ...]) -> Header:
     return Header("llama", KEYS, NORMS_AND_EMBEDDINGS | spelled)
 
 
+def experts(n: int, layers: int = 16) -> Header:
+    """Two matrices of each kind per layer, so that counting them does not give the layer."""
+    tensors: dict[str, tuple[int, ...]] = {}
+    for i in range(layers):
+        tensors[f"blk.{i}.attn_v.weight"] = (256, 256)
+        for part in ("ffn_up", "ffn_gate", "ffn_down"):
+            tensors[f"blk.{i}.{part}_exps.weight"] = (256, 256, n)
+            tensors[f"blk.{i}.{part}_shexp.weight"] = (256, 256)
+    keys = {"block_count": layers, "expert_count": n, "expert_used_count": 1}
+    return Header("llama", KEYS | keys, NORMS_AND_EMBEDDINGS | tensors)
+
+
+def one_expert_without_layer() -> Header:
+    model = experts(1)
+    return Header("llama", model.keys, {**model.tensors, "mtp.ffn_down.weight": (256, 256)})
+
+
 def expert(name: str) -> Header:
     return Header("llama", KEYS | EXPERTS, NORMS_AND_EMBEDDINGS | {name: (256, 64, 8)})
 
@@ -88,6 +105,7 @@ ODD: dict[str, Callable[[], Header]] = {
             "blk.9.attn_q.weight": (256, 8),
             "blk.+3.attn_q.weight": (256, 8),
             "blk.-2.attn_q.weight": (256, 8),
+            "blk.-1.attn_q.weight": (256, 8),
             "blk.5x.attn_q.weight": (256, 8),
             "blk.x.attn_q.weight": (256, 8),
             "blk.0.\u00e9.weight": (256, 8),
@@ -97,6 +115,11 @@ ODD: dict[str, Callable[[], Header]] = {
             "enc.blk.0.attn_q.weight": (256, 8),
         }
     ),
+    "one-expert": one_expert_without_layer,
+    "two-experts": lambda: experts(2),
+    "three-experts": lambda: experts(3),
+    "four-experts": lambda: experts(4),
+    "five-experts": lambda: experts(5),
     "expert-without-layer": lambda: expert("enc.blk.0.ffn_up_exps.weight"),
     "expert-beyond-the-layers": lambda: expert("blk.4.ffn_down_exps.weight"),
     "expert-before-the-layers": lambda: expert("blk.-1.ffn_gate_exps.weight"),
