@@ -89,6 +89,18 @@ def _build_states(model: Path, root: Path) -> None:
 
     work = prepare(model, find_quants(["q8_0"]), kernel="ggml")
     build(work, root / "finished", jobs=1, max_memory=2**30)
+    shards = prepare(model, find_quants(["bf16"]), kernel="ggml", shard_size=60_000)
+    build(shards, root / "split", jobs=1, max_memory=2**30)
+    single = prepare(model, find_quants(["bf16"]), kernel="ggml")
+    build(single, root / "whole", jobs=1, max_memory=2**30)
+    for kind, files in (
+        ("single", (root / "whole").glob("*.gguf")),
+        ("quantized", (root / "finished").glob("*.gguf")),
+        ("shards", (root / "split").rglob("*.gguf")),
+    ):
+        (root / "gguf" / kind).mkdir(parents=True)
+        for file in files:
+            shutil.copy(file, root / "gguf" / kind)
     both = prepare(model, find_quants(["q8_0", "f16"]), kernel="ggml")
 
     def stop(progress: Progress) -> None:
@@ -435,6 +447,35 @@ def _gguf(rng: random.Random, sound: Path, folder: Path) -> Case:
     return Case(f"gguf: {change.__name__}", command)
 
 
+def _source(rng: random.Random, sound: Path, folder: Path) -> Case:
+    """A GGUF as a source: one file, a quantized one, or shards."""
+    kind = rng.choice(["single", "quantized", "shards"])
+    files = sorted(p.name for p in _copy(sound / "gguf" / kind, folder / "source").iterdir())
+    change = rng.choice(
+        [
+            *[mutations.change_metadata] * 4,
+            *[mutations.change_table] * 3,
+            mutations.change_number,
+            mutations.change_bytes,
+            mutations.become_strange,
+            mutations.become_giant,
+        ]
+    )
+    changed = rng.choice(files)
+    change(folder / "source" / changed, rng)
+    source = f"source/{files[0]}"
+    command = rng.choice(
+        [
+            ["build", source, "-q", "q4_k_m,q8_0", "--dry-run"],
+            ["build", source, "-q", "q5_0", "--no-smoke", "--kernel", "ggml", "-o", "out"],
+            ["inspect", source],
+        ]
+    )
+    if kind == "quantized" and command[0] == "build" and rng.randrange(4):
+        command.append("--allow-requantize")
+    return Case(f"{kind} source: {change.__name__} {changed}", command)
+
+
 def _small_file(rng: random.Random, sound: Path, folder: Path) -> Case:
     name = rng.choice(["imatrix.gguf", "imatrix.dat", "text.txt", "compare.json", "reference.kld"])
     shutil.copyfile(sound / "files" / name, folder / name)
@@ -737,7 +778,8 @@ _KINDS: tuple[tuple[Callable[[random.Random, Path, Path], Case], int], ...] = (
     (_checkpoint, 8),
     (_raw, 4),
     (_quantized, 3),
-    (_gguf, 4),
+    (_gguf, 2),
+    (_source, 4),
     (_small_file, 4),
     (_state, 4),
     (_folder, 2),

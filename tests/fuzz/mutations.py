@@ -105,6 +105,52 @@ def change_number(path: Path, rng: random.Random) -> None:
     path.write_bytes(data)
 
 
+def change_metadata(path: Path, rng: random.Random) -> None:
+    """The value of a GGUF's key, or its type, or the key itself."""
+    from quantkit.checkpoint.gguf import read_header
+
+    spans = [*read_header(path).spans.items()]
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.randint(1, 3)):
+        key, (start, end) = rng.choice(spans)
+        value = start + 8 + len(key.encode()) + 4
+        match rng.randrange(4):
+            case 0:
+                data[start + 8] = rng.choice(b"xX_\x00\xff")
+            case 1:
+                data[value - 4 : value] = struct.pack("<I", rng.randrange(14))
+            case _:
+                number = rng.choice([0, 1, 2, 3, 5, 255, 2**16, 2**31 - 1, 2**32 - 1])
+                data[value : min(end, value + 4)] = struct.pack("<I", number)[: end - value]
+    path.write_bytes(data)
+
+
+def change_table(path: Path, rng: random.Random) -> None:
+    """A tensor's name, shape, type or offset in a GGUF."""
+    from quantkit.checkpoint.gguf import read_header
+
+    header = read_header(path)
+    data = bytearray(path.read_bytes())
+    tensor = rng.choice(header.tensors)
+    name = tensor.name.encode()
+    start = data.index(struct.pack("<Q", len(name)) + name) + 8
+    after = start + len(name) + 4
+    match rng.randrange(4):
+        case 0:
+            data[start + rng.randrange(len(name))] = rng.choice(b"./\n\x1b\xffz")
+        case 1:
+            at = after + 8 * rng.randrange(len(tensor.shape))
+            data[at : at + 8] = struct.pack("<Q", rng.choice([0, 1, 3, 32, 256, 2**33, 2**62]))
+        case 2:
+            at = after + 8 * len(tensor.shape)
+            data[at : at + 4] = struct.pack("<I", rng.randrange(45))
+        case _:
+            at = after + 8 * len(tensor.shape) + 4
+            other = rng.choice(header.tensors).offset
+            data[at : at + 8] = struct.pack("<Q", rng.choice([0, 7, other, 2**40, 2**63]))
+    path.write_bytes(data)
+
+
 def change_weights(path: Path, rng: random.Random) -> None:
     """Some bytes anywhere behind the header's beginning."""
     data = bytearray(path.read_bytes())
