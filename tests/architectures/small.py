@@ -785,5 +785,5 @@ SMALL: dict[str, Small] = {
     "gemma-embedding": Small("gemma-embedding", "Gemma3TextModel", {"head_dim": 64}, "pieces"),
 }
 
-# llama.cpp reads these, and aborts when it is to run them: they are too small for what it assumes.
+# llama.cpp reads these, and aborts when it is to run them; the reason was not looked for.
 NOT_RUN = frozenset({"gemma-embedding", "glm-dsa", "llama4"})
