@@ -31,6 +31,8 @@ def open_gguf(path: Path) -> Checkpoint:
     """
     files = shard_names(path)
     headers = [read_header(file) for file in files]
+    for file, header in zip(files, headers, strict=True):
+        _check_end(file, header, file.stat().st_size)
     return _join(files, headers)
 
 
@@ -54,6 +56,8 @@ def open_hub_gguf(repo_id: str, name: str, revision: str | None = None) -> Check
     repo = open_repo(repo_id, revision).within(folder)
     fetched = [fetch_header(repo, shard.name) for shard in names]
     headers = [read_header(found.here, found.n_bytes) for found in fetched]
+    for found, header in zip(fetched, headers, strict=True):
+        _check_end(found.file, header, found.n_bytes)
     checkpoint = _join([found.file for found in fetched], headers, [f.here for f in fetched])
     return replace(checkpoint, repo=repo)
 
@@ -90,6 +94,17 @@ def _join(
         raise GGUFError(f"{files[0]} holds no tensors; give the GGUF of a whole model.")
     entries = read_entries((here or files)[0], first)
     return Checkpoint(files[0], {}, tensors, tuple(files), header=replace(first, entries=entries))
+
+
+def _check_end(file: Path, header: Header, n_bytes: int) -> None:
+    """Refuse a file with something behind its last tensor, which would be read for nothing."""
+    last = max((t.offset + t.n_bytes for t in header.tensors), default=0)
+    end = -(-(header.data_offset + last) // _ALIGNMENT) * _ALIGNMENT
+    if n_bytes > end + _ALIGNMENT:
+        raise GGUFError(
+            f"{file} has {n_bytes - end:,} bytes behind its last tensor, which are of no GGUF; "
+            "download it again, or make it anew."
+        )
 
 
 def _as_ggml_counts(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ class Imatrix:
             return None
         matrices = target.shape[0] if len(target.shape) == 3 else 1
         if values.size != matrices * target.columns:
-            if target.role == "token_embd":
+            if target.name in _EMBEDDINGS:
                 return None
             raise ImatrixError(
                 f"{self.path} has {values.size} values for {target.name}, which needs "
@@ -66,6 +66,7 @@ class Imatrix:
         return values.reshape(matrices, target.columns)
 
 
+_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 # Tensors that llama-imatrix sees only when it is asked to, or never.
 _SELDOM_SEEN = {"token_embd.weight", "output.weight"}
 _FEW, _MANY = 3, 12  # names that are written out

@@ -25,7 +25,7 @@ def show_plan(name: str, layouts: "Sequence[Layout]", as_json: bool) -> None:
     for row in zip(*(layout.plan.tensors for layout in layouts), strict=True):
         target = row[0].target
         cells = (f"{tensor.encoding.name} {tensor.n_bytes:,}" for tensor in row)
-        table.add_row(target.name, " x ".join(map(str, target.shape)), *cells)
+        table.add_row(escape(target.name), " x ".join(map(str, target.shape)), *cells)
     show_table(table)
     files = Table(title="Files", title_justify="left")
     for heading in ("file", "bytes", "size", "bits per weight"):
