@@ -30,7 +30,7 @@ def live_nodes() -> list[dict[str, Any]]:
     """The nodes that have processors, as Ray describes them."""
     import ray
 
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = ray.nodes()  # type: ignore[no-untyped-call] # Ray is half typed
     return [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
 
 

@@ -88,6 +88,7 @@ class Engine(ImmutableSandboxedEnvironment):
             return lambda *arguments, **named: builtin(obj, *arguments, **named)
         return Missing(name=str(argument))
 
+    # As in jinja2's own class: a template may pass arguments called self or context.
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, D102
         if isinstance(__obj, Macro):
             # A macro's parameters are bound one by one while there are arguments, named or not.

@@ -48,7 +48,7 @@ _KINDS: tuple[tuple[str, Any], ...] = (
 def as_text(value: Any) -> str:
     """A value as text: ``as_string``."""
     if isinstance(value, Undefined):
-        return fail("Undefined is not a string value")  # type: ignore[no-any-return]
+        return fail("Undefined is not a string value")  # type: ignore[no-any-return] # it raises
     if isinstance(value, float):
         digits = f"{value:.6f}".rstrip("0")
         return digits + "0" if digits.endswith(".") else digits
