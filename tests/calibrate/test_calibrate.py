@@ -127,7 +127,7 @@ def test_killed_in_a_layer_it_resumes_there(
     real = progress.Journal.record
     (part / "training.txt").write_bytes((whole / "training.txt").read_bytes())
 
-    def dying(self: progress.Journal, record: object) -> None:
+    def dying(self: progress.Journal, record: progress.Layer) -> None:
         if moment == "after the record":
             real(self, record)
         if len(self.layers) == layer + (moment == "after the record"):
@@ -185,7 +185,7 @@ calibrated(Path(sys.argv[1]), Path(sys.argv[2]), chunks=2)
 def test_other_text_does_not_resume_what_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(self: progress.Journal, record: object) -> None:
+    def stop(self: progress.Journal, record: progress.Layer) -> None:
         real(self, record)
         raise KeyboardInterrupt
 

@@ -244,7 +244,10 @@ def test_killed_in_a_layer_it_resumes_there(
         stops = iter(("before", "after"))
 
         def dying(
-            self: progress.Journal, record: object, at: int = layer, stops: Iterator[str] = stops
+            self: progress.Journal,
+            record: progress.Layer,
+            at: int = layer,
+            stops: Iterator[str] = stops,
         ) -> None:
             if len(self.layers) == at and (stop := next(stops, None)):
                 if stop == "after":

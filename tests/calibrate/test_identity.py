@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 def stop_after_the_first_layer(patch: pytest.MonkeyPatch) -> None:
     real = progress.Journal.record
 
-    def record(self: progress.Journal, layer: object) -> None:
+    def record(self: progress.Journal, layer: progress.Layer) -> None:
         real(self, layer)
         raise KeyboardInterrupt
 

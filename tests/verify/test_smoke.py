@@ -319,11 +319,13 @@ def shards(tmp_path: Path) -> list[Path]:
 
 def test_a_split_model_passes_from_its_first_shard(shards: list[Path]) -> None:
     assert len(shards) == 2
-    assert smoke(shards[0], expected={file.name: sha256(file) for file in shards}).ok
+    assert smoke(
+        shards[0], expected={file.name: (file.stat().st_size, sha256(file)) for file in shards}
+    ).ok
 
 
 def test_a_damaged_second_shard_fails(shards: list[Path]) -> None:
-    expected = {file.name: sha256(file) for file in shards}
+    expected = {file.name: (file.stat().st_size, sha256(file)) for file in shards}
     shards[1].write_bytes(shards[1].read_bytes()[:-32])
     assert "model-00002-of-00002.gguf has" in verdict(shards[0])
     result = smoke(shards[0], expected=expected)
