@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import NativeError, PlanError
 from quantkit.encodings.encoding import Encoding
+from quantkit.encodings.sound import is_sound
 
 _LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 _REINSTALL = "reinstall it with: pip install --force-reinstall llama-cpp-python"
@@ -58,11 +59,12 @@ class _Traits(ctypes.Structure):
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """``libggml-base``, with the types of what is called in it."""
     path = library_path()
     try:
         library = ctypes.CDLL(str(path))
-        quantize, validate = library.ggml_quantize_chunk, library.ggml_validate_row_data
+        quantize = library.ggml_quantize_chunk
     except (OSError, AttributeError) as error:
         raise NativeError(f"{path} cannot be used ({error}); {_REINSTALL}.") from None
     quantize.restype = ctypes.c_size_t
@@ -77,8 +79,6 @@ def _library() -> ctypes.CDLL:
     ]
     library.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
     library.ggml_get_type_traits.argtypes = [ctypes.c_int]
-    validate.restype = ctypes.c_bool
-    validate.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     return library
 
 
@@ -105,8 +105,7 @@ def encode(
     if encoding.name == "F32":
         return rows.view(np.uint8).reshape(n_rows, -1)
     out = np.empty((n_rows, encoding.row_bytes(columns)), np.uint8)
-    library = _library()
-    library.ggml_quantize_chunk(
+    library().ggml_quantize_chunk(
         encoding.id,
         rows.ctypes.data,
         out.ctypes.data,
@@ -115,7 +114,7 @@ def encode(
         columns,
         None if importance is None else importance.ctypes.data,
     )
-    if not library.ggml_validate_row_data(encoding.id, out.ctypes.data, out.nbytes):
+    if not is_sound(out.reshape(-1), encoding):
         raise OverflowError(f"the weights are too large for {encoding.name}")
     return out
 
@@ -133,7 +132,7 @@ def decode(raw: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.float32]:
 
     """
     check(raw, encoding)
-    to_float = _library().ggml_get_type_traits(encoding.id).contents.to_float
+    to_float = library().ggml_get_type_traits(encoding.id).contents.to_float
     if not to_float:
         raise PlanError(f"ggml cannot turn {encoding.name} into floats; give another source.")
     out = np.empty(raw.size // encoding.bytes * encoding.elements, np.float32)
@@ -148,5 +147,5 @@ def check(raw: NDArray[np.uint8], encoding: Encoding) -> None:
         OverflowError: a scale is not finite.
 
     """
-    if not _library().ggml_validate_row_data(encoding.id, raw.ctypes.data, raw.nbytes):
+    if not is_sound(raw, encoding):
         raise OverflowError(f"its blocks of {encoding.name} are damaged")
