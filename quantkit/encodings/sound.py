@@ -40,7 +40,7 @@ def is_sound(raw: NDArray[np.uint8], encoding: Encoding) -> bool:
     if encoding.name in ("F64", "Q8_K"):
         kind = "<f8" if encoding.name == "F64" else "<f4"
         first = raw.reshape(-1, encoding.bytes)[:, : np.dtype(kind).itemsize]
-        with np.errstate(over="ignore"):  # ggml looks at doubles as floats, too
+        with np.errstate(over="ignore", invalid="ignore"):  # ggml looks at doubles as floats, too
             floats = np.ascontiguousarray(first).view(kind).astype(np.float32)
         return bool(np.isfinite(floats).all())
     if encoding.name == "MXFP4":  # a power of two in 8 bits, of which one pattern is no number
