@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def build(source: Path, out: Path, *options: str) -> dict[str, object]:
+def build(source: Path, out: Path, *options: str) -> dict[str, Any]:
     """Q8_0 and Q4_0 of a GGUF, smoke-tested; the tests' records by quant."""
     quants = ("-q", "q8_0", "-q", "q4_0", "--jobs", 1)
     done = quantkit("build", source, *quants, "-o", out, "--json", *options)
@@ -48,7 +49,7 @@ def build(source: Path, out: Path, *options: str) -> dict[str, object]:
     return {e["quant"]: e["smoke"] for e in json.loads(done.out)["artifacts"].values()}
 
 
-def compared(done: Outcome) -> dict[str, dict[str, object]]:
+def compared(done: Outcome) -> dict[str, dict[str, Any]]:
     assert done.code in (0, None), done.err
     return {row["quant"]: row for row in json.loads(done.out)["artifacts"]}
 
