@@ -85,8 +85,9 @@ def quantize(
     requantize: bool = False,
     threads: int = 2,
 ) -> None:
-    """Quantize a GGUF, a quantized one too if ``requantize``; each of ``tensor_types`` is a ``pattern=type``.
+    """Quantize a GGUF; each of ``tensor_types`` is a ``pattern=type``.
 
+    One that is quantized already is refused unless ``requantize`` is set.
     The path of ``imatrix`` becomes metadata of ``dst`` just as it is given here.
     """
     options: list[str | Path] = [] if imatrix is None else ["--imatrix", imatrix]
