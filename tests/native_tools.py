@@ -82,15 +82,19 @@ def quantize(
     *,
     imatrix: Path | None = None,
     tensor_types: Sequence[str] = (),
+    requantize: bool = False,
     threads: int = 2,
 ) -> None:
     """Quantize a GGUF; each of ``tensor_types`` is a ``pattern=type``.
 
+    One that is quantized already is refused unless ``requantize`` is set.
     The path of ``imatrix`` becomes metadata of ``dst`` just as it is given here.
     """
     options: list[str | Path] = [] if imatrix is None else ["--imatrix", imatrix]
     for tensor_type in tensor_types:
         options += ["--tensor-type", tensor_type]
+    if requantize:
+        options.append("--allow-requantize")
     run([tool("llama-quantize"), *options, src, dst, quant, str(threads)], makes=dst)
 
 

@@ -140,6 +140,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "forced": [a.name for a in artifacts if not a.passed],
         "token_comparisons": _token_comparisons(artifacts),
         "remarks": list(dict.fromkeys(r for a in artifacts for r in a.entry.get("remarks") or ())),
+        "embeds": _embeds(artifacts),
         "measured": facts.measured.comparison if facts.measured else None,
         "unhealthy": [
             (found.subject.name, found.verdict.reason)
@@ -171,6 +172,12 @@ def _context(facts: Facts) -> dict[str, Any]:
     }
 
 
+def _embeds(artifacts: Sequence[Artifact]) -> bool:
+    """Whether these were seen to embed texts, and do nothing else."""
+    records = [(artifact.entry.get("smoke") or {}).get("details") or {} for artifact in artifacts]
+    return any("embeddings" in record for record in records)
+
+
 def title_of(artifacts: Sequence[Artifact]) -> str:
     """The model's name as its artifacts bear it."""
     artifact = artifacts[0]
@@ -198,6 +205,7 @@ def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
         "good_for": artifact.quant.good_for,
         "smoke": smoke.get("verdict"),
         "tokens": (smoke.get("details") or {}).get("generated_tokens"),
+        "texts": ((smoke.get("details") or {}).get("embeddings") or {}).get("texts"),
         "llama": llama.get("version"),
         "kernel": _kernel(entry.get("kernel") or {}),
         "tools": entry.get("tools") or {},
@@ -218,11 +226,15 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
 
 
 def _figures(found: Result | None) -> dict[str, str]:
-    if found is None or found.measures is None:
+    """What the two columns of a comparison say of an artifact."""
+    if found is None or (found.measures is None and found.cosines is None):
         return {"kld": "", "ppl_ratio": ""}
     if found.is_reference:
         return {"kld": "reference", "ppl_ratio": ""}
+    if found.cosines is not None:
+        return {"kld": f"{found.cosines.mean:.5f}", "ppl_ratio": f"{found.cosines.worst:.5f}"}
     m = found.measures
+    assert m is not None  # noqa: S101 - one of the two is there
     kld = f"{max(m.kld, 0):.5f} \u00b1 {m.kld_pm:.5f}"
     return {"kld": kld, "ppl_ratio": f"{m.ppl_ratio:.4f}"}
 

@@ -14,6 +14,7 @@ from quantkit.core.files import read_file
 from quantkit.publish.layout import Artifact
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import Measures
+from quantkit.verify.embeddings import Cosines
 from quantkit.verify.quality import Verdict
 from quantkit.verify.subjects import Subject
 
@@ -31,6 +32,7 @@ class _Row(msgspec.Struct, frozen=True):
     is_reference: bool
     verdict: _Verdict
     measures: Measures | None = None
+    cosines: Cosines | None = None
     quant: str | None = None
 
 
@@ -106,7 +108,7 @@ def _by_artifact(document: _Document, artifacts: Sequence[Artifact]) -> dict[str
     return {
         places[row.name, row.bytes]: row
         for row in document.artifacts
-        if row.measures is not None and (row.name, row.bytes) in places
+        if (row.measures or row.cosines) and (row.name, row.bytes) in places
     }
 
 
@@ -117,12 +119,14 @@ def _result(row: _Row) -> Result:
         speed=None,
         verdict=Verdict(ok=row.verdict.ok, reason=row.verdict.reason, limits=None),
         is_reference=row.is_reference,
+        cosines=row.cosines,
     )
 
 
 def _is_finite(result: Result) -> bool:
     figures = asdict(result.measures) if result.measures else {}
     figures["kld_percentiles"] = sum(figures.get("kld_percentiles", ()))
+    figures |= asdict(result.cosines) if result.cosines else {}
     return all(math.isfinite(figure) for figure in figures.values())
 
 
@@ -135,7 +139,8 @@ def draw_frontier(measured: Measured) -> bytes | None:
     """
     from quantkit.verify.report import draw_frontier as draw
 
-    if sum(not found.is_reference for found in measured.comparison.results) < 2:
+    drawn = [r for r in measured.comparison.results if r.measures and not r.is_reference]
+    if len(drawn) < 2:
         return None
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / "frontier.png"

@@ -9,6 +9,7 @@ import pytest
 from quantkit.publish.metadata import base_of_card, of_metadata
 from tests.build.builds import artifacts_in, manifest_of, names_in
 from tests.cli.command import Outcome, quantkit, refusal
+from tests.encoders import tiny_bert
 from tests.gguf_sources import unquantized
 from tests.hub_both import serve_both
 from tests.hub_server import COMMIT, HubServer, client_of
@@ -148,3 +149,23 @@ def test_whose_name_a_gguf_has() -> None:
     assert base_of_card({"base_model": ["maker/X"]}) == "maker/X"
     assert base_of_card({"base_model": ["maker/X", "maker/Y"]}) is None
     assert base_of_card({"base_model": "../etc"}) is None
+
+
+def test_the_card_of_a_model_that_embeds(hub: HubStore, tmp_path: Path) -> None:
+    source, out = tiny_bert(tmp_path / "Bert-BF16.gguf"), tmp_path / "out"
+    assert build(source, out).code == 0
+    done = quantkit("compare", out, "--chunks", 4, "--threads", 1)
+    assert done.code in (0, None), done.err
+    said = ("--license", "mit", "--base-model", "maker/Bert")
+    done = quantkit("publish", out, "--repo", REPO, *said)
+    assert done.code == 0, done.err
+    card = hub.repos[REPO]["README.md"].decode()
+    assert "| mean cosine | worst |" in card
+    assert "KLD" not in card
+    assert "Cosine: of the angle between an embedding and that of `Bert-BF16.gguf`" in card
+    assert "--embedding\n" in card
+    assert "model.embed(" in card
+    assert "llama-cli" not in card
+    assert "ollama" not in card
+    assert "passed (5 texts embedded)" in card
+    assert b"path" not in hub.repos[REPO]["quantkit.json"]

@@ -15,7 +15,7 @@ from quantkit.verify.compare import Comparison, compare, default_text, mean_dive
 from quantkit.verify.divergence import Measures
 from quantkit.verify.layers import weight_errors
 from quantkit.verify.llama import Run, run_worker
-from quantkit.verify.quality import find_limits, judge
+from quantkit.verify.quality import Limits, find_limits, judge
 from quantkit.verify.subjects import build_reference, find_subjects, open_subject, pick_reference
 from tests.build.builds import build
 from tests.checkpoints.text import heldout_text
@@ -93,7 +93,7 @@ def test_healthy_builds_do_not_fail_over_a_short_text(
         verdict, measures = result.verdict, result.measures
         assert verdict.ok, verdict.reason
         assert measures is not None
-        assert verdict.limits is not None
+        assert isinstance(verdict.limits, Limits)
         decides = 3 * measures.kld_pm <= verdict.limits.kld and measures.n_tokens >= 250
         assert verdict.judged == decides
         assert verdict.reason.startswith("healthy" if decides else "Too few windows to judge")
@@ -137,6 +137,7 @@ def test_speed_and_memory_come_from_the_same_run(ladder: Comparison) -> None:
         speed = result.speed
         assert speed is not None
         assert speed.prompt_tokens_per_second > 1
+        assert speed.generation_tokens_per_second is not None
         assert speed.generation_tokens_per_second > 1
         assert speed.load_seconds > 0
         assert speed.resident_bytes is not None

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def build(source: Path, out: Path, *options: str) -> dict[str, object]:
+def build(source: Path, out: Path, *options: str) -> dict[str, Any]:
     """Q8_0 and Q4_0 of a GGUF, smoke-tested; the tests' records by quant."""
     quants = ("-q", "q8_0", "-q", "q4_0", "--jobs", 1)
     done = quantkit("build", source, *quants, "-o", out, "--json", *options)
@@ -48,7 +49,7 @@ def build(source: Path, out: Path, *options: str) -> dict[str, object]:
     return {e["quant"]: e["smoke"] for e in json.loads(done.out)["artifacts"].values()}
 
 
-def compared(done: Outcome) -> dict[str, dict[str, object]]:
+def compared(done: Outcome) -> dict[str, dict[str, Any]]:
     assert done.code in (0, None), done.err
     return {row["quant"]: row for row in json.loads(done.out)["artifacts"]}
 
@@ -200,13 +201,12 @@ def test_small_models_of_many_kinds(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """Those that the converter makes: each is quantized, runs, and is as healthy as it should."""
-    embed = ["bert", "roberta", "nomic-bert", "modern-bert", "eurobert", "t5encoder"]
-    generate = ["t5", "mamba", "mamba2", "qwen3next", "lfm2", "jamba", "falcon-h1"]
-    for name, file in small_ggufs(tmp_path_factory, [*embed, *generate]).items():
+    embed = ["bert", "nomic-bert", "modern-bert", "t5encoder"]
+    for name, file in small_ggufs(tmp_path_factory, [*embed, "t5", "mamba", "lfm2"]).items():
         out = tmp_path / name
-        done = quantkit("build", file, "-q", "q8_0", "-q", "q4_k_m", "-o", out, "--jobs", 1)
+        done = quantkit("build", file, "-q", "q4_k_m", "-o", out, "--jobs", 1)
         assert done.code in (0, None), (name, done.err)
         if name in embed:
             done = quantkit("compare", out, "--chunks", 8, "--threads", 1)
             assert done.code in (0, None), (name, done.err)
-            assert done.out.count("healthy") == 2, (name, done.out)
+            assert done.out.count("healthy") == 1, (name, done.out)
