@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import is_quantized, open_quantized, read_json, read_weight_map
-from quantkit.checkpoint.gguf import Header, read_header
+from quantkit.checkpoint.gguf import Header, parse_header, read_header
 from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import INDEX, folder_name
@@ -21,7 +21,7 @@ from quantkit.core.errors import CheckpointError, GGUFError, PlanError
 from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
 from quantkit.families import describe
-from quantkit.families.model import Decoder, Hyperparameters, Model
+from quantkit.families.model import Decoder, Model
 from quantkit.fit.shape import (
     Piece,
     Shape,
@@ -30,11 +30,10 @@ from quantkit.fit.shape import (
     piece,
     shape_of_header,
 )
-from quantkit.formats.gguf.layout import Layout, lay_out
+from quantkit.formats.gguf.layout import Layout, PlannedFile, lay_out
 from quantkit.formats.gguf.metadata import (
     ModelMetadata,
     bare_entries,
-    count_parameters,
     describe_checkpoint,
 )
 from quantkit.plan.llama_quantize import needs_imatrix
@@ -238,7 +237,7 @@ def _from_shapes(
 ) -> Subject:
     """A model without its tokenizer, whose share of a header is estimated."""
     metadata = ModelMetadata(title, bare_entries(model))
-    vocabulary = int(model.hparams.vocab_size * _VOCABULARY_BYTES_PER_TOKEN)
+    vocabulary = int(shape_of(model).n_vocab * _VOCABULARY_BYTES_PER_TOKEN)
     source = model.n_parameters * _BF16 if source_bytes is None else source_bytes
     return _from_model(model, metadata, origin, wishes, title, source, vocabulary)
 
@@ -335,18 +334,17 @@ def _from_model(
 ) -> Subject:
     download = 0 if origin == "checkpoint" else source_bytes
     variants = _planned(model, metadata, wishes, source_bytes, download, vocabulary_bytes)
-    # Any encoding will do: llama.cpp's buffers hold activations, whose types do not depend on it.
-    bare = ModelMetadata(metadata.base_name, bare_entries(model))
-    probe_plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
-    (file,) = lay_out(probe_plan, bare).files
-    total, shared, one_expert, _ = count_parameters(model)
+    file = _bare_file(model, metadata.base_name)
+    header = _header_of(file)
+    at = Path(file.name)
+    pieces = [piece(t.name, t.shape, t.n_bytes) for t in header.tensors]
     return Subject(
         title=title,
         origin=origin,
-        shape=shape_of(model.arch, model.hparams),
+        shape=shape_of_header(at, header.metadata, header.tensors),
         variants=variants,
-        n_parameters=total,
-        n_active=shared + one_expert * model.hparams.num_experts_per_tok,
+        n_parameters=sum(part.n_elements for part in pieces),
+        n_active=count_active(at, header.metadata, pieces),
         model=model,
         gguf=None,
         hollow=(Hollow(file.name, file.header, file.n_bytes),),
@@ -428,21 +426,24 @@ def _pieces(plan: Plan) -> Iterable[Piece]:
         yield piece(tensor.target.name, tensor.target.shape, tensor.n_bytes)
 
 
-def shape_of(arch: str, hparams: Hyperparameters) -> Shape:
+def _bare_file(model: Model, name: str) -> PlannedFile:
+    """A GGUF of a model without its vocabulary, as llama.cpp is asked about it."""
+    # Any encoding will do: llama.cpp's buffers hold activations, whose types do not depend on it.
+    plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
+    (file,) = lay_out(plan, ModelMetadata(name, bare_entries(model))).files
+    return file
+
+
+def shape_of(model: Model) -> Shape:
     """The shape of a model that its config.json describes."""
-    return Shape(
-        arch=arch,
-        n_layers=hparams.num_hidden_layers,
-        n_kv_heads=hparams.num_key_value_heads,
-        key_length=hparams.head_dim,
-        value_length=hparams.head_dim,
-        hidden_size=hparams.hidden_size,
-        intermediate_size=hparams.intermediate_size,
-        n_vocab=hparams.vocab_size,
-        n_ctx_train=hparams.max_position_embeddings,
-        n_experts=hparams.num_local_experts,
-        n_experts_used=hparams.num_experts_per_tok,
-    )
+    header = _header_of(_bare_file(model, model.family))
+    return shape_of_header(Path(model.family), header.metadata, header.tensors)
+
+
+def _header_of(file: PlannedFile) -> Header:
+    header = parse_header(file.header, file.n_bytes)
+    assert header is not None  # noqa: S101 - it is all there
+    return header
 
 
 # --- GGUF ------------------------------------------------------------------------------------

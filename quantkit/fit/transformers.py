@@ -84,7 +84,7 @@ def _rows(piece: Piece) -> int:
 
 
 def _bnb(model: Decoder, name: str) -> Stored:
-    experts = _EXPERTS if model.hparams.num_local_experts else ""
+    experts = _EXPERTS if model.facts.n_experts else ""
     usual = BnbOptions().block_size
     size = _nearest(block_sizes(model), usual)
     if name == "bnb-int8":
@@ -105,7 +105,7 @@ def _gptq(model: Decoder, name: str) -> Stored:
     options = GptqOptions(group_size=size)
     n_bytes = outline_gptq(model, folder_quants()[name], options, {}).n_bytes
     option = "" if size == usual else f" (--group-size {size})"
-    experts = _GPTQ_EXPERTS if model.hparams.num_local_experts else ""
+    experts = _GPTQ_EXPERTS if model.facts.n_experts else ""
     return Stored(name, n_bytes, "exact", f"GPTQ in groups of {size}{option}{experts}")
 
 

@@ -75,9 +75,7 @@ def _for_transformers(artifacts: Sequence[Artifact]) -> Fits:
 
 def _shape(artifact: Artifact) -> Shape:
     (config,) = [f.local for f in artifact.files if f.path.split("/")[-1] == "config.json"]
-    read = read_json(config)
-    model = describe(read)
-    return shape_of(model.arch, model.hparams)
+    return shape_of(describe(read_json(config)))
 
 
 def _gpu(needed: int) -> int | None:
