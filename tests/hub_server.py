@@ -306,7 +306,12 @@ def client_of(server: HubServer, cache: Path, token: str | None = None) -> Itera
     environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     if token is not None:
         environment["HF_TOKEN"] = token
-    with patch.multiple(constants, **settings), patch.dict(os.environ, environment):
+    assets = "huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE"  # a copy of the constant
+    with (
+        patch.multiple(constants, **settings),
+        patch(assets, settings["HF_ASSETS_CACHE"]),
+        patch.dict(os.environ, environment),
+    ):
         try:
             yield
         finally:
