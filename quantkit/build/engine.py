@@ -45,6 +45,7 @@ from quantkit.build.source import Reading, identify_source, stamp, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, cut_units
 from quantkit.build.verification import verify
 from quantkit.build.work import Work
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import (
     ClusterError,
     Interrupted,
@@ -235,13 +236,21 @@ def look_ahead(work: Work, out: Path, *, hashed: bool = False, guessed: bool = F
                 if guessed and manifest.is_planned(out, layout):
                     continue
             artifact = PartialArtifact(out, layout)
-            _refuse_taken(artifact)
+            _refuse_taken(artifact, work.checkpoint)
             needed += artifact.missing
     return needed
 
 
-def _refuse_taken(artifact: PartialArtifact) -> None:
-    if artifact.final.exists():
+def _refuse_taken(artifact: PartialArtifact, checkpoint: Checkpoint) -> None:
+    final = artifact.final
+    if final.exists() and checkpoint.repo is None:
+        places = {place for file in checkpoint.files for place in (file, file.parent)}
+        if any(place.exists() and final.samefile(place) for place in places):
+            raise OutputError(
+                f"{final} is what would be read, and nothing overwrites it; choose another folder "
+                "with -o, or another name with --name."
+            )
+    if final.exists():
         raise OutputError(
             f"{artifact.final} is there already and was not built from this checkpoint "
             "with these settings; move it away or choose another folder with -o."
@@ -390,7 +399,7 @@ class _Run:
         """Take over an interrupted build of the same, or clear away one of another."""
         for artifact in self._artifacts:
             refuse_links(artifact.final)
-            _refuse_taken(artifact)
+            _refuse_taken(artifact, self._work.checkpoint)
             remove(trial_of(artifact.partial))  # of a run that was killed
         journal = self._journal
         journal.resume()

@@ -125,8 +125,7 @@ def prepare(
         for quant in quants
         if quant.format == "gguf"
     ]
-    if checkpoint.header is not None and not allow_requantize:
-        _refuse_requantizing(checkpoint, plans)
+    _check_requantizing(checkpoint, plans, allowed=allow_requantize)
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name
     layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
@@ -157,23 +156,32 @@ def prepare(
     )
 
 
-def _refuse_requantizing(checkpoint: Checkpoint, plans: Sequence[Plan]) -> None:
+def _check_requantizing(checkpoint: Checkpoint, plans: Sequence[Plan], *, allowed: bool) -> None:
     """Refuse to encode what is quantized already, as llama-quantize does; copies are no matter.
 
     Raises:
-        PlanError: a plan would.
+        PlanError: a plan would, or none does and it is ``allowed`` for nothing.
 
     """
     known = encodings()
-    for plan in plans:
-        for tensor in plan.tensors:
-            stored = known[tensor.target.stored]
-            if stored.is_block and stored != tensor.encoding:
-                raise PlanError(
-                    f"{checkpoint.path} is quantized already ({tensor.target.name} is "
-                    f"{stored.name}), and quants of quants are worse; give a GGUF in bf16, f16 or "
-                    "f32, or take it all the same with --allow-requantize."
-                )
+    again = (
+        (tensor.target.name, tensor.target.stored)
+        for plan in plans
+        for tensor in plan.tensors
+        if known[tensor.target.stored].is_block and tensor.target.stored != tensor.encoding.name
+    )
+    name, stored = next(again, ("", ""))
+    if name and not allowed:
+        raise PlanError(
+            f"{checkpoint.path} is quantized already ({name} is {stored}), and quants of quants "
+            "are worse; give a GGUF in bf16, f16 or f32, or take it all the same with "
+            "--allow-requantize."
+        )
+    if allowed and not name:
+        raise PlanError(
+            f"--allow-requantize does nothing: no quantized weight of {checkpoint.path} would be "
+            "encoded anew; leave it out."
+        )
 
 
 def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightReader]:

@@ -10,7 +10,7 @@ import numpy as np
 from quantkit.calibrate.statistics import Sums
 from quantkit.checkpoint.rows import read_stored
 from quantkit.checkpoint.safetensors import read_header
-from quantkit.core.errors import OutputError
+from quantkit.core.errors import OutputError, SafetensorsError
 from quantkit.core.writing import create, is_own, open_written
 from quantkit.formats.safetensors import StoredTensor, place
 
@@ -43,13 +43,22 @@ def require_same(path: Path, crc: int | None) -> None:
 
     """
     found = None
-    if is_own(path):
+    if is_own(path) and _is_whole(path):
         found = 0
         with open_written(path) as file:
             while data := file.read(_READ):
                 found = zlib.crc32(data, found)
     if found is None or found != crc:
         raise OutputError(f"{path} is missing or damaged; delete {path.parent} to start anew.")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file has the size that its header says, before gigabytes of another are read."""
+    try:
+        read_header(path)
+    except SafetensorsError:
+        return False
+    return True
 
 
 def write_sums(path: Path, sums: Mapping[str, Sums]) -> int:

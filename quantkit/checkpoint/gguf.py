@@ -22,6 +22,7 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _MOST_DIMS = 4
+_MAGIC = b"GGUF"
 
 # What a header may have at most. The largest vocabularies have 262,144 tokens and twice as many
 # merges, in 20 MB; the largest models a few thousand tensors.
@@ -108,6 +109,14 @@ def read_header(path: Path, n_bytes: int | None = None) -> Header:
             raise GGUFError(f"{path} is not a sound GGUF file: {reason}.") from None
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a regular file that is there begins as a GGUF does."""
+    if not path.is_file():
+        return False
+    with open_file(path, error=GGUFError, fix="give another file") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
 def read_entries(path: Path, header: Header) -> tuple[KeyValue, ...]:
     """The metadata of a GGUF as it lies in the file, in its order.
 
@@ -134,7 +143,7 @@ class _Reader:
         self._strings = self._numbers = 0  # in arrays
 
     def header(self) -> Header:
-        if self._take(4) != b"GGUF":
+        if self._take(len(_MAGIC)) != _MAGIC:
             raise ValueError("it does not start with GGUF")
         version = self._number("I")
         if version not in (2, 3):
@@ -170,6 +179,8 @@ class _Reader:
         for _ in range(n_entries):
             start = self._at
             key = self._string()
+            if not key:
+                raise ValueError("it has a key without a name")
             if key in metadata:
                 raise ValueError(f"it has the key {quoted(key)} twice")
             metadata[key] = self._value(self._number("I"))

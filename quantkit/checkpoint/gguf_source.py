@@ -13,12 +13,13 @@ from quantkit.checkpoint.remote_gguf import cached_file, fetch_header
 from quantkit.core.errors import GGUFError
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
-from quantkit.families.facts import facts_of
+from quantkit.families.facts import facts_of, known_architectures
 from quantkit.families.model import Block, Model, Target
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 # What llama-quantize leaves out and what it says anew, at the end.
 _OF_ONE_FILE = {"split.no", "split.count", "split.tensors.count"}
+_LONGEST_NAME = 63  # bytes: GGML_MAX_NAME of ggml.h, with the zero at the end
 _ALIGNMENT = 32  # what llama-quantize writes, whatever the source says
 
 
@@ -30,6 +31,7 @@ def open_gguf(path: Path) -> Checkpoint:
 
     """
     files = shard_names(path)
+    _require_text(files[0])
     headers = [read_header(file) for file in files]
     for file, header in zip(files, headers, strict=True):
         _check_end(file, header, file.stat().st_size)
@@ -71,6 +73,11 @@ def _join(
     for number, (file, header) in enumerate(zip(files, headers, strict=True)):
         _check_shard(file, header, number, len(files))
         for tensor in header.tensors:
+            if not _is_name(tensor.name):
+                raise GGUFError(
+                    f"{file} has a tensor called {quoted(tensor.name)}, and llama.cpp takes names "
+                    f"of 1 to {_LONGEST_NAME} bytes of text; make it anew."
+                )
             if tensor.name in tensors:
                 raise GGUFError(
                     f"{file} and {tensors[tensor.name].file.name} both hold tensor "
@@ -96,6 +103,21 @@ def _join(
     return Checkpoint(files[0], {}, tensors, tuple(files), header=replace(first, entries=entries))
 
 
+def _require_text(file: Path) -> None:
+    """Refuse a path that is no text: a manifest has it, and could not be read any more."""
+    try:
+        str(file.resolve()).encode()
+    except UnicodeEncodeError:
+        raise GGUFError(
+            f"{quoted(str(file))} lies under a name that is not in UTF-8; rename it, or its folder."
+        ) from None
+
+
+def _is_name(name: str) -> bool:
+    """Whether llama.cpp takes a tensor's name, and it was text: what was not, has replacements."""
+    return 0 < len(name.encode()) <= _LONGEST_NAME and "\ufffd" not in name
+
+
 def _check_end(file: Path, header: Header, n_bytes: int) -> None:
     """Refuse a file with something behind its last tensor, which would be read for nothing."""
     last = max((t.offset + t.n_bytes for t in header.tensors), default=0)
@@ -116,6 +138,11 @@ def _as_ggml_counts(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _check_shard(file: Path, header: Header, number: int, count: int) -> None:
     said = header.metadata.get("split.no", 0), header.metadata.get("split.count", 1)
+    if count == 1 and said[1] not in (0, 1):
+        raise GGUFError(
+            f"{file} says that it is one of {quoted(said[1])} shards, and its name does not; give "
+            "all of them the names that they had."
+        )
     if said != (number, count) and said != (0, 0):
         raise GGUFError(
             f"{file} says that it is shard {quoted(said[0])} of {quoted(said[1])} (counted from "
@@ -144,6 +171,16 @@ def describe_gguf(checkpoint: Checkpoint) -> Model:
             f"{path} is aligned to {metadata['general.alignment']} bytes, and quants are to "
             f"{_ALIGNMENT}; convert the model without general.alignment."
         )
+    if arch not in known_architectures():
+        raise GGUFError(
+            f"{path} is of the architecture {quoted(arch)}, which llama.cpp does not know; check "
+            "the file, or update quantkit."
+        )
+    for key in ("general.name", "general.basename"):
+        if not isinstance(metadata.get(key, ""), str):
+            raise GGUFError(
+                f"{path} gives {key} as {quoted(metadata[key])}, no text; make it anew."
+            )
     try:
         facts = facts_of(arch, metadata)
     except GGUFError as error:

@@ -21,6 +21,7 @@ _RAW_WEIGHTS = re.compile(r"consolidated([.-].+)?\.(safetensors|pth|pt)")
 _CACHED = re.compile(r"models--([\w.-]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_GGUF = re.compile(r"\.gguf$", re.IGNORECASE)
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ADDRESS = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?P<repo>[\w.-]+/[\w.-]+)"
@@ -106,7 +107,7 @@ def shard_name(stem: str, index: int, count: int) -> str:
 def without_shard(name: str) -> str:
     """The name of a GGUF without its ending, and without the number of a shard."""
     match = _SHARD.fullmatch(name)
-    return match[1] if match else name.removesuffix(".gguf")
+    return match[1] if match else _GGUF.sub("", name)
 
 
 def is_first_file(name: str) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import list_folder, open_folder
+from quantkit.checkpoint.gguf import is_gguf
 from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf, open_hub_gguf
 from quantkit.checkpoint.hub import open_hub_checkpoint
 from quantkit.checkpoint.names import is_raw_release, parse_hub_name, weight_files
@@ -23,6 +24,8 @@ def open_source(name: str) -> Path | Checkpoint:
 
     """
     hub = None if Path(name).exists() else parse_hub_name(name)
+    if hub is not None and name.lower().endswith(".gguf") and Path(name).parent.is_dir():
+        raise CheckpointError(f"{name} does not exist, though its folder does; check its spelling.")
     if hub is None:
         if "://" in name:
             raise CheckpointError(
@@ -94,8 +97,8 @@ def require_checkpoint(source: Path | Checkpoint, fix: str) -> None:
 
 
 def is_gguf_file(path: Path) -> bool:
-    """Whether a path is that of a GGUF, as its name tells."""
-    return path.suffix.lower() == ".gguf" and not path.is_dir()
+    """Whether a path is that of a GGUF, as its name or its beginning tells."""
+    return not path.is_dir() and (path.suffix.lower() == ".gguf" or is_gguf(path))
 
 
 def holds_weights(path: Path) -> bool:

@@ -183,9 +183,9 @@ def build(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build quants of a checkpoint, all of them in one pass over its weights.
+    """Build quants of a model, all of them in one pass over its weights.
 
-    A checkpoint on the Hub is read over the network and needs no disk. Stopped or killed, the same
+    A source on the Hub is read over the network and needs no disk. Stopped or killed, the same
     command goes on where it was.
     """
     from quantkit.build.output import require_place

@@ -2,13 +2,21 @@
 
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from quantkit.build.work import prepare
-from quantkit.core.errors import GGUFError, PlanError, QuantkitError, WeightsError
+from quantkit.core.errors import (
+    CheckpointError,
+    GGUFError,
+    OutputError,
+    PlanError,
+    QuantkitError,
+    WeightsError,
+)
 from quantkit.plan.quants import find_quants
 from tests.build.builds import artifacts_in, build, build_work, manifest_of, small_slabs
 
@@ -179,8 +187,10 @@ def test_a_shard_in_the_place_of_another(shards: Path, tmp_path: Path) -> None:
         prepare(copies[0], find_quants(["q8_0"]))
 
 
-def edited(source: Path, folder: Path, key: str, value: object) -> Path:
-    """The GGUF with another value of a key, or one more key."""
+def edited(
+    source: Path, folder: Path, key: str, value: object, renamed: Mapping[str, str] | None = None
+) -> Path:
+    """The GGUF with another value of a key, or one more key, and other names of tensors."""
     import gguf
 
     reader = gguf.GGUFReader(source)
@@ -200,7 +210,8 @@ def edited(source: Path, folder: Path, key: str, value: object) -> Path:
         assert isinstance(value, int)
         writer.data_alignment = value
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        name = (renamed or {}).get(tensor.name, tensor.name)
+        writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -213,6 +224,7 @@ def edited(source: Path, folder: Path, key: str, value: object) -> Path:
     [
         ("general.architecture", "nobody-knows", r"nobody-knows"),
         ("general.type", "imatrix", r"holds 'imatrix' and no model"),
+        ("general.name", 7, r"general\.name as 7, no text"),
         ("general.alignment", 64, r"aligned to 64 bytes"),
         ("llama.block_count", 10**9, r"block_count"),
         ("llama.block_count", None, r"block_count"),
@@ -226,3 +238,65 @@ def test_metadata_that_no_model_has(
     with pytest.raises(QuantkitError, match=said) as caught:
         prepare(path, find_quants(["q8_0"]))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [("", b""), ("x" * 64, b"x" * 64), ("blk.0.zz.weight", b"blk.0.\xff\xff.weight")],
+    ids=["none", "long", "bytes"],
+)
+def test_a_name_that_llama_cpp_does_not_take(
+    source: Path, tmp_path: Path, name: str, stored: bytes
+) -> None:
+    path = edited(source, tmp_path, "general.name", "Odd", renamed={"output_norm.weight": name})
+    raw = path.read_bytes()
+    table = struct.pack("<Q", len(name)) + name.encode()
+    assert not name or raw.count(table) == 1
+    path.write_bytes(raw.replace(table, struct.pack("<Q", len(stored)) + stored) if name else raw)
+    with pytest.raises(GGUFError, match=r"takes names of 1 to 63 bytes of text"):
+        prepare(path, find_quants(["q8_0"]))
+
+
+def test_more_than_a_gguf(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "More-BF16.gguf"
+    path.write_bytes(source.read_bytes() + bytes(100))
+    with pytest.raises(GGUFError, match=r"100 bytes behind its last tensor"):
+        prepare(path, find_quants(["q8_0"]))
+
+
+def test_a_gguf_by_any_name(source: Path, reference: dict[str, str], tmp_path: Path) -> None:
+    bare, capitals = tmp_path / "bare", tmp_path / "Model-8x593K-BF16.GGUF"
+    for copy in (bare, capitals):
+        copy.write_bytes(source.read_bytes())
+    assert prepare(bare, find_quants(["q8_0"])).base_name == "bare"
+    build(capitals, tmp_path / "out", "q8_0")
+    assert artifacts_in(tmp_path / "out").items() <= reference.items()
+
+
+def test_where_the_source_lies_nothing_takes_its_place(source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / source.name
+    copy.write_bytes(source.read_bytes())
+    with pytest.raises(OutputError, match=r"is what would be read, and nothing overwrites it"):
+        build(copy, tmp_path, "bf16")
+    assert copy.read_bytes() == source.read_bytes()
+
+
+def test_permission_that_nobody_needs(source: Path) -> None:
+    with pytest.raises(PlanError, match=r"--allow-requantize does nothing"):
+        prepare(source, find_quants(["q8_0"]), allow_requantize=True)
+
+
+def test_a_path_that_is_no_text(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    (folder / "x.gguf").write_bytes(source.read_bytes())
+    with pytest.raises(GGUFError, match=r"a name that is not in UTF-8"):
+        prepare(folder / "x.gguf", find_quants(["q8_0"]))
+
+
+def test_a_misspelt_shard_is_no_repository(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantkit.checkpoint.open import open_source
+
+    monkeypatch.chdir(shards.parent.parent)
+    with pytest.raises(CheckpointError, match=r"does not exist, though its folder does"):
+        open_source(f"{shards.parent.name}/no-such.gguf")

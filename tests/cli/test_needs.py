@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantkit.cli import build, calibrate, compare, densify, fit, needs, perplexity, publish
+from tests.build.builds import build as build_quants
 from tests.calibrate.runs import TINY
 from tests.cli.command import quantkit, refusal
+from tests.imatrix_writer import write_gguf_imatrix
 
 Words = tuple[str, ...]
 
@@ -113,10 +116,6 @@ OTHERS: list[tuple[Words, Words]] = [
         ("publish", "absent", "--repo", "a/b", "--card-only"),
         [("--sign", "absent.pem"), ("--private",)],
     ),
-    *pairs(
-        ("fit", "absent.gguf"),
-        [("-q", "q8_0"), ("--shard-size", "1GB"), ("--imatrix", "absent.gguf")],
-    ),
     *pairs(("fit", "absent"), [("-q", "bnb-nf4")]),
 ]
 
@@ -150,6 +149,20 @@ def check(given: Words, option: Words, tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "option", [("-q", "q8_0"), ("--shard-size", "1GB"), ("--imatrix", "absent.gguf")], ids=label
+)
+def test_what_is_for_a_source_alone(option: Words, tmp_path: Path) -> None:
+    """Only the header tells that a GGUF is quantized; absent files come before it."""
+    (small,) = build_quants(TINY / "tiny-mistral", tmp_path, "q8_0")
+    if option[0] == "--imatrix":
+        matrix = write_gguf_imatrix(tmp_path / "m.gguf", {"x": (np.ones((1, 32)), np.ones(1))})
+        option = ("--imatrix", str(matrix))
+    sentence = refusal(quantkit("fit", small.path, *option))
+    name = {"-q": "--quant"}.get(option[0], option[0])
+    assert sentence.startswith(f"{name} is for what can be built, and a quantized GGUF is")
+
+
 @pytest.mark.parametrize(("option", "value"), [("--min-tokens", "3"), ("--plot", "routing.png")])
 def test_what_is_for_experts_alone(
     option: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,6 +194,8 @@ def test_every_row_of_every_table_is_tested(command: str) -> None:
     typed = {option[0].replace("-q", "--quant") for given, option in OTHERS if given[0] == command}
     if command == "build":
         typed = {option[0].replace("--no-", "--") for _, option in BUILDS}
+    if command == "fit":
+        typed |= {"--shard-size", "--imatrix"}
     if command == "calibrate":
         typed |= {"--min-tokens", "--plot"}
     assert rows == typed

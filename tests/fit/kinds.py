@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter
 
+from quantkit.checkpoint.gguf import parse_header
+
 _VOCAB, _HIDDEN = 512, 64
 Shapes = dict[str, tuple[int, ...]]
 
@@ -49,8 +51,11 @@ def _write(
         writer.write_tensors_to_file()
     writer.close()
     if hollow:
+        start = parse_header(path.read_bytes(), 2**50)
+        assert start is not None
+        last = max(tensor.offset + tensor.n_bytes for tensor in start.tensors)
         with path.open("r+b") as file:
-            file.truncate(path.stat().st_size + 4 * sum(map(prod, shapes.values())) + 2**16)
+            file.truncate(start.data_offset + last)
     return path
 
 

@@ -237,7 +237,7 @@ def test_an_architecture_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
         tmp_path / "new.gguf", "nextyear", block_count=1, embedding_length=8, context_length=512
     )
     sentence = refusal(quantkit("fit", file, *BOX))
-    assert "new.gguf is of architecture 'nextyear', which the installed llama.cpp" in sentence
+    assert "new.gguf is of the architecture 'nextyear', which llama.cpp does not know" in sentence
 
 
 @pytest.mark.parametrize(
