@@ -60,6 +60,7 @@ def test_a_thousand_cases(sound: Path) -> None:
 
 
 @pytest.mark.fuzz
+@pytest.mark.timeout(4 * 3600)  # twenty minutes of processor time, on a machine that may be busy
 def test_twenty_thousand_cases(sound: Path) -> None:
     _run_cases(sound, _BEYOND, _MANY)
 
