@@ -60,9 +60,7 @@ def test_a_thousand_cases(sound: Path) -> None:
 
 
 @pytest.mark.fuzz
-@pytest.mark.timeout(
-    4 * 3600
-)  # time: twenty minutes of processor time, on a machine that may be busy
+@pytest.mark.timeout(4 * 3600)  # time: 20 minutes of one processor, which may be busy
 def test_twenty_thousand_cases(sound: Path) -> None:
     _run_cases(sound, _BEYOND, _MANY)
 
