@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import list_folder, open_folder, read_checkpoint
-from quantkit.checkpoint.names import INDEX, LICENSES, weight_files
+from quantkit.checkpoint.names import INDEX, LICENSES, is_first_file, weight_files
 from quantkit.checkpoint.remote import RemoteRepo, download, explained, open_repo, read_range
 from quantkit.checkpoint.safetensors import LENGTH_BYTES, header_length, parse_header, read_header
 from quantkit.checkpoint.tokenizer.source import TOKENIZER_FILES
@@ -88,7 +88,7 @@ def _require_weights(repo: RemoteRepo) -> None:
                 "only, so download it (hf download) and give the folder."
             )
         return
-    ggufs = [name for name in sorted(repo.sizes) if name.endswith(".gguf") and _is_first(name)]
+    ggufs = [name for name in sorted(repo.sizes) if name.endswith(".gguf") and is_first_file(name)]
     if ggufs:
         raise CheckpointError(
             f"{repo} holds GGUF files, so name one, such as {repo.repo_id}/{ggufs[0]}: "
@@ -96,10 +96,6 @@ def _require_weights(repo: RemoteRepo) -> None:
         )
     lacks = "config.json" if "config.json" not in repo.sizes else "model*.safetensors"
     raise CheckpointError(f"{repo} has no {lacks}; give the repository of the original model.")
-
-
-def _is_first(name: str) -> bool:
-    return "-of-" not in name or "-00001-of-" in name
 
 
 def _listed(repo: RemoteRepo, names: list[str]) -> str:

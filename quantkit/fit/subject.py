@@ -3,19 +3,18 @@
 A folder may be a checkpoint, its config.json alone, what a build left, or one of its artifacts.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, Literal, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import is_quantized, open_quantized, read_json, read_weight_map
 from quantkit.checkpoint.gguf import Header, parse_header, read_header
 from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf
 from quantkit.checkpoint.imatrix import Imatrix
-from quantkit.checkpoint.names import INDEX, folder_name
+from quantkit.checkpoint.names import INDEX, folder_name, parse_hub_name, shard_names
 from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_decoder
 from quantkit.core.errors import CheckpointError, GGUFError, PlanError
 from quantkit.core.files import open_file
@@ -42,14 +41,11 @@ from quantkit.plan.quants import Quant, all_quants
 from quantkit.plan.recipe import recipe_of
 from quantkit.verify.subjects import artifacts_in, holds_artifacts
 
-AnyPath = TypeVar("AnyPath", bound=PurePath)
 Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 
 # A vocabulary in a GGUF: per token its length (8 bytes), score (4) and type (4), and its text,
 # 6.4 bytes on average in Mistral's first tokenizer (mistral-common's tokenizer.model.v1: 717 KB).
 _VOCABULARY_BYTES_PER_TOKEN = 22.4
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>.+\.gguf))?(?:@(?P<revision>.+))?")
 _BF16 = 2  # bytes per weight of the bundled models' checkpoints
 
 
@@ -169,8 +165,6 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
         GGUFError: the GGUF cannot be read or is not one, or is none of the quants asked for.
 
     """
-    from quantkit.checkpoint.names import without_address
-
     path = Path(name)
     if path.is_dir():
         return _from_folder(path, wishes)
@@ -183,13 +177,13 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
         return _chosen(found, wishes)
     if name.lower() in bundled_models():
         return _from_profile(name.lower(), wishes)
-    match = _HUB_ID.fullmatch(without_address(name))
-    if match is None or name.startswith((".", "/")):
+    hub = parse_hub_name(name)
+    if hub is None:
         raise CheckpointError(
             f"There is no model {name!r}; give a folder, a GGUF file, a Hub id such as "
             f"mistralai/Mixtral-8x7B-v0.1, or one of {', '.join(bundled_models())}."
         )
-    return _from_hub(match["repo"], match["file"], match["revision"], wishes)
+    return _from_hub(hub.repo_id, hub.file, hub.revision, wishes)
 
 
 def _from_hub(
@@ -206,7 +200,7 @@ def _from_hub(
         checkpoint = open_hub_checkpoint(repo, revision)
         subject = _from_checkpoint(checkpoint, "hub", wishes)
         return replace(subject, title=repo)
-    remote = _shard_names(PurePosixPath(file))
+    remote = shard_names(PurePosixPath(file))
     fetched = [fetch_gguf_header(repo, str(name), revision) for name in remote]
     paths, sizes = [path for path, _ in fetched], [size for _, size in fetched]
     subject = _from_gguf([name.name for name in remote], paths, sizes, "hub")
@@ -494,25 +488,11 @@ def _quant_name(file_type: object) -> str:
 
 
 def _shards(path: Path) -> list[Path]:
-    files = _shard_names(path)
+    files = shard_names(path)
     for file in files:
         if not file.is_file():
             raise GGUFError(f"{file} is not there; give the path of a whole GGUF.")
     return files
-
-
-def _shard_names(path: AnyPath) -> list[AnyPath]:
-    """The file itself, or all shards of a split one, of which the first must be named."""
-    match = _SHARD.fullmatch(path.name)
-    if match is None:
-        return [path]
-    stem, index, count = match[1], int(match[2]), int(match[3])
-    if index != 1:
-        raise GGUFError(
-            f"{path} is shard {index} of {count}; give the first one, "
-            f"{stem}-00001-of-{count:05}.gguf."
-        )
-    return [path.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
 
 
 def _size(file: Path) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import file_of, read_manifest
+from quantkit.checkpoint.names import without_shard
 from quantkit.core.errors import PublishError
 from quantkit.core.files import has_file
 from quantkit.core.printable import quoted
@@ -36,7 +37,6 @@ MOST_FILE_BYTES = 50 * 10**9
 FAMILIES = {"gguf": "GGUF", "gptq": "GPTQ", "bnb": "bitsandbytes"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _LONGEST = 255
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def check_path(path: str) -> None:
 
 def _check_gguf_name(path: str, quant: Quant) -> None:
     """The GGUF naming rules as publishers keep them: the encoding ends the name, shards follow."""
-    stem = _SHARD.sub("", PurePosixPath(path).name.removesuffix(".gguf"))
+    stem = without_shard(PurePosixPath(path).name)
     fine = path.endswith(".gguf") and stem.upper().endswith("-" + quant.name.upper())
     if not fine:
         raise PublishError(

@@ -5,7 +5,6 @@ a path, and what does not have the expected form is left out.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,13 @@ from quantkit.build.manifest import is_described
 from quantkit.checkpoint.card import read_front_matter
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.names import shard_names, snapshot_of, weight_files, without_address
+from quantkit.checkpoint.names import (
+    is_repo_id,
+    shard_names,
+    snapshot_of,
+    weight_files,
+    without_address,
+)
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
 from quantkit.core.files import has_file, read_file
 from quantkit.publish.layout import Artifact
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
 
 _LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _MOST_BYTES = 2**20
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TEMPLATES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 
 
@@ -60,7 +64,7 @@ def _of_checkpoint(wish: str, described: Mapping[str, Any]) -> Source:
     if folder.is_dir():
         return _of_folder(folder, described)
     repo_id, _, revision = without_address(wish).partition("@")
-    if not _HUB_ID.fullmatch(repo_id):
+    if not is_repo_id(repo_id):
         raise PublishError(
             f"There is no checkpoint {wish!r}; give its folder, or its name on the Hub."
         )

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.names import shard_names
 from quantkit.core.errors import GGUFError, NativeError
 from quantkit.core.files import open_file
 from quantkit.verify.llama import Run, run_worker
@@ -21,7 +21,6 @@ _BASE_SECONDS = 60
 _BYTES_PER_SECOND = 50_000_000  # a slow disk; all of the file is read at least once
 _SPECIMEN_SECONDS = 60
 _LOG_CHARACTERS = 2000
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +143,7 @@ def _check_machine(run: Run) -> None:
 def artifact_files(artifact: Path) -> list[Path]:
     """The file itself, or all shards of a split artifact, as absolute paths."""
     artifact = artifact.absolute()
-    match = _SHARD.fullmatch(artifact.name)
-    files = [artifact]
-    if match:
-        stem, index, count = match[1], int(match[2]), int(match[3])
-        if index != 1:
-            raise GGUFError(
-                f"{artifact.name} is shard {index} of {count}; give the first one, "
-                f"{stem}-00001-of-{count:05}.gguf."
-            )
-        files = [artifact.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    files = shard_names(artifact)
     if artifact.is_dir():
         raise GGUFError(
             f"{artifact} is a folder; give its first GGUF, or make one with quantkit export."

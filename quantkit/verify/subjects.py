@@ -9,6 +9,7 @@ from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME, file_of, read_manifest, sound_entries
 from quantkit.checkpoint.folder import is_quantized as is_quantized_checkpoint
 from quantkit.checkpoint.gguf import read_header
+from quantkit.checkpoint.names import is_first_file
 from quantkit.core.errors import GGUFError, QuantkitError
 from quantkit.core.files import has_file
 from quantkit.plan.quants import all_quants, find_quants
@@ -120,7 +121,7 @@ def artifacts_in(folder: Path) -> list[Path]:
         files = [
             file
             for file in sorted(folder.glob("*.gguf"))
-            if ("-of-" not in file.name or "-00001-of-" in file.name) and _is_model(file)
+            if is_first_file(file.name) and _is_model(file)
         ]
     if not files:
         raise GGUFError(f"{folder} holds no artifact; build some with quantkit build.")
