@@ -2,12 +2,9 @@
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
+from quantkit.checkpoint.gguf import read_header
 
 _SHOWN = 100
 
@@ -20,11 +17,7 @@ def assert_same_file(ours: Path, theirs: Path) -> None:
 
 def differences(ours: Path, theirs: Path) -> list[str]:
     """A line for each metadata key and each tensor that two different GGUF files disagree on."""
-    from gguf import GGUFReader
-
-    (our_keys, our_tensors), (their_keys, their_tensors) = (
-        _contents(GGUFReader(path)) for path in (ours, theirs)
-    )
+    (our_keys, our_tensors), (their_keys, their_tensors) = map(_contents, (ours, theirs))
     lines = [
         *_compare("key", our_keys, their_keys),
         *_compare("tensor", our_tensors, their_tensors),
@@ -32,19 +25,21 @@ def differences(ours: Path, theirs: Path) -> list[str]:
     return lines or ["every key and tensor is the same: it is the padding"]
 
 
-def _contents(reader: "GGUFReader") -> tuple[dict[str, str], dict[str, str]]:
-    """A line for each key and for each tensor that tells all of its bits from others."""
+def _contents(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """A line for each key and for each tensor that tells all of its bits from others.
+
+    Read by quantkit, because gguf-py's reader does not know all of llama.cpp's types.
+    """
+    header, raw = read_header(path), path.read_bytes()
     keys = {
-        name: f"{' of '.join(kind.name for kind in field.types)} {_shown(field.contents())}, "
-        f"{_digest(b''.join(part.tobytes() for part in field.parts))}"
-        for name, field in reader.fields.items()
-        if not name.startswith("GGUF.")  # the counts and the version at the start of the file
+        name: f"{_shown(header.metadata[name])}, {_digest(raw[start:end])}"
+        for name, (start, end) in header.spans.items()
     }
-    tensors = {
-        tensor.name: f"{tensor.tensor_type.name} {tensor.shape.tolist()}, "
-        f"{_digest(np.asarray(tensor.data).tobytes())}"
-        for tensor in reader.tensors
-    }
+    tensors = {}
+    for tensor in header.tensors:
+        start = header.data_offset + tensor.offset
+        digest = _digest(raw[start : start + tensor.n_bytes])
+        tensors[tensor.name] = f"{tensor.encoding.name} {list(tensor.shape)}, {digest}"
     return keys, tensors
 
 
