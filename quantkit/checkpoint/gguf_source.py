@@ -1,5 +1,6 @@
 """A GGUF as a source: its tensors where they lie, and the model that its header describes."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -106,7 +107,7 @@ def _join(
 def _require_text(file: Path) -> None:
     """Refuse a path that is no text: a manifest has it, and could not be read any more."""
     try:
-        str(file.resolve()).encode()
+        os.path.realpath(file).encode()  # which goes round in no circle, unlike Path.resolve
     except UnicodeEncodeError:
         raise GGUFError(
             f"{quoted(str(file))} lies under a name that is not in UTF-8; rename it, or its folder."

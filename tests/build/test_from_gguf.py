@@ -300,3 +300,10 @@ def test_a_misspelt_shard_is_no_repository(shards: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(shards.parent.parent)
     with pytest.raises(CheckpointError, match=r"does not exist, though its folder does"):
         open_source(f"{shards.parent.name}/no-such.gguf")
+
+
+def test_a_link_to_itself(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.gguf"
+    loop.symlink_to(loop.name)
+    with pytest.raises(GGUFError, match=r"loop\.gguf cannot be read"):
+        prepare(loop, find_quants(["q8_0"]))
