@@ -14,10 +14,11 @@ from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import WeightsError
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
-from quantkit.encodings.encoding import Encoding, encoding, encodings
+from quantkit.encodings.encoding import Encoding, encoding
 from quantkit.encodings.kernel import Kernel
 from quantkit.encodings.slab import Slab
 from quantkit.encodings.widen import first_nonfinite, largest_magnitude
+from quantkit.families.model import Target
 from quantkit.formats.folder import FolderLayout
 
 # Scales have 16 bits, so no block format holds more than 3e8. Near 1e15 some of ggml's kernels sum
@@ -84,13 +85,13 @@ class Encoder:
                 crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
             else:
                 wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
-        peak = self._check(unit, raw)
-        copied = encodings().get(self._stored(unit))
-        for number in wanted.pop(copied, ()) if copied is not None else ():
-            crcs[number] = self._write(number, unit, raw)
+        peak = self._check(unit, target, raw)
+        if unit.source is not None and not target.rope_heads:  # it lies there row for row
+            for number in wanted.pop(encoding(unit.source.dtype), ()):
+                crcs[number] = self._write(number, unit, raw)
         if not wanted:
             return crcs
-        slab = self._slab(unit, raw)
+        slab = self._slab(unit, target, raw)
         if unit.source is None or unit.source.dtype not in FLOAT_BYTES:
             peak = float(np.abs(slab.rows).max())
         columns = None
@@ -126,16 +127,10 @@ class Encoder:
         places = layout.places(unit.target, unit.row, unit.rows)
         return artifact.write(places, [piece.data for piece in pieces])
 
-    def _stored(self, unit: Unit) -> str:
-        """The encoding that a unit has already, row for row; empty if it has none."""
-        target = self._artifacts[0].layout.plan.tensors[unit.target].target
-        return "" if unit.source is None or target.rope_heads else unit.source.dtype
-
-    def _check(self, unit: Unit, raw: NDArray[np.uint8]) -> float:
+    def _check(self, unit: Unit, target: Target, raw: NDArray[np.uint8]) -> float:
         """The largest magnitude of a unit's floats; 0 where it holds blocks or none."""
         if unit.source is None:
             return 0.0
-        target = self._artifacts[0].layout.plan.tensors[unit.target].target
         dtype = unit.source.dtype
         if dtype not in FLOAT_BYTES:
             try:
@@ -155,9 +150,8 @@ class Encoder:
             )
         return peak
 
-    def _slab(self, unit: Unit, raw: NDArray[np.uint8]) -> Slab:
+    def _slab(self, unit: Unit, target: Target, raw: NDArray[np.uint8]) -> Slab:
         """The unit's weights in the target's row order."""
-        target = self._artifacts[0].layout.plan.tensors[unit.target].target
         if unit.source is None:
             values = np.array(target.values, np.float32)
             return Slab(values.view(np.uint8), "F32", target.columns)

@@ -23,6 +23,7 @@ from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
+from quantkit.plan.llama_quantize import is_quantized
 from quantkit.plan.plan import Plan, make_plan
 from quantkit.plan.quants import Quant
 from quantkit.plan.recipe import Override, recipe_of
@@ -168,7 +169,8 @@ def _check_requantizing(checkpoint: Checkpoint, plans: Sequence[Plan], *, allowe
         (tensor.target.name, tensor.target.stored)
         for plan in plans
         for tensor in plan.tensors
-        if known[tensor.target.stored].is_block and tensor.target.stored != tensor.encoding.name
+        if is_quantized(known[tensor.target.stored])
+        and tensor.target.stored != tensor.encoding.name
     )
     name, stored = next(again, ("", ""))
     if name and not allowed:

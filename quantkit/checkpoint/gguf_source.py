@@ -32,11 +32,8 @@ def open_gguf(path: Path) -> Checkpoint:
 
     """
     files = shard_names(path)
-    _require_text(files[0])
     headers = [read_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        _check_end(file, header, file.stat().st_size)
-    return _join(files, headers)
+    return join_shards(files, headers, [file.stat().st_size for file in files])
 
 
 def open_hub_gguf(repo_id: str, name: str, revision: str | None = None) -> Checkpoint:
@@ -58,20 +55,32 @@ def open_hub_gguf(repo_id: str, name: str, revision: str | None = None) -> Check
     folder = "".join(f"{part}/" for part in names[0].parent.parts)
     repo = open_repo(repo_id, revision).within(folder)
     fetched = [fetch_header(repo, shard.name) for shard in names]
+    sizes = [found.n_bytes for found in fetched]
     headers = [read_header(found.here, found.n_bytes) for found in fetched]
-    for found, header in zip(fetched, headers, strict=True):
-        _check_end(found.file, header, found.n_bytes)
-    checkpoint = _join([found.file for found in fetched], headers, [f.here for f in fetched])
-    return replace(checkpoint, repo=repo)
+    files = [found.file for found in fetched]
+    return replace(join_shards(files, headers, sizes, fetched[0].here), repo=repo)
 
 
-def _join(
-    files: Sequence[Path], headers: Sequence[Header], here: Sequence[Path] | None = None
+def join_shards(
+    files: Sequence[Path], headers: Sequence[Header], sizes: Sequence[int], here: Path | None = None
 ) -> Checkpoint:
-    """One source of all shards; ``here`` are the files that hold their headers, if others."""
+    """One source of all shards, from their headers.
+
+    Args:
+        files: where they lie, or would.
+        headers: of each, as it was read.
+        sizes: of each, in bytes.
+        here: what holds the first one's header, if that is another file.
+
+    Raises:
+        GGUFError: they are not sound as a source, or not of one model.
+
+    """
+    _require_text(files[0])
     first = headers[0]
     tensors: dict[str, SourceTensor] = {}
     for number, (file, header) in enumerate(zip(files, headers, strict=True)):
+        _check_end(file, header, sizes[number])
         _check_shard(file, header, number, len(files))
         for tensor in header.tensors:
             if not _is_name(tensor.name):
@@ -100,7 +109,7 @@ def _join(
         )
     if not tensors:
         raise GGUFError(f"{files[0]} holds no tensors; give the GGUF of a whole model.")
-    entries = read_entries((here or files)[0], first)
+    entries = read_entries(here or files[0], first)
     return Checkpoint(files[0], {}, tensors, tuple(files), header=replace(first, entries=entries))
 
 
@@ -209,10 +218,3 @@ def _target(tensor: SourceTensor) -> Target:
     )
     layer = int(match[1]) if match else None
     return Target(name, role, shape, layer, blocks, stored=tensor.dtype)
-
-
-def is_unquantized(checkpoint: Checkpoint) -> bool:
-    """Whether no tensor is stored in blocks that share a scale."""
-    from quantkit.encodings.encoding import encoding
-
-    return not any(encoding(tensor.dtype).is_block for tensor in checkpoint.tensors.values())

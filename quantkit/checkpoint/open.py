@@ -11,7 +11,7 @@ from quantkit.checkpoint.names import is_raw_release, parse_hub_name, weight_fil
 from quantkit.checkpoint.raw_mistral import open_raw_mistral
 from quantkit.checkpoint.sources import check_sources
 from quantkit.core.errors import CheckpointError
-from quantkit.families import find_family
+from quantkit.families import describe
 from quantkit.families.model import Decoder, Model
 
 
@@ -78,7 +78,7 @@ def open_decoder(checkpoint: Checkpoint) -> Decoder:
             f"{checkpoint.path} is a GGUF, of which only other GGUFs can be made; give the "
             "checkpoint that it was converted from."
         )
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
+    model = describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     return model
 

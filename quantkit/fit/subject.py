@@ -12,7 +12,7 @@ from typing import Any, Literal
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import is_quantized, open_quantized, read_json, read_weight_map
 from quantkit.checkpoint.gguf import Header, parse_header, read_header
-from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf
+from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import INDEX, folder_name, parse_hub_name, shard_names
 from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_decoder
@@ -171,9 +171,10 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
     if path.name == "config.json" and path.is_file():
         return _from_config(path, wishes)
     if path.exists() or (path.suffix.lower() == ".gguf" and "/" not in name):
-        found = open_artifact(path)
+        files, headers, sizes = _read_shards(path)
+        found = _from_gguf([file.name for file in files], files, headers, sizes, "gguf")
         if found.unquantized:
-            return _from_source(found, open_gguf(path), wishes)
+            return _from_source(found, join_shards(files, headers, sizes), wishes)
         return _chosen(found, wishes)
     if name.lower() in bundled_models():
         return _from_profile(name.lower(), wishes)
@@ -192,7 +193,6 @@ def _from_hub(
     revision: str | None,
     wishes: Wishes,
 ) -> Subject:
-    from quantkit.checkpoint.gguf_source import open_hub_gguf
     from quantkit.checkpoint.hub import open_hub_checkpoint
     from quantkit.checkpoint.remote_gguf import fetch_gguf_header
 
@@ -203,10 +203,12 @@ def _from_hub(
     remote = shard_names(PurePosixPath(file))
     fetched = [fetch_gguf_header(repo, str(name), revision) for name in remote]
     paths, sizes = [path for path, _ in fetched], [size for _, size in fetched]
-    subject = _from_gguf([name.name for name in remote], paths, sizes, "hub")
+    headers = list(map(read_header, paths, sizes))
+    subject = _from_gguf([name.name for name in remote], paths, headers, sizes, "hub")
     subject = replace(subject, title=f"{repo}/{file}")
     if subject.unquantized:
-        return _from_source(subject, open_hub_gguf(repo, file, revision), wishes)
+        files = [Path(repo, name) for name in remote]
+        return _from_source(subject, join_shards(files, headers, sizes, paths[0]), wishes)
     return _chosen(subject, wishes)
 
 
@@ -289,9 +291,8 @@ def open_artifact(path: Path) -> Subject:
         GGUFError: it is missing or unsound, or no model.
 
     """
-    files = _shards(path)
-    names = [file.name for file in files]
-    return _from_gguf(names, files, [_size(file) for file in files], "gguf")
+    files, headers, sizes = _read_shards(path)
+    return _from_gguf([file.name for file in files], files, headers, sizes, "gguf")
 
 
 def _chosen(subject: Subject, wishes: Wishes) -> Subject:
@@ -444,10 +445,13 @@ def _header_of(file: PlannedFile) -> Header:
 
 
 def _from_gguf(
-    names: Sequence[str], files: Sequence[Path], sizes: Sequence[int], origin: Origin
+    names: Sequence[str],
+    files: Sequence[Path],
+    headers: Sequence[Header],
+    sizes: Sequence[int],
+    origin: Origin,
 ) -> Subject:
     """The subject of a GGUF's files, of which the Hub's are here with their headers only."""
-    headers = list(map(read_header, files, sizes))
     tensors = [tensor for header in headers for tensor in header.tensors]
     metadata = headers[0].metadata
     shape = shape_of_header(files[0], metadata, tensors)
@@ -487,12 +491,14 @@ def _quant_name(file_type: object) -> str:
     return names.get(file_type, "as built")
 
 
-def _shards(path: Path) -> list[Path]:
+def _read_shards(path: Path) -> tuple[list[Path], list[Header], list[int]]:
+    """The files of a GGUF, with their headers and sizes."""
     files = shard_names(path)
     for file in files:
         if not file.is_file():
             raise GGUFError(f"{file} is not there; give the path of a whole GGUF.")
-    return files
+    sizes = [_size(file) for file in files]
+    return files, list(map(read_header, files, sizes)), sizes
 
 
 def _size(file: Path) -> int:

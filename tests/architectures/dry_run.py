@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tests import native_tools
+from tests.imatrix_writer import write_gguf_imatrix
 
 # All that the pinned llama-quantize lists, without its two aliases (Q3_K, Q4_K, Q5_K) and COPY.
 FILE_TYPES = (
@@ -113,16 +114,4 @@ def mebibytes(printed: str) -> str:
 
 def imatrix_of_nothing(path: Path) -> Path:
     """Write an importance matrix that has no tensor of any model, and return its path."""
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path, "imatrix")
-    writer.add_array("imatrix.datasets", ["text"])
-    writer.add_uint32("imatrix.chunk_count", 1)
-    writer.add_uint32("imatrix.chunk_size", 512)
-    for part, values in (("in_sum2", np.ones((1, 32))), ("counts", np.ones((1, 1)))):
-        writer.add_tensor(f"nothing.{part}", values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_gguf_imatrix(path, {"nothing": (np.ones((1, 32)), np.ones(1))})

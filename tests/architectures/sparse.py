@@ -8,6 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
+from tests.gguf_keys import add_key
+
 Value: TypeAlias = int | float | bool | str | Sequence[int] | Sequence[float]
 
 ALIGNMENT = 32
@@ -48,16 +50,7 @@ def sparse_gguf(path: Path, header: Header) -> Path:
     writer = GGUFWriter(path, header.arch)
     for name, value in header.keys.items():
         key = name if name.startswith(("general.", "clip.")) else f"{header.arch}.{name}"
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
+        add_key(writer, key, value)
     weights = 0
     for name, shape in header.tensors.items():
         kind = header.type_of(name)

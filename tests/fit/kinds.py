@@ -4,7 +4,7 @@ Their tensors are what llama.cpp's ``src/models/*.cpp`` ask for, under the names
 ``src/llama-arch.cpp``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from gguf import GGUFWriter
 
 from quantkit.checkpoint.gguf import parse_header
+from tests.gguf_keys import add_key
 
 _VOCAB, _HIDDEN = 512, 64
 Shapes = dict[str, tuple[int, ...]]
@@ -27,14 +28,7 @@ def _write(
     writer.add_vocab_size(_VOCAB)
     for key, value in keys.items():
         name = key if key.startswith("tokenizer.") else f"{arch}.{key}"
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            writer.add_array(name, value)
-        elif isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, float):
-            writer.add_float32(name, value)
-        else:
-            writer.add_uint32(name, value)
+        add_key(writer, name, value)
     numbers = np.random.default_rng(1)
     for name, shape in shapes.items():
         is_float = len(shape) == 1 or any(part in name for part in ("ssm_a", "conv1d", "gate_inp"))

@@ -26,6 +26,7 @@ from quantkit.verify.machine import Memory
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.fit.kinds import KINDS, recurrent
+from tests.gguf_keys import add_key
 from tests.parity.cases import TRAINED
 
 BOX = ("--gpu", "24GB", "--ram", "32GB")
@@ -224,7 +225,7 @@ def bare(path: Path, arch: str, **keys: Any) -> Path:
     writer.add_tokenizer_model("none")
     for key, value in keys.items():
         name = key.replace("__", ".") if "__" in key else f"{arch}.{key}"
-        (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
+        add_key(writer, name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.gguf_keys import add_key
 from tests.parity.compare import assert_same_file
 
 
@@ -14,8 +15,7 @@ def write(path: Path, keys: dict[str, Any], tensors: dict[str, Any], tail: bytes
 
     writer = GGUFWriter(path, "llama")
     for name, value in keys.items():
-        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        add(name, value)
+        add_key(writer, name, value)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
