@@ -1,6 +1,7 @@
 """What to say when two GGUF files differ."""
 
 import hashlib
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,25 @@ def _contents(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     """
     header, raw = read_header(path), path.read_bytes()
     keys = {
-        name: f"{_shown(header.metadata[name])}, {_digest(raw[start:end])}"
+        name: f"{_type(raw[start:end])} {_shown(header.metadata[name])}, {_digest(raw[start:end])}"
         for name, (start, end) in header.spans.items()
     }
     tensors = {}
     for tensor in header.tensors:
         start = header.data_offset + tensor.offset
         digest = _digest(raw[start : start + tensor.n_bytes])
-        tensors[tensor.name] = f"{tensor.encoding.name} {list(tensor.shape)}, {digest}"
+        tensors[tensor.name] = f"{tensor.encoding.name} {[*reversed(tensor.shape)]}, {digest}"
     return keys, tensors
+
+
+def _type(entry: bytes) -> str:
+    """What type a key has: the number behind its name, and of an array that of its items."""
+    from gguf import GGUFValueType
+
+    (length,) = struct.unpack_from("<Q", entry)
+    kind, item = struct.unpack_from("<II", entry.ljust(length + 16, b"\0"), 8 + length)
+    name = GGUFValueType(kind).name
+    return f"{name} of {GGUFValueType(item).name}" if kind == GGUFValueType.ARRAY else name
 
 
 def _compare(what: str, ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
