@@ -289,7 +289,9 @@ class _Run:
         self._workers = workers
         self._artifacts = workers.place(out, layouts)
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
-        self._units = cut_units(targets, work.checkpoint.tensors)
+        self._units = cut_units(
+            targets, work.checkpoint.tensors, work.checkpoint.description
+        )
         self._trial = 0  # bytes of disk that checking a folder takes
         self._done, self._total = 0, sum(unit.n_bytes for unit in self._units)
         self._stamps = stamps_of(work.checkpoint)
@@ -331,12 +333,13 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         """What all artifacts depend on."""
-        kernel = self._work.kernel
+        kernel, description = self._work.kernel, self._work.checkpoint.description
         return {
             "quantkit": quantkit.__version__,
             "source": identify_source(self._work.checkpoint, self._stamps),
             "kernel": [kernel.name, kernel.version],
             "unit": UNIT_ELEMENTS,
+            **({"converter": description.version} if description else {}),
         }
 
     def _identify(self, layout: Layout) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -12,11 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build.units import Unit
-from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
+from quantkit.checkpoint.checkpoint import (
+    Checkpoint,
+    ComputedRows,
+    Description,
+    Range,
+    RowReader,
+)
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import open_file
 
 _GAP_CHUNK = 8 * 2**20
+_MOST_HELD = 512 * 2**20
 
 Stamp: TypeAlias = tuple[int, int]  # a file's size, and when it was modified, in nanoseconds
 
@@ -154,12 +162,16 @@ class WeightReader(Protocol):
 class SourceReader:
     """Yields units with their bytes, in file order, and knows each file's sha256 at the end.
 
-    What lies between the units (headers, tensors that no target uses) is read for the hash alone.
-    A file that does not bear its stamp when it has been read raises ``CheckpointError``.
+    What lies between the units (headers, tensors that no target uses) is read for the hash alone,
+    or held for units that are computed of it. A file that does not bear its stamp when it has been
+    read raises ``CheckpointError``.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, description: Description | None = None) -> None:
         self._files = reading.files
+        self._done = reading.done
+        self._description = description
+        self._held = Held()
         self._open: int | None = None
         self.sha256: dict[Path, str] = {}
 
@@ -171,7 +183,9 @@ class SourceReader:
 
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         """Each unit with its bytes. ``units`` must be in the order ``cut_units`` gives."""
-        by_file = group_by_file(units)
+        listed = list(units)
+        by_file = group_by_file(listed)
+        self._held = Held(unit for unit in listed if unit not in self._done)
         for unit in by_file.pop(None, ()):
             yield unit, np.empty(0, np.uint8)
         for file in self._files:
@@ -185,10 +199,18 @@ class SourceReader:
             self._open = fd = os.dup(file.fileno())
         at = 0
         for unit in units:
-            self._hash_gap(digest, path, at, unit.offset)
-            raw = read_exactly(fd, unit.n_bytes, unit.offset, path)
-            digest.update(raw.data)
-            at = unit.offset + unit.n_bytes
+            at = self._hash_gap(digest, path, at, unit.offset)
+            if is_computed(unit, self._description):
+                is_done = unit in self._done
+                raw = np.empty(0, np.uint8) if is_done else self._compute(unit)
+            else:
+                raw = read_exactly(fd, unit.n_bytes, unit.offset, path)
+                end = unit.offset + unit.n_bytes
+                if end > at:  # what two tensors share has been hashed
+                    fresh = raw[at - unit.offset :]
+                    digest.update(fresh.data)
+                    self._held.pass_by(path, at, fresh)
+                    at = end
             yield unit, raw
         self._hash_gap(digest, path, at, self._files[path][0])
         os.close(fd)
@@ -197,10 +219,87 @@ class SourceReader:
             raise CheckpointError(f"{path} changed while it was read; run the same command again.")
         self.sha256[path] = digest.hexdigest()
 
-    def _hash_gap(self, digest: "hashlib._Hash", path: Path, start: int, stop: int) -> None:
+    def _compute(self, unit: Unit) -> NDArray[np.uint8]:
+        assert self._description is not None  # noqa: S101 - there are computed tensors
+        return compute(unit, self._description.rows, self._held)
+
+    def _hash_gap(self, digest: "hashlib._Hash", path: Path, start: int, stop: int) -> int:
+        """Read on to a place in the open file, which is given back, or where it is already."""
         assert self._open is not None  # noqa: S101 - only called while a file is open
         for at in range(start, stop, _GAP_CHUNK):
-            digest.update(read_exactly(self._open, min(_GAP_CHUNK, stop - at), at, path).data)
+            data = read_exactly(self._open, min(_GAP_CHUNK, stop - at), at, path)
+            digest.update(data.data)
+            self._held.pass_by(path, at, data)
+        return max(start, stop)
+
+
+def is_computed(unit: Unit, description: Description | None) -> bool:
+    """Whether a unit lies in no file."""
+    return (
+        description is not None
+        and unit.source is not None
+        and unit.source.name in description.computed
+    )
+
+
+def compute(unit: Unit, computed: ComputedRows, held: "Held") -> NDArray[np.uint8]:
+    """The bytes of a unit that lies in no file, from what is held, or else read again."""
+    assert unit.source is not None  # noqa: S101 - it has a name
+
+    def read(name: str, first: int, count: int) -> Any:
+        found = held.find(computed.range_of(name, first, count))
+        return computed.read(name, first, count) if found is None else found
+
+    raw = computed.rows(unit.source.name, unit.first, unit.rows, read)
+    held.release(unit)
+    return raw
+
+
+class Held:
+    """Bytes of the files that have been passed, and that units further on are made of.
+
+    Where they would be more than ``most`` they are not held, and have to be read again.
+    """
+
+    def __init__(self, units: Iterable[Unit] = (), most: int = _MOST_HELD) -> None:
+        self._wanted = Counter(part for unit in units for part in unit.needs)
+        self._left = most
+        self._bytes: dict[Range, NDArray[np.uint8]] = {}
+        # By file: what will be passed, from behind, and what is being passed.
+        self._coming: dict[Path, list[Range]] = defaultdict(list)
+        for part in sorted(self._wanted, key=lambda part: -part.start):
+            self._coming[part.file].append(part)
+        self._passing: list[Range] = []
+
+    def pass_by(self, file: Path, at: int, data: NDArray[np.uint8]) -> None:
+        """Keep what is wanted of some bytes of a file, of which those before have been passed."""
+        stop = at + len(data)
+        coming = self._coming.get(file)
+        while coming and coming[-1].start < stop:
+            part = coming.pop()
+            size = part.stop - part.start
+            if part.start >= at and size <= self._left:
+                self._left -= size
+                self._bytes[part] = np.empty(size, np.uint8)
+                self._passing.append(part)
+        for part in self._passing:
+            start, end = max(part.start, at), min(part.stop, stop)
+            if start < end:
+                self._bytes[part][start - part.start : end - part.start] = data[
+                    start - at : end - at
+                ]
+        self._passing = [part for part in self._passing if part.stop > stop]
+
+    def find(self, part: Range) -> NDArray[np.uint8] | None:
+        """Those bytes, if they are held."""
+        return self._bytes.get(part)
+
+    def release(self, unit: Unit) -> None:
+        """Let go of what no later unit needs."""
+        for part in unit.needs:
+            self._wanted[part] -= 1
+            if not self._wanted[part] and (data := self._bytes.pop(part, None)) is not None:
+                self._left += len(data)
 
 
 class RowsReader:
@@ -248,8 +347,7 @@ def read_unit(unit: Unit, read_rows: RowReader) -> NDArray[np.uint8]:
     """The bytes of one unit by a function that gives rows; none for computed values."""
     if unit.source is None:
         return np.empty(0, np.uint8)
-    row = (unit.offset - unit.source.offset) // unit.source.row_bytes
-    return read_rows(unit.source.name, row, unit.rows)
+    return read_rows(unit.source.name, unit.first, unit.rows)
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

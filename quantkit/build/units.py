@@ -1,11 +1,12 @@
 """Units of work: slabs of source rows that are read once and encoded for every quant."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.checkpoint.checkpoint import Description, Range
 from quantkit.core.tensors import SourceTensor
 from quantkit.families.model import Target
 
@@ -21,7 +22,9 @@ class Unit:
 
     ``target`` is an index into the file order; ``row`` counts over all of the target's matrices;
     ``offset`` and ``n_bytes`` say where the rows lie in the source file. A unit without a source
-    holds a target's computed values.
+    holds a target's computed values. ``first`` counts rows of the source. Where the source lies in
+    no file, ``needs`` are the bytes that its rows are made of, and ``offset`` is where the last of
+    them end.
     """
 
     target: int
@@ -31,10 +34,18 @@ class Unit:
     source: SourceTensor | None = None
     offset: int = 0
     n_bytes: int = 0
+    first: int = 0
+    needs: tuple[Range, ...] = ()
 
 
-def cut_units(targets: Sequence[Target], sources: Mapping[str, SourceTensor]) -> list[Unit]:
+def cut_units(
+    targets: Sequence[Target],
+    sources: Mapping[str, SourceTensor],
+    description: Description | None = None,
+) -> list[Unit]:
     """The units of a model, in the order in which they lie in the checkpoint's files.
+
+    Those of computed tensors come where all that they are made of has been passed.
 
     Units never cross a matrix, because each expert has its own importance, and never cut a head
     whose rows are to be interleaved.
@@ -44,7 +55,8 @@ def cut_units(targets: Sequence[Target], sources: Mapping[str, SourceTensor]) ->
         if target.values:
             units.append(Unit(index, 0, 0, 1))
         row = 0
-        for matrix, block in enumerate(target.blocks):
+        per_matrix = target.shape[-2] if len(target.shape) > 1 else 1
+        for block in target.blocks:
             source = sources[block.source]
             start = block.row
             if block.matrix is not None:
@@ -57,9 +69,35 @@ def cut_units(targets: Sequence[Target], sources: Mapping[str, SourceTensor]) ->
                 rows = min(step, block.rows - first)
                 offset = source.offset + (start + first) * source.row_bytes
                 n_bytes = rows * source.row_bytes
-                units.append(Unit(index, matrix, row + first, rows, source, offset, n_bytes))
+                matrix = (row + first) // per_matrix
+                units.append(
+                    Unit(index, matrix, row + first, rows, source, offset, n_bytes, start + first)
+                )
             row += block.rows
+    if description is not None:
+        units = _placed(units, description)
     return sorted(units, key=lambda u: (str(u.source.file) if u.source else "", u.offset))
+
+
+def _placed(units: Sequence[Unit], description: Description) -> list[Unit]:
+    """Units of computed tensors with what they need, and where the last of that ends."""
+    computed = {
+        number: (unit.source.name, unit.first, unit.rows)
+        for number, unit in enumerate(units)
+        if unit.source is not None and unit.source.name in description.computed
+    }
+    placed = list(units)
+    if not computed:
+        return placed
+    for number, needs in zip(
+        computed, description.rows.needs(list(computed.values())), strict=True
+    ):
+        unit = units[number]
+        if needs and unit.source is not None:
+            last = max(needs, key=lambda part: (str(part.file), part.stop))
+            source = replace(unit.source, file=last.file, offset=last.stop)
+            placed[number] = replace(unit, source=source, offset=last.stop, needs=needs)
+    return placed
 
 
 def interleave_heads(raw: NDArray[np.uint8], head_dim: int, row_bytes: int) -> NDArray[np.uint8]:

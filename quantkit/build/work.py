@@ -144,7 +144,7 @@ def prepare(
         tuple(layouts),
         encoder,
         imatrix,
-        weight_reader(checkpoint.read_rows),
+        _reader_of(checkpoint),
     )
     if checkpoint.repo is None or checkpoint.read_rows is not None:
         return work
@@ -184,6 +184,14 @@ def _check_requantizing(checkpoint: Checkpoint, plans: Sequence[Plan], *, allowe
             f"--allow-requantize does nothing: no quantized weight of {checkpoint.path} would be "
             "encoded anew; leave it out."
         )
+
+
+def _reader_of(checkpoint: Checkpoint) -> Callable[[Reading], WeightReader]:
+    """What reads a checkpoint for the engine; of computed tensors, what they are made of."""
+    description = checkpoint.description
+    if description is None or not description.computed:
+        return weight_reader(checkpoint.read_rows)
+    return lambda reading: SourceReader(reading, description)
 
 
 def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightReader]:

@@ -1,14 +1,15 @@
 """A source model as quantkit sees it: names, shapes, dtypes and rows, whatever it is stored as."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from quantkit.checkpoint.gguf import Header
 from quantkit.checkpoint.names import folder_name, without_shard
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.core.tensors import SourceTensor
+from quantkit.families.model import Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +17,52 @@ if TYPE_CHECKING:
 
 # (name, first row, count) -> little-endian bytes, 1-D
 RowReader: TypeAlias = Callable[[str, int, int], "NDArray[np.uint8]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes ``start`` to ``stop`` (exclusive) of a weight file."""
+
+    file: Path
+    start: int
+    stop: int
+
+
+# (tensor as it is stored, first row along its first axis, count) -> its bytes
+StoredReader: TypeAlias = Callable[[str, int, int], Any]
+
+
+class ComputedRows(Protocol):
+    """Gives rows of tensors that lie in no file, from rows of those that do."""
+
+    def needs(self, units: Sequence[tuple[str, int, int]]) -> list[tuple[Range, ...]]:
+        """The bytes that rows are made of, for (name, first row, number of rows) each."""
+
+    def range_of(self, name: str, first: int, count: int) -> Range:
+        """Where rows of a stored tensor lie, along its first axis."""
+
+    def rows(self, name: str, first: int, count: int, read: StoredReader) -> "NDArray[np.uint8]":
+        """Rows of a computed tensor."""
+
+    def read(self, name: str, first: int, count: int) -> Any:
+        """Rows of a stored tensor, read where it lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What llama.cpp's converter says of a checkpoint.
+
+    ``header`` is that of the GGUF that it would write, ``targets`` are its tensors and where their
+    rows come from, ``version`` says which converter it was. ``computed`` are tensors that lie in no
+    file, whose rows come from ``rows``. ``n_read`` bytes of weights were looked at.
+    """
+
+    header: Header
+    targets: tuple[Target, ...]
+    version: str
+    computed: frozenset[str]
+    rows: ComputedRows
+    n_read: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +75,8 @@ class Checkpoint:
     need lie under, and ``repo`` says where the weights are. Where tensors do not lie in their files
     as they are described, ``read_rows`` gives their rows, and offsets only say in which order to
     read; it is called from one thread at a time. ``header`` is a GGUF's, whose ``path`` is its
-    first file and whose ``config`` is empty. ``remarks`` are sentences on what was found odd and
+    first file and whose ``config`` is empty; ``description`` is of a checkpoint that llama.cpp's
+    converter describes, not a family of ours. ``remarks`` are sentences on what was found odd and
     left out.
     """
 
@@ -39,6 +87,7 @@ class Checkpoint:
     repo: RemoteRepo | None = None
     read_rows: RowReader | None = None
     header: Header | None = None
+    description: Description | None = None
     remarks: tuple[str, ...] = ()
 
     @property

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.converter.describe import described_model
 from quantkit.checkpoint.folder import list_folder, open_folder
 from quantkit.checkpoint.gguf import is_gguf
 from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf, open_hub_gguf
@@ -63,7 +64,11 @@ def open_model(checkpoint: Checkpoint) -> Model:
         GGUFError: the same for a GGUF.
 
     """
-    return open_decoder(checkpoint) if checkpoint.header is None else describe_gguf(checkpoint)
+    if checkpoint.header is not None:
+        return describe_gguf(checkpoint)
+    if checkpoint.description is not None:
+        return described_model(checkpoint)
+    return open_decoder(checkpoint)
 
 
 def open_decoder(checkpoint: Checkpoint) -> Decoder:

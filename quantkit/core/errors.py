@@ -37,6 +37,10 @@ class UnknownArchitectureError(CheckpointError):
     """config.json names an architecture that no family handles."""
 
 
+class ConverterError(QuantkitError):
+    """llama.cpp's converter cannot be had, or does not describe a checkpoint."""
+
+
 class TokenizerError(CheckpointError):
     """The tokenizer is missing or of a kind that llama.cpp cannot hold."""
 

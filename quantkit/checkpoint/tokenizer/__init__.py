@@ -23,7 +23,7 @@ from quantkit.core.errors import TokenizerError
 if TYPE_CHECKING:
     import gguf
 
-__all__ = ["add_tokenizer", "tokenizer_files"]
+__all__ = ["add_tokenizer", "name_pre_tokenizer", "tokenizer_files"]
 
 # The vocabulary sizes by which the converter knows two model families, and what it writes for them.
 _CODE_LLAMA = 32016
@@ -64,6 +64,28 @@ def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, 
             writer.add_uint32(key, value)
         else:
             writer.add_array(key, value)
+
+
+def name_pre_tokenizer(folder: Path, config: Mapping[str, Any]) -> str:
+    """llama.cpp's name for how a checkpoint's tokenizer.json splits text before it merges.
+
+    Raises:
+        TokenizerError: there is no tokenizer.json, or llama.cpp has none that splits like this.
+        CheckpointError: one of the tokenizer's files is not JSON.
+
+    """
+
+    def name() -> str:
+        source = read_source(folder, config)
+        return byte_level.name_pre_tokenizer(source, fast.open_tokenizer(source))
+
+    return run_apart(
+        name,
+        f"The tokenizer in {folder}",
+        seconds=_SECONDS,
+        error=TokenizerError,
+        fix="download it again",
+    )
 
 
 def _metadata(source: TokenizerSource) -> Metadata:

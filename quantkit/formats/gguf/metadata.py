@@ -59,6 +59,8 @@ def describe_checkpoint(
 
     if checkpoint.header is not None:
         return _copied(checkpoint, model, name)
+    if checkpoint.description is not None:
+        return _described(checkpoint, model, name)
     writer = GGUFWriter(path=None, arch=model.arch)
     writer.add_type("model")
     general = _add_general(writer, checkpoint, model, name)
@@ -88,8 +90,6 @@ def _copied(checkpoint: Checkpoint, model: Model, name: str | None) -> ModelMeta
 
     What differs from quant to quant comes last (see `layout.lay_out`).
     """
-    from gguf import GGUFValue, GGUFValueType
-
     stem = without_shard(checkpoint.files[0].name)
     base_name = name or _UNQUANTIZED.sub("", stem) or stem
     file_name = base_name.strip().replace(" ", "-").replace("/", "-")
@@ -97,12 +97,30 @@ def _copied(checkpoint: Checkpoint, model: Model, name: str | None) -> ModelMeta
         raise CheckpointError(
             f"{quoted(base_name)} cannot name a file; give another name with --name."
         )
-    keys = model.keys
-    if name is not None:
-        own = GGUFValue(name, GGUFValueType.STRING)
-        renamed = KeyValue(_NAME, pack(_NAME, own))
-        keys = tuple(renamed if entry.key == _NAME else entry for entry in keys)
-    return ModelMetadata(file_name, keys, model.remarks)
+    return ModelMetadata(file_name, _renamed(model.keys, name), model.remarks)
+
+
+def _renamed(keys: tuple[KeyValue, ...], name: str | None) -> tuple[KeyValue, ...]:
+    """The keys of a model that is called otherwise."""
+    from gguf import GGUFValue, GGUFValueType
+
+    if name is None:
+        return keys
+    renamed = KeyValue(_NAME, pack(_NAME, GGUFValue(name, GGUFValueType.STRING)))
+    return tuple(renamed if entry.key == _NAME else entry for entry in keys)
+
+
+def _described(checkpoint: Checkpoint, model: Model, name: str | None) -> ModelMetadata:
+    """The metadata that llama.cpp's converter gives a checkpoint, as `_copied` copies a GGUF's."""
+    from gguf import Metadata
+
+    assert checkpoint.description is not None  # noqa: S101 - it was described
+    said = checkpoint.description.header.metadata
+    fields = ("name", "basename", "finetune", "version", "size_label")
+    general = Metadata(**{field: said.get(f"general.{field}") for field in fields})
+    file_name = _file_name(checkpoint.path, name, general)
+    remarks = (*model.remarks, *chat_remarks(checkpoint.path, said))
+    return ModelMetadata(file_name, _renamed(model.keys, name), remarks)
 
 
 def _file_name(folder: Path, name: str | None, general: "Metadata") -> str:

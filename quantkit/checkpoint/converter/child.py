@@ -1,0 +1,143 @@
+"""The converter's process: ``python -P -m quantkit.checkpoint.converter.child READ WRITE SETUP``.
+
+It answers requests until the pipe is closed (see `process` for what is asked). Nothing of what the
+converter prints reaches the user, it reaches no network, starts no program, writes no file but the
+header that is asked for, and runs no code that came with a model: `confine` sees to that, from the
+moment that everything is imported.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import traceback
+from typing import Any, NoReturn
+
+from quantkit.checkpoint.converter.channel import Channel
+
+
+class Refusal(Exception):
+    """What is asked cannot be done; the sentence ends what the parent says of it."""
+
+
+def main() -> None:
+    """Answer until nobody asks any more."""
+    receive, send, setup = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    channel = Channel(receive, send)
+    resource.setrlimit(resource.RLIMIT_DATA, (setup["memory"], setup["memory"]))
+    # The converter's own gguf and the packages that it was written for go before all others.
+    sys.path[:0] = [setup["packages"], f"{setup['tree']}/gguf-py", setup["tree"]]
+    os.environ["NO_LOCAL_GGUF"] = "1"
+    try:
+        from quantkit.checkpoint.converter.capture import Described, describe
+
+        confine()
+    except Exception as error:  # noqa: BLE001 - told to the parent
+        channel.send({"failed": _said(error), "importing": True})
+        return
+    described: Described | None = None
+    while True:
+        try:
+            request, _ = channel.receive()
+        except EOFError:
+            return
+        try:
+            if request["ask"] == "describe":
+                described = None
+                described, answer = describe(request, channel)
+                channel.send(answer)
+            elif described is None:
+                channel.send({"failed": "nothing is described"})
+            elif request["ask"] == "needs":
+                channel.send({"needs": described.needs(request["units"])})
+            else:
+                rows = described.rows(request["target"], request["row"], request["rows"])
+                channel.send({"rows": True}, rows)
+        except Refusal as refusal:
+            channel.send({"refused": str(refusal)})
+        except BrokenPipeError:
+            return
+        except MemoryError:
+            channel.send({"failed": f"more than {setup['memory'] >> 20} MiB of memory"})
+        except Exception as error:  # noqa: BLE001 - whatever somebody else's code raises is told
+            channel.send({"failed": _said(error), "kind": type(error).__name__})
+
+
+def _said(error: BaseException) -> str:
+    """What failed: its kind, its first line, and where in the converter it was."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    places = [
+        f"{os.path.basename(frame.filename)}, line {frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.basename(os.path.dirname(frame.filename)) == "conversion"
+    ]
+    return f"{text} in {places[-1]}" if places else text
+
+
+_FORBIDDEN = (
+    "socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system",
+    "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.rename", "os.rmdir",
+    "os.link", "os.symlink", "os.chmod", "os.truncate", "shutil.rmtree",
+    "shutil.move", "ftplib.connect", "urllib.Request", "http.client.connect",
+)  # fmt: skip
+_writable: list[str] = [os.devnull]
+_foreign: list[str] = []
+
+
+def allow_writing(folder: str) -> None:
+    """Let this process write in a folder, and put there what libraries want to put anywhere."""
+    _writable.append(folder)
+    tempfile.tempdir = folder
+
+
+def mark_foreign(folder: str) -> None:
+    """Let no code be run that lies in a folder."""
+    _foreign.append(folder)
+
+
+def confine() -> None:
+    """Forbid this process everything that describing a model does not need.
+
+    An audit hook (PEP 578) sees it happen and raises; it cannot be taken away again. It guards
+    against code that does what it should not without meaning harm, such as a library that asks a
+    server. Code that came with a model is never loaded in the first place.
+    """
+    # Where transformers puts such code; refused before it would (see `capture`).
+    dynamic = os.environ.get("HF_MODULES_CACHE", "")
+    if dynamic:
+        _foreign.append(dynamic)
+    sys.addaudithook(_audit)
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open":
+        path, mode, flags = arguments
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or (isinstance(mode, str) and set(mode) & set("wax+")):
+            _require_writable(path)
+    elif event == "os.mkdir":
+        _require_writable(arguments[0])
+    elif event == "exec" and _foreign:
+        name = getattr(arguments[0], "co_filename", "")
+        if any(name.startswith(folder) for folder in _foreign):
+            _refuse(f"it wanted to run {os.path.basename(name)}, which came with the model")
+    elif event.startswith(_FORBIDDEN):
+        _refuse(f"it wanted {event}, which nothing that describes a model needs")
+
+
+def _require_writable(path: Any) -> None:
+    if not isinstance(path, int) and not os.fsdecode(path).startswith(tuple(_writable)):
+        _refuse(f"it wanted to write {os.fsdecode(path)}")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise Refusal(what)
+
+
+if __name__ == "__main__":
+    # Under its own name, so that `capture` raises the same Refusal that is caught here.
+    from quantkit.checkpoint.converter import child
+
+    child.main()

@@ -1,0 +1,363 @@
+"""A checkpoint as llama.cpp's converter would write it: one more view, and the model in it."""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, StoredReader
+from quantkit.checkpoint.converter.process import ConverterProcess, Setup, said
+from quantkit.checkpoint.gguf import read_entries, read_header
+from quantkit.checkpoint.rows import read_stored
+from quantkit.core.errors import (
+    ConverterError,
+    GGUFError,
+    TokenizerError,
+    UnknownArchitectureError,
+)
+from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
+from quantkit.families.facts import facts_of
+from quantkit.families.model import Block, Model, Target
+
+_MOST_SMALL_BYTES = 100 * 10**6
+_NOT_LINKED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".py")
+_LAYER_PREFIX = "blk."
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What of a model is converted, and by whom.
+
+    ``projector``: its vision or audio part instead of its text part. ``mtp``: whether layers that
+    predict further tokens come along; None for what the converter does. ``setup`` finds the
+    converter when it is needed.
+    """
+
+    setup: Callable[[], Setup]
+    projector: bool = False
+    mtp: bool | None = None
+
+
+def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
+    """A checkpoint under its own names and dtypes, as the converter would write it.
+
+    Of its weights nothing is read but values that decide what is written. Tensors that lie in
+    the files as they would be written are read there; the others are computed by the converter's
+    process, some rows at a time.
+
+    Args:
+        checkpoint: all tensors as they are stored, of any dtype.
+        wish: what is to be described.
+
+    Raises:
+        UnknownArchitectureError: the converter does not know the model.
+        ConverterError: it cannot be had, cannot describe the model, or wants what it must not.
+        TokenizerError: nobody knows how the tokenizer splits text.
+
+    """
+    rows = ConvertedRows(checkpoint, wish)
+    return rows.describe()
+
+
+class ConvertedRows:
+    """Rows of a converted checkpoint, those that are computed from the converter's process.
+
+    It goes to other processes as what it was made of, and starts a converter of its own there.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, wish: Wish) -> None:
+        self._stored = checkpoint
+        self._wish = wish
+        self._process: ConverterProcess | None = None
+        self._setup: Setup | None = None
+        self._numbers: dict[str, int] = {}
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"stored": self._stored, "wish": self._wish, "setup": self._setup,
+                "numbers": self._numbers}  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["stored"], state["wish"])  # type: ignore[misc]
+        self._setup, self._numbers = state["setup"], state["numbers"]
+
+    def describe(self) -> Checkpoint:
+        """Start the converter and let it describe; see `describe_by_converter`."""
+        stored = self._stored
+        answer, header_file = self._ask_for_description()
+        header = read_header(header_file, 2**62)
+        header = replace(header, entries=read_entries(header_file, header))
+        infos = {tensor.name: tensor for tensor in header.tensors}
+        tensors = dict(stored.tensors)
+        targets, numbers = [], {}
+        for number, found in enumerate(answer["targets"]):
+            name, runs = found["name"], found["runs"]
+            shape = _as_ggml_counts(infos[name].shape)
+            if runs is None or not _can_be_read(runs, stored.tensors):
+                numbers[name] = number
+                tensors[name] = _computed(stored, name, found["stored"], shape)
+                runs = _whole(name, shape)
+            targets.append(_target(name, found["stored"], shape, runs))
+        self._numbers = numbers
+        direct = {block.source for target in targets for block in target.blocks}
+        if not numbers:
+            self.close()
+        assert self._setup is not None  # noqa: S101 - it described
+        return replace(
+            stored,
+            tensors={name: tensor for name, tensor in tensors.items() if name in direct},
+            read_rows=self if numbers or stored.read_rows else None,
+            description=Description(
+                header, tuple(targets), self._setup.version, frozenset(numbers), self, answer["n_read"]
+            ),
+        )
+
+    def __call__(self, name: str, first: int, count: int) -> NDArray[np.uint8]:
+        """Rows of a tensor, of the source's or of one that is computed."""
+        return self.rows(name, first, count, self.read)
+
+    def rows(
+        self, name: str, first: int, count: int, read: StoredReader
+    ) -> NDArray[np.uint8]:
+        """Rows of a tensor, for which ``read`` gives rows of stored ones along their first axis."""
+        if name not in self._numbers:
+            return self._read_direct(name, first, count)
+        request = {"ask": "rows", "target": self._numbers[name], "row": first, "rows": count}
+        _, data = self._ask(request, read)
+        return np.frombuffer(data, np.uint8)
+
+    def needs(self, units: Sequence[tuple[str, int, int]]) -> list[tuple[Range, ...]]:
+        """What bytes of the files some rows of computed tensors are made of.
+
+        Args:
+            units: name, first row and number of rows of each.
+
+        """
+        asked = [[self._numbers[name], row, rows] for name, row, rows in units]
+        answer, _ = self._ask({"ask": "needs", "units": asked}, self.read)
+        return [
+            tuple(
+                sorted(
+                    {self.range_of(*leaf) for leaf in leaves},
+                    key=lambda r: (str(r.file), r.start, r.stop),
+                )
+            )
+            for leaves in answer["needs"]
+        ]
+
+    def range_of(self, name: str, first: int, count: int) -> Range:
+        """Where rows of a stored tensor lie, along its first axis."""
+        tensor = self._stored.tensors[name]
+        size = tensor.n_bytes // tensor.shape[0] if tensor.shape else tensor.n_bytes
+        start = tensor.offset + first * size
+        return Range(tensor.file, start, start + count * size)
+
+    def close(self) -> None:
+        """End the converter's process; it is started again when it is needed."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _ask(
+        self, request: Mapping[str, Any], read: StoredReader
+    ) -> tuple[dict[str, Any], bytearray]:
+        with self._lock:
+            if self._process is None:
+                self._ask_for_description()
+            assert self._process is not None  # noqa: S101 - it was started
+            answer, data = self._process.ask(request, read)
+        if "failed" in answer or "refused" in answer:
+            self.close()
+            raise ConverterError(
+                f"llama.cpp's converter cannot compute a tensor of {self._stored.path} "
+                f"({said(answer) or answer['refused']}); report it, or give a GGUF."
+            )
+        return answer, data
+
+    def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
+        if self._setup is None:
+            self._setup = self._wish.setup()
+        folder = _folder_of_small_files(self._stored)
+        header = folder.parent / "header.gguf"
+        stored = self._stored
+        request = {
+            "ask": "describe",
+            "folder": str(folder),
+            "header": str(header),
+            "tensors": {name: [t.dtype, t.shape] for name, t in stored.tensors.items()},
+            "projector": self._wish.projector,
+            "mtp": self._wish.mtp,
+            "type": _own_type(stored.tensors),
+            "name": None,
+        }
+        self._process = ConverterProcess(self._setup)
+        atexit.register(self.close)
+        answer, _ = self._process.ask(request, self.read, self._name_pre_tokenizer)
+        if "targets" not in answer:
+            self.close()
+            raise _refusal(answer, stored, self._setup)
+        return answer, header
+
+    def _name_pre_tokenizer(self) -> str:
+        from quantkit.checkpoint.tokenizer import name_pre_tokenizer
+
+        return name_pre_tokenizer(self._stored.path, self._stored.config)
+
+    def read(self, name: str, first: int, count: int) -> Any:
+        """Rows of a stored tensor along its first axis, read where it lies."""
+        found = self.range_of(name, first, count)
+        return self._read_range(found.file, found.start, found.stop)
+
+    def _read_direct(self, name: str, first: int, count: int) -> NDArray[np.uint8]:
+        tensor = self._stored.tensors[name]
+        start = tensor.offset + first * tensor.row_bytes
+        return self._read_range(tensor.file, start, start + count * tensor.row_bytes)
+
+    def _read_range(self, file: Path, start: int, stop: int) -> NDArray[np.uint8]:
+        if start == stop:
+            return np.empty(0, np.uint8)
+        repo = self._stored.repo
+        if repo is not None and not file.is_file():
+            from quantkit.checkpoint.remote import fetch_range
+
+            return np.frombuffer(fetch_range(repo, file.name, start, stop), np.uint8)
+        return read_stored(SourceTensor("", "U8", (stop - start, 1), file, start, stop - start),
+                           0, stop - start)  # fmt: skip
+
+
+def described_model(checkpoint: Checkpoint) -> Model:
+    """The model that the converter describes.
+
+    Raises:
+        ConverterError: llama.cpp could not load what it describes.
+
+    """
+    description = checkpoint.description
+    assert description is not None  # noqa: S101 - only what is described has one
+    metadata = description.header.metadata
+    arch = metadata["general.architecture"]
+    try:
+        facts = facts_of(arch, metadata)
+    except GGUFError as error:
+        raise ConverterError(
+            f"llama.cpp's converter describes {checkpoint.path} in a way that llama.cpp does not "
+            f"take ({str(error).rstrip('.')}); give a GGUF of it."
+        ) from None
+    blocks = (block.source for target in description.targets for block in target.blocks)
+    return Model(
+        family=arch,
+        arch=arch,
+        sources={name: checkpoint.tensors[name].shape for name in blocks},
+        targets=description.targets,
+        facts=facts,
+        keys=description.header.entries,
+    )
+
+
+def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, setup: Setup) -> Exception:
+    """What a description that was not given is told as."""
+    path = checkpoint.path
+    kind, _, what = str(answer.get("refused", "")).partition(":")
+    if kind == "unknown":
+        return UnknownArchitectureError(
+            f"{path} is of the architecture {what}, which neither quantkit nor {setup.version} "
+            "knows; give a GGUF of it that a newer llama.cpp made, or that llama.cpp's folder with "
+            "--llama-cpp."
+        )
+    if kind == "code":
+        return ConverterError(
+            f"{path} wants its own code to be run ({what}), and quantkit never runs code that "
+            "comes with a model; give a GGUF of it."
+        )
+    if kind == "tokenizer":
+        return TokenizerError(what)
+    if kind == "mtp":
+        return ConverterError(
+            f"--mtp and --no-mtp are for models with layers that predict further tokens, and {what} "
+            "has none that the converter knows; leave it out."
+        )
+    reason = said(answer) or str(answer.get("refused"))
+    return ConverterError(
+        f"llama.cpp's converter cannot describe {path} ({reason}); check that it is whole, or "
+        "give a GGUF of it."
+    )
+
+
+def _folder_of_small_files(checkpoint: Checkpoint) -> Path:
+    """A folder of the model's name with links to its small files, as long as this process lasts.
+
+    The converter looks for nothing else, and what came as code is not even there.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix="quantkit-converter-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    folder = temporary / checkpoint.name
+    _link(checkpoint.path.resolve(), folder)
+    return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    target.mkdir()
+    for entry in source.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            _link(entry, target / entry.name)
+        elif entry.suffix not in _NOT_LINKED and entry.stat().st_size <= _MOST_SMALL_BYTES:
+            (target / entry.name).symlink_to(entry)
+
+
+def _own_type(tensors: Mapping[str, SourceTensor]) -> str:
+    """The type of the unquantized GGUF, which keeps the numbers of most matrices."""
+    counts: dict[str, int] = dict.fromkeys(("BF16", "F16", "F32"), 0)
+    for tensor in tensors.values():
+        if tensor.dtype in counts and len(tensor.shape) > 1:
+            counts[tensor.dtype] += prod(tensor.shape)
+    best = max(counts, key=lambda dtype: counts[dtype])
+    return best.lower() if counts[best] else "bf16"
+
+
+def _can_be_read(runs: Any, tensors: Mapping[str, SourceTensor]) -> bool:
+    return all(tensors[run[0]].dtype in FLOAT_BYTES for matrix in runs for run in matrix)
+
+
+def _computed(
+    checkpoint: Checkpoint, name: str, stored: str, shape: tuple[int, ...]
+) -> SourceTensor:
+    """A tensor that lies nowhere, in the type that the converter's process gives its rows in."""
+    from quantkit.encodings.encoding import encoding
+
+    dtype = "F32" if stored in ("F32", "F16", "BF16", "Q8_0") else stored
+    n_bytes = prod(shape[:-1]) * encoding(dtype).row_bytes(shape[-1])
+    return SourceTensor(name, dtype, shape, checkpoint.files[0], 0, n_bytes)
+
+
+def _whole(name: str, shape: tuple[int, ...]) -> list[list[tuple[str, int, int]]]:
+    rows = shape[-2] if len(shape) > 1 else 1
+    return [[(name, matrix * rows, rows)] for matrix in range(prod(shape[:-2]))]
+
+
+def _target(
+    name: str, stored: str, shape: tuple[int, ...], runs: Sequence[Sequence[Sequence[Any]]]
+) -> Target:
+    part, layer = name, None
+    if name.startswith(_LAYER_PREFIX):
+        number, _, rest = name.removeprefix(_LAYER_PREFIX).partition(".")
+        if number.isdecimal():
+            part, layer = rest, int(number)
+    role = part.removesuffix(".weight").replace(".bias", "_bias")
+    blocks = tuple(Block(source, row, rows) for matrix in runs for source, row, rows in matrix)
+    return Target(name, role, shape, layer, blocks, stored=stored)
+
+
+def _as_ggml_counts(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape

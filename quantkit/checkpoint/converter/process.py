@@ -1,0 +1,137 @@
+"""Running llama.cpp's converter in a process of its own, which we feed and ask."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.checkpoint import StoredReader
+from quantkit.checkpoint.converter.channel import Channel
+from quantkit.core.child import child_environment
+from quantkit.core.errors import ConverterError, TokenizerError
+from quantkit.core.printable import one_line
+
+# Of data, PyTorch's and the largest vocabularies' included; what it describes is in none of it.
+MEMORY = 6 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Where the converter lies: its tree, and the packages that it was written for."""
+
+    tree: Path
+    packages: Path
+    version: str
+
+
+class ConverterProcess:
+    """A running converter. One question at a time; it ends when it is closed, or we do."""
+
+    def __init__(self, setup: Setup) -> None:
+        receive, theirs = os.pipe()
+        ours, send = os.pipe()
+        said = {
+            "tree": str(setup.tree),
+            "packages": str(setup.packages),
+            "memory": MEMORY,
+        }
+        module = "quantkit.checkpoint.converter.child"
+        command = [sys.executable, "-P", "-B", "-m", module, str(ours), str(theirs), json.dumps(said)]
+        environment = {
+            **child_environment(),
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+        }
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(ours, theirs),
+                env=environment,
+                start_new_session=True,  # Ctrl-C is ours to answer
+            )
+        finally:
+            os.close(theirs)
+            os.close(ours)
+        self._channel = Channel(receive, send)
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    def ask(
+        self,
+        request: Mapping[str, Any],
+        read: StoredReader,
+        name_pre_tokenizer: Callable[[], str] | None = None,
+    ) -> tuple[dict[str, Any], bytearray]:
+        """Its answer, in between which it may want rows of the source.
+
+        Args:
+            request: ``describe``, ``needs`` or ``rows``, with what belongs to it.
+            read: gives rows of the source.
+            name_pre_tokenizer: names how the tokenizer splits text, where the converter can't.
+
+        Raises:
+            ConverterError: it died.
+
+        """
+        try:
+            self._channel.send(dict(request))
+            while True:
+                message, data = self._channel.receive()
+                if "read" in message:
+                    rows = read(message["read"], message["first"], message["count"])
+                    self._channel.send({}, rows)
+                elif "pre" in message and name_pre_tokenizer is not None:
+                    self._channel.send(_named(name_pre_tokenizer))
+                else:
+                    return message, data
+        except (EOFError, OSError):
+            raise ConverterError(
+                f"llama.cpp's converter ended without an answer ({self._end()}); run the same "
+                "command again, which goes on where it was."
+            ) from None
+        except BaseException:
+            self.close()  # it waits for what does not come
+            raise
+
+    def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(OSError):
+            self._channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
+
+    def _end(self) -> str:
+        try:
+            status = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return "it hung up"
+        return signal.Signals(-status).name if status < 0 else f"status {status}"
+
+
+def _named(name_pre_tokenizer: Callable[[], str]) -> dict[str, str]:
+    try:
+        return {"pre": name_pre_tokenizer()}
+    except TokenizerError as error:
+        return {"refused": f"tokenizer:{error}"}
+
+
+def said(answer: Mapping[str, Any]) -> str:
+    """What a failed answer says, in one line."""
+    return one_line(str(answer.get("failed", "")), 200).rstrip(".")
