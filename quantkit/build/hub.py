@@ -14,7 +14,7 @@ from quantkit.build.kept import Kept, KeptFile
 from quantkit.build.source import Reading, group_by_file, read_exactly
 from quantkit.build.units import Unit
 from quantkit.checkpoint.ahead import Range, ReadAhead
-from quantkit.checkpoint.remote import RemoteRepo
+from quantkit.checkpoint.remote import RemoteRepo, fetch_range
 from quantkit.core.errors import CheckpointError, SourceChangedError
 from quantkit.core.files import open_file
 from quantkit.core.tensors import SourceTensor
@@ -42,8 +42,9 @@ class HubReader:
     """Yields units with their bytes, in file order, over several connections.
 
     A file of which no unit is done is read as a whole, and its sha256 must be the one that the Hub
-    lists. Of others only units that are not done are read; those that are come without bytes.
-    What is in the Hub's cache, or kept already, is not asked for again.
+    lists; bytes that tied tensors share come once. Of others only units that are not done are read;
+    those that are come without bytes. What is in the Hub's cache, or kept already, is not asked for
+    again.
     """
 
     def __init__(self, repo: RemoteRepo, reading: Reading, kept: Kept | None = None) -> None:
@@ -128,9 +129,17 @@ class HubReader:
                 keep = stack.enter_context(closing(self._kept.open(file.path.name)))
             stream = _Stream(file, self._ahead, keep)
             stack.callback(stream.close)
-            for unit in file.units:
-                stream.skip(unit.offset)
-                yield unit, stream.take(unit.n_bytes)
+            held: list[NDArray[np.uint8]] = []
+            for unit, after in zip(file.units, (*file.units[1:], None), strict=True):
+                if not held:
+                    stream.skip(unit.offset)
+                    is_behind = unit.offset < stream.at
+                    held.append(
+                        self._read_again(file, unit) if is_behind else stream.take(unit.n_bytes)
+                    )
+                # Tied tensors are the same bytes, of which a slab is needed twice in turn.
+                is_shared = after is not None and _place(after) == _place(unit)
+                yield unit, held[0] if is_shared else held.pop()
             stream.skip(file.n_bytes)
             digest = stream.digest.hexdigest()
             if keep is not None:
@@ -149,6 +158,19 @@ class HubReader:
             )
         self.sha256[file.path] = digest
 
+    def _read_again(self, file: _File, unit: Unit) -> NDArray[np.uint8]:
+        """Bytes that lie, in part at least, before the place where the stream is."""
+        end = unit.offset + unit.n_bytes
+        if file.here is not None and end <= file.n_here:
+            with open_file(file.here, error=CheckpointError) as here:
+                return read_exactly(here.fileno(), unit.n_bytes, unit.offset, file.here)
+        return np.frombuffer(fetch_range(self._repo, file.path.name, unit.offset, end), np.uint8)
+
+
+def _place(unit: Unit) -> tuple[int, int]:
+    """Where a unit of a file lies in it."""
+    return unit.offset, unit.n_bytes
+
 
 class _Stream:
     """The bytes of one file from front to back, hashed, and kept as far as they are not yet."""
@@ -158,7 +180,7 @@ class _Stream:
         self._file = file
         self._ahead = ahead
         self._keep = keep
-        self._at = 0
+        self.at = 0
         self._fd = None
         if file.here and file.n_here:
             with open_file(file.here, error=CheckpointError) as here:
@@ -166,25 +188,25 @@ class _Stream:
 
     def take(self, n_bytes: int) -> NDArray[np.uint8]:
         """The next bytes."""
-        here = min(n_bytes, max(0, self._file.n_here - self._at))
+        here = min(n_bytes, max(0, self._file.n_here - self.at))
         parts = []
         if self._fd is not None and here:
             assert self._file.here is not None  # noqa: S101 - it was opened
-            parts.append(read_exactly(self._fd, here, self._at, self._file.here))
+            parts.append(read_exactly(self._fd, here, self.at, self._file.here))
         if here < n_bytes:
             assert self._ahead is not None  # noqa: S101 - the reader made it
             parts.append(self._ahead.take(n_bytes - here))
         data = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, np.uint8)])
         self.digest.update(data.data)
         if self._keep is not None:
-            self._keep.write(data.data[max(0, self._keep.n_bytes - self._at) :])
-        self._at += n_bytes
+            self._keep.write(data.data[max(0, self._keep.n_bytes - self.at) :])
+        self.at += n_bytes
         return data
 
     def skip(self, to: int) -> None:
         """Read on to a place in the file, for the hash."""
-        while self._at < to:
-            self.take(min(_CHUNK, to - self._at))
+        while self.at < to:
+            self.take(min(_CHUNK, to - self.at))
 
     def close(self) -> None:
         """Close the local file."""

@@ -155,7 +155,8 @@ class SourceReader:
     """Yields units with their bytes, in file order, and knows each file's sha256 at the end.
 
     What lies between the units (headers, tensors that no target uses) is read for the hash alone.
-    A file that does not bear its stamp when it has been read raises ``CheckpointError``.
+    Bytes that several tensors share, as tied ones do, are read for each and hashed once. A file
+    that does not bear its stamp when it has been read raises ``CheckpointError``.
     """
 
     def __init__(self, reading: Reading) -> None:
@@ -187,8 +188,8 @@ class SourceReader:
         for unit in units:
             self._hash_gap(digest, path, at, unit.offset)
             raw = read_exactly(fd, unit.n_bytes, unit.offset, path)
-            digest.update(raw.data)
-            at = unit.offset + unit.n_bytes
+            digest.update(raw.data[max(0, at - unit.offset) :])
+            at = max(at, unit.offset + unit.n_bytes)
             yield unit, raw
         self._hash_gap(digest, path, at, self._files[path][0])
         os.close(fd)

@@ -100,7 +100,10 @@ def test_nothing_in_a_malicious_pickle_runs(tmp_path: Path) -> None:
         (b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.", "posix.system"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NNNNt)R.", "damaged|described"),
         # BUILD on what stands for a function: it has nothing that could be changed
-        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x08\x00\x00\x00__call__NsbN.", "damaged"),
+        (
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x08\x00\x00\x00__call__NsbN.",
+            "no dictionary",
+        ),
         (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "damaged"),  # NEWOBJ wants a class
         (b"\x80\x02(lp0\n.", "no tensors by name"),
         (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "is no tensor"),
