@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _CHUNK = 64 * 1024
+_STREAMED = (".safetensors", ".bin")  # weights that come from a checkpoint
 _HASHED = 2**31  # larger files are sparse ones that tests read the headers of
 
 
@@ -110,7 +111,7 @@ class HubServer:
 
     def drops(self, name: str, time: int) -> bool:
         """Whether to break this answer off."""
-        if self.drop_every and name.endswith(".safetensors"):
+        if self.drop_every and name.endswith(_STREAMED):
             return self.nth_answer("") % self.drop_every == 0
         return self.drop(name, time)
 
@@ -204,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
             "ETag": etag,
             "Accept-Ranges": "bytes",
         }
-        if self.hub.moved is not None and name.endswith(".safetensors"):
+        if self.hub.moved is not None and name.endswith(_STREAMED):
             self._start(302, 0, headers | {"Location": f"{self.hub.moved}{self.path}"})
             return None
         wanted = self.headers.get("Range")
@@ -220,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
         self._start(status, end - start, headers)
         if self.command == "GET":
             with self.hub.counted():
-                if name.endswith(".safetensors"):
+                if name.endswith(_STREAMED):
                     self.hub.wait_for_others()
                 self._send_file(path, start, end, self.hub.drops(name, nth))
         return None
@@ -261,7 +262,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def _lfs(path: Path) -> dict[str, Any]:
     """What a listing says of a file in large file storage."""
-    if path.suffix not in (".safetensors", ".gguf"):
+    if path.suffix not in (*_STREAMED, ".gguf"):
         return {}
     sha256, size = content_hash(path), path.stat().st_size
     return {"lfs": {"sha256": sha256, "size": size, "pointerSize": 134}}

@@ -11,10 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build.kept import Kept, KeptFile
-from quantkit.build.source import Reading, group_by_file, read_exactly
+from quantkit.build.source import (
+    Held,
+    Reading,
+    compute,
+    group_by_file,
+    is_computed,
+    read_exactly,
+)
 from quantkit.build.units import Unit
 from quantkit.checkpoint.ahead import Range, ReadAhead
-from quantkit.checkpoint.remote import RemoteRepo
+from quantkit.checkpoint.checkpoint import Description
+from quantkit.checkpoint.remote import RemoteRepo, fetch_range
 from quantkit.core.errors import CheckpointError, SourceChangedError
 from quantkit.core.files import open_file
 from quantkit.core.tensors import SourceTensor
@@ -42,12 +50,21 @@ class HubReader:
     """Yields units with their bytes, in file order, over several connections.
 
     A file of which no unit is done is read as a whole, and its sha256 must be the one that the Hub
-    lists. Of others only units that are not done are read; those that are come without bytes.
-    What is in the Hub's cache, or kept already, is not asked for again.
+    lists; bytes that tied tensors share come once. Of others only units that are not done are read;
+    those that are come without bytes. What is in the Hub's cache, or kept already, is not asked for
+    again.
     """
 
-    def __init__(self, repo: RemoteRepo, reading: Reading, kept: Kept | None = None) -> None:
+    def __init__(
+        self,
+        repo: RemoteRepo,
+        reading: Reading,
+        kept: Kept | None = None,
+        description: Description | None = None,
+    ) -> None:
         self._repo = repo
+        self._description = description
+        self._held = Held()
         self._reading = reading
         self._kept = kept
         self._stack = ExitStack()
@@ -60,11 +77,16 @@ class HubReader:
 
     def read(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         """Each unit with its bytes. ``units`` must be in the order ``cut_units`` gives."""
-        by_file = group_by_file(units)
+        listed = list(units)
+        by_file = group_by_file(listed)
         for unit in by_file.pop(None, ()):
             yield unit, np.empty(0, np.uint8)
         files = [self._plan(path, by_file.get(path, ())) for path in self._reading.files]
         ranges = [part for file in files for part in self._ranges(file)]
+        passed = {file.path for file in files if file.whole}  # by what reads them whole
+        self._held = Held(
+            (unit for unit in listed if unit not in self._reading.done), files=passed
+        )
         ahead = ReadAhead(self._repo, ranges, self._reading.ahead)
         self._ahead = self._stack.enter_context(closing(ahead))
         for file in files:
@@ -103,7 +125,7 @@ class HubReader:
             return
         start = end = 0
         for unit in file.units:
-            if unit in self._reading.done:
+            if unit in self._reading.done or is_computed(unit, self._description):
                 continue
             if unit.offset != end:
                 if start < end:
@@ -116,6 +138,9 @@ class HubReader:
     def _read_rest(self, file: _File) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         assert self._ahead is not None  # noqa: S101 - read() made it
         for unit in file.units:
+            if is_computed(unit, self._description):
+                yield unit, self._compute(unit)
+                continue
             is_done = unit in self._reading.done
             yield unit, np.empty(0, np.uint8) if is_done else self._ahead.take(unit.n_bytes)
         if file.path.name in self._reading.hashed:  # by the run that read it as a whole
@@ -126,11 +151,23 @@ class HubReader:
             keep = None
             if self._kept is not None and not self._kept.path(file.path.name).is_file():
                 keep = stack.enter_context(closing(self._kept.open(file.path.name)))
-            stream = _Stream(file, self._ahead, keep)
+            stream = _Stream(file, self._ahead, keep, self._held)
             stack.callback(stream.close)
-            for unit in file.units:
-                stream.skip(unit.offset)
-                yield unit, stream.take(unit.n_bytes)
+            held: list[NDArray[np.uint8]] = []
+            for unit, after in zip(file.units, (*file.units[1:], None), strict=True):
+                if is_computed(unit, self._description):
+                    stream.skip(unit.offset)
+                    yield unit, self._compute(unit)
+                    continue
+                if not held:
+                    stream.skip(unit.offset)
+                    is_behind = unit.offset < stream.at
+                    held.append(
+                        self._read_again(file, unit) if is_behind else stream.take(unit.n_bytes)
+                    )
+                # Tied tensors are the same bytes, of which a slab is needed twice in turn.
+                is_shared = after is not None and _place(after) == _place(unit)
+                yield unit, held[0] if is_shared else held.pop()
             stream.skip(file.n_bytes)
             digest = stream.digest.hexdigest()
             if keep is not None:
@@ -149,16 +186,38 @@ class HubReader:
             )
         self.sha256[file.path] = digest
 
+    def _compute(self, unit: Unit) -> NDArray[np.uint8]:
+        """The bytes of a unit that lies in no file, unless nobody needs it."""
+        assert self._description is not None  # noqa: S101 - there are computed tensors
+        if unit in self._reading.done:
+            return np.empty(0, np.uint8)
+        return compute(unit, self._description.rows, self._held)
+
+    def _read_again(self, file: _File, unit: Unit) -> NDArray[np.uint8]:
+        """Bytes that lie, in part at least, before the place where the stream is."""
+        end = unit.offset + unit.n_bytes
+        if file.here is not None and end <= file.n_here:
+            with open_file(file.here, error=CheckpointError) as here:
+                return read_exactly(here.fileno(), unit.n_bytes, unit.offset, file.here)
+        return np.frombuffer(fetch_range(self._repo, file.path.name, unit.offset, end), np.uint8)
+
+
+def _place(unit: Unit) -> tuple[int, int]:
+    """Where a unit of a file lies in it."""
+    return unit.offset, unit.n_bytes
+
 
 class _Stream:
     """The bytes of one file from front to back, hashed, and kept as far as they are not yet."""
 
-    def __init__(self, file: _File, ahead: ReadAhead | None, keep: KeptFile | None) -> None:
+    def __init__(self, file: _File, ahead: ReadAhead | None, keep: KeptFile | None, held: Held
+    ) -> None:
         self.digest = hashlib.sha256()
         self._file = file
         self._ahead = ahead
         self._keep = keep
-        self._at = 0
+        self._held = held
+        self.at = 0
         self._fd = None
         if file.here and file.n_here:
             with open_file(file.here, error=CheckpointError) as here:
@@ -166,25 +225,26 @@ class _Stream:
 
     def take(self, n_bytes: int) -> NDArray[np.uint8]:
         """The next bytes."""
-        here = min(n_bytes, max(0, self._file.n_here - self._at))
+        here = min(n_bytes, max(0, self._file.n_here - self.at))
         parts = []
         if self._fd is not None and here:
             assert self._file.here is not None  # noqa: S101 - it was opened
-            parts.append(read_exactly(self._fd, here, self._at, self._file.here))
+            parts.append(read_exactly(self._fd, here, self.at, self._file.here))
         if here < n_bytes:
             assert self._ahead is not None  # noqa: S101 - the reader made it
             parts.append(self._ahead.take(n_bytes - here))
         data = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, np.uint8)])
         self.digest.update(data.data)
         if self._keep is not None:
-            self._keep.write(data.data[max(0, self._keep.n_bytes - self._at) :])
-        self._at += n_bytes
+            self._keep.write(data.data[max(0, self._keep.n_bytes - self.at) :])
+        self._held.pass_by(self._file.path, self.at, data)
+        self.at += n_bytes
         return data
 
     def skip(self, to: int) -> None:
         """Read on to a place in the file, for the hash."""
-        while self._at < to:
-            self.take(min(_CHUNK, to - self._at))
+        while self.at < to:
+            self.take(min(_CHUNK, to - self.at))
 
     def close(self) -> None:
         """Close the local file."""

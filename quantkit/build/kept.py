@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantkit.build.output import PARTIAL
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.names import INDEX, LICENSES
+from quantkit.checkpoint.names import INDEX, LICENSES, PICKLE_INDEX
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import CheckpointError, NoSpaceError, OutputError
@@ -15,7 +15,7 @@ from quantkit.core.files import has_file, read_file
 from quantkit.core.units import format_size
 from quantkit.core.writing import open_to_append, replace_file, sync_folder
 
-_BESIDE = ("config.json", "generation_config.json", INDEX, "README.md")
+_BESIDE = ("config.json", "generation_config.json", INDEX, PICKLE_INDEX, "README.md")
 
 _ELSEWHERE = "choose another folder with --keep-source"
 

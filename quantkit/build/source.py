@@ -163,8 +163,9 @@ class SourceReader:
     """Yields units with their bytes, in file order, and knows each file's sha256 at the end.
 
     What lies between the units (headers, tensors that no target uses) is read for the hash alone,
-    or held for units that are computed of it. A file that does not bear its stamp when it has been
-    read raises ``CheckpointError``.
+    or held for units that are computed of it. Bytes that several tensors share, as tied ones do,
+    are read for each and hashed once. A file that does not bear its stamp when it has been read
+    raises ``CheckpointError``.
     """
 
     def __init__(self, reading: Reading, description: Description | None = None) -> None:
@@ -206,7 +207,7 @@ class SourceReader:
             else:
                 raw = read_exactly(fd, unit.n_bytes, unit.offset, path)
                 end = unit.offset + unit.n_bytes
-                if end > at:  # what two tensors share has been hashed
+                if end > at:
                     fresh = raw[at - unit.offset :]
                     digest.update(fresh.data)
                     self._held.pass_by(path, at, fresh)
@@ -258,17 +259,25 @@ def compute(unit: Unit, computed: ComputedRows, held: "Held") -> NDArray[np.uint
 class Held:
     """Bytes of the files that have been passed, and that units further on are made of.
 
-    Where they would be more than ``most`` they are not held, and have to be read again.
+    Where they would be more than ``most``, or lie in none of ``files``, they are not held, and have
+    to be read again.
     """
 
-    def __init__(self, units: Iterable[Unit] = (), most: int = _MOST_HELD) -> None:
+    def __init__(
+        self,
+        units: Iterable[Unit] = (),
+        *,
+        files: Container[Path] | None = None,
+        most: int = _MOST_HELD,
+    ) -> None:
         self._wanted = Counter(part for unit in units for part in unit.needs)
         self._left = most
         self._bytes: dict[Range, NDArray[np.uint8]] = {}
         # By file: what will be passed, from behind, and what is being passed.
         self._coming: dict[Path, list[Range]] = defaultdict(list)
         for part in sorted(self._wanted, key=lambda part: -part.start):
-            self._coming[part.file].append(part)
+            if files is None or part.file in files:
+                self._coming[part.file].append(part)
         self._passing: list[Range] = []
 
     def pass_by(self, file: Path, at: int, data: NDArray[np.uint8]) -> None:

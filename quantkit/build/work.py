@@ -146,12 +146,12 @@ def prepare(
         imatrix,
         _reader_of(checkpoint),
     )
-    if checkpoint.repo is None or checkpoint.read_rows is not None:
+    repo, description = checkpoint.repo, checkpoint.description
+    if repo is None or (checkpoint.read_rows is not None and description is None):
         return work
-    repo = checkpoint.repo
     return replace(
         work,
-        open_weights=lambda reading: HubReader(repo, reading, kept),
+        open_weights=lambda reading: HubReader(repo, reading, kept, description),
         read_ahead=MOST_BYTES,
         kept=kept,
     )

@@ -70,7 +70,8 @@ class Checkpoint:
     """A source model, known from what describes it and the headers of its weight files.
 
     ``tensors`` holds every tensor of every file, by name; ``files`` the weight files in the
-    order of their names, which is the order they are read in. A checkpoint on the Hub has its
+    order of their names, which is the order they are read in; tensors may share their bytes, as
+    tied ones do. A checkpoint on the Hub has its
     small files in ``path`` and only headers of its weights: ``files`` are then names that nothing
     need lie under, and ``repo`` says where the weights are. Where tensors do not lie in their files
     as they are described, ``read_rows`` gives their rows, and offsets only say in which order to

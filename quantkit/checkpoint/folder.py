@@ -1,15 +1,13 @@
-"""A checkpoint folder as the Hugging Face Hub serves it: config.json and safetensors files."""
+"""A checkpoint folder as the Hugging Face Hub serves it: config.json and its weight files."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.names import INDEX, PICKLE_INDEX, WHOLE, weight_files, weights_like
+from quantkit.checkpoint.names import PICKLED, WHOLE, index_name, weight_files, weights_like
 from quantkit.checkpoint.pth import read_pth
-from quantkit.checkpoint.rows import StoredRows
 from quantkit.checkpoint.safetensors import is_unneeded_buffer, only_floats, read_header
 from quantkit.core.documents import read_object
 from quantkit.core.errors import CheckpointError
@@ -64,7 +62,7 @@ def open_folder(path: Path, names: list[str]) -> Checkpoint:
 def read_weights(files: Iterable[Path]) -> Iterable[dict[str, SourceTensor]]:
     """The tensors of weight files, of any dtype, one file after the other."""
     return (
-        read_pth(file) if file.suffix == ".bin" else read_header(file, any_dtype=True)
+        read_pth(file) if file.suffix == PICKLED else read_header(file, any_dtype=True)
         for file in files
     )
 
@@ -162,11 +160,8 @@ def _read_tensors(
         tensors = _merge(files, read_headers)
     else:
         raise _no_weights(path, names)
-    tensors = _named_in_full(tensors)
-    # A file is read from front to back only where no tensor lies in another.
-    rows = StoredRows(tensors) if _overlap(tensors) else None
     remarks = _left_out(path, names, files, indexed=found is not None)
-    return Checkpoint(path, config, tensors, files, read_rows=rows, remarks=remarks)
+    return Checkpoint(path, config, _named_in_full(tensors), files, remarks=remarks)
 
 
 def _read_index(path: Path, names: list[str]) -> tuple[Path, dict[str, str]] | None:
@@ -175,7 +170,7 @@ def _read_index(path: Path, names: list[str]) -> tuple[Path, dict[str, str]] | N
     There is none beside a whole model that it does not name: transformers then reads no index.
     """
     files = weight_files(names)
-    index = PICKLE_INDEX if files and files[0].endswith(".bin") else INDEX
+    index = index_name(names)
     if index not in names:
         return None
     weight_map = read_weight_map(path / index)
@@ -192,7 +187,7 @@ def _left_out(
     if whole not in WHOLE:
         return ()
     others = [name for name in weights_like(names, whole) if name != whole]
-    index = PICKLE_INDEX if whole.endswith(".bin") else INDEX
+    index = index_name(names)
     if index in names and not indexed:
         others.append(index)
     if not others:
@@ -202,12 +197,6 @@ def _left_out(
         f"{_some(others)} beside it {'is' if len(others) == 1 else 'are'} left out. Remove what "
         "is of another model.",
     )
-
-
-def _overlap(tensors: Mapping[str, SourceTensor]) -> bool:
-    """Whether tensors share bytes, as tied ones do in a file of ``torch.save``."""
-    places = sorted((str(t.file), t.offset, t.n_bytes) for t in tensors.values())
-    return any(a[0] == b[0] and a[1] + a[2] > b[1] for a, b in pairwise(places))
 
 
 def read_json(path: Path) -> dict[str, Any]:

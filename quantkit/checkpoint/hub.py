@@ -9,10 +9,18 @@ from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import list_folder, open_folder, read_checkpoint
-from quantkit.checkpoint.names import INDEX, LICENSES, is_first_file, weight_files
+from quantkit.checkpoint.names import (
+    LICENSES,
+    PICKLED,
+    index_name,
+    is_first_file,
+    weight_files,
+)
+from quantkit.checkpoint.pth import parse_pth, read_pth
 from quantkit.checkpoint.remote import RemoteRepo, download, explained, open_repo, read_range
 from quantkit.checkpoint.safetensors import LENGTH_BYTES, header_length, parse_header, read_header
 from quantkit.checkpoint.tokenizer.source import TOKENIZER_FILES
+from quantkit.checkpoint.window import Window
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
 from quantkit.core.units import format_size
@@ -22,11 +30,15 @@ _CONNECTIONS = 8
 # Mixtral-8x22B's shards have headers of 3.9 KB; a longer one takes a second request.
 _FIRST_RANGE = 4 * 1024
 
+# A file of torch.save ends with some 100 bytes per tensor, and describes its tensors at its
+# beginning: two requests. Of zips that others wrote every tensor takes one more.
+_LAST_RANGE = 16 * 1024
+_MOST_RANGES = 1000
+
 # Everything but the weights that a build reads or carries over.
 _SMALL_FILES = (
     "config.json",
     "generation_config.json",
-    INDEX,
     *TOKENIZER_FILES,
     "README.md",
     *LICENSES,
@@ -59,7 +71,9 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
         return _open_cached(repo_id, revision)
     repo = open_repo(repo_id, revision)
     _require_weights(repo)
-    small = [n for n in repo.sizes if n in _SMALL_FILES or _is_template(n)]
+    names = sorted(name for name in repo.sizes if "/" not in name)
+    wanted = (*_SMALL_FILES, index_name(names))
+    small = [n for n in repo.sizes if n in wanted or _is_template(n)]
     for name in small:
         if repo.sizes[name] > _MOST_SMALL_BYTES:
             raise CheckpointError(
@@ -69,7 +83,6 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
     with _no_progress_bars(), ThreadPoolExecutor(_CONNECTIONS) as pool:
         paths = dict(zip(small, pool.map(partial(download, repo), small), strict=True))
         path = paths["config.json"].parent
-        names = sorted(name for name in repo.sizes if "/" not in name)
 
         def read_headers(files: tuple[Path, ...]) -> Iterator[dict[str, SourceTensor]]:
             return pool.map(partial(_read_header, repo), files)
@@ -79,14 +92,9 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
 
 
 def _require_weights(repo: RemoteRepo) -> None:
-    """Refuse a repository without safetensors, and say what it holds instead."""
+    """Refuse a repository without weights, and say what it holds instead."""
     files = weight_files(name for name in repo.sizes if "/" not in name)
     if files and "config.json" in repo.sizes:
-        if not files[0].endswith(".safetensors"):
-            raise CheckpointError(
-                f"{repo} holds its weights as {files[0]}; from the Hub quantkit reads safetensors "
-                "only, so download it (hf download) and give the folder."
-            )
         return
     ggufs = [name for name in sorted(repo.sizes) if name.endswith(".gguf") and is_first_file(name)]
     if ggufs:
@@ -132,6 +140,8 @@ def _is_template(name: str) -> bool:
 
 def _read_header(repo: RemoteRepo, path: Path) -> dict[str, SourceTensor]:
     """The tensors of one weight file: of the cached copy, else of the one on the Hub."""
+    if path.suffix == PICKLED:
+        return read_pth(path) if path.is_file() else _read_pickled(repo, path)
     if path.is_file():
         return read_header(path, any_dtype=True)
     file_bytes = repo.sizes[path.name]
@@ -140,6 +150,24 @@ def _read_header(repo: RemoteRepo, path: Path) -> dict[str, SourceTensor]:
     if header_end > len(start):
         start += read_range(repo, path.name, len(start), header_end)
     return parse_header(path, start[LENGTH_BYTES:header_end], file_bytes, any_dtype=True)
+
+
+def _read_pickled(repo: RemoteRepo, path: Path) -> dict[str, SourceTensor]:
+    """The tensors of a file of torch.save on the Hub: its directory and its pickle are fetched."""
+    ranges = 0
+
+    def fetch(start: int, end: int) -> bytes:
+        nonlocal ranges
+        ranges += 1
+        if ranges > _MOST_RANGES:
+            raise CheckpointError(
+                f"{path.name} of {repo} is not laid out as torch.save does it, so that describing "
+                f"it takes over {_MOST_RANGES:,} requests; download it (hf download) and give the "
+                "folder."
+            )
+        return read_range(repo, path.name, start, end)
+
+    return parse_pth(path, Window(repo.sizes[path.name], fetch, _LAST_RANGE))
 
 
 def _open_cached(repo_id: str, revision: str | None) -> Checkpoint:

@@ -13,6 +13,7 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INDEX = "model.safetensors.index.json"
+PICKLED = ".bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # each is a model by itself
 PARAMS = "params.json"
@@ -46,6 +47,14 @@ def weights_like(names: Iterable[str], whole: str) -> list[str]:
     """The names of a whole model or its shards, sorted."""
     start, end = whole.split(".")
     return sorted(n for n in names if n.startswith(start) and n.endswith(f".{end}"))
+
+
+def index_name(names: Iterable[str]) -> str:
+    """What the index of the weights is called, whether or not it is among the names of a folder."""
+    there = list(names)
+    files = weight_files(there)
+    is_pickled = files[0].endswith(PICKLED) if files else INDEX not in there
+    return PICKLE_INDEX if is_pickled and (files or PICKLE_INDEX in there) else INDEX
 
 
 def raw_weight_files(names: Iterable[str]) -> list[str]:

@@ -10,12 +10,14 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NoReturn
+from typing import IO, Any, ClassVar, NoReturn, cast
 
+from quantkit.checkpoint.window import Window
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import GIT_LFS_POINTER, open_file
 from quantkit.core.printable import quoted
@@ -26,6 +28,12 @@ _BYTE_ORDER_BYTES = 16
 _MOST_DIMS = 8
 _MOST_SIZE = 2**48  # elements of anything
 _LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name
+_HAS_DESCRIPTOR = 8  # a flag of an entry
+_DESCRIPTOR_BYTES = (16, 24)
+_ALIGNMENT = 64
+_MOST_PADDING = 4 + 28 + 64  # behind the name: a field's head, sizes of 64 bits, what aligns
+# How a file begins that an older PyTorch wrote: with a pickle of its magic number.
+_BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 # safetensors' names for what a storage holds, and its bytes. Only floats can be weights.
 _STORAGES = {
     "FloatStorage": ("F32", 4),
@@ -51,29 +59,55 @@ def read_pth(path: Path) -> dict[str, SourceTensor]:
 
     """
     with open_file(path, error=CheckpointError) as file:
+
+        def read(start: int, end: int) -> bytes:
+            file.seek(start)
+            return file.read(end - start)
+
         try:
-            if file.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER:
-                raise CheckpointError(
-                    f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its "
-                    "folder."
-                )
-            with zipfile.ZipFile(file) as archive:
-                return _read(path, file, archive)
-        except CheckpointError:
-            raise
+            return parse_pth(path, Window(os.fstat(file.fileno()).st_size, read))
         except OSError as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error.strerror or error}); check the file and its "
                 "permissions."
             ) from None
-        except Exception:  # noqa: BLE001 - of a damaged archive zipfile raises eight kinds
-            raise CheckpointError(
-                f"{path} is no sound zip file, as PyTorch has saved since 1.6; download it again, "
-                "or if it is older load it with torch.load(weights_only=True) and save it anew."
-            ) from None
 
 
-def _read(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, SourceTensor]:
+def parse_pth(path: Path, file: Window) -> dict[str, SourceTensor]:
+    """The tensors of a file that is named ``path`` and lies wherever ``file`` reads it.
+
+    Raises:
+        CheckpointError: as `read_pth` does, or ``file`` cannot be read.
+        OSError: by ``file``.
+
+    """
+    try:
+        with zipfile.ZipFile(cast("IO[bytes]", file)) as archive:
+            return _read(path, file, archive)
+    except (CheckpointError, OSError):
+        raise
+    except Exception:  # noqa: BLE001 - of a damaged archive zipfile raises eight kinds
+        raise _no_zip(path, file.read_at(0, len(GIT_LFS_POINTER))) from None
+
+
+def _no_zip(path: Path, start: bytes) -> CheckpointError:
+    """What is wrong with a file that is no sound zip and begins with these bytes."""
+    if start == GIT_LFS_POINTER:
+        return CheckpointError(
+            f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its folder."
+        )
+    if start.startswith(_BEFORE_ZIP):
+        return CheckpointError(
+            f"{path} was saved by a PyTorch before 1.6, or in that format; load it with "
+            "torch.load(weights_only=True) and save it again with safetensors."
+        )
+    return CheckpointError(
+        f"{path} is no sound zip file, as PyTorch has saved since 1.6; download it again, or if it "
+        "is older load it with torch.load(weights_only=True) and save it again with safetensors."
+    )
+
+
+def _read(path: Path, file: Window, archive: zipfile.ZipFile) -> dict[str, SourceTensor]:
     entries = {info.filename: info for info in archive.infolist()}
     programs = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
     if len(entries) != len(archive.infolist()):
@@ -81,30 +115,52 @@ def _read(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, Sou
     if len(programs) != 1 or programs[0].count("/") != 1:
         _refuse(path, "it has no data.pkl of torch.save")
     root = programs[0].removesuffix("data.pkl")
+    for info in entries.values():
+        _check_entry(path, info, archive.start_dir)
+    # What torch.save writes before the first storage comes in one piece.
+    storages = [i.header_offset for name, i in entries.items() if name.startswith(f"{root}data/")]
+    file.prefetch(min(storages, default=0))
     order = entries.get(f"{root}byteorder")
     if order is not None and _stored(path, file, order, _BYTE_ORDER_BYTES) != b"little":
         _refuse(path, "its bytes are in big-endian order")
     state = _run(path, _stored(path, file, entries[programs[0]], _MOST_PICKLE_BYTES))
     if not isinstance(state, Mapping) or not state:
         _refuse(path, "it holds no tensors by name")
+    ends = _ends(entries.values(), archive.start_dir) if file.is_far else {}
+    places: dict[str, tuple[int, int]] = {}  # of a storage: where it begins and ends
     tensors = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             _refuse(path, f"its entry {quoted(name)} is no tensor")
-        info = entries.get(f"{root}data/{value.storage.key}")
-        if info is None:
-            _refuse(path, f"the storage of {quoted(name)} is missing")
-        start = _data_offset(path, file, info)
-        item = _ITEM_BYTES[value.storage.dtype]
+        storage = value.storage
+        if storage.key not in places:
+            entry = entries.get(f"{root}data/{storage.key}")
+            if entry is None:
+                _refuse(path, f"the storage of {quoted(name)} is missing")
+            at = _torch_offset(entry, ends[entry.header_offset]) if file.is_far else None
+            at = at or _data_offset(path, file, entry)
+            places[storage.key] = at, at + entry.file_size
+        start, end = places[storage.key]
+        item = _ITEM_BYTES[storage.dtype]
+        if storage.n_elements * item != end - start:
+            _refuse(
+                path,
+                f"the storage of {quoted(name)} has {end - start:,} bytes instead of the "
+                f"{storage.n_elements * item:,} that data.pkl says",
+            )
+        first = start + value.offset * item
         n_bytes = prod(value.shape) * item
-        first = value.offset * item
-        if first + n_bytes > info.file_size:
+        if first + n_bytes > end:
             _refuse(path, f"{quoted(name)} reaches beyond its storage")
         if not value.is_contiguous:
-            _refuse(path, f"{quoted(name)} is a view that is not contiguous")
-        tensors[name] = SourceTensor(
-            name, value.storage.dtype, value.shape, path, start + first, n_bytes
-        )
+            raise CheckpointError(
+                f"{path} holds {quoted(name)} as a view whose rows do not lie one after the other; "
+                "load it with torch.load(weights_only=True) and save it again with safetensors, "
+                "every tensor made contiguous()."
+            )
+        tensors[name] = SourceTensor(name, storage.dtype, value.shape, path, first, n_bytes)
+    if any(one[1] > other[0] for one, other in pairwise(sorted(places.values()))):
+        _refuse(path, "two of its storages overlap")
     return tensors
 
 
@@ -118,38 +174,74 @@ def _run(path: Path, program: bytes) -> Any:
         _refuse(path, f"its data.pkl is damaged ({type(error).__name__})")
 
 
-def _stored(path: Path, file: BinaryIO, info: zipfile.ZipInfo, most: int) -> bytes:
+def _check_entry(path: Path, info: zipfile.ZipInfo, end: int) -> None:
+    """Check that an entry lies in the file as it is, whole, before the directory at its end.
+
+    torch.save compresses nothing and encrypts nothing, so none is inflated here.
+    """
+    name = quoted(info.filename)
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        _refuse(path, f"its {name} is compressed or encrypted")
+    if info.compress_size != info.file_size:
+        _refuse(path, f"its {name} has two sizes")
+    if not 0 <= info.header_offset <= end - _LOCAL_HEADER_BYTES - info.file_size:
+        _refuse(path, f"its {name} reaches beyond its end")
+
+
+def _stored(path: Path, file: Window, info: zipfile.ZipInfo, most: int) -> bytes:
     """The bytes of a small entry."""
     if info.file_size > most:
         _refuse(path, f"its {quoted(info.filename)} has over {most:,} bytes")
-    file.seek(_data_offset(path, file, info))
-    return file.read(info.file_size)
+    start = _data_offset(path, file, info)
+    return file.read_at(start, start + info.file_size)
 
 
-def _data_offset(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where an entry's data begins; the local header's lengths may differ from the directory's.
-
-    torch.save compresses nothing and encrypts nothing, so every entry lies as it is, whole, in
-    the file: none is inflated here.
-    """
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        _refuse(path, f"its {quoted(info.filename)} is compressed or encrypted")
-    file.seek(info.header_offset)
-    header = file.read(_LOCAL_HEADER_BYTES)
+def _data_offset(path: Path, file: Window, info: zipfile.ZipInfo) -> int:
+    """Where an entry's data begins; the local header's lengths may differ from the directory's."""
+    header = file.read_at(info.header_offset, info.header_offset + _LOCAL_HEADER_BYTES)
     if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(b"PK\x03\x04"):
         raise zipfile.BadZipFile
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     start = info.header_offset + _LOCAL_HEADER_BYTES + name + extra
-    end = start + info.file_size
-    if info.compress_size != info.file_size or end > os.fstat(file.fileno()).st_size:
+    if start + info.file_size > file.n_bytes:
         _refuse(path, f"its {quoted(info.filename)} reaches beyond its end")
     return start
+
+
+def _ends(entries: Iterable[zipfile.ZipInfo], end: int) -> dict[int, int]:
+    """Where the next entry begins, or the directory, by where an entry begins."""
+    starts = sorted({info.header_offset for info in entries})
+    return dict(pairwise([*starts, end]))
+
+
+def _torch_offset(info: zipfile.ZipInfo, end: int) -> int | None:
+    """Where the data of an entry begin that torch.save wrote, None if another wrote it.
+
+    A request over the network for every local header would take longer than all the rest, and
+    torch.save leaves no choice: it fills a local header up so that the data begin at a multiple of
+    64, and writes a data descriptor behind them (24 bytes where sizes or offsets take 64 bits),
+    after which the next entry begins. See ``PyTorchStreamWriter`` in ``caffe2/serialize``.
+
+    Args:
+        info: the entry.
+        end: where the next one begins.
+
+    """
+    if not info.flag_bits & _HAS_DESCRIPTOR:
+        return None
+    least = info.header_offset + _LOCAL_HEADER_BYTES + len(info.filename.encode())
+    for descriptor in _DESCRIPTOR_BYTES:
+        start = end - descriptor - info.file_size
+        if start % _ALIGNMENT == 0 and least < start <= least + _MOST_PADDING:
+            return start
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
     key: str
     dtype: str
+    n_elements: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +253,8 @@ class _Tensor:
 
     @property
     def is_contiguous(self) -> bool:
+        if 0 in self.shape:
+            return True
         step = 1
         for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if size != 1 and stride != step:
@@ -176,14 +270,16 @@ class _ForbiddenError(Exception):
 class _Container(dict[Any, Any]):
     """Stands for OrderedDict: a state dict sets an attribute (``_metadata``) on it."""
 
+    __slots__ = ()
 
-# What the pickle gets instead of the names it asks for. Instances without a __dict__, so that no
-# opcode can change them, and no classes, so that none can be made anew.
+
+# What the pickle gets instead of the names it asks for. Instances that no opcode can change, and no
+# classes, so that none can be made anew.
 class _MakeContainer:
     __slots__ = ()
 
-    def __call__(self, *arguments: Any) -> _Container:
-        return _Container(*arguments)
+    def __call__(self) -> _Container:
+        return _Container()
 
 
 class _MakeTensor:
@@ -197,7 +293,7 @@ class _MakeTensor:
             and _are_sizes((offset,))
             and _are_sizes(shape)
             and _are_sizes(stride)
-            and 1 <= len(shape) == len(stride) <= _MOST_DIMS
+            and len(shape) == len(stride) <= _MOST_DIMS
         ):
             raise _ForbiddenError("it holds a tensor that is not described as torch.save does it")
         return _Tensor(storage, offset, tuple(shape), tuple(stride))
@@ -239,10 +335,38 @@ _OPCODES = (
 )
 
 
+def _with_names(opcode: bytes, keys: slice) -> Callable[[Any], None]:
+    """An opcode that fills a dictionary from the stack, if what ``keys`` cuts out of it are names.
+
+    A key is hashed, and the hash of a tuple in a tuple in a million others ends the process.
+    """
+    load = pickle._Unpickler.dispatch[opcode[0]]
+
+    def load_checked(unpickler: Any) -> None:
+        if not all(isinstance(key, str | int) for key in unpickler.stack[keys]):
+            raise _ForbiddenError("it holds a dictionary whose keys are no names")
+        load(unpickler)
+
+    return load_checked
+
+
+def _leave_attributes_out(unpickler: Any) -> None:
+    """BUILD: of a state dict nobody needs any; those of a tensor would not be checked."""
+    unpickler.stack.pop()
+    if not isinstance(unpickler.stack[-1], _Container):
+        raise _ForbiddenError("it changes something that is no dictionary")
+
+
 class _Unpickler(pickle._Unpickler):
     """Gives tensors and plain containers, or raises before it calls anything."""
 
     dispatch: ClassVar = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}
+    dispatch |= {
+        pickle.SETITEM[0]: _with_names(pickle.SETITEM, slice(-2, -1)),
+        pickle.SETITEMS[0]: _with_names(pickle.SETITEMS, slice(None, None, 2)),
+        pickle.DICT[0]: _with_names(pickle.DICT, slice(None, None, 2)),
+        pickle.BUILD[0]: _leave_attributes_out,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
@@ -262,10 +386,10 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
-            case ("storage", _StorageKind() as kind, str() as key, _, _) if (
-                kind.dtype in _ITEM_BYTES
+            case ("storage", _StorageKind() as kind, str() as key, _, int() as n_elements) if (
+                _are_sizes((n_elements,))
             ):
-                return _Storage(key, kind.dtype)
+                return _Storage(key, kind.dtype, n_elements)
         raise _ForbiddenError("it refers to something other than a storage")
 
 

@@ -10,11 +10,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.folder import is_quantized, open_quantized, read_json, read_weight_map
+from quantkit.checkpoint.folder import (
+    is_quantized,
+    list_folder,
+    open_quantized,
+    read_json,
+    read_weight_map,
+)
 from quantkit.checkpoint.gguf import Header, parse_header, read_header
 from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
 from quantkit.checkpoint.imatrix import Imatrix
-from quantkit.checkpoint.names import INDEX, folder_name, parse_hub_name, shard_names
+from quantkit.checkpoint.names import folder_name, index_name, parse_hub_name, shard_names
 from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_decoder
 from quantkit.core.errors import CheckpointError, GGUFError, PlanError
 from quantkit.core.files import open_file
@@ -222,7 +228,7 @@ def _from_profile(name: str, wishes: Wishes) -> Subject:
 def _from_config(file: Path, wishes: Wishes) -> Subject:
     """A model whose config.json alone is here, and perhaps its weights' index."""
     config = read_json(file)
-    index = file.parent / INDEX
+    index = file.parent / index_name(list_folder(file.parent))
     names = read_weight_map(index) if index.is_file() else ()
     model = describe(config, names)
     return _from_shapes(model, folder_name(file.parent), "config", wishes)

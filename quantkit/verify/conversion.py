@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.checkpoint.names import PICKLED
+from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import CompareError
 from quantkit.core.packages import why_missing
 from quantkit.core.writing import write_file
@@ -58,6 +60,7 @@ def against_transformers(
         threads: for both; by default the cores this process may use.
 
     Raises:
+        CheckpointError, SafetensorsError: the checkpoint cannot be read.
         CompareError: torch or transformers is missing, or llama.cpp gives no logits.
 
     """
@@ -68,6 +71,8 @@ def against_transformers(
         why = why_missing(str(error.name), "transformers", "--against-transformers")
         raise CompareError(why) from None
     threads = threads or usable_cores()
+    # Opened here, weights of torch.save are known to ask for nothing before torch.load sees them.
+    is_pickled = open_checkpoint(checkpoint).files[0].suffix == PICKLED
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         if gguf is None:
             gguf = build_reference(checkpoint, Path(folder) / "f32", "f32").gguf
@@ -99,7 +104,7 @@ def against_transformers(
                 dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
-                use_safetensors=True,
+                use_safetensors=not is_pickled,  # torch.load runs weights_only
             ).eval()
             largest = 0.0
             with torch.inference_mode():

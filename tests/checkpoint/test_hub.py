@@ -1,22 +1,28 @@
 """Checkpoints on the Hub, over a local server that speaks its protocol."""
 
 import json
+import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
 
 from quantkit.checkpoint.hub import open_hub_checkpoint
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import CheckpointError, SafetensorsError
 from quantkit.core.profiles import load_profile
+from quantkit.core.tensors import SourceTensor
 from quantkit.families import find_family
 from quantkit.plan.plan import outline_plan
 from quantkit.plan.quants import all_quants
 from tests.hub_server import COMMIT, HubServer, serve
+from tests.pickled import pickled
 from tests.random_checkpoints import random_checkpoint, write_tokenizer
 
 Serve = Callable[..., HubServer]
@@ -110,11 +116,6 @@ def test_it_equals_the_folder(hub: Serve) -> None:
     assert remote.config == local.config
     assert [file.name for file in remote.files] == [file.name for file in local.files]
 
-    def plain(tensors: dict[str, Any]) -> list[tuple[Any, ...]]:
-        return [
-            (t.name, t.dtype, t.shape, t.file.name, t.offset, t.n_bytes) for t in tensors.values()
-        ]
-
     assert plain(remote.tensors) == plain(local.tensors)
     assert not any(file.exists() for file in remote.files)
     models = [find_family(c.config).describe(c.config, c.tensors) for c in (remote, local)]
@@ -137,6 +138,116 @@ def test_a_long_header_takes_a_second_request(hub: Serve, tmp_path: Path) -> Non
     assert first == "bytes=0-4095"
     assert second is not None
     assert second.startswith("bytes=4096-")
+
+
+def plain(tensors: dict[str, SourceTensor]) -> list[tuple[Any, ...]]:
+    return [(t.name, t.dtype, t.shape, t.file.name, t.offset, t.n_bytes) for t in tensors.values()]
+
+
+def rezipped(path: Path, compression: int = zipfile.ZIP_STORED) -> None:
+    """Write a zip anew, as Python does, whose data are not aligned."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_weights_of_torch_save_are_described_by_two_requests_per_file(
+    hub: Serve, tmp_path: Path, files: int
+) -> None:
+    """One for the directory at a file's end, one for the pickle at its beginning, no weights."""
+    folder = pickled(LOCAL, tmp_path / "model", files, tied=True)
+    server = hub(folder, meet=min(files, 2))
+
+    remote = open_hub_checkpoint("someone/Model")
+
+    local = open_checkpoint(folder)
+    assert plain(remote.tensors) == plain(local.tensors)
+    assert [file.name for file in remote.files] == [file.name for file in local.files]
+    assert not any(file.exists() for file in remote.files)
+    assert remote.repo is not None
+    assert set(remote.repo.hashes) == {file.name for file in local.files}
+    for file in local.files:
+        end, start = (wanted.split("=")[1] for wanted in server.ranges_of(file.name) if wanted)
+        first, last = map(int, start.split("-"))
+        in_file = [t.offset for t in local.tensors.values() if t.file == file]
+        assert (first, last < min(in_file)) == (0, True)
+        assert int(end.split("-")[0]) == file.stat().st_size - 16 * 1024
+
+
+def test_zips_of_others_take_a_request_per_storage(hub: Serve, tmp_path: Path) -> None:
+    folder = pickled(random_checkpoint(tmp_path / "plain", "mistral"), tmp_path / "model")
+    rezipped(folder / "pytorch_model.bin")
+    server = hub(folder)
+
+    remote = open_hub_checkpoint("someone/Model")
+
+    local = open_checkpoint(folder)
+    assert plain(remote.tensors) == plain(local.tensors)
+    # One more for what lies in the last 16 KiB is not needed.
+    assert len(server.ranges_of("pytorch_model.bin")) >= len(local.tensors)
+    with (
+        patch("quantkit.checkpoint.hub._MOST_RANGES", 5),
+        pytest.raises(CheckpointError, match="takes over 5 requests; download it"),
+    ):
+        open_hub_checkpoint("someone/Model")
+
+
+def test_hostile_weights_of_torch_save_are_refused(hub: Serve, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "was-run"),)
+
+    folder = pickled(random_checkpoint(tmp_path / "plain", "mistral"), tmp_path / "model")
+    file = folder / "pytorch_model.bin"
+    server = hub(folder)
+    good = file.read_bytes()
+
+    def refused(reason: str) -> None:
+        server.requests.clear()
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            open_hub_checkpoint("someone/Model")
+        assert "\n" not in str(caught.value)
+        assert len(server.ranges_of(file.name)) <= 5
+
+    torch.save({"w": torch.zeros(4), "x": Evil()}, file)
+    refused("mkdir'?, which no weights need, and was not run")
+    assert not (tmp_path / "was-run").exists()
+    torch.save({"w": torch.zeros(10**5)}, file, _use_new_zipfile_serialization=False)
+    refused("by a PyTorch before 1.6")
+    file.write_bytes(good[:-100])
+    refused("no sound zip")
+    file.write_bytes(good)
+    rezipped(file, zipfile.ZIP_DEFLATED)
+    refused("compressed or encrypted")
+    torch.save({"w": torch.zeros(400, 200).T}, file)
+    refused("again with safetensors")
+    file.write_bytes(b"")
+    refused("no sound zip")
+
+
+def test_offline_weights_of_torch_save_are_read_where_they_are(
+    hub: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, snapshot_download
+
+    folder = pickled(LOCAL, tmp_path / "model", 2)
+    server = hub(folder)
+    snapshot_download("someone/Model", allow_patterns=["*.json"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="lacks 2 of the 2 weight files"):
+        open_hub_checkpoint("someone/Model")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    snapshot_download("someone/Model")
+    server.requests.clear()
+    online = open_hub_checkpoint("someone/Model")
+    assert server.ranges_of(".bin") == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = open_hub_checkpoint("someone/Model")
+    assert plain(offline.tensors) == plain(online.tensors)
+    assert all(file.is_file() for file in offline.files)
 
 
 def test_a_dropped_connection_is_resumed_where_it_broke(hub: Serve) -> None:

@@ -45,6 +45,7 @@ class Case:
 def make_sound(root: Path) -> None:
     """A checkpoint of every kind, an artifact of every kind, and builds in every state."""
     from tests.imatrix_writer import legacy_imatrix, write_gguf_imatrix
+    from tests.pickled import pickled
     from tests.random_checkpoints import random_checkpoint
     from tests.raw_releases import raw_release
 
@@ -62,6 +63,7 @@ def make_sound(root: Path) -> None:
     one = random_checkpoint(root / "one" / "Model", "mixtral", num_local_experts=2, **MODEL)
     for layout in ("pth", "safetensors-stacked"):
         raw_release(one, root / layout / "Model", layout)
+    pickled(one, root / "bin" / "Model", tied=True)
     make_gptq(root / "gptq" / "Model")
     _write_bnb(one, root / "bnb")
     q, up = np.ones((1, 64), np.float32), np.ones((1, 64), np.float32)
@@ -304,6 +306,14 @@ def _plan(rng: random.Random, model: str) -> list[str]:
     )
 
 
+_OF_ARCHIVES: tuple[Change, ...] = (
+    mutations.change_archive,
+    mutations.change_archive,
+    mutations.change_archive,
+    mutations.change_bytes,
+    mutations.become_strange,
+    mutations.become_giant,
+)
 _CHANGES: dict[str, tuple[Change, ...]] = {
     ".json": (
         mutations.change_json,
@@ -321,14 +331,8 @@ _CHANGES: dict[str, tuple[Change, ...]] = {
         mutations.become_strange,
         mutations.become_giant,
     ),
-    ".pth": (
-        mutations.change_archive,
-        mutations.change_archive,
-        mutations.change_archive,
-        mutations.change_bytes,
-        mutations.become_strange,
-        mutations.become_giant,
-    ),
+    ".pth": _OF_ARCHIVES,
+    ".bin": _OF_ARCHIVES,
     "": (mutations.change_bytes, mutations.become_strange, mutations.become_giant),
 }
 
@@ -352,9 +356,10 @@ def _checkpoint(rng: random.Random, sound: Path, folder: Path) -> Case:
 
 
 def _raw(rng: random.Random, sound: Path, folder: Path) -> Case:
-    layout = rng.choice(["pth", "pth", "safetensors-stacked"])
+    """A raw release, or a checkpoint whose weights torch.save wrote, too."""
+    layout = rng.choice(["pth", "bin", "safetensors-stacked"])
     model = _copy(sound / layout / "Model", folder / "Model")
-    what = _damage(rng, model, ["params.json"] * 2)
+    what = _damage(rng, model, ["pytorch_model.bin" if layout == "bin" else "params.json"] * 2)
     return Case(f"{layout}: {what}", _plan(rng, "Model"))
 
 

@@ -312,7 +312,7 @@ def change_archive(path: Path, rng: random.Random) -> None:
 
 def _program(program: bytes, rng: random.Random) -> bytes:
     """Another pickle."""
-    match rng.randrange(7):
+    match rng.randrange(10):
         case 0:
             data = bytearray(program)
             for _ in range(rng.randint(1, 4)):
@@ -328,5 +328,16 @@ def _program(program: bytes, rng: random.Random) -> bytes:
             return program.replace(b"K\x01", b"\x8a\x20" + b"\x7f" * 32, 2)
         case 5:
             return b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."
+        case 6:  # a key whose hash is a million calls deep, or 2**60 parts wide
+            deep = b"N" + b"\x85" * 10**6
+            places = [struct.pack("<I", n) for n in range(60)]
+            wide = b"N\x85" + b"".join(b"r" + n + b"j" + n + b"\x86" for n in places)
+            return b"\x80\x02}" + rng.choice([deep, wide]) + b"Ns."
+        case 7:  # another state for whatever was made last, another number somewhere
+            state = rng.choice([b"}", b"(NK\x00(J\xff\xff\xff\xff)t", b"(KKKKt"])
+            return program.replace(b"tR", b"tR" + state + b"b", rng.choice([1, 1000]))
+        case 8:
+            number = struct.pack("<i", rng.choice([-1, 2**31 - 1, 2**16]))
+            return program.replace(b"K\x00", b"J" + number, rng.choice([1, 1000]))
         case _:
             return program[: rng.randrange(len(program))]
