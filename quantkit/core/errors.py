@@ -37,6 +37,10 @@ class UnknownArchitectureError(CheckpointError):
     """config.json names an architecture that no family handles."""
 
 
+class ConverterError(QuantkitError):
+    """llama.cpp's converter is not to be had, or is not what it should be."""
+
+
 class TokenizerError(CheckpointError):
     """The tokenizer is missing or of a kind that llama.cpp cannot hold."""
 
