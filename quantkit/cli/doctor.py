@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, emit_json, escape, notes, show_table
+from quantkit.cli.output import JsonOption, emit_json, escape, note, show_table
 
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
@@ -27,7 +27,7 @@ def doctor(
     from quantkit.verify.doctor import examine
 
     if fetch_converter:
-        find_converter(say=lambda line: notes.print(escape(line)))
+        find_converter(say=note)
     findings = examine()
     if as_json:
         emit_json({"findings": [asdict(finding) for finding in findings]})

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from quantkit.checkpoint.converter.pins import Pins
 from quantkit.core.errors import ConverterError
-from quantkit.core.files import open_file
+from quantkit.core.files import open_file, read_file
 from quantkit.core.printable import one_line
 from quantkit.core.writing import write_file
 
@@ -37,19 +37,11 @@ KEPT = (
 )
 
 _BACKEND = "scikit_build_core/build.py"  # the one that the pinned archive's pyproject.toml names
-_STAND_IN = """
-import os
-
-def prepare_metadata_for_build_wheel(folder, config_settings=None):
-    name = "{package}-{version}.dist-info"
-    os.mkdir(os.path.join(folder, name))
-    with open(os.path.join(folder, name, "METADATA"), "w") as file:
-        file.write("Metadata-Version: 2.1\\nName: {package}\\nVersion: {version}\\n")
-    return name
-"""
-
-OFFLINE = "docs/converter.md tells how a machine without network gets it"
-_FIX = f"connect to the package index that pip is set to, or see there: {OFFLINE}"
+_STAND_IN = Path(__file__).with_name("stand_in.py")
+_FIX = (
+    "connect to the package index that pip is set to, or see docs/converter.md for a machine "
+    "without network"
+)
 
 
 def fetch_tree(pins: Pins, into: Path, scratch: Path) -> None:
@@ -71,8 +63,7 @@ def fetch_tree(pins: Pins, into: Path, scratch: Path) -> None:
     stand_in = scratch / "stand-in" / _BACKEND
     stand_in.parent.mkdir(parents=True)
     write_file(stand_in.with_name("__init__.py"), b"")
-    said = _STAND_IN.format(package=pins.package.replace("-", "_"), version=pins.version)
-    write_file(stand_in, said.encode())
+    write_file(stand_in, read_file(_STAND_IN))
     download = scratch / "download"
     paths = [str(stand_in.parent.parent), os.environ.get("PYTHONPATH", "")]
     _run_pip(

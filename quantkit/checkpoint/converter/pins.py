@@ -5,7 +5,6 @@ that describes, and for the tools that what comes of it is compared with. The pa
 requirements file with the hash of every wheel.
 """
 
-import hashlib
 import platform
 import sys
 import sysconfig
@@ -41,11 +40,6 @@ class Pins:
         lines = read_file(self.packages).decode().splitlines()
         pairs = (line.removesuffix("\\").strip().split("==") for line in lines if "==" in line)
         return ", ".join(" ".join(pair) for pair in pairs if len(pair) == 2 and pair[0][0] != "#")
-
-    @property
-    def packages_sha256(self) -> str:
-        """Sha256 of the requirements file and of the kind of Python that they are for."""
-        return hashlib.sha256(read_file(self.packages) + kind_of_python().encode()).hexdigest()
 
 
 def load_pins() -> Pins:

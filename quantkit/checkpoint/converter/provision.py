@@ -5,17 +5,19 @@ own gguf (newer than the released one) and the packages that it was written for:
 transformers 5 it writes other keys, or none, for one small model of twelve.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from quantkit.checkpoint.converter.fetch import fetch_packages, fetch_tree
+from quantkit.checkpoint.converter.fetch import KEPT, fetch_packages, fetch_tree
 from quantkit.checkpoint.converter.kept import Kept, provide
 from quantkit.checkpoint.converter.own import check_tree, name_tree
 from quantkit.checkpoint.converter.pins import Pins, kind_of_python, load_pins
 from quantkit.core.errors import MissingPackageError
+from quantkit.core.files import read_file
 from quantkit.core.packages import DISTRIBUTION
 from quantkit.core.system import user_cache
 
@@ -134,9 +136,12 @@ def converter_cache() -> Path:
 def lacking_packages(*, to_fetch: bool) -> tuple[str, ...]:
     """What of the extra is not installed; pip counts only where something has yet to be fetched."""
     wanted = {**NEEDED, "pip": "pip"} if to_fetch else NEEDED
-    return tuple(
-        name for module, name in wanted.items() if importlib.util.find_spec(module) is None
-    )
+    return tuple(name for module, name in wanted.items() if not is_installed(module))
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
 
 
 def why_lacking(lacking: tuple[str, ...]) -> str:
@@ -151,17 +156,23 @@ def why_lacking(lacking: tuple[str, ...]) -> str:
 def _kept(pins: Pins) -> tuple[Kept, Kept]:
     """The two folders of the cache: the converter's source, and its packages for this Python."""
     cache = converter_cache()
-    of_packages = pins.packages_sha256
+    # What is kept of the archive belongs to its pin: another quantkit may keep more.
+    source = _sha256(pins.package, pins.version, pins.sha256, pins.tree, *KEPT)
+    packages = _sha256(read_file(pins.packages).decode(), kind_of_python())
     return (
         Kept(
-            cache / f"source-{pins.sha256[:12]}",
-            pins.sha256,
+            cache / f"source-{pins.version}-{source[:12]}",
+            source,
             partial(fetch_tree, pins),
             sealed=True,
         ),
         Kept(
-            cache / f"packages-{of_packages[:12]}-{kind_of_python()}",
-            of_packages,
+            cache / f"packages-{packages[:12]}-{kind_of_python()}",
+            packages,
             partial(fetch_packages, pins),
         ),
     )
+
+
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
