@@ -149,7 +149,7 @@ def _run_pip(
         ConverterError: it fails; the sentence begins with ``what`` it was to fetch.
 
     """
-    # Not the current folder's pip (-P), nor a temporary folder in memory: this takes 500 MB.
+    # Not the current folder's pip (-P), nor a temporary folder in memory: this takes 300 MB.
     command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
     done = subprocess.run(
         [*command, *arguments, "--no-deps", "--require-hashes", "--requirement", str(requirements)],
