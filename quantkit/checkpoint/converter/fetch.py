@@ -38,6 +38,10 @@ KEPT = (
 
 _BACKEND = "scikit_build_core/build.py"  # the one that the pinned archive's pyproject.toml names
 _STAND_IN = Path(__file__).with_name("stand_in.py")
+# Over the user's own, which would refuse what is asked for: everything is pinned already, and goes
+# into a folder of ours.
+_SETTINGS = {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
+
 _FIX = (
     "connect to the package index that pip is set to, or see docs/converter.md for a machine "
     "without network"
@@ -96,7 +100,7 @@ def fetch_packages(pins: Pins, into: Path, scratch: Path) -> None:
         pins.packages,
         "The transformers of llama.cpp's converter",
         scratch,
-        {"PIP_USER": "0"},  # which a user may have set, and which goes with no target
+        {},
     )
 
 
@@ -159,7 +163,7 @@ def _run_pip(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, "TMPDIR": str(scratch), "PIP_REQUIRE_VIRTUALENV": "0", **environment},
+        env={**os.environ, **_SETTINGS, "TMPDIR": str(scratch), **environment},
         check=False,
     )
     if done.returncode == 0:

@@ -53,6 +53,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: Index, fetched
 
 
 def use(patch: pytest.MonkeyPatch, cache: Path, links: Path) -> None:
+    # What a user may have set for other ends, which would refuse everything here.
+    (links / "constraints.txt").write_text("llama-cpp-python==1\ntransformers-for-tests==2\n")
+    patch.setenv("PIP_CONSTRAINT", str(links / "constraints.txt"))
+    patch.setenv("PIP_USER", "1")
+    patch.setenv("PIP_REQUIRE_VIRTUALENV", "1")
     patch.setenv("XDG_CACHE_HOME", str(cache))
     patch.setenv("PIP_NO_INDEX", "1")
     patch.setenv("PIP_FIND_LINKS", str(links))
@@ -98,6 +103,23 @@ def test_the_second_use_only_reads(
     (next(cache.glob("packages-*")) / "__pycache__" / "a.pyc").write_bytes(b"code")
     monkeypatch.setattr(kept, "hold_folder", forbid)
     find_converter(say=forbid, pins=index.pins)
+
+
+def test_a_users_own_is_taken_with_the_same_packages(
+    index: Index, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "llama.cpp"
+    for name in FILES:
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).touch()
+    shutil.rmtree(next(cache.glob("source-*")))  # is not asked for
+    monkeypatch.setattr(provision, "fetch_tree", forbid)
+    assert find_converter(own, say=forbid, pins=index.pins) == Converter(
+        own, next(cache.glob("packages-*")), f"llama.cpp in {own}"
+    )
+    (own / "conversion/base.py").unlink()
+    with pytest.raises(ConverterError, match="no conversion/base"):
+        find_converter(own, pins=index.pins)
 
 
 def remove(folder: Path) -> None:
@@ -337,6 +359,8 @@ def test_the_pins_are_vendors() -> None:
     )
     assert wanted["transformers"] == of_vendor["transformers"]
     assert wanted["sentencepiece"] == of_vendor["sentencepiece"]
+    constraints = (root / "constraints.txt").read_text().splitlines()
+    assert f"{pins.package}=={pins.version}" in constraints
 
 
 def test_an_installed_package_has_the_pins_inside(
