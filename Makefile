@@ -17,11 +17,11 @@ demo: $(VENV)/.ready
 # are among the longest.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: lint
+test: lint $(VENV)/.converter
 	$(PYTEST)
 
 # Against llama.cpp's own tools, which this builds first (about 8 minutes, once).
-test-native: vendor
+test-native: vendor $(VENV)/.converter
 	$(PYTEST) -m native
 
 lint: $(VENV)/.ready
@@ -39,6 +39,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# What quantkit fetches when a checkpoint first needs it, into the user's cache: once, before tests
+# that run beside each other need it.
+$(VENV)/.converter: $(VENV)/.ready vendor/manifest.toml profiles/converter/packages.txt
+	$(BIN)/python -c 'from quantkit.checkpoint.converter.provision import find_converter; find_converter(say=print)'
 	touch $@
 
 clean:

@@ -1,19 +1,33 @@
 """``quantkit doctor``: what this machine has, what is missing, and how to get it."""
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, emit_json, escape, show_table
+from quantkit.cli.output import JsonOption, emit_json, escape, note, show_table
 
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    fetch_converter: Annotated[
+        bool,
+        typer.Option(
+            "--fetch-converter",
+            help="First fetch llama.cpp's converter, for work without network. See "
+            "docs/converter.md.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show versions, instruction sets, threads, memory and disk, and what is missing."""
+    from quantkit.checkpoint.converter.provision import find_converter
     from quantkit.verify.doctor import examine
 
+    if fetch_converter:
+        find_converter(say=note)
     findings = examine()
     if as_json:
         emit_json({"findings": [asdict(finding) for finding in findings]})

@@ -19,3 +19,11 @@ def profiles_folder() -> Path:
 def load_profile(name: str) -> dict[str, Any]:
     """The TOML document ``profiles/<name>``. Callers must not change it."""
     return tomllib.loads((profiles_folder() / name).read_text(encoding="utf-8"))
+
+
+@cache
+def load_vendor_manifest() -> dict[str, Any]:
+    """The llama.cpp that is pinned: ``vendor/manifest.toml``, a profile in an installed package."""
+    inside = profiles_folder() / "vendor.toml"
+    path = inside if inside.is_file() else _PACKAGE.parent / "vendor" / "manifest.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -5,6 +5,9 @@ quantkit runs on Linux and macOS. Windows has neither ``flock`` nor ``pread``; t
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from quantkit.core.errors import UnsupportedSystemError
 
@@ -45,6 +48,36 @@ def lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def hold_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the one lock on a folder; where another process has it, wait for that.
+
+    Args:
+        folder: what is locked: no file is made, and nothing is left after a kill.
+        waiting: called once before it waits.
+
+    Raises:
+        OSError: the folder cannot be opened.
+
+    """
+    import fcntl
+
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | CLOSE_ON_EXEC)
+    try:
+        if not lock(fd):
+            waiting()
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def user_cache() -> Path:
+    """The folder of quantkit in the user's cache, which may not be there yet."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "quantkit"
 
 
 def most_resident_bytes() -> int:

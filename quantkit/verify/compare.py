@@ -19,6 +19,7 @@ import msgspec
 from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import CompareError, FileError, TextError
 from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.system import user_cache
 from quantkit.core.writing import is_own, write_file
 from quantkit.verify.divergence import PERCENTILES, Measures
 from quantkit.verify.embeddings import Cosines
@@ -297,8 +298,7 @@ class _Runner:
 
 def cache_folder() -> Path:
     """Where recorded references are kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "quantkit" / "references"
+    return user_cache() / "references"
 
 
 def _record(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import quantkit
+from quantkit.checkpoint.converter.provision import State, converter_state, why_lacking
 from quantkit.core.errors import NativeError
 from quantkit.core.packages import DISTRIBUTION
 from quantkit.core.units import format_size
@@ -61,7 +62,35 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything worth knowing when quantkit does not work. Takes about two seconds."""
-    return [*_software(), *_native(), *_hardware(), examine_trap()]
+    return [
+        *_software(),
+        *examine_converter(converter_state()),
+        *_native(),
+        *_hardware(),
+        examine_trap(),
+    ]
+
+
+def examine_converter(state: State) -> Iterator[Finding]:
+    """Whether llama.cpp's converter, which describes other checkpoints, is there. Fetches none."""
+    when = "not fetched yet (which is done when a checkpoint first needs it)"
+    parts = (
+        ("converter", state.source, state.version, ""),
+        ("converter's packages", state.packages, state.packages_wanted, state.packages_for),
+    )
+    for name, there, what, kind in parts:
+        value = f"{what}{kind and f' for {kind}'}"
+        if there:
+            yield Finding(name, f"{value} in {state.folder}")
+        else:
+            yield Finding(name, f"{value}, {when}", "note", "quantkit doctor --fetch-converter")
+    if state.lacking:
+        yield Finding(
+            "converter's extra",
+            "not installed (for checkpoints of other architectures)",
+            "note",
+            why_lacking(state.lacking),
+        )
 
 
 def examine_trap() -> Finding:

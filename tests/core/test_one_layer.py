@@ -36,6 +36,7 @@ _ALLOWED = {
     "checkpoint/chat/llama.py": "arguments of tools in conversations of ours",
     "checkpoint/chat/process.py": "a process of its own: its pipes",
     "checkpoint/chat/rendering.py": "what that process says",
+    "checkpoint/converter/stand_in.py": "runs in pip's process, alone",
     "checkpoint/pth.py": "a zip that the layer opened, on an unpickler of its own",
     "checkpoint/rows.py": "rows of a file that the layer opened",
     "checkpoint/tokenizer/fast.py": "the null device",

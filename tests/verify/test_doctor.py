@@ -1,12 +1,24 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import quantkit
-from quantkit.verify.doctor import Finding, examine, examine_trap, judge_trap
+from quantkit.checkpoint.converter import provision
+from quantkit.checkpoint.converter.provision import State, converter_state
+from quantkit.core.errors import ConverterError
+from quantkit.verify.doctor import (
+    Finding,
+    examine,
+    examine_converter,
+    examine_trap,
+    judge_trap,
+)
+from tests.cli.command import quantkit as quantkit_command
 
 ROOT = Path(quantkit.__file__).parents[1]
 
@@ -36,6 +48,46 @@ def test_what_is_reported(findings: dict[str, Finding]) -> None:
     assert "available" in findings["memory"].value
     assert "free in" in findings["disk"].value
     assert {"python", "gguf", "numpy", "processor", "GPU backend"} <= findings.keys()
+
+
+def test_the_converter_is_looked_for_and_never_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source, packages = examine_converter(converter_state())
+    assert source.name == "converter"
+    assert source.value.startswith("llama.cpp of llama-cpp-python 0.3.")
+    assert "transformers 4.57.6" in packages.value
+    for finding in (source, packages):
+        assert "not fetched yet" in finding.value
+        assert finding.status == "note"
+        assert finding.advice == "quantkit doctor --fetch-converter"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converter_that_is_there_is_told_with_its_place(tmp_path: Path) -> None:
+    state = State(tmp_path, "llama.cpp of x 1", True, True, "transformers 4", "cpython", ())
+    assert [(finding.status, finding.value) for finding in examine_converter(state)] == [
+        ("ok", f"llama.cpp of x 1 in {tmp_path}"),
+        ("ok", f"transformers 4 for cpython in {tmp_path}"),
+    ]
+    *_, finding = examine_converter(replace(state, lacking=("torch", "regex")))
+    assert finding.status == "note"
+    assert finding.advice == (
+        "llama.cpp's converter needs torch and regex, which are not installed; "
+        "pip install 'quantkit-llm[convert]'."
+    )
+
+
+def test_the_doctor_fetches_the_converter_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(say: Callable[[str], None]) -> None:
+        say("Fetching.")
+        raise ConverterError("It is not to be had.")
+
+    monkeypatch.setattr(provision, "find_converter", refuse)
+    outcome = quantkit_command("doctor", "--fetch-converter", "--json")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == "Fetching.\nError: It is not to be had.\n"
 
 
 def test_the_trap_is_tried_for_real() -> None:

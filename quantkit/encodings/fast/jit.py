@@ -1,7 +1,6 @@
 """How the kernels are compiled, and where the machine code is kept between runs."""
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -11,6 +10,7 @@ from typing import Any
 import numba
 
 from quantkit.core.files import read_file
+from quantkit.core.system import user_cache
 
 _HERE = Path(__file__).resolve().parent
 _options = {"error_model": "numpy"}  # as in C, dividing by 0 gives infinity
@@ -40,14 +40,11 @@ def _cache_folder(given: str) -> Path | None:
     numba looks only at the file of the kernel itself to see whether its cache is stale, and not at
     the files of what the kernel calls.
     """
-    if given:  # NUMBA_CACHE_DIR
-        root = Path(given)
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    ours = Path(given) / "quantkit" if given else user_cache()  # NUMBA_CACHE_DIR
     digest = hashlib.sha256()
     for source in sorted(_HERE.glob("*.py")):
         digest.update(read_file(source))
-    folder = root / "quantkit" / "kernels" / digest.hexdigest()[:16]
+    folder = ours / "kernels" / digest.hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
