@@ -14,6 +14,7 @@ from quantkit.core.errors import CheckpointError
 from quantkit.core.names import is_plain_name
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
+from quantkit.families import is_known
 
 _EMBEDDINGS, _HEAD = "embed_tokens.weight", "lm_head.weight"
 
@@ -26,6 +27,10 @@ _QUANTIZED = (
     ".absmax",  # bitsandbytes, 4 bit
     ".SCB",  # bitsandbytes, 8 bit
 )
+
+# Methods whose weights llama.cpp's converter reads.
+_CONVERTED = ("fp8", "gptq", "compressed-tensors", "bitnet", "modelopt", "mxfp4")
+_MODELOPT = "hf_quant_config.json"  # where ModelOpt says it, if not in config.json
 
 # Methods that compute with rounded numbers even where the weights are stored as they were trained.
 _ALWAYS_ROUNDED = ("bitnet",)
@@ -112,6 +117,8 @@ def open_quantized(path: Path) -> Checkpoint:
 def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) -> Checkpoint:
     """Check config.json, the index and the headers of a checkpoint against each other.
 
+    One that `is_foreign` has all its tensors as they are stored.
+
     Args:
         path: the folder with config.json and, where there is one, the index.
         names: the checkpoint's files, sorted; weight files among them need not be in ``path``.
@@ -123,6 +130,12 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
     """
     config = read_json(path / "config.json")
     quantization = config.get("quantization_config")
+    if not is_known(config):
+        return _read_tensors(path, config, names, read_headers)
+    if _MODELOPT in names or _method_of(config) in _CONVERTED:
+        stored = _read_tensors(path, config, names, read_headers)
+        if _is_rounded(config) or _quantized_tensor(stored.tensors):
+            return stored
     evidence = f"quant_method {_method(config)} in its config.json" if quantization else ""
     if quantization and _is_rounded(config):
         raise _quantized(path, evidence)
@@ -142,6 +155,19 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
     )
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     return replace(checkpoint, config=plain, remarks=(*checkpoint.remarks, remark))
+
+
+def is_foreign(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is for llama.cpp's converter to describe.
+
+    That is one of no family of ours, or whose weights are stored in a form that the converter
+    reads.
+    """
+    if not isinstance(checkpoint.config.get("architectures"), list):
+        return False
+    kinds = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    is_quantized = bool(kinds.difference(FLOAT_BYTES)) or _is_rounded(checkpoint.config)
+    return not is_known(checkpoint.config) or is_quantized
 
 
 def _read_tensors(
@@ -340,15 +366,18 @@ def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, Sou
 
 
 def _method(config: Mapping[str, Any]) -> str:
-    settings = config.get("quantization_config")
-    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    method = _method_of(config)
     return "unknown" if method is None else quoted(method)
+
+
+def _method_of(config: Mapping[str, Any]) -> Any:
+    settings = config.get("quantization_config")
+    return settings.get("quant_method") if isinstance(settings, Mapping) else None
 
 
 def _is_rounded(config: Mapping[str, Any]) -> bool:
     """Whether the model computes with rounded weights, however they are stored."""
-    settings = config.get("quantization_config")
-    return isinstance(settings, Mapping) and settings.get("quant_method") in _ALWAYS_ROUNDED
+    return _method_of(config) in _ALWAYS_ROUNDED
 
 
 def _quantized_name(names: Iterable[str]) -> str | None:

@@ -1,6 +1,6 @@
 """A checkpoint on the Hugging Face Hub, known without downloading its weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.folder import list_folder, open_folder, read_checkpoint
+from quantkit.checkpoint.folder import is_foreign, list_folder, open_folder, read_checkpoint
 from quantkit.checkpoint.names import (
     LICENSES,
     PICKLED,
+    is_for_converters,
     index_name,
     is_first_file,
     weight_files,
@@ -74,12 +75,8 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
     names = sorted(name for name in repo.sizes if "/" not in name)
     wanted = (*_SMALL_FILES, index_name(names))
     small = [n for n in repo.sizes if n in wanted or _is_template(n)]
-    for name in small:
-        if repo.sizes[name] > _MOST_SMALL_BYTES:
-            raise CheckpointError(
-                f"{name} of {repo} has {repo.sizes[name]:,} bytes, too many for such a file; "
-                "don't trust this checkpoint."
-            )
+    _require_small(repo, small)
+
     with _no_progress_bars(), ThreadPoolExecutor(_CONNECTIONS) as pool:
         paths = dict(zip(small, pool.map(partial(download, repo), small), strict=True))
         path = paths["config.json"].parent
@@ -88,7 +85,20 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
             return pool.map(partial(_read_header, repo), files)
 
         checkpoint = read_checkpoint(path, names, read_headers)
+        if is_foreign(checkpoint):  # a converter may look into any of them
+            others = [n for n in repo.sizes if n not in small and is_for_converters(n)]
+            _require_small(repo, others)
+            list(pool.map(partial(download, repo), others))
     return replace(checkpoint, repo=repo)
+
+
+def _require_small(repo: RemoteRepo, names: Iterable[str]) -> None:
+    for name in names:
+        if repo.sizes[name] > _MOST_SMALL_BYTES:
+            raise CheckpointError(
+                f"{name} of {repo} has {repo.sizes[name]:,} bytes, too many for such a file; "
+                "don't trust this checkpoint."
+            )
 
 
 def _require_weights(repo: RemoteRepo) -> None:

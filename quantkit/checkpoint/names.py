@@ -18,6 +18,7 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # each is a model by itself
 PARAMS = "params.json"
 
+_FOR_CONVERTERS = (".json", ".jsonl", ".jinja", ".model", ".txt", ".tiktoken", ".v3", ".vocab")
 _RAW_WEIGHTS = re.compile(r"consolidated([.-].+)?\.(safetensors|pth|pt)")
 _CACHED = re.compile(r"models--([\w.-]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -55,6 +56,15 @@ def index_name(names: Iterable[str]) -> str:
     files = weight_files(there)
     is_pickled = files[0].endswith(PICKLED) if files else INDEX not in there
     return PICKLE_INDEX if is_pickled and (files or PICKLE_INDEX in there) else INDEX
+
+
+def is_for_converters(name: str) -> bool:
+    """Whether a file of a repository can say something about the model to llama.cpp's converter.
+
+    Those are texts and vocabularies, in the folder itself or one below; neither weights nor code.
+    """
+    path = PurePath(name)
+    return path.suffix in _FOR_CONVERTERS and len(path.parts) <= 2 and name[0] != "."
 
 
 def raw_weight_files(names: Iterable[str]) -> list[str]:

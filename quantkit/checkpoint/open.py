@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.converter.describe import described_model
-from quantkit.checkpoint.folder import list_folder, open_folder
+from quantkit.checkpoint.converter.describe import Wish, describe_by_converter, described_model
+from quantkit.checkpoint.folder import is_foreign, list_folder, open_folder
 from quantkit.checkpoint.gguf import is_gguf
 from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf, open_hub_gguf
 from quantkit.checkpoint.hub import open_hub_checkpoint
@@ -12,15 +12,22 @@ from quantkit.checkpoint.names import is_raw_release, parse_hub_name, weight_fil
 from quantkit.checkpoint.raw_mistral import open_raw_mistral
 from quantkit.checkpoint.sources import check_sources
 from quantkit.core.errors import CheckpointError
-from quantkit.families import describe
+from quantkit.families import describe, is_known
 from quantkit.families.model import Decoder, Model
 
+_WISH = Wish()
 
-def open_source(name: str) -> Path | Checkpoint:
+
+def open_source(name: str, wish: Wish = _WISH) -> Path | Checkpoint:
     """The path of that name, or else what the Hub has under it, whose headers are read now.
+
+    Args:
+        name: a path, or a name on the Hub.
+        wish: how llama.cpp's converter is asked, where it is.
 
     Raises:
         CheckpointError: the Hub has no such checkpoint, or cannot be reached.
+        ConverterError: as `open_checkpoint` does.
         GGUFError, SafetensorsError: a file of it breaks its format's rules.
 
     """
@@ -36,23 +43,52 @@ def open_source(name: str) -> Path | Checkpoint:
         return Path(name)
     if hub.file is not None:
         return open_hub_gguf(hub.repo_id, hub.file, hub.revision)
-    return open_hub_checkpoint(hub.repo_id, hub.revision)
+    return _described(open_hub_checkpoint(hub.repo_id, hub.revision), wish)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, wish: Wish = _WISH) -> Checkpoint:
     """Read the headers of a checkpoint's folder, or of a GGUF's files.
 
     Raw Mistral weights are shown as what they would be converted to (see ``raw_mistral``).
+    A checkpoint that no family of ours describes is described by llama.cpp's converter.
 
     Raises:
         CheckpointError: it is missing, incomplete or quantized already, or contradicts itself.
         SafetensorsError, GGUFError: a file of it breaks its format's rules.
+        ConverterError: the converter is needed and cannot be had, or does not describe it.
 
     """
     if is_gguf_file(path):
         return open_gguf(path)
     names = list_folder(path)
-    return open_raw_mistral(path) if is_raw_release(names) else open_folder(path, names)
+    if is_raw_release(names):
+        return open_raw_mistral(path)
+    return _described(open_folder(path, names), wish)
+
+
+def open_once(source: Path | Checkpoint, wish: Wish) -> Path | Checkpoint:
+    """The checkpoint in a folder, for those who need it several times; anything else as it is.
+
+    Raises:
+        CheckpointError, SafetensorsError, GGUFError, ConverterError: as `open_checkpoint` does.
+
+    """
+    if isinstance(source, Checkpoint) or is_gguf_file(source):
+        return source
+    checkpoint = open_checkpoint(source, wish)
+    if checkpoint.description is None and (wish.tree is not None or wish.mtp is not None):
+        raise CheckpointError(
+            "--llama-cpp, --mtp and --no-mtp are for checkpoints that llama.cpp's converter "
+            f"describes, and {source} is of a family that quantkit reads itself; leave them out."
+        )
+    return checkpoint
+
+
+def _described(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
+    """A checkpoint with what its tensors are in a GGUF, where only the converter can tell."""
+    if not is_foreign(checkpoint):
+        return checkpoint
+    return describe_by_converter(checkpoint, wish)
 
 
 def open_model(checkpoint: Checkpoint) -> Model:
@@ -83,9 +119,21 @@ def open_decoder(checkpoint: Checkpoint) -> Decoder:
             f"{checkpoint.path} is a GGUF, of which only other GGUFs can be made; give the "
             "checkpoint that it was converted from."
         )
+    if checkpoint.description is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} is {_kind(checkpoint)}, whose layers quantkit does not compute; "
+            "GGUFs can be made of it."
+        )
     model = describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
     return model
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    """What people call a checkpoint that the converter describes."""
+    if is_known(checkpoint.config):
+        return "stored in quantized form"
+    return f"of the architecture {checkpoint.config['architectures'][0]}"
 
 
 def require_checkpoint(source: Path | Checkpoint, fix: str) -> None:

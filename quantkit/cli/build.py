@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.imatrix import Imatrix
 
 
+LlamaCppOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Your own llama.cpp, whose converter knows what the pinned one does not.",
+    ),
+]
 VerifyOption = Annotated[
     bool, typer.Option("--verify", help="Compare the sha256 of what is there already.")
 ]
@@ -141,6 +148,14 @@ def build(
         bool,
         typer.Option("--allow-requantize", help="Take a GGUF whose weights are quantized."),
     ] = False,
+    mtp: Annotated[
+        bool | None,
+        typer.Option(
+            "--mtp/--no-mtp",
+            help="Layers that predict further tokens  [default: as llama.cpp's converter does]",
+        ),
+    ] = None,
+    llama_cpp: LlamaCppOption = None,
     keep_source: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Store a checkpoint from the Hub as it is read."),
@@ -190,8 +205,9 @@ def build(
     """
     from quantkit.build.output import require_place
     from quantkit.build.work import prepare
+    from quantkit.checkpoint.converter.describe import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
-    from quantkit.checkpoint.open import open_source, require_checkpoint
+    from quantkit.checkpoint.open import open_once, open_source, require_checkpoint
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import find_quants
@@ -225,7 +241,8 @@ def build(
     most_bytes = parse_size(shard_size) if shard_size else None
     if out is not None and not dry_run:
         require_place(out)
-    source = open_source(checkpoint)
+    wish = Wish(llama_cpp, mtp=mtp, say=note)
+    source = open_source(checkpoint, wish)
     if imatrix == AUTO and all(chosen.format == "gguf" for chosen in quants):
         require_checkpoint(
             source,
@@ -241,6 +258,7 @@ def build(
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)
+    source = open_once(source, wish)
     threads = jobs or usable_cores()
     gptq = GptqWish(
         [chosen for chosen in quants if chosen.format == "gptq"],

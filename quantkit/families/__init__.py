@@ -34,6 +34,14 @@ def find_family(config: Mapping[str, Any]) -> Family:
     )
 
 
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Whether a family describes what config.json names, or it names nothing that anybody could."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        return True
+    return any(names[0] in family.architectures for family in FAMILIES)
+
+
 def describe(config: Mapping[str, Any], names: Collection[str] = ()) -> Decoder:
     """The model that config.json promises, whose tensors in the checkpoint have these names.
 

@@ -258,6 +258,9 @@ def _open_model(folder: Path, request: Mapping[str, Any]) -> Any:
     mtp = request["mtp"]
     if mtp is not None and not found.supports_mtp_export:
         raise Refusal(f"mtp:{architecture}")
+    if mtp is None and hasattr(found, "opt_num_mtp_layers"):
+        # Those classes fail where their config promises no such layers, and none are there.
+        mtp = any("mtp." in name for name in request["tensors"])
     if mtp is False:
         found.no_mtp = True  # as convert_hf_to_gguf.py does; this process describes one model
     return found(

@@ -27,8 +27,9 @@ def main() -> None:
     channel = Channel(receive, send)
     resource.setrlimit(resource.RLIMIT_DATA, (setup["memory"], setup["memory"]))
     # The converter's own gguf and the packages that it was written for go before all others.
-    sys.path[:0] = [setup["packages"], f"{setup['tree']}/gguf-py", setup["tree"]]
-    os.environ["NO_LOCAL_GGUF"] = "1"
+    sys.path[:0] = [setup["tree"], f"{setup['tree']}/gguf-py", setup["packages"]]
+    # Where transformers finds this, it takes it for the tokenizers of Mistral's models.
+    sys.modules["mistral_common"] = None  # type: ignore[assignment]
     try:
         from quantkit.checkpoint.converter.capture import Described, describe
 

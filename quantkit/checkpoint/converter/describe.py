@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, StoredReader
-from quantkit.checkpoint.converter.process import ConverterProcess, Setup, said
+from quantkit.checkpoint.converter.process import ConverterProcess, said
+from quantkit.checkpoint.converter.provision import Converter, find_converter
 from quantkit.checkpoint.gguf import read_entries, read_header
+from quantkit.checkpoint.names import is_for_converters
 from quantkit.checkpoint.rows import read_stored
 from quantkit.core.errors import (
     ConverterError,
@@ -27,23 +29,26 @@ from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.families.facts import facts_of
 from quantkit.families.model import Block, Model, Target
 
-_MOST_SMALL_BYTES = 100 * 10**6
-_NOT_LINKED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".py")
 _LAYER_PREFIX = "blk."
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What of a model is converted, and by whom.
 
-    ``projector``: its vision or audio part instead of its text part. ``mtp``: whether layers that
-    predict further tokens come along; None for what the converter does. ``setup`` finds the
-    converter when it is needed.
+    ``tree`` is a user's own llama.cpp, None for the pinned converter. ``projector``: its vision or
+    audio part instead of its text part. ``mtp``: whether layers that predict further tokens come
+    along; None for what the converter does. ``say`` is told that something is fetched.
     """
 
-    setup: Callable[[], Setup]
+    tree: Path | None = None
     projector: bool = False
     mtp: bool | None = None
+    say: Callable[[str], None] = _silent
 
 
 def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
@@ -77,17 +82,18 @@ class ConvertedRows:
         self._stored = checkpoint
         self._wish = wish
         self._process: ConverterProcess | None = None
-        self._setup: Setup | None = None
+        self._converter: Converter | None = None
         self._numbers: dict[str, int] = {}
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"stored": self._stored, "wish": self._wish, "setup": self._setup,
+        wish = replace(self._wish, say=_silent)
+        return {"stored": self._stored, "wish": wish, "converter": self._converter,
                 "numbers": self._numbers}  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["stored"], state["wish"])  # type: ignore[misc]
-        self._setup, self._numbers = state["setup"], state["numbers"]
+        self._converter, self._numbers = state["converter"], state["numbers"]
 
     def describe(self) -> Checkpoint:
         """Start the converter and let it describe; see `describe_by_converter`."""
@@ -110,13 +116,13 @@ class ConvertedRows:
         direct = {block.source for target in targets for block in target.blocks}
         if not numbers:
             self.close()
-        assert self._setup is not None  # noqa: S101 - it described
+        assert self._converter is not None  # noqa: S101 - it described
         return replace(
             stored,
             tensors={name: tensor for name, tensor in tensors.items() if name in direct},
             read_rows=self if numbers or stored.read_rows else None,
             description=Description(
-                header, tuple(targets), self._setup.version, frozenset(numbers), self, answer["n_read"]
+                header, tuple(targets), self._converter.version, frozenset(numbers), self, answer["n_read"]
             ),
         )
 
@@ -183,8 +189,8 @@ class ConvertedRows:
         return answer, data
 
     def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
-        if self._setup is None:
-            self._setup = self._wish.setup()
+        if self._converter is None:
+            self._converter = find_converter(self._wish.tree, self._wish.say)
         folder = _folder_of_small_files(self._stored)
         header = folder.parent / "header.gguf"
         stored = self._stored
@@ -198,12 +204,12 @@ class ConvertedRows:
             "type": _own_type(stored.tensors),
             "name": None,
         }
-        self._process = ConverterProcess(self._setup)
+        self._process = ConverterProcess(self._converter)
         atexit.register(self.close)
         answer, _ = self._process.ask(request, self.read, self._name_pre_tokenizer)
         if "targets" not in answer:
             self.close()
-            raise _refusal(answer, stored, self._setup)
+            raise _refusal(answer, stored, self._converter)
         return answer, header
 
     def _name_pre_tokenizer(self) -> str:
@@ -262,13 +268,13 @@ def described_model(checkpoint: Checkpoint) -> Model:
     )
 
 
-def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, setup: Setup) -> Exception:
+def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, converter: Converter) -> Exception:
     """What a description that was not given is told as."""
     path = checkpoint.path
     kind, _, what = str(answer.get("refused", "")).partition(":")
     if kind == "unknown":
         return UnknownArchitectureError(
-            f"{path} is of the architecture {what}, which neither quantkit nor {setup.version} "
+            f"{path} is of the architecture {what}, which neither quantkit nor {converter.version} "
             "knows; give a GGUF of it that a newer llama.cpp made, or that llama.cpp's folder with "
             "--llama-cpp."
         )
@@ -303,15 +309,13 @@ def _folder_of_small_files(checkpoint: Checkpoint) -> Path:
     return folder
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path, *, is_top: bool = True) -> None:
     target.mkdir()
     for entry in source.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            _link(entry, target / entry.name)
-        elif entry.suffix not in _NOT_LINKED and entry.stat().st_size <= _MOST_SMALL_BYTES:
-            (target / entry.name).symlink_to(entry)
+        if entry.is_dir() and is_top and not entry.name.startswith("."):
+            _link(entry, target / entry.name, is_top=False)
+        elif (is_for_converters(entry.name) or entry.name == "README.md") and entry.is_file():
+            (target / entry.name).symlink_to(entry.resolve())
 
 
 def _own_type(tensors: Mapping[str, SourceTensor]) -> str:

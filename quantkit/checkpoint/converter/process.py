@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.checkpoint import StoredReader
 from quantkit.checkpoint.converter.channel import Channel
+from quantkit.checkpoint.converter.provision import Converter
 from quantkit.core.child import child_environment
 from quantkit.core.errors import ConverterError, TokenizerError
 from quantkit.core.printable import one_line
@@ -21,24 +20,15 @@ from quantkit.core.printable import one_line
 MEMORY = 6 * 2**30
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """Where the converter lies: its tree, and the packages that it was written for."""
-
-    tree: Path
-    packages: Path
-    version: str
-
-
 class ConverterProcess:
     """A running converter. One question at a time; it ends when it is closed, or we do."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, converter: Converter) -> None:
         receive, theirs = os.pipe()
         ours, send = os.pipe()
         said = {
-            "tree": str(setup.tree),
-            "packages": str(setup.packages),
+            "tree": str(converter.tree),
+            "packages": str(converter.packages),
             "memory": MEMORY,
         }
         module = "quantkit.checkpoint.converter.child"
