@@ -7,6 +7,7 @@ it, so that one that somebody cleared in part, or a disk lost a piece of, is not
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def provide(
             missing = [kept for kept in wanted if not kept.is_whole()]
             if missing:
                 for left in cache.glob(_PARTIAL + "*"):  # by a process that was killed
-                    shutil.rmtree(left)
+                    shutil.rmtree(left, ignore_errors=True)
                 making()
             for kept in missing:
                 _make(cache, kept)
@@ -92,10 +93,11 @@ def provide(
 
 
 def _make(cache: Path, kept: Kept) -> None:
-    partial = cache / f"{_PARTIAL}{kept.folder.name}"
+    # A name of its own: the pip of a process that was killed may still be writing to the last one.
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=cache))
     made, scratch, old = partial / "made", partial / "scratch", partial / "old"
     try:
-        made.mkdir(parents=True)
+        made.mkdir()
         scratch.mkdir()
         kept.make(made, scratch)
         write_file(made / STAMP, kept.stamp(made))

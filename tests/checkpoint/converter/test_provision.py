@@ -171,21 +171,16 @@ def test_a_damaged_source_is_made_anew(
     find_converter(say=forbid, pins=index.pins)
 
 
-def test_damaged_packages_are_made_anew(
+def test_damaged_packages_are_made_anew_and_what_a_killed_process_left_is_removed(
     index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    left = cache / ".partial-source-of-another-pin" / "made" / "conversion"
+    left.mkdir(parents=True)
     packages = next(cache.glob("packages-*"))
     (packages / "transformers_for_tests/data.txt").write_text("dat")
     monkeypatch.setattr(provision, "fetch_tree", forbid)
     find_converter(pins=index.pins)
     assert (packages / "transformers_for_tests/data.txt").read_text() == "data"
-
-
-def test_what_a_killed_process_left_is_removed(index: Index, cache: Path) -> None:
-    shutil.rmtree(next(cache.glob("packages-*")))
-    left = cache / ".partial-source-of-another-pin" / "made" / "conversion"
-    left.mkdir(parents=True)
-    find_converter(pins=index.pins)
     assert not list(cache.glob(".*"))
 
 
