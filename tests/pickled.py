@@ -56,5 +56,6 @@ def pickled(
     for file_name in set(weight_map.values()):
         part = {name: state[name] for name, file in weight_map.items() if file == file_name}
         torch.save(part, folder / file_name)
-    (folder / PICKLE_INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / PICKLE_INDEX).write_text(json.dumps(index))
     return folder

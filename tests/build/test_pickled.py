@@ -298,9 +298,25 @@ def test_fit_and_inspect_say_the_same(hub: Start, tmp_path: Path) -> None:
     )
     assert asked < weights / 50
     shown = [json.loads(quantkit("inspect", name, "--json").out) for name in (MISTRAL, here)]
-    for key in ("kind", "family", "parameters", "metadata", "remarks", "tensors"):
+    for key in ("kind", "family", "parameters", "metadata", "remarks"):
         assert shown[0][key] == shown[1][key], key
+    tensors = {str(row["role"]): row for row in shown[1]["tensors"]}
+    assert tensors.pop("unused")["count"] == 2  # the buffers of floats that it has besides
+    assert tensors == {row["role"]: row for row in shown[0]["tensors"]}
     assert shown[1]["files"] == sorted(file.name for file in here.glob("*.bin"))
+
+
+def test_the_card_names_the_weights(expected: dict[str, str], tmp_path: Path) -> None:
+    here = pickled(MISTRAL, tmp_path / "tiny-mistral", 2)
+    build(here, tmp_path / "out", "q4_k_m", check=None)
+    assert artifacts_in(tmp_path / "out") == expected
+    arguments = ["publish", tmp_path / "out", "--repo", "someone/tiny-mistral-GGUF"]
+    options = ["--checkpoint", here, "--dry-run", "--card-only", "--force"]
+    shown = quantkit(*arguments, *options)
+    assert shown.code == 0, shown.err
+    for file in here.glob("*.bin"):
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert f"| source weights | `{file.name}`, sha256 `{sha256}` |" in shown.out
 
 
 def test_an_architecture_without_a_family_can_be_opened(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from quantkit.checkpoint.open import open_checkpoint
 from quantkit.families import find_family
 from tests.checkpoints.text import heldout_text
 from tests.cli.command import quantkit, refusal
+from tests.pickled import pickled
 from tests.raw_releases import raw_release
 
 MIXTRAL = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
@@ -60,19 +61,20 @@ def test_the_table_of_experts_is_transformers(tmp_path: Path, text: Path) -> Non
         assert row["perplexity"] == pytest.approx(in_transformers(dense, corpus), rel=1e-3)
 
 
-def test_checkpoint_raw_weights_and_gguf_agree(tmp_path: Path, text: Path) -> None:
+def test_checkpoint_pickled_and_raw_weights_and_gguf_agree(tmp_path: Path, text: Path) -> None:
+    bins = pickled(MIXTRAL, tmp_path / "bins", 2)
     raw = raw_release(MIXTRAL, tmp_path / "raw", "pth-stacked")
     assert quantkit("build", raw, "-q", "f32", "-o", tmp_path / "out", "--no-smoke").code in (
         None,
         0,
     )
-    models = [MIXTRAL, raw, *(tmp_path / "out").glob("*.gguf")]
+    models = [MIXTRAL, bins, raw, *(tmp_path / "out").glob("*.gguf")]
     outcome = quantkit("perplexity", *models, "--text", text, "--chunks", CHUNKS, "--json")
     rows = json.loads(outcome.out)["models"]
-    assert [row["run"] for row in rows] == ["streamed", "streamed", "llama.cpp"]
-    assert rows[0]["perplexity"] == rows[1]["perplexity"]
-    assert rows[2]["perplexity"] == pytest.approx(rows[0]["perplexity"], rel=1e-3)
-    assert rows[2]["perplexity_pm"] == pytest.approx(rows[0]["perplexity_pm"], rel=1e-2)
+    assert [row["run"] for row in rows] == ["streamed", "streamed", "streamed", "llama.cpp"]
+    assert rows[0]["perplexity"] == rows[1]["perplexity"] == rows[2]["perplexity"]
+    assert rows[3]["perplexity"] == pytest.approx(rows[0]["perplexity"], rel=1e-3)
+    assert rows[3]["perplexity_pm"] == pytest.approx(rows[0]["perplexity_pm"], rel=1e-2)
     table = quantkit("perplexity", models[-1], "--text", text, "--chunks", 2)
     assert table.code in (None, 0)
     assert "llama.cpp" in table.out
