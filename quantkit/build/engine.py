@@ -289,9 +289,7 @@ class _Run:
         self._workers = workers
         self._artifacts = workers.place(out, layouts)
         targets = [tensor.target for tensor in layouts[0].plan.tensors]
-        self._units = cut_units(
-            targets, work.checkpoint.tensors, work.checkpoint.description
-        )
+        self._units = cut_units(targets, work.checkpoint.tensors, work.checkpoint.description)
         self._trial = 0  # bytes of disk that checking a folder takes
         self._done, self._total = 0, sum(unit.n_bytes for unit in self._units)
         self._stamps = stamps_of(work.checkpoint)

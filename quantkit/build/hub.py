@@ -84,9 +84,7 @@ class HubReader:
         files = [self._plan(path, by_file.get(path, ())) for path in self._reading.files]
         ranges = [part for file in files for part in self._ranges(file)]
         passed = {file.path for file in files if file.whole}  # by what reads them whole
-        self._held = Held(
-            (unit for unit in listed if unit not in self._reading.done), files=passed
-        )
+        self._held = Held((unit for unit in listed if unit not in self._reading.done), files=passed)
         ahead = ReadAhead(self._repo, ranges, self._reading.ahead)
         self._ahead = self._stack.enter_context(closing(ahead))
         for file in files:
@@ -210,7 +208,8 @@ def _place(unit: Unit) -> tuple[int, int]:
 class _Stream:
     """The bytes of one file from front to back, hashed, and kept as far as they are not yet."""
 
-    def __init__(self, file: _File, ahead: ReadAhead | None, keep: KeptFile | None, held: Held
+    def __init__(
+        self, file: _File, ahead: ReadAhead | None, keep: KeptFile | None, held: Held
     ) -> None:
         self.digest = hashlib.sha256()
         self._file = file

@@ -12,9 +12,9 @@ from quantkit.checkpoint.folder import is_foreign, list_folder, open_folder, rea
 from quantkit.checkpoint.names import (
     LICENSES,
     PICKLED,
-    is_for_converters,
     index_name,
     is_first_file,
+    is_for_converters,
     weight_files,
 )
 from quantkit.checkpoint.pth import parse_pth, read_pth

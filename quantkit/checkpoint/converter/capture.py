@@ -23,7 +23,7 @@ from gguf.lazy import LazyBase, LazyNumpyTensor
 
 from quantkit.checkpoint.converter import child
 from quantkit.checkpoint.converter.channel import Channel
-from quantkit.checkpoint.converter.child import Refusal
+from quantkit.checkpoint.converter.child import RefusedError
 from quantkit.checkpoint.converter.expressions import (
     Leaf,
     Part,
@@ -158,7 +158,7 @@ class Source:
         if not self.is_described:
             self.n_read += size
             if size > _SMALL_READ or self.n_read > _SMALL_IN_ALL:
-                raise Refusal(
+                raise RefusedError(
                     f"it reads the {size:,} bytes of {name} while it describes, which quantkit "
                     "does not let it"
                 )
@@ -167,11 +167,13 @@ class Source:
         self.channel.send({"read": name, "first": first, "count": count})
         _, data = self.channel.receive()
         if len(data) != size:
-            raise Refusal(f"{name} could not be read")
+            raise RefusedError(f"{name} could not be read")
         if not size:
             return torch.empty((count, *shape[1:]) if shape else (), dtype=kind)
-        return torch.frombuffer(data, dtype=torch.uint8).view(kind).reshape(
-            (count, *shape[1:]) if shape else ()
+        return (
+            torch.frombuffer(data, dtype=torch.uint8)
+            .view(kind)
+            .reshape((count, *shape[1:]) if shape else ())
         )
 
     def lazy(self, name: str) -> Any:
@@ -187,7 +189,7 @@ class Source:
         self.channel.send({"pre": True})
         answer, _ = self.channel.receive()
         if "refused" in answer:
-            raise Refusal(answer["refused"])
+            raise RefusedError(answer["refused"])
         return str(answer["pre"])
 
 
@@ -195,7 +197,7 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
     """Describe the model, or the projector, of a folder of small files.
 
     Raises:
-        Refusal: the converter does not know it, or wants what it must not have.
+        RefusedError: the converter does not know it, or wants what it must not have.
 
     """
     folder = Path(request["folder"])
@@ -203,7 +205,7 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
     child.allow_writing(str(folder.parent))
     for name, (dtype, _) in request["tensors"].items():
         if dtype not in LazyTorchTensor._dtype_str_map:
-            raise Refusal(f"it has no number type for {name}, which is stored as {dtype}")
+            raise RefusedError(f"it has no number type for {name}, which is stored as {dtype}")
     tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in request["tensors"].items()}
     source = Source(channel, tensors)
     targets: list[Captured] = []
@@ -254,10 +256,10 @@ def _open_model(folder: Path, request: Mapping[str, Any]) -> Any:
     try:
         found: Any = get_model_class(architecture, mmproj=is_projector)
     except NotImplementedError:
-        raise Refusal(f"unknown:{architecture}") from None
+        raise RefusedError(f"unknown:{architecture}") from None
     mtp = request["mtp"]
     if mtp is not None and not found.supports_mtp_export:
-        raise Refusal(f"mtp:{architecture}")
+        raise RefusedError(f"mtp:{architecture}")
     if mtp is None and hasattr(found, "opt_num_mtp_layers"):
         # Those classes fail where their config promises no such layers, and none are there.
         mtp = any("mtp." in name for name in request["tensors"])
@@ -274,7 +276,7 @@ def _open_model(folder: Path, request: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterator[None]:
-    """Put ours in the places of what reads, writes, encodes and trusts, while a model is described."""
+    """Put ours in the places of what reads, writes, encodes and trusts."""
 
     def index_tensors(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Any]:
         del remote_hf_model_id
@@ -290,7 +292,7 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         **_: Any,
     ) -> None:  # fmt: skip
         if isinstance(tensor, gguf.LazyChunkedTensor):
-            raise Refusal(f"it gives {name} in a form that quantkit does not read")
+            raise RefusedError(f"it gives {name} in a form that quantkit does not read")
         shape = tuple(raw_shape or tensor.shape)
         kind = raw_dtype
         if kind is None:
@@ -382,7 +384,7 @@ _PLAIN = {
 
 
 def _no_code(reference: str, *_: Any, **__: Any) -> Any:
-    raise Refusal(f"code:{reference}")
+    raise RefusedError(f"code:{reference}")
 
 
 class _LazyNumpy:

@@ -12,12 +12,13 @@ import resource
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 from quantkit.checkpoint.converter.channel import Channel
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """What is asked cannot be done; the sentence ends what the parent says of it."""
 
 
@@ -55,7 +56,7 @@ def main() -> None:
             else:
                 rows = described.rows(request["target"], request["row"], request["rows"])
                 channel.send({"rows": True}, rows)
-        except Refusal as refusal:
+        except RefusedError as refusal:
             channel.send({"refused": str(refusal)})
         except BrokenPipeError:
             return
@@ -70,9 +71,9 @@ def _said(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     places = [
-        f"{os.path.basename(frame.filename)}, line {frame.lineno}"
+        f"{Path(frame.filename).name}, line {frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
-        if os.path.basename(os.path.dirname(frame.filename)) == "conversion"
+        if Path(frame.filename).parent.name == "conversion"
     ]
     return f"{text} in {places[-1]}" if places else text
 
@@ -123,7 +124,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     elif event == "exec" and _foreign:
         name = getattr(arguments[0], "co_filename", "")
         if any(name.startswith(folder) for folder in _foreign):
-            _refuse(f"it wanted to run {os.path.basename(name)}, which came with the model")
+            _refuse(f"it wanted to run {Path(name).name}, which came with the model")
     elif event.startswith(_FORBIDDEN):
         _refuse(f"it wanted {event}, which nothing that describes a model needs")
 
@@ -134,11 +135,11 @@ def _require_writable(path: Any) -> None:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise Refusal(what)
+    raise RefusedError(what)
 
 
 if __name__ == "__main__":
-    # Under its own name, so that `capture` raises the same Refusal that is caught here.
+    # Under its own name, so that `capture` raises the same RefusedError that is caught here.
     from quantkit.checkpoint.converter import child
 
     child.main()

@@ -122,7 +122,12 @@ class ConvertedRows:
             tensors={name: tensor for name, tensor in tensors.items() if name in direct},
             read_rows=self if numbers or stored.read_rows else None,
             description=Description(
-                header, tuple(targets), self._converter.version, frozenset(numbers), self, answer["n_read"]
+                header,
+                tuple(targets),
+                self._converter.version,
+                frozenset(numbers),
+                self,
+                answer["n_read"],
             ),
         )
 
@@ -130,9 +135,7 @@ class ConvertedRows:
         """Rows of a tensor, of the source's or of one that is computed."""
         return self.rows(name, first, count, self.read)
 
-    def rows(
-        self, name: str, first: int, count: int, read: StoredReader
-    ) -> NDArray[np.uint8]:
+    def rows(self, name: str, first: int, count: int, read: StoredReader) -> NDArray[np.uint8]:
         """Rows of a tensor, for which ``read`` gives rows of stored ones along their first axis."""
         if name not in self._numbers:
             return self._read_direct(name, first, count)
@@ -287,8 +290,8 @@ def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, converter: Conve
         return TokenizerError(what)
     if kind == "mtp":
         return ConverterError(
-            f"--mtp and --no-mtp are for models with layers that predict further tokens, and {what} "
-            "has none that the converter knows; leave it out."
+            "--mtp and --no-mtp are for models with layers that predict further tokens, and "
+            f"{what} has none that the converter knows; leave it out."
         )
     reason = said(answer) or str(answer.get("refused"))
     return ConverterError(

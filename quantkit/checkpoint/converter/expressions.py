@@ -48,19 +48,22 @@ class Part:
 
 
 # What gives each number from numbers in the same place, or keeps their order within a row.
-_ELEMENTWISE = frozenset(
-    "to float half bfloat16 double type contiguous clone copy detach numpy astype neg abs exp log "
-    "sqrt rsqrt sigmoid softplus tanh reciprocal add sub mul div true_divide pow floor round "
-    "bitwise_and bitwise_or bitwise_xor bitwise_right_shift bitwise_left_shift "
-    "__neg__ __abs__ __invert__ __pos__ "
-    "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ "
-    "__rtruediv__ __floordiv__ __mod__ __pow__ __rpow__ __and__ __or__ __ror__ __xor__ __rxor__ "
-    "__lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__".split()
-)
-_CASTS = frozenset(
-    "to float half bfloat16 type contiguous clone copy detach numpy astype".split()
-)
-_RESHAPES = frozenset("reshape view squeeze unsqueeze flatten".split())
+_CASTS = {
+    "to", "float", "half", "bfloat16", "type", "contiguous", "clone", "copy", "detach", "numpy",
+    "astype",
+}  # fmt: skip
+_ELEMENTWISE = {
+    *_CASTS,
+    "double", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "sigmoid", "softplus", "tanh",
+    "reciprocal", "add", "sub", "mul", "div", "true_divide", "pow", "floor", "round",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_right_shift", "bitwise_left_shift",
+    "__neg__", "__abs__", "__invert__", "__pos__", "__add__", "__radd__", "__iadd__", "__sub__",
+    "__rsub__", "__isub__", "__mul__", "__rmul__", "__imul__", "__truediv__", "__rtruediv__",
+    "__floordiv__", "__mod__", "__pow__", "__rpow__", "__and__", "__or__", "__ror__", "__xor__",
+    "__rxor__", "__lshift__", "__rshift__", "__iand__", "__ior__", "__ixor__", "__ilshift__",
+    "__irshift__",
+}  # fmt: skip
+_RESHAPES = {"reshape", "view", "squeeze", "unsqueeze", "flatten"}
 
 
 def is_lazy(value: object) -> bool:
@@ -203,7 +206,7 @@ def _call(node: Lazy, values: Sequence[Array]) -> Array:
     """What the function gives with these values in the places of its lazy arguments."""
     function, arguments = _plain_call(node)
     name = _name_of(function)
-    if name.startswith("__i") and name != "__invert__" or name.endswith("_") and name[0] != "_":
+    if (name.startswith("__i") and name != "__invert__") or (name.endswith("_") and name[0] != "_"):
         values = [values[0].clone(), *values[1:]]  # others may need what it would change
     left = iter(values)
     result = function(*_replaced(arguments, left), **node._kwargs)
@@ -370,12 +373,15 @@ def _swapped_first(
         return 0 if n_axes > 2 else 1
     if name in ("T", "t"):
         return n_axes - 1
-    axes = [*given, *(value for key, value in named.items() if key.startswith(("dim", "axis")))]
+    axes: list[Any] = [
+        *given,
+        *(value for key, value in named.items() if key.startswith(("dim", "axis"))),
+    ]
     if len(axes) == 1 and isinstance(axes[0], list | tuple):
         axes = list(axes[0])
     if not axes or not all(isinstance(axis, int) for axis in axes):
         return None
-    axes = [axis % n_axes for axis in axes]
+    axes = [int(axis) % n_axes for axis in axes]
     if name == "permute" or len(axes) != 2:  # numpy's transpose takes all axes, too
         return axes[0]
     return axes[1 - axes.index(0)] if 0 in axes else 0
@@ -544,7 +550,9 @@ def _item_of_sources(node: Lazy) -> list[Run] | None:
         return None
     wanted = index if isinstance(index, tuple) else (index,)
     shape = shape_of(argument)
-    if len(wanted) > len(shape) - 1 and not all(item == slice(None) for item in wanted[len(shape) - 1 :]):
+    if len(wanted) > len(shape) - 1 and not all(
+        item == slice(None) for item in wanted[len(shape) - 1 :]
+    ):
         return None
     axes = []
     for axis, size in enumerate(shape[:-1]):

@@ -32,7 +32,16 @@ class ConverterProcess:
             "memory": MEMORY,
         }
         module = "quantkit.checkpoint.converter.child"
-        command = [sys.executable, "-P", "-B", "-m", module, str(ours), str(theirs), json.dumps(said)]
+        command = [
+            sys.executable,
+            "-P",
+            "-B",
+            "-m",
+            module,
+            str(ours),
+            str(theirs),
+            json.dumps(said),
+        ]
         environment = {
             **child_environment(),
             "HF_HUB_OFFLINE": "1",
