@@ -291,7 +291,7 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         self: Any, name: str, tensor: Any, raw_shape: Any = None, raw_dtype: Any = None,
         **_: Any,
     ) -> None:  # fmt: skip
-        if isinstance(tensor, gguf.LazyChunkedTensor):
+        if type(tensor).__name__ == "LazyChunkedTensor":
             raise RefusedError(f"it gives {name} in a form that quantkit does not read")
         shape = tuple(raw_shape or tensor.shape)
         kind = raw_dtype

@@ -383,8 +383,8 @@ def _swapped_first(
         return None
     axes = [int(axis) % n_axes for axis in axes]
     if name == "permute" or len(axes) != 2:  # numpy's transpose takes all axes, too
-        return axes[0]
-    return axes[1 - axes.index(0)] if 0 in axes else 0
+        return int(axes[0])
+    return int(axes[1 - axes.index(0)]) if 0 in axes else 0
 
 
 def _unsqueeze(node: Lazy, first: int, stop: int) -> Pushed | None:
