@@ -20,6 +20,7 @@ def main() -> None:
     recognize_every_tokenizer()
     read_sentencepiece_models()
     for folder, out, options in json.loads(Path(jobs).read_text()):
+        forget_options()
         sys.argv = [converter, folder, "--outfile", out, *options]
         try:
             runpy.run_path(converter, run_name="__main__")
@@ -27,6 +28,15 @@ def main() -> None:
             Path(out).unlink(missing_ok=True)
             Path(out + ".failed").write_text(traceback.format_exc())
     Path(jobs + ".done").touch()
+
+
+def forget_options() -> None:
+    """Take back ``--no-mtp`` and ``--mtp``, which the converter keeps in a model's class."""
+    for classes in import_module("conversion.base").ModelBase._model_classes.values():
+        for model in classes.values():
+            for option in ("no_mtp", "mtp_only"):
+                if vars(model).get(option):
+                    delattr(model, option)
 
 
 def recognize_every_tokenizer() -> None:

@@ -1,4 +1,4 @@
-"""Make checkpoints of `small.SMALL` with transformers: ``python -m ... FOLDER NAME...``.
+"""Make checkpoints of `SMALL` and `STORED` with transformers: ``python -m ... FOLDER NAME...``.
 
 In a process of its own: the tests need not wait for torch, and what it warns of is not their error.
 """
@@ -15,7 +15,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from tests.architectures.forms import store
 from tests.architectures.small import COMMON, SMALL, Small
+from tests.architectures.stored import STORED
+from tests.architectures.stored_model import Stored
 from tests.architectures.tokens import write_tokenizer
 
 MOST_WEIGHTS = 2_000_000
@@ -23,9 +26,19 @@ SEED = 19
 
 
 def make_checkpoint(name: str, folder: Path) -> None:
-    """Write a checkpoint of `small.SMALL` as publishers do: config.json, weights, tokenizer."""
-    small = SMALL[name]
-    folder.mkdir()
+    """Write a checkpoint as publishers do: config.json, weights, tokenizer."""
+    making = folder.with_name(f"{folder.name}.making")
+    making.mkdir()
+    if stored := STORED.get(name):
+        make_small(stored.small, making)
+        store_as(stored, making)
+    else:
+        make_small(SMALL[name], making)
+    making.rename(folder)  # whole, or not there
+
+
+def make_small(small: Small, folder: Path) -> None:
+    """Write one of transformers' models, or of ours, with random weights."""
     if small.shapes:
         write_by_hand(folder, small)
     else:
@@ -34,9 +47,11 @@ def make_checkpoint(name: str, folder: Path) -> None:
     tensors = load_file(file)
     n_weights = sum(weights.numel() for weights in tensors.values())
     if n_weights > MOST_WEIGHTS:
-        raise ValueError(f"{name} has {n_weights:,} weights, more than {MOST_WEIGHTS:,}.")
-    if small.predictor:
+        raise ValueError(f"There are {n_weights:,} weights, more than {MOST_WEIGHTS:,}.")
+    if small.predictor == "mtp":
         add_predictor(tensors)
+    elif small.predictor == "layer":
+        add_layer(tensors)
     if small.mxfp4:
         store_experts_in_mxfp4(tensors)
     if small.dropped is not None:
@@ -48,6 +63,50 @@ def make_checkpoint(name: str, folder: Path) -> None:
         del entries[entry]
     config.write_text(json.dumps(entries, indent=2))
     write_tokenizer(folder, small.vocabulary)
+
+
+def store_as(stored: Stored, folder: Path) -> None:
+    """Give a checkpoint the stored form and the further files that it is published with."""
+    file = folder / "model.safetensors"
+    tensors = {name.replace(*stored.renamed): t for name, t in load_file(file).items()}
+    if quantization := stored.quantization or stored.older_quantization:
+        tensors = store(tensors, quantization)
+    if stored.quantization:
+        change(folder / "config.json", {"quantization_config": stored.quantization})
+    for name, content in stored.files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content)
+        else:
+            change(folder / name, content)
+    for name in stored.removed:
+        (folder / name).unlink()
+    if stored.n_pickles == 0:
+        save_file(tensors, file, {"format": "pt"})
+    else:
+        file.unlink()
+        pickle_tensors(tensors, folder, stored.n_pickles)
+
+
+def change(file: Path, entries: Mapping[str, Any]) -> None:
+    """Write entries into a JSON file, which keeps its others where it is there."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**before, **entries}, indent=2))
+
+
+def pickle_tensors(tensors: Mapping[str, Any], folder: Path, n_shards: int) -> None:
+    """Write what transformers wrote before safetensors: one file, or shards and their index."""
+    if n_shards == 1:
+        torch.save(dict(tensors), folder / "pytorch_model.bin")
+        return
+    where: dict[str, str] = {}
+    for i in range(n_shards):
+        shard = f"pytorch_model-{i + 1:05}-of-{n_shards:05}.bin"
+        names = list(tensors)[i::n_shards]
+        torch.save({name: tensors[name] for name in names}, folder / shard)
+        where |= dict.fromkeys(names, shard)
+    total = sum(weights.numel() * weights.element_size() for weights in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
 def write_with_transformers(folder: Path, small: Small) -> None:
@@ -91,6 +150,21 @@ def add_predictor(tensors: dict[str, Any]) -> None:
         tensors[f"mtp.{name}.weight"] = norm.clone()
     wide = torch.randn(len(norm), 2 * len(norm), generator=torch.Generator().manual_seed(SEED))
     tensors["mtp.fc.weight"] = (0.05 * wide).to(norm.dtype)
+
+
+def add_layer(tensors: dict[str, Any]) -> None:
+    """Add one that predicts a token more as DeepSeek-V3 names it: a layer after the last."""
+    n = 1 + max(int(found[1]) for name in tensors if (found := re.search(r"layers\.(\d+)", name)))
+    last, added = f"model.layers.{n - 1}.", f"model.layers.{n}."
+    for name in [name for name in tensors if name.startswith(last)]:
+        tensors[added + name.removeprefix(last)] = tensors[name].flip(0).contiguous()
+    norm, head = tensors["model.norm.weight"], tensors["lm_head.weight"]
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        tensors[f"{added}{name}.weight"] = norm.clone()
+    tensors[f"{added}embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[f"{added}shared_head.head.weight"] = head.clone()
+    wide = torch.randn(len(norm), 2 * len(norm), generator=torch.Generator().manual_seed(SEED))
+    tensors[f"{added}eh_proj.weight"] = (0.05 * wide).to(norm.dtype)
 
 
 def store_experts_in_mxfp4(tensors: dict[str, Any]) -> None:
