@@ -5,6 +5,7 @@ Runs in the converter's own environment, so it imports nothing of ours. ``JOBS``
 """
 
 import json
+import os
 import runpy
 import sys
 import traceback
@@ -16,6 +17,8 @@ from typing import Any
 
 def main() -> None:
     converter, jobs = sys.argv[1:]
+    # Where transformers puts code that comes with a checkpoint: not into the user's folder.
+    os.environ["HF_MODULES_CACHE"] = jobs + ".modules"
     sys.path.insert(0, str(Path(converter).parent))
     recognize_every_tokenizer()
     read_sentencepiece_models()

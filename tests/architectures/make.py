@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from tests.architectures.coded import FOLDER
 from tests.architectures.forms import store
 from tests.architectures.small import COMMON, SMALL, Small
 from tests.architectures.stored import STORED
@@ -31,7 +32,7 @@ def make_checkpoint(name: str, folder: Path) -> None:
     making.mkdir()
     if stored := STORED.get(name):
         make_small(stored.small, making)
-        store_as(stored, making)
+        store_as(stored, making, str(folder.resolve()))
     else:
         make_small(SMALL[name], making)
     making.rename(folder)  # whole, or not there
@@ -65,8 +66,11 @@ def make_small(small: Small, folder: Path) -> None:
     write_tokenizer(folder, small.vocabulary)
 
 
-def store_as(stored: Stored, folder: Path) -> None:
-    """Give a checkpoint the stored form and the further files that it is published with."""
+def store_as(stored: Stored, folder: Path, final: str) -> None:
+    """Give a checkpoint the stored form and the further files that it is published with.
+
+    ``final`` is where the folder will be: code that comes with it knows that.
+    """
     file = folder / "model.safetensors"
     tensors = {name.replace(*stored.renamed): t for name, t in load_file(file).items()}
     if quantization := stored.quantization or stored.older_quantization:
@@ -75,9 +79,12 @@ def store_as(stored: Stored, folder: Path) -> None:
         change(folder / "config.json", {"quantization_config": stored.quantization})
     for name, content in stored.files.items():
         if isinstance(content, str):
-            (folder / name).write_text(content)
+            (folder / name).write_text(content.replace(FOLDER, final))
         else:
             change(folder / name, content)
+    for token, published in stored.tokens.items():
+        text = (folder / "tokenizer.json").read_text()
+        (folder / "tokenizer.json").write_text(text.replace(f'"{token}"', f'"{published}"'))
     for name in stored.removed:
         (folder / name).unlink()
     if stored.n_pickles == 0:
@@ -89,8 +96,11 @@ def store_as(stored: Stored, folder: Path) -> None:
 
 def change(file: Path, entries: Mapping[str, Any]) -> None:
     """Write entries into a JSON file, which keeps its others where it is there."""
-    before = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**before, **entries}, indent=2))
+    content = json.loads(file.read_text()) if file.exists() else {}
+    for name, entry in entries.items():
+        inner = isinstance(entry, Mapping) and name in content
+        content[name] = {**content[name], **entry} if inner else entry
+    file.write_text(json.dumps(content, indent=2))
 
 
 def pickle_tensors(tensors: Mapping[str, Any], folder: Path, n_shards: int) -> None:
@@ -133,7 +143,7 @@ def entries_of(small: Small, names: Mapping[str, str]) -> dict[str, Any]:
     """The entries of a model's config.json; ``names`` are what its class calls common ones."""
     if "text_config" in small.config:
         text = {**COMMON, **small.config["text_config"]}
-        return {**small.config, "text_config": text, "tie_word_embeddings": False}
+        return {"tie_word_embeddings": False, **small.config, "text_config": text}
     given = small.config
     common = {k: v for k, v in COMMON.items() if k not in given and names.get(k) not in given}
     changed = {k: v for k, v in given.items() if v is not None or k not in COMMON}
@@ -142,8 +152,9 @@ def entries_of(small: Small, names: Mapping[str, str]) -> dict[str, Any]:
 
 def add_predictor(tensors: dict[str, Any]) -> None:
     """Add a layer like the last, and what is around it, as publishers name them."""
-    last = f"model.layers.{COMMON['num_hidden_layers'] - 1}."
-    norm = tensors["model.norm.weight"]
+    (norm_name,) = (name for name in tensors if re.search(r"^model\.(language_model\.)?norm", name))
+    last = norm_name.removesuffix("norm.weight") + f"layers.{COMMON['num_hidden_layers'] - 1}."
+    norm = tensors[norm_name]
     for name in [name for name in tensors if name.startswith(last)]:
         tensors["mtp.layers.0." + name.removeprefix(last)] = tensors[name].flip(0).contiguous()
     for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"):

@@ -8,6 +8,7 @@ Names of tensors, entries of config.json and further files are those of publishe
 
 from dataclasses import replace
 
+from tests.architectures.coded import CODED
 from tests.architectures.quantizations import (
     CT_NVFP4,
     EIGHT,
@@ -21,6 +22,7 @@ from tests.architectures.quantizations import (
 )
 from tests.architectures.small import EXPERTS, LATENT, LOCAL, ROUTED, SMALL, Small
 from tests.architectures.stored_model import Stored
+from tests.architectures.wrappers import WRAPPERS
 
 QWEN3 = Small("qwen3", "Qwen3ForCausalLM", {"head_dim": 64})
 # Experts as wide as one and a half blocks.
@@ -197,6 +199,8 @@ STORED: dict[str, Stored] = {
         "zai-org/GLM-4.5-Air",
     ),
     # PyTorch's own files.
-    "qwen3-bin": Stored(QWEN3, "models of 2023", n_pickles=1),
+    "qwen3-bin": Stored(SMALL["qwen3"], "models of 2023", n_pickles=1),
     "mixtral-bin-shards": Stored(SMALL["mixtral"], "models of 2023", n_pickles=3),
+    **WRAPPERS,
+    **CODED,
 }

@@ -17,6 +17,7 @@ class Stored:
         older_quantization: the same for ModelOpt's checkpoints that have hf_quant_config.json only.
         files: further files, and entries of JSON files that are to differ, by name.
         removed: files that the published one has not.
+        tokens: those of tokenizer.json that are to be others.
         renamed: a part of every tensor's name, and what is published for it.
         n_pickles: how many pytorch_model*.bin hold the weights; 0 where a safetensors file does.
         projector: whether the converter writes one with ``--mmproj``.
@@ -30,6 +31,7 @@ class Stored:
     older_quantization: Config = field(default_factory=dict)
     files: Mapping[str, Config | str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
+    tokens: Mapping[str, str] = field(default_factory=dict)
     renamed: tuple[str, str] = ("", "")
     n_pickles: int = 0
     projector: bool = False

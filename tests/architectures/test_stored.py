@@ -1,24 +1,24 @@
 """What the converter makes of stored forms is what their parts are worth, by our own reading."""
 
 import re
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from quantkit.checkpoint.gguf import Header, read_header
 from tests.architectures import unpack
-from tests.architectures.ggufs import stored_checkpoints, stored_ggufs
+from tests.architectures.gguf_tensors import Tensors
+from tests.architectures.ggufs import (
+    small_checkpoints,
+    small_ggufs,
+    stored_checkpoints,
+    stored_ggufs,
+)
 from tests.architectures.stored import STORED
 from tests.architectures.unpack import Weight
 from tests.safetensors_writer import to_bf16
 
 pytestmark = pytest.mark.native
 
-Array = NDArray[Any]
-E2M1 = np.array(unpack.E2M1, np.float32)
 CONVERTED = [name for name, stored in STORED.items() if stored.refused is None]
 QUANTIZED = [
     name for name in CONVERTED if STORED[name].quantization or STORED[name].older_quantization
@@ -102,39 +102,54 @@ def by_gguf_name(name: str, weights: dict[str, Weight]) -> dict[str, list[Weight
     return found
 
 
-class Tensors:
-    """The tensors of a GGUF by name."""
+def test_converter_knows_each_by_its_architecture(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    ggufs = stored_ggufs(tmp_path_factory, CONVERTED)
 
-    def __init__(self, file: Path) -> None:
-        self.header: Header = read_header(file)
-        self.raw = file.read_bytes()
-        self.tensors = {tensor.name: tensor for tensor in self.header.tensors}
+    found = {name: Tensors(file).keys["general.architecture"] for name, file in ggufs.items()}
 
-    def kind(self, name: str) -> str:
-        return self.tensors[name].encoding.name
+    assert found == {name: STORED[name].arch for name in CONVERTED}
 
-    def bits(self, name: str) -> Array:
-        """What is stored: F32 and BF16 as numbers of their size, blocks as bytes."""
-        tensor = self.tensors[name]
-        start = self.header.data_offset + tensor.offset
-        raw = self.raw[start : start + tensor.n_bytes]
-        dtype = {"F32": np.float32, "BF16": np.uint16}.get(tensor.encoding.name, np.uint8)
-        return np.frombuffer(raw, dtype).reshape(*tensor.shape[:-1], -1)
 
-    def values(self, name: str) -> Array:
-        """Values of F32, of MXFP4 and of NVFP4, as ggml reads their blocks."""
-        bits = self.bits(name)
-        if self.kind(name) == "F32":
-            return bits
-        shape = self.tensors[name].shape
-        if self.kind(name) == "MXFP4":
-            blocks = bits.reshape(-1, 17)
-            scale = np.exp2(blocks[:, :1].astype(np.float32) - 127)
-            codes = np.concatenate([blocks[:, 1:] & 15, blocks[:, 1:] >> 4], 1)
-        else:
-            blocks = bits.reshape(-1, 36)
-            scale = unpack.E4M3[blocks[:, :4]].reshape(-1, 4, 1)
-            halves = blocks[:, 4:].reshape(-1, 4, 8)
-            codes = np.concatenate([halves & 15, halves >> 4], 2)
-        values: Array = E2M1[codes] * scale
-        return values.reshape(shape)
+@pytest.mark.parametrize("name", [name for name in CONVERTED if STORED[name].small.predictor])
+def test_layer_of_prediction_comes_along(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = unpack.weights(stored_checkpoints(tmp_path_factory)[name])
+    gguf = Tensors(stored_ggufs(tmp_path_factory, CONVERTED)[name])
+
+    arch = STORED[name].arch
+    joint = [name for name in source if re.search(r"eh_proj|mtp\.fc", name)]
+
+    assert len(joint) == 1
+    if arch == "deepseek2":  # the converter leaves it out
+        assert f"{arch}.nextn_predict_layers" not in gguf.keys
+        assert gguf.keys[f"{arch}.block_count"] == 2
+        assert not [tensor for tensor in gguf.tensors if tensor.startswith("blk.2.")]
+    else:
+        assert gguf.keys[f"{arch}.nextn_predict_layers"] == 1
+        assert gguf.keys[f"{arch}.block_count"] == 3
+        written = gguf.values("blk.2.nextn.eh_proj.weight")
+        np.testing.assert_array_equal(written, source[joint[0]].values)
+        assert "blk.2.attn_output.weight" in gguf.tensors
+
+
+PICKLED = {"qwen3-bin": "qwen3", "mixtral-bin-shards": "mixtral"}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_pickles_hold_what_safetensors_hold(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    small = small_checkpoints(tmp_path_factory, PICKLED.values())[PICKLED[name]]
+    safe = Tensors(small_ggufs(tmp_path_factory, PICKLED.values())[PICKLED[name]])
+    pickled = Tensors(stored_ggufs(tmp_path_factory, CONVERTED)[name])
+    folder = stored_checkpoints(tmp_path_factory)[name]
+
+    assert (small / "model.safetensors").exists()
+    assert not list(folder.glob("*.safetensors"))
+    assert len(list(folder.glob("pytorch_model*.bin"))) == STORED[name].n_pickles
+    assert pickled.tensors.keys() == safe.tensors.keys()
+    for tensor in safe.tensors:
+        assert pickled.bits(tensor).tobytes() == safe.bits(tensor).tobytes(), tensor
