@@ -7,6 +7,7 @@ but names, shapes, dtypes and the order of bits are theirs (compressed-tensors 0
 ModelOpt, transformers' BitNet). `unpack` reads it back, without PyTorch.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from tests.architectures.unpack import E2M1, is_quantized, layer_algorithm
 
 Tensors = dict[str, Any]
 FP8 = torch.float8_e4m3fn
+E8M0 = torch.float8_e8m0fnu
+# What DeepSeek-V4 holds in float32.
+_WIDE = re.compile(r"hc_|\.ape$|attn_sink|gate\.bias")
 FP8_MOST = 448.0
 FP4_MOST = 6.0
 
@@ -26,6 +30,11 @@ def store(tensors: Tensors, quantization: Mapping[str, Any]) -> Tensors:
     for name, weights in tensors.items():
         if weights.ndim == 2 and is_quantized(name, quantization):
             stored |= parts(name, weights.float(), quantization)
+        elif name.endswith("tid2eid"):
+            generator = torch.Generator().manual_seed(len(weights))
+            stored[name] = torch.randint(0, 4, weights.shape, generator=generator)
+        elif _WIDE.search(name) and quantization.get("scale_fmt") == "ue8m0":
+            stored[name] = weights.float()
         else:
             stored[name] = weights
     return stored
@@ -35,6 +44,10 @@ def parts(name: str, weights: Any, quantization: Mapping[str, Any]) -> Tensors:
     """What is stored for one weight, ``NAME.weight``, by the method that the config names."""
     method = quantization["quant_method"]
     if method == "fp8":
+        if quantization.get("scale_fmt") == "ue8m0":
+            return deepseek_v4(name, weights)
+        if name.endswith("qkv_proj.weight"):
+            return fp8_ranks(name, weights, quantization)
         if quantization.get("store_dtype") == "mxfp4" and ".experts." in name:
             packed, scale = mxfp4(weights)
             return {name: packed, f"{name}_scale": scale}
@@ -54,6 +67,23 @@ def fp8_blocks(name: str, weights: Any, quantization: Mapping[str, Any]) -> Tens
     scale = block_most(weights, rows, columns) / FP8_MOST
     values = (weights / spread(scale, rows, columns, weights.shape)).to(FP8)
     return {name: values, f"{name}_scale_inv": scale}
+
+
+def fp8_ranks(name: str, weights: Any, quantization: Mapping[str, Any]) -> Tensors:
+    """MiMo's queries, keys and values: a quarter for each of four devices, in its own blocks."""
+    each = [fp8_blocks(name, quarter, quantization) for quarter in weights.chunk(4)]
+    return {part: torch.cat([parts[part] for parts in each]) for part in each[0]}
+
+
+def deepseek_v4(name: str, weights: Any) -> Tensors:
+    """DeepSeek-V4's: scales are powers of two, and what has one is named after it."""
+    scale_name = name.removesuffix("weight") + "scale"
+    if ".experts." in name:
+        packed, exponents = mxfp4(weights)
+        return {name: packed.view(torch.int8), scale_name: exponents.view(E8M0)}
+    exponent = (block_most(weights, 128, 128) / FP8_MOST).log2().ceil()
+    values = (weights / spread(exponent.exp2(), 128, 128, weights.shape)).to(FP8)
+    return {name: values, scale_name: (exponent + 127).to(torch.uint8).view(E8M0)}
 
 
 def compressed(name: str, weights: Any, quantization: Mapping[str, Any]) -> Tensors:

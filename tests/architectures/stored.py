@@ -9,6 +9,7 @@ Names of tensors, entries of config.json and further files are those of publishe
 from dataclasses import replace
 
 from tests.architectures.coded import CODED
+from tests.architectures.handmade import HANDMADE
 from tests.architectures.quantizations import (
     CT_NVFP4,
     EIGHT,
@@ -203,4 +204,5 @@ STORED: dict[str, Stored] = {
     "mixtral-bin-shards": Stored(SMALL["mixtral"], "models of 2023", n_pickles=3),
     **WRAPPERS,
     **CODED,
+    **HANDMADE,
 }

@@ -42,13 +42,19 @@ PARTS = {
     "mlp.experts.gate_proj": "ffn_gate_exps",
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
+    "ffn.experts.w1": "ffn_gate_exps",
+    "ffn.experts.w2": "ffn_down_exps",
+    "ffn.experts.w3": "ffn_up_exps",
     "block_sparse_moe.experts.w1": "ffn_gate_exps",
     "block_sparse_moe.experts.w2": "ffn_down_exps",
     "block_sparse_moe.experts.w3": "ffn_up_exps",
 }
 # Llama's rows of queries and keys are put into another order, and so are Qwen3.5's heads;
-# DeepSeek's layer of prediction is left out; a matrix of its attention is cut in two.
+# DeepSeek's layer of prediction is left out; a matrix of its attention is cut in two, and what is
+# in eight bits in its fourth version becomes Q8_0; MiMo's queries, keys and values are sorted.
 ELSEWHERE = {
+    "mimo2": r"qkv_proj",
+    "deepseek4": r"attn|shared_experts",
     "llama": r"[qk]_proj",
     "qwen35": r"linear_attn",
     "deepseek2": r"layers\.2\.|kv_b_proj",
@@ -95,7 +101,9 @@ def by_gguf_name(name: str, weights: dict[str, Weight]) -> dict[str, list[Weight
     for published, weight in weights.items():
         if not weight.quantized or (elsewhere and re.search(elsewhere, published)):
             continue
-        parts = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.weight", published)
+        parts = re.fullmatch(
+            r"(?:language_model\.)?(?:model\.)?layers\.(\d+)\.(.*)\.weight", published
+        )
         assert parts, published
         part = PARTS[re.sub(r"experts\.\d+", "experts", parts[2])]
         found.setdefault(f"blk.{parts[1]}.{part}.weight", []).append(weight)

@@ -28,6 +28,7 @@ PROJECTORS = {
     "mistral3-vision": "pixtral",
     "llama4-vision": "llama4",
     "smolvlm": "idefics3",
+    "internvl": "internvl",
     "qwen2-audio": "qwen2a",
     "voxtral": "voxtral",
 }
@@ -56,8 +57,7 @@ def test_projector_has_the_numbers_of_the_tower(
 def n_in_one_only(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> int:
     """How many numbers of one list the other has not, each counted as often as it occurs.
 
-    Rounded to 16 bits, as the converter does it to some, and held in 32, because numpy sorts 16 bits
-    wrongly on some processors.
+    Rounded to 16 bits, as the converter does it to some.
     """
     both = [np.concatenate([np.ravel(part) for part in side]) for side in (ours, theirs)]
     rounded = [side.astype(np.float16).astype(np.float32) for side in both]

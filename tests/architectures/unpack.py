@@ -30,11 +30,14 @@ DTYPES = {
 }
 # Linear layers, as they are called in the models here; routers, embeddings, heads, norms and
 # what joins a layer of prediction to the others stay as they are.
-_LINEAR = re.compile(r"(_proj|_proj_with_mqa|in_proj_(qkv|z|a|b)|\.w[123])\.weight$")
-_KEPT = re.compile(r"eh_proj|vision|visual|multi_modal|mtp\.")
+_LINEAR = re.compile(
+    r"(_proj|_proj_with_mqa|in_proj_(qkv|z|a|b)|\.w[123]"
+    r"|attn\.(indexer\.)?w(q_a|q_b|kv|o_a|o_b))\.weight$"
+)
+_KEPT = re.compile(r"eh_proj|weights_proj|_res_proj|vision|visual|multi_modal|mtp\.")
 _PARTS = re.compile(
     r"(_scale(_inv|_2)?|_packed|_shape|_zero_point|_global_scale|input_scale"
-    r"|\.[kv]_scale|qweight|qzeros|scales|g_idx)$"
+    r"|\.([kv]_)?scale|qweight|qzeros|scales|g_idx)$"
 )
 
 
@@ -125,11 +128,19 @@ def dequantized(name: str, parts: Mapping[str, Array], quantization: Config) -> 
     if f"{name}_shape" in parts:
         (group,) = quantization["config_groups"].values()
         return Weight(packed_integers(name, parts, group["weights"]))
+    if f"{module}scale" in parts:
+        powers = np.exp2(parts[f"{module}scale"].astype(np.float32) - 127)
+        if parts[name].dtype == np.int8:
+            return Weight(fp4(parts[name].view(np.uint8), powers), "mxfp4")
+        return Weight(parts[name] * spread(powers, parts[name].shape))
     packed = parts[f"{name}_packed" if f"{name}_packed" in parts else name]
     if packed.dtype == np.uint8:
         powers = np.exp2(parts[f"{name}_scale"].astype(np.float32) - 127)
         return Weight(fp4(packed, powers), "mxfp4")
     by_value = parts[f"{name}_scale_inv" if f"{name}_scale_inv" in parts else f"{name}_scale"]
+    if name.endswith("qkv_proj.weight"):  # a quarter for each of four devices
+        quarters = zip(np.split(packed, 4), np.split(by_value, 4), strict=True)
+        return Weight(np.concatenate([part * spread(by, part.shape) for part, by in quarters]))
     return Weight(packed.astype(np.float32) * spread(by_value, packed.shape))
 
 

@@ -1,0 +1,250 @@
+"""Checkpoints of models that no class of transformers saves: all of their tensors and config.json.
+
+Four bits of OpenCompute in three dialects, BitNet, and a wrapper that is published with code.
+"""
+
+from tests.architectures import hand_shapes
+from tests.architectures.coded import CONFIGURATION, MODELING
+from tests.architectures.hand_shapes import EXPERTS, HEADS, HIDDEN, WIDE
+from tests.architectures.quantizations import FP8_BLOCKS, compressed
+from tests.architectures.small import N_TOKENS, Config, Small
+from tests.architectures.stored_model import Stored
+from tests.architectures.wrappers import preprocessor
+
+COMMON: Config = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": HIDDEN,
+    "intermediate_size": WIDE,
+    "max_position_embeddings": 512,
+    "num_attention_heads": HEADS,
+    "num_hidden_layers": 2,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": N_TOKENS,
+}
+MXFP4: Config = {
+    "num_bits": 4,
+    "type": "float",
+    "strategy": "group",
+    "group_size": 32,
+    "scale_dtype": "torch.uint8",
+}
+
+
+LATENT: Config = {
+    "kv_lora_rank": 64,
+    "q_lora_rank": 96,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
+
+HANDMADE: dict[str, Stored] = {
+    # Its converter rounds weights to three values, whose scale is a mean over all of a matrix.
+    "bitnet": Stored(
+        Small(
+            "bitnet",
+            "BitnetForCausalLM",
+            {
+                **COMMON,
+                "input_bits": 8,
+                "model_type": "llama",
+                "num_key_value_heads": HEADS,
+                "tie_word_embeddings": True,
+                "weight_bits": 1,
+            },
+            "pieces",
+            shapes=hand_shapes.bitnet(),
+        ),
+        "1bitLLM/bitnet_b1_58-large",
+    ),
+    "mimo2-mxfp4": Stored(
+        Small(
+            "mimo2",
+            "MiMoV2ForCausalLM",
+            {
+                **COMMON,
+                "add_swa_attention_sink_bias": True,
+                "attention_value_scale": 0.707,
+                "head_dim": 64,
+                "hybrid_layer_pattern": [0, 1],
+                "layernorm_epsilon": 1e-5,
+                "model_type": "mimo_v2",
+                "moe_intermediate_size": 128,
+                "moe_layer_freq": [0, 1],
+                "n_group": 1,
+                "n_routed_experts": EXPERTS,
+                "n_shared_experts": None,
+                "norm_topk_prob": True,
+                "num_experts_per_tok": 2,
+                "num_key_value_heads": 2,
+                "partial_rotary_factor": 0.5,
+                "scoring_func": "sigmoid",
+                "sliding_window": 64,
+                "swa_head_dim": 64,
+                "swa_num_attention_heads": HEADS,
+                "swa_num_key_value_heads": 2,
+                "swa_rope_theta": 10000.0,
+                "swa_v_head_dim": 32,
+                "topk_group": 1,
+                "topk_method": "noaux_tc",
+                "v_head_dim": 32,
+            },
+            options=("--no-mtp",),
+            shapes=hand_shapes.mimo(),
+        ),
+        "XiaomiMiMo/MiMo-V2.5-Pro with store_dtype mxfp4",
+        {**FP8_BLOCKS, "mxfp4_block_size": 32, "store_dtype": "mxfp4"},
+    ),
+    "kimi-k3-mxfp4": Stored(
+        Small(
+            "kimi-k3",
+            "KimiK3ForConditionalGeneration",
+            {
+                "model_type": "kimi_k3",
+                "text_config": {
+                    **COMMON,
+                    **LATENT,
+                    "activation_situ_beta": 1.0,
+                    "activation_situ_linear_beta": 1.0,
+                    "architectures": ["KimiLinearForCausalLM"],
+                    "attn_res_block_size": 2,
+                    "first_k_dense_replace": 1,
+                    "hidden_act": "situ",
+                    "linear_attn_config": {
+                        "full_attn_layers": [2],
+                        "gate_lower_bound": -5.0,
+                        "head_dim": 32,
+                        "kda_layers": [1],
+                        "num_heads": HEADS,
+                        "short_conv_kernel_size": 4,
+                    },
+                    "mla_use_nope": True,
+                    "model_type": "kimi_linear",
+                    "moe_intermediate_size": 64,
+                    "moe_renormalize": True,
+                    "moe_router_activation_func": "sigmoid",
+                    "num_experts": EXPERTS,
+                    "num_experts_per_token": 2,
+                    "num_key_value_heads": HEADS,
+                    "num_shared_experts": 1,
+                    "routed_expert_hidden_size": 128,
+                    "routed_scaling_factor": 2.5,
+                },
+            },
+            shapes=hand_shapes.kimi(),
+        ),
+        "moonshotai/Kimi-K3",
+        compressed("mxfp4-pack-quantized", MXFP4, None),
+    ),
+    "deepseek-v4": Stored(
+        Small(
+            "deepseek4",
+            "DeepseekV4ForCausalLM",
+            {
+                **COMMON,
+                "compress_ratios": [0, 4],
+                "compress_rope_theta": 160000.0,
+                "expert_dtype": "fp4",
+                "hc_eps": 1e-6,
+                "hc_mult": 2,
+                "hc_sinkhorn_iters": 20,
+                "head_dim": 64,
+                "index_head_dim": 32,
+                "index_n_heads": 2,
+                "index_topk": 16,
+                "model_type": "deepseek_v4",
+                "moe_intermediate_size": 64,
+                "n_routed_experts": EXPERTS,
+                "n_shared_experts": 1,
+                "norm_topk_prob": True,
+                "num_experts_per_tok": 2,
+                "num_hash_layers": 1,
+                "num_key_value_heads": 1,
+                "num_nextn_predict_layers": 0,
+                "o_groups": 2,
+                "o_lora_rank": 32,
+                "q_lora_rank": 96,
+                "qk_rope_head_dim": 16,
+                "rope_scaling": {
+                    "beta_fast": 32,
+                    "beta_slow": 1,
+                    "factor": 2,
+                    "original_max_position_embeddings": 256,
+                    "type": "yarn",
+                },
+                "routed_scaling_factor": 1.5,
+                "scoring_func": "sqrtsoftplus",
+                "sliding_window": 64,
+                "swiglu_limit": 10.0,
+                "topk_method": "noaux_tc",
+            },
+            shapes=hand_shapes.deepseek_v4(),
+        ),
+        "deepseek-ai/DeepSeek-V4-Flash",
+        {**FP8_BLOCKS, "scale_fmt": "ue8m0"},
+    ),
+    # Its config is code's, which the converter does not need.
+    "internvl": Stored(
+        Small(
+            "qwen2",
+            "InternVLChatModel",
+            {
+                "auto_map": {
+                    "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+                    "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+                },
+                "downsample_ratio": 0.5,
+                "dynamic_image_size": True,
+                "force_image_size": 56,
+                "llm_config": {
+                    **COMMON,
+                    "architectures": ["Qwen2ForCausalLM"],
+                    "model_type": "qwen2",
+                    "num_key_value_heads": 2,
+                },
+                "max_dynamic_patch": 12,
+                "min_dynamic_patch": 1,
+                "model_type": "internvl_chat",
+                "ps_version": "v2",
+                "select_layer": -1,
+                "template": "internvl2_5",
+                "torch_dtype": "bfloat16",
+                "use_thumbnail": True,
+                "vision_config": {
+                    "architectures": ["InternVisionModel"],
+                    "hidden_act": "gelu",
+                    "hidden_size": 64,
+                    "image_size": 56,
+                    "intermediate_size": 128,
+                    "layer_norm_eps": 1e-6,
+                    "model_type": "intern_vit_6b",
+                    "norm_type": "layer_norm",
+                    "num_attention_heads": 2,
+                    "num_hidden_layers": 4,
+                    "patch_size": 14,
+                    "qkv_bias": True,
+                },
+            },
+            shapes=hand_shapes.internvl(),
+        ),
+        "OpenGVLab/InternVL3-2B",
+        files={
+            **preprocessor(
+                [0.485, 0.456, 0.406],
+                [0.229, 0.224, 0.225],
+                crop_size=56,
+                feature_extractor_type="CLIPFeatureExtractor",
+                size=56,
+            ),
+            "configuration_internvl_chat.py": CONFIGURATION.replace("Coded", "InternVLChat"),
+            "modeling_internvl_chat.py": MODELING.replace("CodedForCausalLM", "InternVLChatModel"),
+        },
+        projector=True,
+    ),
+}
