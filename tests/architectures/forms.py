@@ -56,6 +56,8 @@ def parts(name: str, weights: Any, quantization: Mapping[str, Any]) -> Tensors:
         return modelopt(name, weights, layer_algorithm(name, quantization))
     if method == "gptq":
         return gptq(name, weights, quantization)
+    if method == "awq":
+        return awq(name, weights, quantization["group_size"])
     if method == "bitnet":
         return bitnet(name, weights)
     return compressed(name, weights, quantization)
@@ -109,6 +111,9 @@ def compressed(name: str, weights: Any, quantization: Mapping[str, Any]) -> Tens
         rows, columns = settings["block_structure"]
         scale = (block_most(weights, rows, columns) / most).to(torch.bfloat16)
         by_value = spread(scale.float(), rows, columns, weights.shape)
+    elif settings["strategy"] == "tensor":
+        scale = (weights.abs().amax() / most).reshape(1).to(torch.bfloat16)
+        by_value = scale.float()
     else:
         scale = (weights.abs().amax(1, keepdim=True) / most).to(torch.bfloat16)
         by_value = scale.float()
@@ -187,6 +192,22 @@ def gptq(name: str, weights: Any, quantization: Mapping[str, Any]) -> Tensors:
         f"{module}qzeros": words(zeros - 1, bits),
         f"{module}scales": scales,
         f"{module}g_idx": group.int(),
+    }
+
+
+def awq(name: str, weights: Any, size: int) -> Tensors:
+    """AutoAWQ's: transposed, words along what comes out, even places before odd ones."""
+    groups = weights.reshape(len(weights), -1, size)
+    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+    scales = ((high - low) / 15).half()
+    zeros = (-low / scales.float()).round().clamp(0, 15)
+    values = (groups / scales.float()[..., None] + zeros[..., None]).round().clamp(0, 15)
+    order = [8 * i + j for i in range(len(weights) // 8) for j in (0, 2, 4, 6, 1, 3, 5, 7)]
+    module = name.removesuffix("weight")
+    return {
+        f"{module}qweight": words(values.reshape(weights.shape)[order].T, 4),
+        f"{module}qzeros": words(zeros[order].T, 4),
+        f"{module}scales": scales.T.contiguous(),
     }
 
 

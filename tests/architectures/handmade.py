@@ -6,7 +6,7 @@ Four bits of OpenCompute in three dialects, BitNet, and a wrapper that is publis
 from tests.architectures import hand_shapes
 from tests.architectures.coded import CONFIGURATION, MODELING
 from tests.architectures.hand_shapes import EXPERTS, HEADS, HIDDEN, WIDE
-from tests.architectures.quantizations import FP8_BLOCKS, compressed
+from tests.architectures.quantizations import FP8_BLOCKS, MXFP4, compressed
 from tests.architectures.small import N_TOKENS, Config, Small
 from tests.architectures.stored_model import Stored
 from tests.architectures.wrappers import preprocessor
@@ -27,15 +27,6 @@ COMMON: Config = {
     "torch_dtype": "bfloat16",
     "vocab_size": N_TOKENS,
 }
-MXFP4: Config = {
-    "num_bits": 4,
-    "type": "float",
-    "strategy": "group",
-    "group_size": 32,
-    "scale_dtype": "torch.uint8",
-}
-
-
 LATENT: Config = {
     "kv_lora_rank": 64,
     "q_lora_rank": 96,

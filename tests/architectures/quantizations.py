@@ -72,6 +72,13 @@ FP8_BLOCKS: Config = {
 }
 EIGHT: Config = {"num_bits": 8, "type": "float"}
 FOUR: Config = {"num_bits": 4, "type": "float", "group_size": 16, "strategy": "tensor_group"}
+MXFP4: Config = {
+    "num_bits": 4,
+    "type": "float",
+    "strategy": "group",
+    "group_size": 32,
+    "scale_dtype": "torch.uint8",
+}
 MODELOPT: Config = {"producer": {"name": "modelopt", "version": "0.33.1"}}
 NVFP4: Config = {
     **MODELOPT,

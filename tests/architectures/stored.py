@@ -16,6 +16,7 @@ from tests.architectures.quantizations import (
     FP8_BLOCKS,
     MIXED_LAYERS,
     MODELOPT,
+    MXFP4,
     NVFP4,
     compressed,
     gptq,
@@ -134,7 +135,7 @@ STORED: dict[str, Stored] = {
     "qwen35-nvfp4": Stored(SMALL["qwen35"], "nvidia/Qwen3.5-397B-A17B-NVFP4", NVFP4),
     "qwen3-nvfp4-mixed": Stored(
         QWEN3,
-        "nvidia/Nemotron-style MIXED_PRECISION of ModelOpt 0.33",
+        "ModelOpt's MIXED_PRECISION",
         {
             **MODELOPT,
             "ignore": ["lm_head"],
@@ -160,14 +161,16 @@ STORED: dict[str, Stored] = {
         QWEN3, "moonshotai/Kimi-K2-Thinking (its form)", integers(32, symmetric=True)
     ),
     "qwen3moe-int4-g64-zero": Stored(
-        QWEN3_MOE, "cyankiwi's AWQ-4bit", integers(64, symmetric=False)
+        QWEN3_MOE, "llm-compressor's AWQ", integers(64, symmetric=False)
     ),
     "llama-int4-g128": Stored(
         SMALL["llama"],
         "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16",
         integers(128, symmetric=True),
     ),
-    "qwen3-int4-g128-zero": Stored(QWEN3, "RedHatAI's W4A16_ASYM", integers(128, symmetric=False)),
+    "qwen3-int4-g128-zero": Stored(
+        QWEN3, "llm-compressor's W4A16_ASYM", integers(128, symmetric=False)
+    ),
     "qwen3-gptq4": Stored(
         QWEN3, "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", gptq(4, sym=False, desc_act=True)
     ),
@@ -179,6 +182,44 @@ STORED: dict[str, Stored] = {
         replace(SMALL["llama"], options=("--no-lazy",)),
         "tiiuae/Falcon3-7B-Instruct-1.58bit",
         {"modules_to_not_convert": ["lm_head"], "quant_method": "bitnet"},
+    ),
+    # What the converter does not read.
+    "qwen3-fp8-tensor": Stored(
+        QWEN3,
+        "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8",
+        compressed(
+            "float-quantized", {**EIGHT, "strategy": "tensor"}, {**EIGHT, "strategy": "tensor"}
+        ),
+        refused='strategy == "channel" or strategy == "block"',
+    ),
+    "qwen3moe-mxfp4-ct": Stored(
+        QWEN3_MOE,
+        "llm-compressor's MXFP4A16",
+        compressed("mxfp4-pack-quantized", MXFP4, None),
+        refused="Quant format 'mxfp4-pack-quantized' for method 'compressed-tensors'",
+    ),
+    "qwen3-awq": Stored(
+        QWEN3,
+        "Qwen/Qwen3-8B-AWQ",
+        {
+            "bits": 4,
+            "group_size": 128,
+            "modules_to_not_convert": None,
+            "quant_method": "awq",
+            "version": "gemm",
+            "zero_point": True,
+        },
+        refused="Quant method is not yet supported: 'awq'",
+    ),
+    "bitnet-2b": Stored(
+        Small("bitnet", "BitNetForCausalLM", {"tie_word_embeddings": True}),
+        "microsoft/bitnet-b1.58-2B-4T",
+        {
+            "linear_class": "autobitlinear",
+            "quant_method": "bitnet",
+            "quantization_mode": "offline",
+        },
+        refused="Can not map tensor",
     ),
     # Layers that predict one more token.
     "qwen3next-mtp": Stored(

@@ -1,6 +1,7 @@
 """What the converter makes of stored forms is what their parts are worth, by our own reading."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.architectures import unpack
 from tests.architectures.gguf_tensors import Tensors
 from tests.architectures.ggufs import (
+    convert,
     small_checkpoints,
     small_ggufs,
     stored_checkpoints,
@@ -161,3 +163,20 @@ def test_pickles_hold_what_safetensors_hold(
     assert pickled.tensors.keys() == safe.tensors.keys()
     for tensor in safe.tensors:
         assert pickled.bits(tensor).tobytes() == safe.bits(tensor).tobytes(), tensor
+
+
+def test_converter_refuses_what_it_does_not_read(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    refused = {name: stored.refused for name, stored in STORED.items() if stored.refused}
+    checkpoints = stored_checkpoints(tmp_path_factory)
+
+    with pytest.raises(AssertionError) as error:
+        convert(
+            {name: checkpoints[name] for name in refused},
+            {name: tmp_path / f"{name}.gguf" for name in refused},
+        )
+
+    said = {name: (tmp_path / f"{name}.partial.failed").read_text() for name in refused}
+    assert [name for name, reason in refused.items() if reason not in said[name]] == []
+    assert all(name in str(error.value) for name in refused)
