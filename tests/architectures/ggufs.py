@@ -84,8 +84,7 @@ def stored_ggufs(
         prefix = "mmproj-" if mmproj else ""
         wanted = {name: folder / f"{prefix}{name}-{outtype}.gguf" for name in names}
         missing = {name: file for name, file in wanted.items() if not file.exists()}
-        options = ("--mmproj",) if mmproj else ()
-        convert(making(missing, folder), missing, outtype, options)
+        convert(making(missing, folder), missing, outtype, ("--mmproj",) if mmproj else None)
     return wanted
 
 
@@ -131,15 +130,22 @@ def convert(
     checkpoints: Mapping[str, Path],
     ggufs: Mapping[str, Path],
     outtype: str = "bf16",
-    options: tuple[str, ...] = (),
+    options: tuple[str, ...] | None = None,
 ) -> None:
-    """Make a GGUF of each of these checkpoints, or raise AssertionError for those that fail."""
+    """Make a GGUF of each of these checkpoints, or raise AssertionError for those that fail.
+
+    With the converter's options that its entry in `SMALL` or `STORED` has, or others.
+    """
     if not ggufs:
         return
     # Under another name until they are whole, as a run that is killed leaves them.
     partial = {name: file.with_suffix(".partial") for name, file in ggufs.items()}
     jobs = [
-        [str(checkpoints[name]), str(file), ["--outtype", outtype, *options_of(name), *options]]
+        [
+            str(checkpoints[name]),
+            str(file),
+            ["--outtype", outtype, *(options_of(name) if options is None else options)],
+        ]
         for name, file in partial.items()
     ]
     folder = next(iter(ggufs.values())).parent

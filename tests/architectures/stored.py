@@ -212,7 +212,7 @@ STORED: dict[str, Stored] = {
         refused="Quant method is not yet supported: 'awq'",
     ),
     "bitnet-2b": Stored(
-        Small("bitnet", "BitNetForCausalLM", {"tie_word_embeddings": True}),
+        Small("bitnet", "BitNetForCausalLM", {"tie_word_embeddings": True}, options=("--no-lazy",)),
         "microsoft/bitnet-b1.58-2B-4T",
         {
             "linear_class": "autobitlinear",
