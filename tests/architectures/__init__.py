@@ -16,7 +16,8 @@ Three kinds, the first two as GGUF:
   ``stored_checkpoints(factory, names)`` for their folders,
   ``stored_ggufs(factory, names, outtype)`` for what the converter makes of them, with
   ``mmproj=True`` for projectors, and ``small_checkpoints`` for the folders of `SMALL`.
-  `unpack.weights(folder)` has the values, by a reading of our own. ``refused`` says which of them the converter does not read, and why.
+  `unpack.weights(folder)` has the values, by a reading of our own. ``refused`` says which of
+  them the converter does not read, and why.
 
 `dry_run.dry_run(file, "Q4_K_M", imatrix)` is the oracle for types: ``{tensor name: type}`` as
 ``llama-quantize --dry-run`` has them, in its order. `dry_run.FILE_TYPES` are all that it offers.
