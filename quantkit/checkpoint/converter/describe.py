@@ -169,6 +169,15 @@ class ConvertedRows:
         start = tensor.offset + first * size
         return Range(tensor.file, start, start + count * size)
 
+    @property
+    def pid(self) -> int:
+        """The number of the converter's process, which is started if there is none."""
+        with self._lock:
+            if self._process is None:
+                self._ask_for_description()
+            assert self._process is not None  # noqa: S101 - it was started
+            return self._process.pid
+
     def close(self) -> None:
         """End the converter's process; it is started again when it is needed."""
         if self._process is not None:
