@@ -350,7 +350,7 @@ def _computed(
     """A tensor that lies nowhere, in the type that the converter's process gives its rows in."""
     from quantkit.encodings.encoding import encoding
 
-    dtype = "F32" if stored in ("F32", "F16", "BF16", "Q8_0") else stored
+    dtype = "F32" if stored in FLOAT_BYTES else stored
     n_bytes = prod(shape[:-1]) * encoding(dtype).row_bytes(shape[-1])
     return SourceTensor(name, dtype, shape, checkpoint.files[0], 0, n_bytes)
 
