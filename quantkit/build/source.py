@@ -259,8 +259,8 @@ def compute(unit: Unit, computed: ComputedRows, held: "Held") -> NDArray[np.uint
 class Held:
     """Bytes of the files that have been passed, and that units further on are made of.
 
-    Where they would be more than ``most`` (`MOST_HELD`), or lie in none of ``files``, they are not held, and have
-    to be read again.
+    Where they would be more than ``most`` (`MOST_HELD`), or lie in none of ``files``, they are not
+    held, and have to be read again.
     """
 
     def __init__(

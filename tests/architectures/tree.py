@@ -1,4 +1,4 @@
-"""The converter's tree as quantkit has it, which takes tokenizers that were trained a minute ago."""
+"""A tree of the converter that takes tokenizers which were trained a minute ago."""
 
 import shutil
 from pathlib import Path

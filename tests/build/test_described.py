@@ -54,7 +54,7 @@ def whole(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def test_what_is_computed(checkpoint: Checkpoint) -> None:
-    """Matrices in FP8 are computed, an expert's scale and weights side by side; the rest lies there."""
+    """Matrices in FP8 are computed, of weights and scales; the rest lies in the files."""
     description = checkpoint.description
     assert description is not None
     roles = {name.removeprefix("blk.0.").removesuffix(".weight") for name in description.computed}
