@@ -150,7 +150,13 @@ def working_folder(wanted: Path | None) -> Iterator[Path]:
 def make_checkpoint(folder: Path, options: argparse.Namespace) -> Path:
     if not folder.exists() and options.family == "qwen3_moe":
         console.print(f"Writing a checkpoint into {folder}")
-        sizes = {"hidden": 2048, "width": 768, "experts": 128, "heads": 32, "kv_heads": 4}
+        sizes: dict[str, Any] = {
+            "hidden": 2048,
+            "width": 768,
+            "experts": 128,
+            "heads": 32,
+            "kv_heads": 4,
+        }
         large_experts(folder, vocab=32000, shard_size=500 * 10**6, seed=options.seed, **sizes)
     elif not folder.exists():
         console.print(f"Writing a checkpoint into {folder}")

@@ -2,8 +2,8 @@
 
 ``python benchmarks/memory.py --layers 1 2`` builds ``gguf-all`` from random checkpoints of one and
 of two layers. The status is 1 if all processes together exceed 1.5 GiB, or if more layers take more
-memory. ``--shape qwen3-235b`` has layers of 128 experts, ``--shape fp8`` of 256 in FP8 blocks as wide
-as DeepSeek-V3's: llama.cpp's converter describes both, and computes the second one's numbers.
+memory. ``--shape qwen3-235b`` has layers of 128 experts, ``--shape fp8`` of 256 in FP8 blocks, as
+wide as DeepSeek-V3's: llama.cpp's converter describes both, and computes the second one's numbers.
 """
 
 import argparse
