@@ -134,7 +134,7 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
         return _read_tensors(path, config, names, read_headers)
     if _MODELOPT in names or _method_of(config) in _CONVERTED:
         stored = _read_tensors(path, config, names, read_headers)
-        if _is_rounded(config) or _quantized_tensor(stored.tensors):
+        if _quantized_tensor(stored.tensors):
             return stored
     evidence = f"quant_method {_method(config)} in its config.json" if quantization else ""
     if quantization and _is_rounded(config):
@@ -166,8 +166,7 @@ def is_foreign(checkpoint: Checkpoint) -> bool:
     if not isinstance(checkpoint.config.get("architectures"), list):
         return False
     kinds = {tensor.dtype for tensor in checkpoint.tensors.values()}
-    is_quantized = bool(kinds.difference(FLOAT_BYTES)) or _is_rounded(checkpoint.config)
-    return not is_known(checkpoint.config) or is_quantized
+    return not is_known(checkpoint.config) or bool(kinds.difference(FLOAT_BYTES))
 
 
 def _read_tensors(
