@@ -29,7 +29,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
-    from quantkit.checkpoint.folder import is_quantized
+    from quantkit.checkpoint.folder import is_artifact
     from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_source
     from quantkit.verify.subjects import holds_artifacts
 
@@ -40,7 +40,7 @@ def inspect(
         facts = _gguf(path)
     elif path.is_dir() and not holds_weights(path) and holds_artifacts(path):
         facts = _artifacts(path)
-    elif path.is_dir() and is_quantized(path):
+    elif path.is_dir() and is_artifact(path):
         facts = _quantized(path)
     else:
         facts = _checkpoint(open_checkpoint(path), place)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.checkpoint.folder import is_quantized, read_json
+from quantkit.checkpoint.folder import is_artifact, read_json
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, GGUFError, SafetensorsError
@@ -317,7 +317,7 @@ def test_a_config_that_was_left_over_is_said_and_left_out(
     assert set(checkpoint.tensors) == set(some_tensors())
     (remark,) = checkpoint.remarks
     assert remark.startswith(f"{folder / 'config.json'} has a quantization_config")
-    assert not is_quantized(folder)
+    assert not is_artifact(folder)
     write_checkpoint(folder, some_tensors(), CONFIG, shards)
     assert open_checkpoint(folder).remarks == ()
 

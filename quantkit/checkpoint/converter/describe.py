@@ -50,6 +50,11 @@ class Wish:
     mtp: bool | None = None
     say: Callable[[str], None] = _silent
 
+    @property
+    def is_for_converter(self) -> bool:
+        """Whether something is asked for that only the converter does."""
+        return self.tree is not None or self.mtp is not None
+
 
 def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
     """A checkpoint under its own names and dtypes, as the converter would write it.
