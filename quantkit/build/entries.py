@@ -37,6 +37,7 @@ class _Source(msgspec.Struct, frozen=True):
     settings: list[_SourceFile] = []
     name: str = ""
     family: str = ""
+    described_by: str = ""
     repo_id: str | None = None
     commit: str | None = None
     path: str | None = None

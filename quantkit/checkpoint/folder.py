@@ -167,6 +167,8 @@ def is_foreign(checkpoint: Checkpoint) -> bool:
     That is one of no family of ours, or whose weights are stored in a form that the converter
     reads.
     """
+    if checkpoint.description is not None:
+        return True
     if not isinstance(checkpoint.config.get("architectures"), list):
         return False
     kinds = {tensor.dtype for tensor in checkpoint.tensors.values()}
