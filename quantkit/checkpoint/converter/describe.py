@@ -134,6 +134,7 @@ class ConvertedRows:
                 frozenset(numbers),
                 self,
                 answer["n_read"],
+                stored.tensors,
             ),
         )
 
