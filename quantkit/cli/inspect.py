@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
 
 _LONGEST_VALUE = 100
-_SUMMARY = tuple(
-    ["path", "kind", "family", "described_by", "parameters", "bytes", "bits_per_weight", "files"]
+_SUMMARY = (
+    *("path", "kind", "family", "described_by"),
+    *("parameters", "bytes", "bits_per_weight", "files"),
 )
 
 
