@@ -38,6 +38,7 @@ class _Source(msgspec.Struct, frozen=True):
     name: str = ""
     family: str = ""
     described_by: str = ""
+    mtp: bool | None = None
     repo_id: str | None = None
     commit: str | None = None
     path: str | None = None

@@ -137,9 +137,12 @@ def _settings(checkpoint: Checkpoint) -> list[Path]:
     return [file for file in files if has_file(file, error=CheckpointError)]
 
 
-def _describe_description(description: Description | None) -> dict[str, str]:
+def _describe_description(description: Description | None) -> dict[str, Any]:
     """Which converter said what the tensors are, where that was not a family of ours."""
-    return {} if description is None else {"described_by": description.version}
+    if description is None:
+        return {}
+    mtp = {} if description.mtp is None else {"mtp": description.mtp}
+    return {"described_by": description.version, **mtp}
 
 
 def _describe_repo(repo: RemoteRepo | None) -> dict[str, str]:

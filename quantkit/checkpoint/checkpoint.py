@@ -58,7 +58,7 @@ class Description:
     ``header`` is that of the GGUF that it would write, ``targets`` are its tensors and where their
     rows come from, ``version`` says which converter it was. ``computed`` are tensors that lie in no
     file, whose rows come from ``rows``. ``n_read`` bytes of weights were looked at. ``stored`` are
-    all tensors as they lie in the files.
+    all tensors as they lie in the files. ``mtp`` is what the user wished (see ``Wish``).
     """
 
     header: Header
@@ -68,6 +68,7 @@ class Description:
     rows: ComputedRows
     n_read: int
     stored: Mapping[str, SourceTensor]
+    mtp: bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,7 @@ class ConvertedRows:
                 self,
                 answer["n_read"],
                 stored.tensors,
+                self._wish.mtp,
             ),
         )
 
