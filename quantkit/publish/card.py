@@ -175,7 +175,7 @@ def _context(facts: Facts) -> dict[str, Any]:
 
 
 def _describers(artifacts: Sequence[Artifact]) -> list[str]:
-    """Which converters of llama.cpp said what the model's tensors are; none for families of ours."""
+    """Which converters said what the model's tensors are; none for families of ours."""
     found = (artifact.entry["source"].get("described_by") for artifact in artifacts)
     return list(dict.fromkeys(without_place(name) for name in found if name))
 

@@ -15,6 +15,7 @@ _REVISION = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _MOST_HEAD = 4096
 _IN = "llama.cpp in "
 _AT = re.compile(r" at [0-9a-f]{40,64}$")
+_WITHOUT_PLACE = "llama.cpp of one's own"
 
 
 def check_tree(tree: Path) -> Path:
@@ -52,12 +53,12 @@ def without_place(name: str) -> str:
     if not name.startswith(_IN):
         return name
     revision = _AT.search(name)
-    return "llama.cpp" + (revision[0] if revision else " of one's own")
+    return _WITHOUT_PLACE + (revision[0] if revision else "")
 
 
 def is_own(name: str) -> bool:
     """Whether a converter with this name is a user's own."""
-    return name.startswith(_IN)
+    return name.startswith((_IN, _WITHOUT_PLACE))
 
 
 def read_revision(tree: Path) -> str | None:
