@@ -16,6 +16,7 @@ from quantkit.core.units import format_count, format_size
 
 if TYPE_CHECKING:
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
+    from quantkit.families.model import Target
 
 _LONGEST_VALUE = 100
 _SUMMARY = (
@@ -197,10 +198,15 @@ def _checkpoint(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
 
 def _roles_in_computed(description: "Description") -> dict[str, str]:
     """Of stored tensors that others are computed of, the role of the first that is."""
-    made = [target for target in description.targets if target.name in description.computed]
-    units = [(target.name, 0, target.n_rows) for target in made]
+    made = [
+        (target, first)
+        for target in description.targets
+        if target.name in description.computed
+        for first in range(0, target.n_rows, _rows_of_matrix(target))
+    ]
+    units = [(target.name, first, _rows_of_matrix(target)) for target, first in made]
     places: dict[Path, list[tuple[int, str]]] = defaultdict(list)
-    for target, ranges in zip(made, description.rows.needs(units), strict=True):
+    for (target, _), ranges in zip(made, description.rows.needs(units), strict=True):
         for part in ranges:
             places[part.file].append((part.start, target.role))
     for starts in places.values():
@@ -212,6 +218,10 @@ def _roles_in_computed(description: "Description") -> dict[str, str]:
         if at < len(starts) and starts[at][0] < tensor.offset + tensor.n_bytes:
             roles[tensor.name] = starts[at][1]
     return roles
+
+
+def _rows_of_matrix(target: "Target") -> int:
+    return target.shape[-2] if len(target.shape) > 1 else 1
 
 
 def _quantized(path: Path) -> dict[str, Any]:
