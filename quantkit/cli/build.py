@@ -10,6 +10,7 @@ from rich.table import Table
 
 from quantkit.cli.calibrate import ChunksOption, ContextOption, Device, DeviceOption, TextOption
 from quantkit.cli.calibrated import (
+    UNCOMPUTED,
     GptqWish,
     OnText,
     Text,
@@ -20,6 +21,7 @@ from quantkit.cli.calibrated import (
 )
 from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_tokenizers
 from quantkit.cli.cluster import join_cluster
+from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
@@ -36,13 +38,6 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.imatrix import Imatrix
 
 
-LlamaCppOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Your own llama.cpp, whose converter knows what the pinned one does not.",
-    ),
-]
 VerifyOption = Annotated[
     bool, typer.Option("--verify", help="Compare the sha256 of what is there already.")
 ]
@@ -148,13 +143,7 @@ def build(
         bool,
         typer.Option("--allow-requantize", help="Take a GGUF whose weights are quantized."),
     ] = False,
-    mtp: Annotated[
-        bool | None,
-        typer.Option(
-            "--mtp/--no-mtp",
-            help="Layers that predict further tokens  [default: as llama.cpp's converter does]",
-        ),
-    ] = None,
+    mtp: MtpOption = None,
     llama_cpp: LlamaCppOption = None,
     keep_source: Annotated[
         Path | None,
@@ -207,7 +196,12 @@ def build(
     from quantkit.build.work import prepare
     from quantkit.checkpoint.converter.describe import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
-    from quantkit.checkpoint.open import open_once, open_source, require_checkpoint
+    from quantkit.checkpoint.open import (
+        find_source,
+        open_once,
+        require_checkpoint,
+        require_layers,
+    )
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import find_quants
@@ -242,7 +236,7 @@ def build(
     if out is not None and not dry_run:
         require_place(out)
     wish = Wish(llama_cpp, mtp=mtp, say=note)
-    source = open_source(checkpoint, wish)
+    source = find_source(checkpoint)
     if imatrix == AUTO and all(chosen.format == "gguf" for chosen in quants):
         require_checkpoint(
             source,
@@ -255,6 +249,8 @@ def build(
             "only other GGUFs can be made of it, so leave the other quants out, or give the "
             "checkpoint that it was converted from",
         )
+    if imatrix == AUTO or any(chosen.format != "gguf" for chosen in quants):
+        require_layers(source, UNCOMPUTED)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)

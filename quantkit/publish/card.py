@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.converter.own import is_own, without_place
 from quantkit.checkpoint.tokenizer.deviations import describe_tokens
 from quantkit.core.files import read_file
 from quantkit.core.packages import DISTRIBUTION
@@ -157,6 +158,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "prompt": facts.prompt,
         "versions": sorted(versions),
         "weights": first["source"].get("weights", ()),
+        "describers": _describers(artifacts),
         "imatrices": facts.imatrices,
         "calibrations": _calibrations(artifacts),
         "rebuild": _rebuild(facts),
@@ -170,6 +172,12 @@ def _context(facts: Facts) -> dict[str, Any]:
         "has_license": facts.has_license,
         "is_signed": facts.is_signed,
     }
+
+
+def _describers(artifacts: Sequence[Artifact]) -> list[str]:
+    """Which converters said what the model's tensors are; none for families of ours."""
+    found = (artifact.entry["source"].get("described_by") for artifact in artifacts)
+    return list(dict.fromkeys(without_place(name) for name in found if name))
 
 
 def _embeds(artifacts: Sequence[Artifact]) -> bool:
@@ -274,6 +282,11 @@ def _rebuild(facts: Facts) -> str:
     searches = {(a.entry.get("kernel") or {}).get("search") for a in facts.artifacts}
     if "best" in searches:
         words.append("--search best")
+    if is_own(entry["source"].get("described_by") or ""):
+        words.append("--llama-cpp DIR")
+    mtp = entry["source"].get("mtp")
+    if mtp is not None:
+        words.append("--mtp" if mtp else "--no-mtp")
     if facts.imatrices:
         words.append(f"--imatrix {facts.imatrices[0].name}")
     config = entry.get("quantization_config") or {}

@@ -16,6 +16,7 @@ from typing import Any
 from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import file_of, read_manifest
+from quantkit.checkpoint.converter.own import without_place
 from quantkit.checkpoint.names import without_shard
 from quantkit.core.errors import PublishError
 from quantkit.core.files import has_file
@@ -254,6 +255,8 @@ def published_manifest(artifacts: Iterable[Artifact]) -> bytes:
             for file in artifact.files
         ]
         entry["source"].pop("path", None)
+        if isinstance(describer := entry["source"].get("described_by"), str):
+            entry["source"]["described_by"] = without_place(describer)
         calibration = entry.get("calibration")
         if isinstance(calibration, dict) and isinstance(calibration.get("text"), list):
             calibration["text"] = [re.split(r"[\\/]", str(n))[-1] for n in calibration["text"]]

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME, file_of, read_manifest, sound_entries
-from quantkit.checkpoint.folder import is_quantized as is_quantized_checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.folder import is_artifact
 from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.names import is_first_file
 from quantkit.core.errors import GGUFError, QuantkitError
 from quantkit.core.files import has_file
+from quantkit.encodings.encoding import encodings
 from quantkit.plan.quants import all_quants, find_quants
 from quantkit.verify.smoke import artifact_files
 
@@ -183,7 +185,7 @@ def export_subject(artifact: Path, exports: Path) -> Subject:
 
 def is_quantized_folder(path: Path) -> bool:
     """Whether a folder is itself an artifact for transformers."""
-    return (path / "config.json").is_file() and is_quantized_checkpoint(path)
+    return (path / "config.json").is_file() and is_artifact(path)
 
 
 def pick_reference(subjects: Sequence[Subject], wish: str | None) -> Subject | None:
@@ -216,7 +218,7 @@ def is_quantized(subject: Subject) -> bool:
     return subject.quant not in _UNQUANTIZED
 
 
-def build_reference(checkpoint: Path, folder: Path, wish: str | None) -> Subject:
+def build_reference(checkpoint: Path | Checkpoint, folder: Path, wish: str | None) -> Subject:
     """Build the reference of a checkpoint into ``folder``; what is there already is kept.
 
     Without a wish it is exact: bf16 or f16 for a checkpoint stored in that, else f32.
@@ -226,12 +228,13 @@ def build_reference(checkpoint: Path, folder: Path, wish: str | None) -> Subject
     from quantkit.checkpoint.open import open_checkpoint
     from quantkit.verify.machine import usable_cores
 
+    source = open_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    kinds = {tensor.dtype for tensor in source.tensors.values()}
     if wish is None:
-        stored = {t.dtype for t in open_checkpoint(checkpoint).tensors.values()}
-        wish = {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(
-            frozenset(stored), "f32"
-        )
-    work = prepare(checkpoint, find_quants([wish]))
+        wish = {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(frozenset(kinds), "f32")
+    # Widened, blocks of four bits are the same numbers.
+    has_blocks = any(encodings()[kind].is_block for kind in kinds & encodings().keys())
+    work = prepare(source, find_quants([wish]), allow_requantize=has_blocks)
     [artifact] = engine.build(work, folder, jobs=usable_cores(), max_memory=2**30)
     path = artifact.path
     return open_subject(path if path.is_file() else sorted(path.glob("*.gguf"))[0])

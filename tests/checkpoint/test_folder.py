@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint.folder import (
+    is_artifact,
     is_foreign,
-    is_quantized,
     list_folder,
     open_folder,
     read_json,
@@ -336,7 +336,7 @@ def test_a_config_that_was_left_over_is_said_and_left_out(
     assert set(checkpoint.tensors) == set(some_tensors())
     (remark,) = checkpoint.remarks
     assert remark.startswith(f"{folder / 'config.json'} has a quantization_config")
-    assert not is_quantized(folder)
+    assert not is_artifact(folder)
     write_checkpoint(folder, some_tensors(), CONFIG, shards)
     assert open_checkpoint(folder).remarks == ()
 

@@ -50,6 +50,11 @@ class Wish:
     mtp: bool | None = None
     say: Callable[[str], None] = _silent
 
+    @property
+    def is_for_converter(self) -> bool:
+        """Whether something is asked for that only the converter does."""
+        return self.tree is not None or self.mtp is not None
+
 
 def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
     """A checkpoint under its own names and dtypes, as the converter would write it.
@@ -83,17 +88,18 @@ class ConvertedRows:
         self._wish = wish
         self._process: ConverterProcess | None = None
         self._converter: Converter | None = None
+        self._version: str | None = None  # that described it, here or elsewhere
         self._numbers: dict[str, int] = {}
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         wish = replace(self._wish, say=_silent)
-        return {"stored": self._stored, "wish": wish, "converter": self._converter,
+        return {"stored": self._stored, "wish": wish, "version": self._version,
                 "numbers": self._numbers}  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["stored"], state["wish"])  # type: ignore[misc]
-        self._converter, self._numbers = state["converter"], state["numbers"]
+        self._version, self._numbers = state["version"], state["numbers"]
 
     def describe(self) -> Checkpoint:
         """Start the converter and let it describe; see `describe_by_converter`."""
@@ -128,6 +134,8 @@ class ConvertedRows:
                 frozenset(numbers),
                 self,
                 answer["n_read"],
+                stored.tensors,
+                self._wish.mtp,
             ),
         )
 
@@ -203,6 +211,12 @@ class ConvertedRows:
     def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
         if self._converter is None:
             self._converter = find_converter(self._wish.tree, self._wish.say)
+            if self._version not in (None, self._converter.version):
+                raise ConverterError(
+                    f"{self._stored.path} was described by {self._version}, and here is "
+                    f"{self._converter.version}; install the same everywhere."
+                )
+            self._version = self._converter.version
         folder = _folder_of_small_files(self._stored)
         header = folder.parent / "header.gguf"
         stored = self._stored
@@ -317,8 +331,25 @@ def _folder_of_small_files(checkpoint: Checkpoint) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix="quantkit-converter-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     folder = temporary / checkpoint.name
-    _link(checkpoint.path.resolve(), folder)
+    _link(_place_of_small_files(checkpoint).resolve(), folder)
     return folder
+
+
+def _place_of_small_files(checkpoint: Checkpoint) -> Path:
+    """The checkpoint's folder; on a machine that lacks it, what the Hub's cache there has.
+
+    Raises:
+        CheckpointError: they cannot be downloaded.
+
+    """
+    repo = checkpoint.repo
+    if repo is None or checkpoint.path.is_dir():
+        return checkpoint.path
+    from quantkit.checkpoint.remote import download
+
+    wanted = [name for name in repo.sizes if is_for_converters(name) or name == "README.md"]
+    found = {name: download(repo, name) for name in wanted}
+    return found["config.json"].parent
 
 
 def _link(source: Path, target: Path, *, is_top: bool = True) -> None:
