@@ -16,7 +16,6 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-import transformers
 from conversion import base, get_model_class
 from conversion.base import LazyTorchTensor, ModelBase, ModelType, get_model_architecture
 from gguf.lazy import LazyBase, LazyNumpyTensor
@@ -355,9 +354,6 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         (gguf.GGUFWriter, "write_tensors_to_file", write_no_tensors),
         (gguf.quants, "quantize", quantize),
         (LazyBase, "to_eager", classmethod(to_eager)),
-        (transformers.dynamic_module_utils, "get_class_from_dynamic_module", _no_code),
-        (transformers.models.auto.tokenization_auto, "get_class_from_dynamic_module", _no_code),
-        (transformers.models.auto.configuration_auto, "get_class_from_dynamic_module", _no_code),
     ):
         yield
 
@@ -381,10 +377,6 @@ _PLAIN = {
     "int16": gguf.GGMLQuantizationType.I16,
     "int8": gguf.GGMLQuantizationType.I8,
 }
-
-
-def _no_code(reference: str, *_: Any, **__: Any) -> Any:
-    raise RefusedError(f"code:{reference}")
 
 
 class _LazyNumpy:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # buffers merge what is appended. Source: sentencepiece_model.proto.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
+# Control characters that are white space to llama.cpp (unicode_set_whitespace in its
+# src/unicode-data.cpp), and nothing to BERT's normalizer, which knows tab and ends of lines only.
+CONTROL_SPACES = "\x0b\x0c\x85"
+
 # Expressions by which text is split, and what llama.cpp has in their place: it knows upper and
 # lower case in ASCII only, and combining marks are no letters. Source: llm_tokenizer_bpe in
 # llama.cpp's src/llama-vocab.cpp (LLAMA_VOCAB_PRE_TYPE_TEKKEN and _GPT4O).
@@ -77,6 +81,10 @@ class Traits:
     """What begins with a space gets no further one in front."""
     splits_by_case: bool = False
     """It splits words where letters of any script change their case; see `_ASCII_CASE`."""
+    cleans: bool = False
+    """It leaves out control characters that count as white space, as BERT's does."""
+    keeps_marks: bool = False
+    """It leaves out accents, but not all combining marks, as BERT's does."""
     normalizes: bool = False
     """It changes text before it looks for added tokens that are ``normalized``."""
 
@@ -135,6 +143,8 @@ def _open_fast(source: TokenizerSource) -> Reference:
         prefixes_first=metaspace.get("prepend_scheme") == "first",
         keeps_space=metaspace.get("prepend_scheme", "never") != "never",
         splits_by_case=any(map(_splits_by_case, steps(tokenizer.pre_tokenizer, "pretokenizers"))),
+        cleans=any(step.get("clean_text") for step in _berts(normalizer)),
+        keeps_marks=any(map(_strips_accents, _berts(normalizer))),
         normalizes=bool(normalizer),
     )
 
@@ -156,6 +166,10 @@ def _simplify(
     from tokenizers import AddedToken as Added
 
     kept = [step for step in normalizer if step.get("type") != "NFC"]
+    if any(step.get("clean_text") for step in _berts(kept)):
+        kept.insert(0, _replacing(f"[{CONTROL_SPACES}]", " "))
+    if any(map(_strips_accents, _berts(kept))):
+        kept[:0] = [{"type": "NFD"}, _replacing(r"[\p{Mc}\p{Me}]", "")]
     splits = [_in_ascii(step) for step in steps(tokenizer.pre_tokenizer, "pretokenizers")]
     pre_tokenizer = {"type": "Sequence", "pretokenizers": splits} if splits else {}
     if metaspace.get("prepend_scheme", "never") != "never":
@@ -173,6 +187,15 @@ def _simplify(
     )
 
 
+def _berts(normalizer: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [step for step in normalizer if step.get("type") == "BertNormalizer"]
+
+
+def _strips_accents(step: Mapping[str, Any]) -> bool:
+    wanted = step.get("strip_accents")
+    return bool(step.get("lowercase") if wanted is None else wanted)
+
+
 def _splits_by_case(step: Mapping[str, Any]) -> bool:
     return (step.get("pattern") or {}).get("Regex") in _ASCII_CASE
 
@@ -181,6 +204,10 @@ def _in_ascii(step: Mapping[str, Any]) -> dict[str, Any]:
     if not _splits_by_case(step):
         return dict(step)
     return {**step, "pattern": {"Regex": _ASCII_CASE[step["pattern"]["Regex"]]}}
+
+
+def _replacing(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
 
 
 def _parts(
