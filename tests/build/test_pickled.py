@@ -3,8 +3,10 @@
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +23,16 @@ from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, SourceChangedError
 from quantkit.plan.quants import find_quants
-from tests.build.builds import artifacts_in, build, build_work, manifest_of, small_slabs
+from tests.build.builds import (
+    Job,
+    artifacts_in,
+    build,
+    build_work,
+    manifest_of,
+    run,
+    small_slabs,
+    start,
+)
 from tests.cli.command import quantkit
 from tests.hub_server import HubServer, client_of, serve
 from tests.parity.cases import TRAINED
@@ -156,6 +167,20 @@ def test_tensors_that_overlap_otherwise(hub: Start, tmp_path: Path, there: bool)
     [entry] = manifest_of(tmp_path / "out").values()
     sha256 = hashlib.sha256((one / "pytorch_model.bin").read_bytes()).hexdigest()
     assert entry["source"]["weights"][0]["sha256"] == sha256
+
+
+def test_a_killed_build_goes_on(tmp_path: Path) -> None:
+    """Of tied embeddings, whose slabs are read and journaled twice."""
+    one, other = tied_twins(tmp_path)
+    build(other, tmp_path / "expected", "q8_0", check=None)
+    job = Job(one, tmp_path / "out", ("q8_0",), slab=2**14, commit_seconds=0, die_after=120)
+    process, done = start(job)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert done().slabs == 120
+    assert not artifacts_in(job.out)
+    run(replace(job, die_after=None))
+    assert artifacts_in(job.out) == artifacts_in(tmp_path / "expected")
 
 
 # Which files are the weights.

@@ -28,7 +28,6 @@ from quantkit.checkpoint.converter.expressions import (
     Part,
     Run,
     apply,
-    cut_runs,
     evaluate,
     is_lazy,
     matrix_of,
@@ -228,10 +227,27 @@ def _answer(target: Captured) -> dict[str, Any]:
     if runs is not None and target.stored in ("F32", "F16", "BF16"):
         per_matrix = target.shape[-2] if len(target.shape) > 1 else 1
         found = [
-            [[run.source, run.row, run.rows] for run in _joined(cut_runs(runs, at, per_matrix))]
-            for at in range(0, prod(target.shape[:-1]), per_matrix)
+            [[run.source, run.row, run.rows] for run in _joined(matrix)]
+            for matrix in _by_matrix(runs, per_matrix)
         ]
     return {"name": target.name, "stored": target.stored, "shape": target.shape, "runs": found}
+
+
+def _by_matrix(runs: Sequence[Run], rows: int) -> list[list[Run]]:
+    """Runs cut where matrices of so many rows end."""
+    matrices: list[list[Run]] = []
+    left = 0
+    for run in runs:
+        done = 0
+        while done < run.rows:
+            if not left:
+                matrices.append([])
+                left = rows
+            count = min(left, run.rows - done)
+            matrices[-1].append(Run(run.source, run.row + done, count))
+            done += count
+            left -= count
+    return matrices
 
 
 def _joined(runs: Sequence[Run]) -> list[Run]:
