@@ -54,7 +54,7 @@ def _expect_described(checkpoint: "Checkpoint", description: "Description") -> "
     It is opened as those of our families are; where that does not hold, as the converter's
     transformers opens it.
     """
-    from quantkit.checkpoint.converter.tokens import sized
+    from quantkit.checkpoint.converter.tokens import sized, vocabulary_file
     from quantkit.checkpoint.tokenizer.chat_template import special_tokens
     from quantkit.checkpoint.tokenizer.source import FAST
     from quantkit.core.errors import QuantkitError, TokenizerError
@@ -71,13 +71,15 @@ def _expect_described(checkpoint: "Checkpoint", description: "Description") -> "
     if metadata.get("tokenizer.ggml.model") is None:
         return ExpectedTokens("", (), (), lacking="the GGUF has no vocabulary.")
     try:
-        return expect_tokens(checkpoint.path, config, prompts, frame)
+        first = vocabulary_file(checkpoint.path, metadata)
+        return expect_tokens(checkpoint.path, config, prompts, frame, first)
     except TokenizerError as error:
         own = error
     found = description.rows.tokenizer()
     if not found.get("fast"):
-        why = found.get("why") or f"transformers opens it as {found['class']}, which has no rules"
-        return ExpectedTokens("", (), (), lacking=f"{str(own).rstrip('.')}; {why}.")
+        why = str(own).rstrip(".") if "class" in found else found["why"]
+        lacking = f"no library opens the tokenizer in {checkpoint.path} ({why})."
+        return ExpectedTokens("", (), (), lacking=lacking)
     with TemporaryDirectory(prefix="quantkit-tokenizer-") as folder:
         (Path(folder) / FAST).write_text(found["fast"], encoding="utf-8")
         try:

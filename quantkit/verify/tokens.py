@@ -55,6 +55,7 @@ def expect_tokens(
     config: Mapping[str, Any],
     more: Sequence[str] = (),
     frame: Frame | None = None,
+    first: str | None = None,
 ) -> ExpectedTokens:
     """Ask a checkpoint's own tokenizer.
 
@@ -63,6 +64,8 @@ def expect_tokens(
         config: its config.json.
         more: texts beside those of `hurting_texts`, such as what the chat template makes.
         frame: the ids before and after every text, where they are known from elsewhere.
+        first: the file that the GGUF's vocabulary is made of, where it is another than usual; it
+            is not compared with the others.
 
     Raises:
         TokenizerError: its library cannot open it, or not within two minutes.
@@ -73,6 +76,7 @@ def expect_tokens(
         "config": dict(config),
         "more": list(more),
         "frame": frame,
+        "first": first,
     }
     run = run_worker(request, timeout=_SECONDS, command=_COMMAND)
     result = run.result
@@ -111,7 +115,11 @@ def main() -> None:
     sys.stdout = sys.stderr
     try:
         result = _answer(
-            Path(request["folder"]), request["config"], request["more"], request["frame"]
+            Path(request["folder"]),
+            request["config"],
+            request["more"],
+            request["frame"],
+            request["first"],
         )
     except TokenizerError as error:
         result = {"error": str(error)}
@@ -119,7 +127,11 @@ def main() -> None:
 
 
 def _answer(
-    folder: Path, config: Mapping[str, Any], more: Sequence[str], known: Frame | None
+    folder: Path,
+    config: Mapping[str, Any],
+    more: Sequence[str],
+    known: Frame | None,
+    chosen: str | None,
 ) -> dict[str, Any]:
     from quantkit.checkpoint.tokenizer.deviations import finder
     from quantkit.checkpoint.tokenizer.frame import Frame as OwnFrame
@@ -129,7 +141,7 @@ def _answer(
     from quantkit.verify.texts import hurting_texts
 
     source = read_source(folder, config)
-    first, *others = vocabulary_files(folder)
+    first, *others = (chosen,) if chosen else vocabulary_files(folder)
     reference = _guard(folder / first, lambda: open_reference(source, first))
     words = _guard(folder / first, lambda: _sample(reference))
     added = [token.text for token in reference.traits.added]

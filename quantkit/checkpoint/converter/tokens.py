@@ -15,12 +15,19 @@ from quantkit.checkpoint.gguf import Header
 from quantkit.checkpoint.tokenizer.frame import Frame, frame_keys
 from quantkit.checkpoint.tokenizer.model_file import read_settings
 from quantkit.checkpoint.tokenizer.reference import open_reference
-from quantkit.checkpoint.tokenizer.source import MODEL, TokenizerSource, read_source
-from quantkit.checkpoint.tokenizer.source import vocabulary_files as files_of
+from quantkit.checkpoint.tokenizer.source import (
+    FAIRSEQ,
+    SPIECE,
+    TokenizerSource,
+    read_source,
+    unigram_files,
+    vocabulary_files,
+)
 from quantkit.checkpoint.tokenizer.spaces import read_prefix
 from quantkit.checkpoint.tokenizer.vocabulary import (
     SENTENCEPIECE_BOS,
     SENTENCEPIECE_EOS,
+    TokenType,
     assumes_bos,
 )
 from quantkit.core.apart import run_apart
@@ -39,11 +46,11 @@ _SECONDS = 120
 class Opened:
     """What a tokenizer does as transformers 5 opens it.
 
-    ``frame`` surrounds every text. ``space`` says whether a text begins with a space, None where
-    that is no key of a GGUF's.
+    ``frame`` surrounds every text, None where that is not to be told. ``space`` says whether a text
+    begins with a space, None where that is no key of a GGUF's.
     """
 
-    frame: Frame
+    frame: Frame | None
     space: bool | None
 
 
@@ -65,12 +72,13 @@ def mend(
     metadata = header.metadata
     config = sized(config, metadata)
     opened = _open(folder, config)
-    frames = [opened.frame] if opened else []
+    frames = [opened.frame] if opened and opened.frame else []
     if library.get("before") is not None:
         frames.append(Frame(tuple(library["before"]), tuple(library["after"])))
     keys: dict[str, Any] = {}
     if opened and opened.space is not None and metadata.get(f"{_KEY}model") == "llama":
         keys |= _space_keys(opened.space, metadata)
+    keys |= _unknown_keys(metadata)
     kept = frame_of(metadata)
     frame = kept if kept in frames or not frames else frames[-1]
     if frame != kept and metadata.get(f"{_KEY}model") in _FRAMED:
@@ -86,6 +94,15 @@ def sized(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, A
     Wrappers say it in ``text_config``, and some models nowhere.
     """
     return {**config, "vocab_size": max(1, len(metadata.get(f"{_KEY}tokens", ())))}
+
+
+def vocabulary_file(folder: Path, metadata: Mapping[str, Any]) -> str | None:
+    """The file that the converter takes a unigram vocabulary from, None for every other kind.
+
+    It takes SentencePiece's model before a tokenizer.json, which cuts some texts otherwise.
+    """
+    is_unigram = metadata.get(f"{_KEY}model") == "t5"
+    return next(iter(unigram_files(folder)), None) if is_unigram else None
 
 
 def frame_of(metadata: Mapping[str, Any]) -> Frame:
@@ -116,8 +133,9 @@ def _open(folder: Path, config: Mapping[str, Any]) -> Opened | None:
 
     def work() -> Opened:
         source = read_source(folder, config)
-        (first, *_) = files_of(folder)
-        return Opened(open_reference(source, first).frame, _space(source))
+        (first, *_) = vocabulary_files(folder)
+        frame = open_reference(source, first).frame
+        return Opened(None if first in (SPIECE, FAIRSEQ) else frame, _space(source))
 
     try:
         return run_apart(
@@ -134,7 +152,7 @@ def _open(folder: Path, config: Mapping[str, Any]) -> Opened | None:
 def _space(source: TokenizerSource) -> bool | None:
     if not source.fast and source.model_file is not None:
         wanted = source.settings.get("add_prefix_space")
-        return read_settings(source.folder / MODEL).dummy_prefix if wanted is None else bool(wanted)
+        return read_settings(source.model_file).dummy_prefix if wanted is None else bool(wanted)
     try:
         return read_prefix(source).adds if source.fast else None
     except TokenizerError:
@@ -146,12 +164,29 @@ def _space_keys(space: bool, metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {_PREFIX: space} if metadata.get(_PREFIX, True) != space else {}
 
 
+def _unknown_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The unknown token of a unigram vocabulary, where it is another than llama.cpp assumes.
+
+    Its type says which it is, and every text without a token gets it. XLM-RoBERTa's is 3, and the
+    converter says so only where a tokenizer.json does.
+    """
+    key = f"{_KEY}unknown_token_id"
+    if metadata.get(f"{_KEY}model") != "t5":
+        return {}
+    types = metadata.get(f"{_KEY}token_type", [])
+    unknown = [i for i, kind in enumerate(types) if kind == TokenType.UNKNOWN]
+    return {key: unknown[0]} if len(unknown) == 1 and metadata.get(key, 2) != unknown[0] else {}
+
+
 def _frame_keys(
     frame: Frame, metadata: Mapping[str, Any], folder: Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     source = TokenizerSource(folder, config, config["vocab_size"], {}, {}, {}, None, {}, None)
+    said = dict(metadata)
+    if metadata.get(f"{_KEY}model") == "t5":
+        said.setdefault(f"{_KEY}add_eos_token", True)  # which llama.cpp assumes
     try:
-        return frame_keys(frame, dict(metadata), source)
+        return frame_keys(frame, said, source)
     except TokenizerError:
         return {}  # llama.cpp puts one token at most; the smoke test says so
 
