@@ -1,6 +1,6 @@
 """Models of many architectures for the tests of types, plans and whole files.
 
-Two kinds, both as GGUF:
+Three kinds, the first two as GGUF:
 
 * `published.HEADERS`: headers at published depth and width, with a hole where the weights would be.
   ``sparse_gguf(path, header(name))`` writes one in milliseconds, whatever its size; nothing of it
@@ -10,6 +10,14 @@ Two kinds, both as GGUF:
   and converted by llama.cpp's converter. `ggufs.small_ggufs(tmp_path_factory)` gives
   ``{name: GGUF}``, made once per session; `ggufs.make_checkpoint(name, folder)` and
   `ggufs.make_gguf(name, folder)` make one of them elsewhere. A line is added by adding an entry.
+
+* `stored.STORED`: checkpoints in the forms in which they are published: eight and four bits, layers
+  of prediction, vision and audio, shards and pickles, code. `ggufs` has
+  ``stored_checkpoints(factory, names)`` for their folders,
+  ``stored_ggufs(factory, names, outtype)`` for what the converter makes of them, with
+  ``mmproj=True`` for projectors, and ``small_checkpoints`` for the folders of `SMALL`.
+  `unpack.weights(folder)` has the values, by a reading of our own. ``refused`` says which of
+  them the converter does not read, and why.
 
 `dry_run.dry_run(file, "Q4_K_M", imatrix)` is the oracle for types: ``{tensor name: type}`` as
 ``llama-quantize --dry-run`` has them, in its order. `dry_run.FILE_TYPES` are all that it offers.

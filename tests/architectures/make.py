@@ -73,6 +73,9 @@ def store_as(stored: Stored, folder: Path, final: str) -> None:
     """
     file = folder / "model.safetensors"
     tensors = {name.replace(*stored.renamed): t for name, t in load_file(file).items()}
+    for name in tensors:
+        if stored.transposed is not None and re.search(stored.transposed, name):
+            tensors[name] = tensors[name].transpose(-1, -2).contiguous()
     if quantization := stored.quantization or stored.older_quantization:
         tensors = store(tensors, quantization)
     if stored.quantization:
@@ -87,11 +90,8 @@ def store_as(stored: Stored, folder: Path, final: str) -> None:
         (folder / "tokenizer.json").write_text(text.replace(f'"{token}"', f'"{published}"'))
     for name in stored.removed:
         (folder / name).unlink()
-    if stored.n_pickles == 0:
-        save_file(tensors, file, {"format": "pt"})
-    else:
-        file.unlink()
-        pickle_tensors(tensors, folder, stored.n_pickles)
+    file.unlink()
+    write_weights(tensors, folder, stored)
 
 
 def change(file: Path, entries: Mapping[str, Any]) -> None:
@@ -103,20 +103,22 @@ def change(file: Path, entries: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2))
 
 
-def pickle_tensors(tensors: Mapping[str, Any], folder: Path, n_shards: int) -> None:
-    """Write what transformers wrote before safetensors: one file, or shards and their index."""
-    if n_shards == 1:
-        torch.save(dict(tensors), folder / "pytorch_model.bin")
-        return
+def write_weights(tensors: Mapping[str, Any], folder: Path, stored: Stored) -> None:
+    """Write one file, or shards and their index: safetensors, or what was before it."""
+    stem, ending = ("pytorch_model", ".bin") if stored.pickled else ("model", ".safetensors")
     where: dict[str, str] = {}
-    for i in range(n_shards):
-        shard = f"pytorch_model-{i + 1:05}-of-{n_shards:05}.bin"
-        names = list(tensors)[i::n_shards]
-        torch.save({name: tensors[name] for name in names}, folder / shard)
-        where |= dict.fromkeys(names, shard)
-    total = sum(weights.numel() * weights.element_size() for weights in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    for i in range(stored.n_files):
+        shard = f"-{i + 1:05}-of-{stored.n_files:05}" if stored.n_files > 1 else ""
+        held = {name: tensors[name] for name in list(tensors)[i :: stored.n_files]}
+        where |= dict.fromkeys(held, f"{stem}{shard}{ending}")
+        if stored.pickled:
+            torch.save(held, folder / f"{stem}{shard}{ending}")
+        else:
+            save_file(held, folder / f"{stem}{shard}{ending}", {"format": "pt"})
+    if stored.n_files > 1:
+        total = sum(weights.numel() * weights.element_size() for weights in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / f"{stem}{ending}.index.json").write_text(json.dumps(index))
 
 
 def write_with_transformers(folder: Path, small: Small) -> None:

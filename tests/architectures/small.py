@@ -4,10 +4,9 @@ Each is made by transformers with random weights, at most two million, and a voc
 tokens. Rows of most are multiples of 256, so that every block of llama.cpp's occurs; those
 of the others (`NARROW`) are not, so that its fallbacks do.
 
-Not here: BitNet and DeepSeek-V4, because the converter knows their tensors by other names than
-transformers writes; Qwen3-VL-MoE, because it takes experts for transposed that are not;
-DeepSeek-V3.2, because it wants a class of tokenizer; and models whose code comes with the
-checkpoint, except where a class of transformers has the same tensors.
+Not here but in `stored`: BitNet and DeepSeek-V4, because the converter knows their tensors by other
+names than transformers writes; Qwen3-VL-MoE, because it takes experts for transposed that are not;
+and what comes with code. In neither: DeepSeek-V3.2, because it wants a class of tokenizer.
 """
 
 from collections.abc import Mapping

@@ -68,6 +68,7 @@ STORED: dict[str, Stored] = {
             ],
         },
     ),
+    "qwen3moe-fp8-shards": Stored(QWEN3_MOE, "Qwen/Qwen3-30B-A3B-FP8", FP8_BLOCKS, n_files=3),
     "qwen35-fp8": Stored(
         SMALL["qwen35"], "Qwen/Qwen3.5-27B-FP8", {**FP8_BLOCKS, "modules_to_not_convert": []}
     ),
@@ -241,8 +242,8 @@ STORED: dict[str, Stored] = {
         "zai-org/GLM-4.5-Air",
     ),
     # PyTorch's own files.
-    "qwen3-bin": Stored(SMALL["qwen3"], "models of 2023", n_pickles=1),
-    "mixtral-bin-shards": Stored(SMALL["mixtral"], "models of 2023", n_pickles=3),
+    "qwen3-bin": Stored(SMALL["qwen3"], "models of 2023", pickled=True),
+    "mixtral-bin-shards": Stored(SMALL["mixtral"], "models of 2023", n_files=3, pickled=True),
     **WRAPPERS,
     **CODED,
     **HANDMADE,

@@ -19,7 +19,9 @@ class Stored:
         removed: files that the published one has not.
         tokens: those of tokenizer.json that are to be others.
         renamed: a part of every tensor's name, and what is published for it.
-        n_pickles: how many pytorch_model*.bin hold the weights; 0 where a safetensors file does.
+        transposed: a pattern of tensors whose last two dimensions are published the other way.
+        n_files: how many files hold the weights; parts of one weight lie in different ones.
+        pickled: whether these are PyTorch's own, as before safetensors.
         projector: whether the converter writes one with ``--mmproj``.
         refused: what the converter says where it cannot convert the model.
 
@@ -33,7 +35,9 @@ class Stored:
     removed: tuple[str, ...] = ()
     tokens: Mapping[str, str] = field(default_factory=dict)
     renamed: tuple[str, str] = ("", "")
-    n_pickles: int = 0
+    transposed: str | None = None
+    n_files: int = 1
+    pickled: bool = False
     projector: bool = False
     refused: str | None = None
 

@@ -23,6 +23,7 @@ PROJECTORS = {
     "gemma4-vision": "gemma4v",
     "qwen25vl": "qwen2.5vl_merger",
     "qwen3vl": "qwen3vl_merger",
+    "qwen3vlmoe": "qwen3vl_merger",
     "qwen35-vision": "qwen3vl_merger",
     "qwen35moe-vision": "qwen3vl_merger",
     "mistral3-vision": "pixtral",

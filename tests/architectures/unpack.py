@@ -95,7 +95,9 @@ def quantization_of(folder: Path) -> Config:
 
 def weights(folder: Path) -> dict[str, Weight]:
     """Every tensor of a checkpoint, by the name that it had before it was stored in parts."""
-    tensors = read_safetensors(folder / "model.safetensors")
+    tensors: dict[str, Array] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= read_safetensors(file)
     quantization = quantization_of(folder)
     found: dict[str, Weight] = {}
     for name, values in tensors.items():

@@ -142,6 +142,25 @@ WRAPPERS: dict[str, Stored] = {
     "qwen3vl": Stored(
         SMALL["qwen3vl"], "Qwen/Qwen3-VL-4B-Instruct", files=QWEN_IMAGES, projector=True
     ),
+    "qwen3vlmoe": Stored(
+        Small(
+            "qwen3vlmoe",
+            "Qwen3VLMoeForConditionalGeneration",
+            {
+                "text_config": {
+                    **EXPERTS,
+                    **SMALL["qwen3vl"].config["text_config"],
+                    "moe_intermediate_size": 128,
+                },
+                "vision_config": {**QWEN_TOWER, "deepstack_visual_indexes": [0]},
+            },
+        ),
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        files=QWEN_IMAGES,
+        # Today's transformers keeps them as other models have them.
+        transposed=r"experts\.(gate_up|down)_proj$",
+        projector=True,
+    ),
     "qwen35-vision": Stored(
         Small(
             "qwen35",
