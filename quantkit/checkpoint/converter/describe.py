@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, StoredReader, Tokens
+from quantkit.checkpoint.converter.plausible import require_plausible
 from quantkit.checkpoint.converter.process import ConverterProcess, said
 from quantkit.checkpoint.converter.provision import Converter, find_converter
 from quantkit.checkpoint.converter.tokens import mend
@@ -102,8 +103,7 @@ class ConvertedRows:
         """Start the converter and let it describe; see `describe_by_converter`."""
         stored = self._stored
         answer, header_file = self._ask_for_description()
-        header = read_header(header_file, 2**62)
-        header = replace(header, entries=read_entries(header_file, header))
+        header = _read_header(header_file, stored)
         header, tokens, remarks = self._mended(header)
         infos = {tensor.name: tensor for tensor in header.tensors}
         tensors = dict(stored.tensors)
@@ -226,6 +226,7 @@ class ConvertedRows:
         return answer, data
 
     def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
+        require_plausible(self._stored.config, self._stored.tensors, self._stored.path)
         if self._converter is None:
             self._converter = find_converter(self._wish.tree, self._wish.say)
         folder = self._folder = _folder_of_small_files(self._stored)
@@ -332,6 +333,19 @@ def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, converter: Conve
         f"llama.cpp's converter cannot describe {path} ({reason}); check that it is whole, or "
         "give a GGUF of it."
     )
+
+
+def _read_header(file: Path, checkpoint: Checkpoint) -> Header:
+    """What the converter would write as the header of its GGUF."""
+    try:
+        header = read_header(file, 2**62)
+        return replace(header, entries=read_entries(file, header))
+    except GGUFError as error:
+        reason = str(error).partition(": ")[2].rstrip(".")
+        raise ConverterError(
+            f"llama.cpp's converter describes {checkpoint.path} as no sound GGUF ({reason}); check "
+            "that it is whole, or give a GGUF of it."
+        ) from None
 
 
 def _folder_of_small_files(checkpoint: Checkpoint) -> Path:

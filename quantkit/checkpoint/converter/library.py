@@ -18,6 +18,7 @@ from quantkit.checkpoint.converter.child import RefusedError
 
 _LOADER, _ASKER = "get_class_from_dynamic_module", "resolve_trust_remote_code"
 _SETTINGS, _FAST = "tokenizer_config.json", "tokenizer.json"
+_VOCABULARIES = ("*.model", "vocab.*", "*.tiktoken", "tekken.json")
 _PROBES = ("a", "Hello, world!")
 
 
@@ -50,12 +51,14 @@ def _opener(real: Callable[..., Any]) -> Callable[..., Any]:
         wishes = {**wishes, **_as_before(settings), "trust_remote_code": False}
         try:
             return real(folder, *arguments, **wishes)
-        except (ValueError, KeyError, ImportError, OSError):
+        except (ValueError, KeyError, ImportError, OSError, AttributeError):
             # The class is the model's own, of a later transformers, or lacks its file.
             if (Path(folder) / _FAST).is_file():
                 return PreTrainedTokenizerFast.from_pretrained(folder, *arguments, **wishes)
             if code := _wanted_code(settings) or _wanted_code(_read(Path(folder), "config.json")):
                 raise RefusedError(f"code:{code}") from None
+            if not any(any(Path(folder).glob(pattern)) for pattern in _VOCABULARIES):
+                raise RefusedError("it has no tokenizer") from None
             raise
 
     return from_pretrained
