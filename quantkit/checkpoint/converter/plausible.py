@@ -37,7 +37,7 @@ def require_plausible(
                 )
 
 
-def _numbers(config: Any, names: tuple[str, ...], depth: int = 3) -> Iterator[tuple[str, int]]:
+def _numbers(config: Any, names: tuple[str, ...], depth: int = 3) -> Iterator[tuple[str, float]]:
     """Numbers of these names in a config, and in the parts of it."""
     for key, value in config.items() if isinstance(config, Mapping) else ():
         if key in names and isinstance(value, int | float) and value == value:

@@ -104,8 +104,8 @@ class ConverterProcess:
         except TimeoutError:
             self.close()
             raise ConverterError(
-                f"llama.cpp's converter said nothing for {PATIENCE / 60:g} minutes and was ended; check "
-                "that config.json is that of the model, or give a GGUF of it."
+                f"llama.cpp's converter said nothing for {PATIENCE / 60:g} minutes and was ended; "
+                "check that config.json is that of the model, or give a GGUF of it."
             ) from None
         except (EOFError, OSError):
             raise ConverterError(
