@@ -1,4 +1,4 @@
-"""Six quants of a Mixtral, side by side: the usual way and ``quantkit build``.
+"""Six quants of a mixture, side by side: the usual way and ``quantkit build``.
 
 ``python benchmarks/build.py`` makes a checkpoint with random weights and times both on the same
 cores, in turn. They must leave the same bytes, or the status is 1.
@@ -25,6 +25,7 @@ from benchmarks.unit_costs import cost_tables, measure_unit_costs
 from quantkit.core.units import format_size
 from quantkit.verify.machine import cpu_name, usable_cores
 from tests.large_checkpoints import large_checkpoint
+from tests.large_experts import large_experts
 from tests.measured import Cost, measure, unwind_on_sigterm
 
 HERE = Path(__file__).resolve().parent
@@ -122,6 +123,13 @@ def parse_options() -> argparse.Namespace:
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """What ``make_checkpoint`` wants to know."""
+    parser.add_argument(
+        "--family",
+        choices=["mixtral", "qwen3_moe"],
+        default="mixtral",
+        help="qwen3_moe: 128 experts of Qwen3-30B's width in one layer, 0.7 G parameters, which "
+        "llama.cpp's converter describes; of the sizes only --seed counts",
+    )
     parser.add_argument("--hidden", type=int, default=2048, help="a multiple of 256")
     parser.add_argument("--ffn", type=int, default=5632, help="a multiple of 256")
     parser.add_argument("--layers", type=int, default=2)
@@ -140,7 +148,17 @@ def working_folder(wanted: Path | None) -> Iterator[Path]:
 
 
 def make_checkpoint(folder: Path, options: argparse.Namespace) -> Path:
-    if not folder.exists():
+    if not folder.exists() and options.family == "qwen3_moe":
+        console.print(f"Writing a checkpoint into {folder}")
+        sizes: dict[str, Any] = {
+            "hidden": 2048,
+            "width": 768,
+            "experts": 128,
+            "heads": 32,
+            "kv_heads": 4,
+        }
+        large_experts(folder, vocab=32000, shard_size=500 * 10**6, seed=options.seed, **sizes)
+    elif not folder.exists():
         console.print(f"Writing a checkpoint into {folder}")
         large_checkpoint(
             folder,

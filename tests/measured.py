@@ -26,7 +26,8 @@ class Cost:
     """What a command and all of its child processes took.
 
     ``peak_memory`` is the resident memory in bytes of the largest of these processes at its
-    peak, pages of mapped files included; ``peak_disk`` is what a folder held at most.
+    peak, pages of mapped files included; ``peak_together`` that of all of them at once, each page
+    counted once, in samples; ``peak_disk`` is what a folder held at most.
     """
 
     wall_seconds: float
@@ -34,6 +35,7 @@ class Cost:
     peak_memory: int
     peak_disk: int
     output: str
+    peak_together: int = 0
 
 
 class CommandError(RuntimeError):
@@ -52,7 +54,7 @@ def measure(command: Sequence[str | Path], folder: Path | None = None) -> Cost:
         tempfile.TemporaryFile("w+", prefix="output-") as output,
         tempfile.TemporaryFile("w+", prefix="notes-") as notes,
     ):
-        peak_disk = 0
+        peak_disk = peak_together = 0
         with subprocess.Popen(
             [sys.executable, "-IS", __file__, report.name, *command],
             stdin=subprocess.DEVNULL,
@@ -65,6 +67,7 @@ def measure(command: Sequence[str | Path], folder: Path | None = None) -> Cost:
                     time.sleep(_POLL_SECONDS)  # time: samples of what a folder holds
                     if folder is not None:
                         peak_disk = max(peak_disk, disk_use(folder))
+                    peak_together = max(peak_together, memory_of(process.pid))
             except BaseException:
                 os.killpg(process.pid, signal.SIGTERM)
                 raise
@@ -73,12 +76,32 @@ def measure(command: Sequence[str | Path], folder: Path | None = None) -> Cost:
         if process.returncode != 0:
             end = "\n".join((output.read() + notes.read()).splitlines()[-20:])
             raise CommandError(f"status {process.returncode} from {command[0]}; it printed\n{end}")
-        return Cost(**json.load(report), peak_disk=peak_disk, output=output.read())
+        cost = json.load(report)
+        return Cost(**cost, peak_disk=peak_disk, output=output.read(), peak_together=peak_together)
 
 
 def unwind_on_sigterm() -> None:
     """Let SIGTERM end this process as Ctrl-C does, so that no command or folder outlives it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory of a process and those that it started, each page counted once; 0 elsewhere.
+
+    Linux divides pages that several processes have among them (``Pss`` in ``smaps_rollup``).
+    """
+    total = 0
+    left = [pid]
+    while left:
+        process = Path("/proc", str(left.pop()))
+        try:
+            lines = (process / "smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+            for thread in (process / "task").iterdir():
+                left += map(int, (thread / "children").read_text().split())
+        except OSError:  # it has ended, or this is no Linux
+            continue
+    return total
 
 
 def disk_use(folder: Path) -> int:

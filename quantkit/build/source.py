@@ -24,7 +24,7 @@ from quantkit.core.errors import CheckpointError
 from quantkit.core.files import open_file
 
 _GAP_CHUNK = 8 * 2**20
-_MOST_HELD = 512 * 2**20
+MOST_HELD = 512 * 2**20
 
 Stamp: TypeAlias = tuple[int, int]  # a file's size, and when it was modified, in nanoseconds
 
@@ -259,8 +259,8 @@ def compute(unit: Unit, computed: ComputedRows, held: "Held") -> NDArray[np.uint
 class Held:
     """Bytes of the files that have been passed, and that units further on are made of.
 
-    Where they would be more than ``most``, or lie in none of ``files``, they are not held, and have
-    to be read again.
+    Where they would be more than ``most`` (`MOST_HELD`), or lie in none of ``files``, they are not
+    held, and have to be read again.
     """
 
     def __init__(
@@ -268,10 +268,10 @@ class Held:
         units: Iterable[Unit] = (),
         *,
         files: Container[Path] | None = None,
-        most: int = _MOST_HELD,
+        most: int | None = None,
     ) -> None:
         self._wanted = Counter(part for unit in units for part in unit.needs)
-        self._left = most
+        self._left = MOST_HELD if most is None else most
         self._bytes: dict[Range, NDArray[np.uint8]] = {}
         # By file: what will be passed, from behind, and what is being passed.
         self._coming: dict[Path, list[Range]] = defaultdict(list)

@@ -35,6 +35,7 @@ from tests.build.builds import (
     start,
 )
 from tests.cli.command import sentences
+from tests.large_experts import large_experts
 from tests.random_checkpoints import random_checkpoint
 
 QUANTS = ("q8_0", "q4_0")
@@ -58,7 +59,9 @@ def check_finished(out: Path, reference: dict[str, str]) -> None:
     check_manifest(out, {Path(name).parts[0].removesuffix(".gguf") for name in reference})
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "gguf"])
+@pytest.mark.parametrize(
+    "kind", ["checkpoint", "gguf", pytest.param("described", marks=pytest.mark.native)]
+)
 def test_twenty_kills_at_random_moments(kind: str, mixtral: Path, tmp_path: Path) -> None:
     """Every other kill comes before one of the steps, the rest after one of the slabs.
 
@@ -70,6 +73,9 @@ def test_twenty_kills_at_random_moments(kind: str, mixtral: Path, tmp_path: Path
     if kind == "gguf":
         (artifact,) = build(mixtral, tmp_path / "source", "bf16")
         source = artifact.path
+    elif kind == "described":  # most of whose tensors the converter's process computes
+        source = tmp_path / "source"
+        large_experts(source, hidden=256, width=256, experts=4, layers=2, fp8=True)
     job = Job(source, tmp_path / "uninterrupted", QUANTS, slab=2**14, commit_seconds=0)
     all_of = run(job)
     reference = artifacts_in(job.out)

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.plan.quants import all_quants, find_quants
 from quantkit.plan.recipe import parse_override
 from tests import native_tools
@@ -49,11 +50,15 @@ Path(jobs + ".done").touch()
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint folder, its weights in the converter's GGUF, and what is to differ from it."""
+    """A checkpoint, its weights in the converter's GGUF, and what is to differ from it.
 
-    checkpoint: Path
+    ``requantize``: whether both are to encode what is stored in blocks already.
+    """
+
+    checkpoint: Path | Checkpoint
     converted: Path
     differs: Mapping[str, str] = field(default_factory=dict)
+    requantize: bool = False
 
     def require(self) -> None:
         """Fail with what the converter said if it failed."""
@@ -83,6 +88,7 @@ class Source:
                 quant,
                 imatrix=imatrix,
                 tensor_types=tensor_types,
+                requantize=self.requantize,
                 threads=1,
             )
             return theirs
@@ -103,6 +109,8 @@ class Source:
     def build(self, quants: Iterable[str], out: Path, **settings: Any) -> dict[str, Path]:
         """Build quants with quantkit, all in one pass; the first file of each."""
         self.require()
+        if self.requantize:
+            settings["allow_requantize"] = True
         work = prepare(self.checkpoint, find_quants(quants), **settings)
         artifacts = build(work, out, jobs=2, max_memory=2**30)
         return {artifact.layout.plan.quant.name: artifact.path for artifact in artifacts}

@@ -50,6 +50,7 @@ _TYPES = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
 }
+_FLOATS = ("F32", "F16", "BF16")
 LazyTorchTensor._dtype_map.setdefault(torch.int32, np.int32)
 
 
@@ -91,7 +92,7 @@ class Described:
         width = -1
         with torch.inference_mode():
             if not is_lazy(captured.data):
-                flat = np.asarray(captured.data).reshape(-1, captured.shape[-1])
+                flat = np.asarray(captured.data).reshape(prod(captured.shape[:-1]), -1)
                 value: Any = flat[row : row + rows]
             else:
                 part, after, inner = _place(captured, row, rows)
@@ -102,8 +103,10 @@ class Described:
                     value = value[inner : inner + rows]
         if isinstance(value, torch.Tensor):
             value = value.float().numpy()
-        if value.dtype not in (np.uint8, np.int8, np.int32):
-            value = value.astype(np.float32)
+        if value.dtype.kind == "f":
+            value = np.ascontiguousarray(value, np.float32)
+            if captured.stored not in _FLOATS:  # a type that is not the user's to choose
+                value = gguf.quants.quantize(value, gguf.GGMLQuantizationType[captured.stored])
         return np.ascontiguousarray(value).view(np.uint8).reshape(-1)
 
     def _matrix(self, part: Part, _: int) -> Any:
@@ -226,7 +229,7 @@ def _answer(target: Captured) -> dict[str, Any]:
     """A target for the parent: with the runs of the checkpoint's rows that it is, if it is."""
     runs = rows_of_sources(target.data) if is_lazy(target.data) else None
     found = None
-    if runs is not None and target.stored in ("F32", "F16", "BF16"):
+    if runs is not None and target.stored in _FLOATS:
         per_matrix = target.shape[-2] if len(target.shape) > 1 else 1
         found = [
             [[run.source, run.row, run.rows] for run in _joined(matrix)]
@@ -367,6 +370,7 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         (ModelBase, "_mxfp4_expert_tensor", _mxfp4_expert_tensor),
         (base.TextModel, "get_vocab_base_pre", get_vocab_base_pre),
         (base, "np", _LazyNumpy()),
+        (base, "torch", _LazyTorch()),
         (gguf.GGUFWriter, "add_tensor", add_tensor),
         (gguf.GGUFWriter, "write_header_to_file", write_header),
         (gguf.GGUFWriter, "write_tensors_to_file", write_no_tensors),
@@ -414,6 +418,20 @@ class _LazyNumpy:
         return LazyNumpyTensor(
             meta=meta, args=(list(arrays),), kwargs={"axis": axis}, func=_stacked
         )
+
+
+class _LazyTorch:
+    """torch, whose constants can be combined with lazy tensors.
+
+    ``dequant_bitnet`` combines one, which torch refuses of a tensor without numbers.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def tensor(*arguments: Any, **named: Any) -> Any:
+        return LazyTorchTensor.from_eager(torch.tensor(*arguments, **named))
 
 
 def _stacked(arrays: Sequence[Any], axis: int = 0) -> Any:

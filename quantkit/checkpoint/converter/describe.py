@@ -203,6 +203,15 @@ class ConvertedRows:
         start = tensor.offset + first * size
         return Range(tensor.file, start, start + count * size)
 
+    @property
+    def pid(self) -> int:
+        """The number of the converter's process, which is started if there is none."""
+        with self._lock:
+            if self._process is None:
+                self._ask_for_description()
+            assert self._process is not None  # noqa: S101 - it was started
+            return self._process.pid
+
     def close(self) -> None:
         """End the converter's process; it is started again when it is needed."""
         if self._process is not None:
@@ -389,7 +398,7 @@ def _computed(
     """A tensor that lies nowhere, in the type that the converter's process gives its rows in."""
     from quantkit.encodings.encoding import encoding
 
-    dtype = "F32" if stored in ("F32", "F16", "BF16", "Q8_0") else stored
+    dtype = "F32" if stored in FLOAT_BYTES else stored
     n_bytes = prod(shape[:-1]) * encoding(dtype).row_bytes(shape[-1])
     return SourceTensor(name, dtype, shape, checkpoint.files[0], 0, n_bytes)
 
