@@ -44,11 +44,26 @@ class ComputedRows(Protocol):
     def rows(self, name: str, first: int, count: int, read: StoredReader) -> "NDArray[np.uint8]":
         """Rows of a computed tensor."""
 
+    def tokenizer(self) -> dict[str, Any]:
+        """The checkpoint's tokenizer as the converter's libraries open it: see `library.tell`."""
+
     def read(self, name: str, first: int, count: int) -> Any:
         """Rows of a stored tensor, read where it lies."""
 
     def close(self) -> None:
         """Let go of what computes; it begins again when it is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What is known of the tokens of a described checkpoint.
+
+    ``frame`` are the ids before and after every text, None where the checkpoint's own tokenizer
+    could not be asked; ``mended`` are keys that the converter has otherwise.
+    """
+
+    frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    mended: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +73,8 @@ class Description:
     ``header`` is that of the GGUF that it would write, ``targets`` are its tensors and where their
     rows come from, ``version`` says which converter it was. ``computed`` are tensors that lie in no
     file, whose rows come from ``rows``. ``n_read`` bytes of weights were looked at. ``stored`` are
-    all tensors as they lie in the files. ``mtp`` is what the user wished (see ``Wish``).
+    all tensors as they lie in the files. ``mtp`` is what the user wished (see ``Wish``). ``tokens``
+    says what of its vocabulary was mended.
     """
 
     header: Header
@@ -69,6 +85,7 @@ class Description:
     n_read: int
     stored: Mapping[str, SourceTensor]
     mtp: bool | None
+    tokens: Tokens = Tokens()
 
 
 @dataclass(frozen=True, slots=True)

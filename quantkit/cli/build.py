@@ -493,11 +493,17 @@ def _token_remarks(artifacts: "list[Artifact]") -> list[str]:
     from quantkit.checkpoint.tokenizer.deviations import describe_tokens
 
     details = [(artifact.entry.get("smoke") or {}).get("details", {}) for artifact in artifacts]
-    records = [found["tokens"] for found in details if found.get("tokens", {}).get("deviations")]
+    records = [
+        tokens
+        for found in details
+        if (tokens := found.get("tokens", {})).get("deviations") or "lacking" in tokens
+    ]
     return list(dict.fromkeys(map(describe_tokens, records)))
 
 
 def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
+    from quantkit.verify.smoke import NOT_COMPARED
+
     if as_json:
         emit_json(
             {
@@ -518,7 +524,9 @@ def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) ->
         outcome = artifact.entry.get("smoke") or {}
         speed = outcome.get("tokens_per_second")
         verdict = outcome.get("verdict", "not run")
-        colour = {"passed": "green", "not run": "yellow"}.get(verdict, "red")
+        colour = {"passed": "green", "not run": "yellow", NOT_COMPARED: "yellow"}.get(
+            verdict, "red"
+        )
         n_files = len(artifact.layout.files)
         name = artifact.path.name if n_files == 1 else f"{artifact.layout.name}/ ({n_files} files)"
         table.add_row(

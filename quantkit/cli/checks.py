@@ -1,12 +1,14 @@
 """The smoke test as a build uses it: on an artifact under its partial name."""
 
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Check
-    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.checkpoint import Checkpoint, Description
     from quantkit.verify.tokens import ExpectedTokens
 
 # What an artifact that is no GGUF is exported to for its smoke test.
@@ -36,12 +38,55 @@ def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens | None":
 
     if checkpoint.header is not None:
         return None
+    if checkpoint.description is not None:
+        return _expect_described(checkpoint, checkpoint.description)
     source = read_source(checkpoint.path, checkpoint.config)
     template = template_metadata(source).get("tokenizer.chat_template")
     prompt = None
     if isinstance(template, str) and template:
         prompt = render_prompt(template, special_tokens(checkpoint.path))
     return expect_tokens(checkpoint.path, checkpoint.config, [prompt] if prompt else [])
+
+
+def _expect_described(checkpoint: "Checkpoint", description: "Description") -> "ExpectedTokens":
+    """What the own tokenizer of a checkpoint gives that llama.cpp's converter describes.
+
+    It is opened as those of our families are; where that does not hold, as the converter's
+    transformers opens it.
+    """
+    from quantkit.checkpoint.converter.tokens import sized, vocabulary_file
+    from quantkit.checkpoint.tokenizer.chat_template import special_tokens
+    from quantkit.checkpoint.tokenizer.source import FAST
+    from quantkit.core.errors import QuantkitError, TokenizerError
+    from quantkit.publish.prompt import render_prompt
+    from quantkit.verify.tokens import ExpectedTokens, expect_tokens
+
+    metadata = description.header.metadata
+    config = sized(checkpoint.config, metadata)
+    template, prompts = metadata.get("tokenizer.chat_template"), []
+    if isinstance(template, str) and template:
+        with suppress(QuantkitError):
+            prompts = [render_prompt(template, special_tokens(checkpoint.path)) or ""]
+    frame = description.tokens.frame
+    if metadata.get("tokenizer.ggml.model") is None:
+        return ExpectedTokens("", (), (), lacking="the GGUF has no vocabulary.")
+    try:
+        first = vocabulary_file(checkpoint.path, metadata)
+        return expect_tokens(checkpoint.path, config, prompts, frame, first)
+    except TokenizerError as error:
+        own = error
+    found = description.rows.tokenizer()
+    if not found.get("fast"):
+        why = str(own).rstrip(".") if "class" in found else found["why"]
+        lacking = f"no library opens the tokenizer in {checkpoint.path} ({why})."
+        return ExpectedTokens("", (), (), lacking=lacking)
+    with TemporaryDirectory(prefix="quantkit-tokenizer-") as folder:
+        (Path(folder) / FAST).write_text(found["fast"], encoding="utf-8")
+        try:
+            expected = expect_tokens(Path(folder), {**config, "model_type": ""}, prompts, frame)
+        except TokenizerError as error:
+            return ExpectedTokens("", (), (), lacking=str(error))
+    return replace(expected, file=f"{found['class']}")
 
 
 def check_artifact(

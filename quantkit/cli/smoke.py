@@ -63,7 +63,8 @@ def smoke(
     elif result.ok:
         checked = "sha256 as built, " if expected or built else ""
         speed = f"{result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else "ran"
-        console.print(f"[green]passed[/]: {escape(artifact.name)} ({checked}{speed})")
+        colour = "yellow" if tokens and tokens.lacking else "green"
+        console.print(f"[{colour}]{result.verdict}[/]: {escape(artifact.name)} ({checked}{speed})")
         console.print(escape(_outcome(result)))
         if tokens:
             console.print(escape(describe_tokens(result.details["tokens"])), soft_wrap=True)

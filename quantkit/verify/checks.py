@@ -90,9 +90,11 @@ def check_model(
     begin("reading the vocabulary")
     vocabulary = _check_vocabulary(model)
     begin("tokenizing")
-    if tokens is None:
+    if tokens is None or tokens["lacking"]:
         details["round_trips"] = _check_round_trips(model, vocabulary)
         details["repeats"] = _check_repeats(model)
+        if tokens is not None:
+            details["tokens"] = {"lacking": tokens["lacking"]}
     else:
         details["tokens"] = _compare_tokens(model, tokens, begin)
     if model.embeds:

@@ -36,17 +36,26 @@ class ExpectedTokens:
     ``(text, ids, simpler, names)``: where entries of `deviations` affect the text, they are named
     and ``simpler`` are the ids without these traits, else None and empty. ``framed`` are
     texts with their ids and those that surround every text. ``remarks`` are sentences on
-    tokenizers that contradict it.
+    tokenizers that contradict it. ``lacking`` says why there is nothing to compare with, and then
+    there are no texts.
     """
 
     file: str
     texts: Sequence[tuple[str, list[int], list[int] | None, list[str]]]
     framed: Sequence[tuple[str, list[int]]]
     remarks: tuple[str, ...] = ()
+    lacking: str | None = None
+
+
+Frame = tuple[Sequence[int], Sequence[int]]
 
 
 def expect_tokens(
-    folder: Path, config: Mapping[str, Any], more: Sequence[str] = ()
+    folder: Path,
+    config: Mapping[str, Any],
+    more: Sequence[str] = (),
+    frame: Frame | None = None,
+    first: str | None = None,
 ) -> ExpectedTokens:
     """Ask a checkpoint's own tokenizer.
 
@@ -54,12 +63,21 @@ def expect_tokens(
         folder: the checkpoint.
         config: its config.json.
         more: texts beside those of `hurting_texts`, such as what the chat template makes.
+        frame: the ids before and after every text, where they are known from elsewhere.
+        first: the file that the GGUF's vocabulary is made of, where it is another than usual; it
+            is not compared with the others.
 
     Raises:
         TokenizerError: its library cannot open it, or not within two minutes.
 
     """
-    request = {"folder": str(folder.absolute()), "config": dict(config), "more": list(more)}
+    request = {
+        "folder": str(folder.absolute()),
+        "config": dict(config),
+        "more": list(more),
+        "frame": frame,
+        "first": first,
+    }
     run = run_worker(request, timeout=_SECONDS, command=_COMMAND)
     result = run.result
     if result is None:
@@ -96,27 +114,40 @@ def main() -> None:
     channel = sys.stdout
     sys.stdout = sys.stderr
     try:
-        result = _answer(Path(request["folder"]), request["config"], request["more"])
+        result = _answer(
+            Path(request["folder"]),
+            request["config"],
+            request["more"],
+            request["frame"],
+            request["first"],
+        )
     except TokenizerError as error:
         result = {"error": str(error)}
     json.dump({"result": result}, channel)
 
 
-def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dict[str, Any]:
+def _answer(
+    folder: Path,
+    config: Mapping[str, Any],
+    more: Sequence[str],
+    known: Frame | None,
+    chosen: str | None,
+) -> dict[str, Any]:
     from quantkit.checkpoint.tokenizer.deviations import finder
+    from quantkit.checkpoint.tokenizer.frame import Frame as OwnFrame
     from quantkit.checkpoint.tokenizer.frame import frame_remarks
     from quantkit.checkpoint.tokenizer.reference import open_reference
     from quantkit.checkpoint.tokenizer.source import TEKKEN, read_source, vocabulary_files
     from quantkit.verify.texts import hurting_texts
 
     source = read_source(folder, config)
-    first, *others = vocabulary_files(folder)
+    first, *others = (chosen,) if chosen else vocabulary_files(folder)
     reference = _guard(folder / first, lambda: open_reference(source, first))
     words = _guard(folder / first, lambda: _sample(reference))
     added = [token.text for token in reference.traits.added]
     texts = hurting_texts(added, [*words, *more])
     ids = _guard(folder / first, lambda: [reference.encode(text) for text in texts])
-    frame = reference.frame
+    frame = OwnFrame(*map(tuple, known)) if known else reference.frame
     bare = _guard(folder / first, lambda: [reference.encode(text) for text in _FRAMED])
     framed = [(text, frame.around(found)) for text, found in zip(_FRAMED, bare, strict=True)]
     affected_by = finder(reference.traits)
@@ -128,7 +159,7 @@ def _answer(folder: Path, config: Mapping[str, Any], more: Sequence[str]) -> dic
     for text, right, other in zip(texts, ids, simpler, strict=True):
         names = affected_by(text) if affected_by and other != right else []
         rows.append((text, right, other if names else None, names))
-    remarks = frame_remarks(frame, source) if first != TEKKEN else []
+    remarks = frame_remarks(frame, source) if first != TEKKEN and not known else []
     for name in others:
         try:
             remarks += _contradiction(source, first, name, rows)

@@ -16,12 +16,11 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-import transformers
 from conversion import base, get_model_class
 from conversion.base import LazyTorchTensor, ModelBase, ModelType, get_model_architecture
 from gguf.lazy import LazyBase, LazyNumpyTensor
 
-from quantkit.checkpoint.converter import child
+from quantkit.checkpoint.converter import child, lazily
 from quantkit.checkpoint.converter.channel import Channel
 from quantkit.checkpoint.converter.child import RefusedError
 from quantkit.checkpoint.converter.expressions import (
@@ -150,16 +149,18 @@ class Source:
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     is_described: bool = False
     n_read: int = 0
+    n_small: int = 0
     looked_at: list[str] = field(default_factory=list)
 
-    def read(self, name: str, first: int, count: int) -> torch.Tensor:
-        """Rows of a tensor along its first axis."""
+    def read(self, name: str, first: int, count: int, *, bounded: bool = True) -> torch.Tensor:
+        """Rows of a tensor along its first axis; ``bounded``: refused where that is much."""
         dtype, shape = self.tensors[name]
         kind = LazyTorchTensor._dtype_str_map[dtype]
         size = count * prod(shape[1:]) * kind.itemsize
         if not self.is_described:
             self.n_read += size
-            if size > _SMALL_READ or self.n_read > _SMALL_IN_ALL:
+            self.n_small += size if bounded else 0
+            if bounded and (size > _SMALL_READ or self.n_small > _SMALL_IN_ALL):
                 raise RefusedError(
                     f"it reads the {size:,} bytes of {name} while it describes, which quantkit "
                     "does not let it"
@@ -375,9 +376,7 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         (gguf.GGUFWriter, "write_tensors_to_file", write_no_tensors),
         (gguf.quants, "quantize", quantize),
         (LazyBase, "to_eager", classmethod(to_eager)),
-        (transformers.dynamic_module_utils, "get_class_from_dynamic_module", _no_code),
-        (transformers.models.auto.tokenization_auto, "get_class_from_dynamic_module", _no_code),
-        (transformers.models.auto.configuration_auto, "get_class_from_dynamic_module", _no_code),
+        *lazily.replacements(source, _mxfp4_rows, _LazyNumpy.stack),
     ):
         yield
 
@@ -401,10 +400,6 @@ _PLAIN = {
     "int16": gguf.GGMLQuantizationType.I16,
     "int8": gguf.GGMLQuantizationType.I8,
 }
-
-
-def _no_code(reference: str, *_: Any, **__: Any) -> Any:
-    raise RefusedError(f"code:{reference}")
 
 
 class _LazyNumpy:

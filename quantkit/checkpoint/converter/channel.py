@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import struct
 from typing import Any
 
@@ -14,9 +15,11 @@ _PIECE = 2**20
 class Channel:
     """One end of two pipes. Either side waits for the other; neither sends unasked."""
 
-    def __init__(self, receive: int, send: int) -> None:
+    def __init__(self, receive: int, send: int, patience: float | None = None) -> None:
+        """Take both ends; ``patience`` is how many seconds without a byte are waited for."""
         self._receive = receive
         self._send = send
+        self._patience = patience
 
     def send(self, message: dict[str, Any], data: Any = b"") -> None:
         """Send a message, and bytes with it (anything with the buffer protocol).
@@ -35,6 +38,7 @@ class Channel:
 
         Raises:
             EOFError: the other end is closed.
+            TimeoutError: nothing came for too long.
 
         """
         n_text, n_bytes = _FRAME.unpack(self._read(_FRAME.size))
@@ -56,6 +60,10 @@ class Channel:
         data = bytearray(n_bytes)
         view, done = memoryview(data), 0
         while done < n_bytes:
+            if self._patience is not None:
+                ready, _, _ = select.select([self._receive], [], [], self._patience)
+                if not ready:
+                    raise TimeoutError
             count = os.readv(self._receive, [view[done : done + _PIECE]])
             if count == 0:
                 raise EOFError("the other end is closed")

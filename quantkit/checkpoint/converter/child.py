@@ -33,7 +33,9 @@ def main() -> None:
     sys.modules["mistral_common"] = None  # type: ignore[assignment]
     try:
         from quantkit.checkpoint.converter.capture import Described, describe
+        from quantkit.checkpoint.converter.library import forbid_code, tell
 
+        forbid_code()
         confine()
     except Exception as error:  # noqa: BLE001 - told to the parent
         channel.send({"failed": _said(error), "importing": True})
@@ -49,6 +51,9 @@ def main() -> None:
                 described = None
                 described, answer = describe(request, channel)
                 channel.send(answer)
+            elif request["ask"] == "tokenizer":
+                mark_foreign(request["folder"])
+                channel.send(tell(Path(request["folder"]), whole=request["whole"]))
             elif described is None:
                 channel.send({"failed": "nothing is described"})
             elif request["ask"] == "needs":
@@ -106,10 +111,10 @@ def confine() -> None:
     against code that does what it should not without meaning harm, such as a library that asks a
     server. Code that came with a model is never loaded in the first place.
     """
-    # Where transformers puts such code; refused before it would (see `capture`).
-    dynamic = os.environ.get("HF_MODULES_CACHE", "")
-    if dynamic:
-        _foreign.append(dynamic)
+    # Where transformers puts such code; refused before it would (see `library`).
+    from transformers.utils import HF_MODULES_CACHE
+
+    _foreign.append(str(HF_MODULES_CACHE))
     sys.addaudithook(_audit)
 
 

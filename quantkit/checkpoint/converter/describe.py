@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, StoredReader
+from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, StoredReader, Tokens
+from quantkit.checkpoint.converter.plausible import require_plausible
 from quantkit.checkpoint.converter.process import ConverterProcess, said
 from quantkit.checkpoint.converter.provision import Converter, find_converter
-from quantkit.checkpoint.gguf import read_entries, read_header
+from quantkit.checkpoint.converter.tokens import mend
+from quantkit.checkpoint.gguf import Header, read_entries, read_header
 from quantkit.checkpoint.names import is_for_converters
 from quantkit.checkpoint.rows import read_stored
 from quantkit.core.errors import (
@@ -30,6 +32,7 @@ from quantkit.families.facts import facts_of
 from quantkit.families.model import Block, Model, Target
 
 _LAYER_PREFIX = "blk."
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 def _silent(_: str) -> None:
@@ -90,6 +93,7 @@ class ConvertedRows:
         self._converter: Converter | None = None
         self._version: str | None = None  # that described it, here or elsewhere
         self._numbers: dict[str, int] = {}
+        self._folder: Path | None = None
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,8 +109,8 @@ class ConvertedRows:
         """Start the converter and let it describe; see `describe_by_converter`."""
         stored = self._stored
         answer, header_file = self._ask_for_description()
-        header = read_header(header_file, 2**62)
-        header = replace(header, entries=read_entries(header_file, header))
+        header = _read_header(header_file, stored)
+        header, tokens, remarks = self._mended(header)
         infos = {tensor.name: tensor for tensor in header.tensors}
         tensors = dict(stored.tensors)
         targets, numbers = [], {}
@@ -136,8 +140,38 @@ class ConvertedRows:
                 answer["n_read"],
                 stored.tensors,
                 self._wish.mtp,
+                tokens,
             ),
+            remarks=(*stored.remarks, *remarks),
         )
+
+    def _mended(self, header: Header) -> tuple[Header, Tokens, list[str]]:
+        """The header with what the converter gets wrong of the tokenizer put right."""
+        if self._wish.projector or _TOKENS not in header.metadata:
+            return header, Tokens(), []
+        library = self.tokenizer(whole=False)
+        return mend(self._stored.path, self._stored.config, header, library)
+
+    def tokenizer(self, *, whole: bool = True) -> dict[str, Any]:
+        """The checkpoint's tokenizer as the converter's transformers opens it.
+
+        See `library.tell`; what cannot be opened has no ``class`` but ``why``.
+        """
+        request = {"ask": "tokenizer", "whole": whole}
+        with self._lock:
+            process = self._process
+            if process is None:
+                self._converter = self._converter or find_converter(self._wish.tree)
+                process = ConverterProcess(self._converter)
+            folder = self._folder or _folder_of_small_files(self._stored)
+            try:
+                answer, _ = process.ask({**request, "folder": str(folder)}, self.read)
+            finally:
+                if process is not self._process:
+                    process.close()
+        if "class" in answer:
+            return answer
+        return {"why": said(answer) or answer.get("refused", "").partition(":")[2]}
 
     def __call__(self, name: str, first: int, count: int) -> NDArray[np.uint8]:
         """Rows of a tensor, of the source's or of one that is computed."""
@@ -209,6 +243,7 @@ class ConvertedRows:
         return answer, data
 
     def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
+        require_plausible(self._stored.config, self._stored.tensors, self._stored.path)
         if self._converter is None:
             self._converter = find_converter(self._wish.tree, self._wish.say)
             if self._version not in (None, self._converter.version):
@@ -217,7 +252,7 @@ class ConvertedRows:
                     f"{self._converter.version}; install the same everywhere."
                 )
             self._version = self._converter.version
-        folder = _folder_of_small_files(self._stored)
+        folder = self._folder = _folder_of_small_files(self._stored)
         header = folder.parent / "header.gguf"
         stored = self._stored
         request = {
@@ -321,6 +356,19 @@ def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, converter: Conve
         f"llama.cpp's converter cannot describe {path} ({reason}); check that it is whole, or "
         "give a GGUF of it."
     )
+
+
+def _read_header(file: Path, checkpoint: Checkpoint) -> Header:
+    """What the converter would write as the header of its GGUF."""
+    try:
+        header = read_header(file, 2**62)
+        return replace(header, entries=read_entries(file, header))
+    except GGUFError as error:
+        reason = str(error).partition(": ")[2].rstrip(".")
+        raise ConverterError(
+            f"llama.cpp's converter describes {checkpoint.path} as no sound GGUF ({reason}); check "
+            "that it is whole, or give a GGUF of it."
+        ) from None
 
 
 def _folder_of_small_files(checkpoint: Checkpoint) -> Path:

@@ -18,6 +18,9 @@ from quantkit.core.printable import one_line
 
 # Of data, PyTorch's and the largest vocabularies' included; what it describes is in none of it.
 MEMORY = 6 * 2**30
+# Without a word from it. Describing 23,000 tensors takes seconds, a matrix of any model less than a
+# minute; a machine that is ten times slower, or busy, is waited for all the same.
+PATIENCE = 15 * 60.0
 
 
 class ConverterProcess:
@@ -63,7 +66,7 @@ class ConverterProcess:
         finally:
             os.close(theirs)
             os.close(ours)
-        self._channel = Channel(receive, send)
+        self._channel = Channel(receive, send, PATIENCE)
 
     @property
     def pid(self) -> int:
@@ -84,7 +87,7 @@ class ConverterProcess:
             name_pre_tokenizer: names how the tokenizer splits text, where the converter can't.
 
         Raises:
-            ConverterError: it died.
+            ConverterError: it died, or said nothing for `PATIENCE`.
 
         """
         try:
@@ -98,6 +101,12 @@ class ConverterProcess:
                     self._channel.send(_named(name_pre_tokenizer))
                 else:
                     return message, data
+        except TimeoutError:
+            self.close()
+            raise ConverterError(
+                f"llama.cpp's converter said nothing for {PATIENCE / 60:g} minutes and was ended; "
+                "check that config.json is that of the model, or give a GGUF of it."
+            ) from None
         except (EOFError, OSError):
             raise ConverterError(
                 f"llama.cpp's converter ended without an answer ({self._end()}); run the same "

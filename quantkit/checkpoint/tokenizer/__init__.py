@@ -77,6 +77,8 @@ def name_pre_tokenizer(folder: Path, config: Mapping[str, Any]) -> str:
 
     def name() -> str:
         source = read_source(folder, config)
+        if source.fast.get("model", {}).get("type") == "WordPiece":
+            return "default"  # llama.cpp splits all of them alike (llm_tokenizer_wpm_session)
         return byte_level.name_pre_tokenizer(source, fast.open_tokenizer(source))
 
     return run_apart(

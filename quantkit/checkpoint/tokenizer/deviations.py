@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from quantkit.checkpoint.tokenizer.reference import AddedToken, Traits, splitter
+from quantkit.checkpoint.tokenizer.reference import (
+    CONTROL_SPACES,
+    AddedToken,
+    Traits,
+    splitter,
+)
 from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 
 Parts = Sequence[tuple[str, bool]]
@@ -80,6 +85,16 @@ def _is_word(character: str) -> bool:
 
 def _normalizes_a_token(traits: Traits, _text: str, parts: Parts) -> bool:
     return traits.normalizes and any(token.normalized for token, _, _ in _places(traits, parts))
+
+
+def _has_a_control_space(traits: Traits, text: str, _parts: Parts) -> bool:
+    return traits.cleans and any(c in CONTROL_SPACES for c in text)
+
+
+def _has_a_kept_mark(traits: Traits, text: str, _parts: Parts) -> bool:
+    return traits.keeps_marks and any(
+        unicodedata.category(c) in ("Mc", "Me") for c in unicodedata.normalize("NFD", text)
+    )
 
 
 def _has_an_inner_token(traits: Traits, _text: str, parts: Parts) -> bool:
@@ -154,6 +169,24 @@ DEVIATIONS = (
         affects=_normalizes_a_token,
     ),
     Deviation(
+        name="control characters as spaces",
+        tokenizer="WordPiece with BERT's normalizer",
+        lacks="parts words at a vertical tab, a form feed or a next line, which the model's own "
+        "tokenizer leaves out",
+        source="llm_tokenizer_wpm_session::preprocess in llama.cpp's src/llama-vocab.cpp; "
+        "tokenizers' BertNormalizer (clean_text)",
+        affects=_has_a_control_space,
+    ),
+    Deviation(
+        name="marks that are no accents",
+        tokenizer="WordPiece with BERT's normalizer that strips accents",
+        lacks="leaves out every combining mark, where the model's own tokenizer keeps those that "
+        "take room or enclose",
+        source="is_accent_mark in llama.cpp's src/llama-vocab.cpp; tokenizers' BertNormalizer "
+        "(strip_accents)",
+        affects=_has_a_kept_mark,
+    ),
+    Deviation(
         name="symbol inside a text",
         tokenizer="tokenizer.model with user-defined symbols, as Mistral's of versions 3 and 7",
         lacks="puts a space after a user-defined symbol, and none before one that a text begins "
@@ -167,7 +200,10 @@ DEVIATIONS = (
 def finder(traits: Traits) -> Callable[[str], list[str]] | None:
     """What tells the names of the entries that affect a text; None for a tokenizer without any."""
     flags = ("lstrip", "rstrip", "single_word", "normalized", "inner")
-    own = (traits.composes, traits.prefixes_first, traits.keeps_space, traits.splits_by_case)
+    own = (
+        *(traits.composes, traits.prefixes_first, traits.keeps_space, traits.splits_by_case),
+        *(traits.cleans, traits.keeps_marks),
+    )
     if not any(own) and not any(getattr(t, flag) for t in traits.added for flag in flags):
         return None
     split = splitter(AddedToken(token.text) for token in traits.added)
@@ -183,9 +219,12 @@ def describe_tokens(record: Mapping[str, Any]) -> str:
     """One sentence on a comparison of tokens, as a smoke test records it.
 
     Args:
-        record: ``tokenizer``, ``texts`` and ``deviations``, by name the texts affected.
+        record: ``tokenizer``, ``texts`` and ``deviations``, by name the texts affected; or
+            ``lacking``, why there was nothing to compare with.
 
     """
+    if "lacking" in record:
+        return f"llama.cpp's tokens were not compared with the model's own: {record['lacking']}"
     texts, file = f"{record['texts']:,}", record["tokenizer"]
     found = record["deviations"]
     if not found:

@@ -7,7 +7,7 @@ What became of it as GGUF metadata is not asked here: this is what that is compa
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,15 @@ from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
 from quantkit.checkpoint.tokenizer.frame import Frame
 from quantkit.checkpoint.tokenizer.model_file import read_settings
 from quantkit.checkpoint.tokenizer.sentencepiece import model_frame, open_model, symbols
-from quantkit.checkpoint.tokenizer.source import FAST, MODEL, TEKKEN, TokenizerSource, steps
+from quantkit.checkpoint.tokenizer.source import (
+    FAIRSEQ,
+    FAST,
+    MODEL,
+    SPIECE,
+    TEKKEN,
+    TokenizerSource,
+    steps,
+)
 from quantkit.checkpoint.tokenizer.spaces import prepend_scheme
 from quantkit.checkpoint.tokenizer.tekken import PATTERN, read_tekken
 from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
@@ -27,6 +35,10 @@ if TYPE_CHECKING:
 # A NormalizerSpec (field 3 of a ModelProto) with add_dummy_prefix (its field 3) false. Protocol
 # buffers merge what is appended. Source: sentencepiece_model.proto.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+# Control characters that are white space to llama.cpp (unicode_set_whitespace in its
+# src/unicode-data.cpp), and nothing to BERT's normalizer, which knows tab and ends of lines only.
+CONTROL_SPACES = "\x0b\x0c\x85"
 
 # Expressions by which text is split, and what llama.cpp has in their place: it knows upper and
 # lower case in ASCII only, and combining marks are no letters. Source: llm_tokenizer_bpe in
@@ -77,6 +89,10 @@ class Traits:
     """What begins with a space gets no further one in front."""
     splits_by_case: bool = False
     """It splits words where letters of any script change their case; see `_ASCII_CASE`."""
+    cleans: bool = False
+    """It leaves out control characters that count as white space, as BERT's does."""
+    keeps_marks: bool = False
+    """It leaves out accents, but not all combining marks, as BERT's does."""
     normalizes: bool = False
     """It changes text before it looks for added tokens that are ``normalized``."""
 
@@ -106,14 +122,15 @@ def open_reference(source: TokenizerSource, file: str) -> Reference:
 
     Args:
         source: the tokenizer files.
-        file: one of `vocabulary_files`.
+        file: one of `vocabulary_files`, or of `unigram_files`.
 
     Raises:
         TokenizerError: its library cannot read it.
 
     """
-    opener = {MODEL: _open_sentencepiece, FAST: _open_fast, TEKKEN: _open_tekken}[file]
-    return opener(source)
+    if file in (MODEL, SPIECE, FAIRSEQ):
+        return _open_sentencepiece(replace(source, model_file=source.folder / file))
+    return {FAST: _open_fast, TEKKEN: _open_tekken}[file](source)
 
 
 # tokenizer.json
@@ -135,6 +152,8 @@ def _open_fast(source: TokenizerSource) -> Reference:
         prefixes_first=metaspace.get("prepend_scheme") == "first",
         keeps_space=metaspace.get("prepend_scheme", "never") != "never",
         splits_by_case=any(map(_splits_by_case, steps(tokenizer.pre_tokenizer, "pretokenizers"))),
+        cleans=any(step.get("clean_text") for step in _berts(normalizer)),
+        keeps_marks=any(map(_strips_accents, _berts(normalizer))),
         normalizes=bool(normalizer),
     )
 
@@ -156,6 +175,10 @@ def _simplify(
     from tokenizers import AddedToken as Added
 
     kept = [step for step in normalizer if step.get("type") != "NFC"]
+    if any(step.get("clean_text") for step in _berts(kept)):
+        kept.insert(0, _replacing(f"[{CONTROL_SPACES}]", " "))
+    if any(map(_strips_accents, _berts(kept))):
+        kept[:0] = [{"type": "NFD"}, _replacing(r"[\p{Mc}\p{Me}]", "")]
     splits = [_in_ascii(step) for step in steps(tokenizer.pre_tokenizer, "pretokenizers")]
     pre_tokenizer = {"type": "Sequence", "pretokenizers": splits} if splits else {}
     if metaspace.get("prepend_scheme", "never") != "never":
@@ -173,6 +196,15 @@ def _simplify(
     )
 
 
+def _berts(normalizer: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [step for step in normalizer if step.get("type") == "BertNormalizer"]
+
+
+def _strips_accents(step: Mapping[str, Any]) -> bool:
+    wanted = step.get("strip_accents")
+    return bool(step.get("lowercase") if wanted is None else wanted)
+
+
 def _splits_by_case(step: Mapping[str, Any]) -> bool:
     return (step.get("pattern") or {}).get("Regex") in _ASCII_CASE
 
@@ -181,6 +213,10 @@ def _in_ascii(step: Mapping[str, Any]) -> dict[str, Any]:
     if not _splits_by_case(step):
         return dict(step)
     return {**step, "pattern": {"Regex": _ASCII_CASE[step["pattern"]["Regex"]]}}
+
+
+def _replacing(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
 
 
 def _parts(
@@ -231,6 +267,7 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
     # A model without SentencePiece's dummy prefix has none to leave out.
     first_only = source.settings.get("legacy") is False and pieces.EncodeAsPieces("a")[0] != "a"
     ids = {token.text: token_id for token_id, token in (inner | added).items()}
+    place = _fairseq_id if path.name == FAIRSEQ else int
 
     def encoder(tokens: Iterable[AddedToken], later: Any) -> Callable[[str], list[int]]:
         split = splitter(tokens)
@@ -238,16 +275,17 @@ def _open_sentencepiece(source: TokenizerSource) -> Reference:
         def encode(text: str) -> list[int]:
             found: list[int] = []
             for number, (part, is_token) in enumerate(split(text)):
-                found += (
-                    [ids[part]] if is_token else (later if number else pieces).EncodeAsIds(part)
-                )
+                if is_token:
+                    found.append(ids[part])
+                else:
+                    found += map(place, (later if number else pieces).EncodeAsIds(part))
             return found
 
         return encode
 
     encode = encoder(added.values(), _without_prefix(path) if first_only else pieces)
     return Reference(
-        MODEL,
+        path.name,
         Traits((*added.values(), *inner.values()), prefixes_first=first_only),
         pieces.vocab_size(),
         encode,
@@ -263,8 +301,10 @@ def _pieces(source: TokenizerSource, pieces: Any) -> list[str]:
 
 def _sentencepiece_tokens(source: TokenizerSource, pieces: Any) -> dict[int, AddedToken]:
     """By id, what is found in raw text: control tokens and what other files add."""
+    assert source.model_file is not None  # noqa: S101 - its pieces are given
+    place = _fairseq_id if source.model_file.name == FAIRSEQ else int
     tokens = {
-        i: AddedToken(pieces.IdToPiece(i))
+        place(i): AddedToken(pieces.IdToPiece(i))
         for i in range(pieces.vocab_size())
         if pieces.IsControl(i) or pieces.IsUnknown(i)
     }
@@ -273,6 +313,14 @@ def _sentencepiece_tokens(source: TokenizerSource, pieces: Any) -> dict[int, Add
         strips = {flag: bool(entry.get(flag)) for flag in ("lstrip", "rstrip")}
         tokens[i] = AddedToken(entry["content"], **strips)
     return {i: token for i, token in tokens.items() if token.text and i < source.vocab_size}
+
+
+def _fairseq_id(piece: int) -> int:
+    """The id of a piece in XLM-RoBERTa's vocabulary.
+
+    Source: ``XLMRobertaTokenizer`` of transformers 4.57: <s>, <pad>, </s> and <unk> come first.
+    """
+    return {0: 3, 1: 0, 2: 2}.get(piece, piece + 1)
 
 
 def _without_prefix(path: Path) -> Any:

@@ -12,6 +12,8 @@ from quantkit.core.files import has_file
 from quantkit.core.printable import quoted
 
 MODEL, FAST, TEKKEN = "tokenizer.model", "tokenizer.json", "tekken.json"
+# What tokenizer.model is called for T5, and for XLM-RoBERTa, which counts its pieces from 1.
+SPIECE, FAIRSEQ = "spiece.model", "sentencepiece.bpe.model"
 
 # Every file that may take part, in the order of the manifest.
 TOKENIZER_FILES = (
@@ -23,6 +25,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    SPIECE,
+    FAIRSEQ,
 )
 
 # What transformers assumes for Llama, Mistral and Mixtral where config.json is silent.
@@ -85,7 +89,13 @@ def vocabulary_files(folder: Path) -> tuple[str, ...]:
     Of a tokenizer.model beside a tokenizer.json the scores may be used. The order is that of
     llama.cpp's converter.
     """
-    return tuple(name for name in (FAST, TEKKEN, MODEL) if has_tokenizer_file(folder / name))
+    found = tuple(name for name in (FAST, TEKKEN, MODEL) if has_tokenizer_file(folder / name))
+    return found or unigram_files(folder)[:1]
+
+
+def unigram_files(folder: Path) -> tuple[str, ...]:
+    """The SentencePiece models in a folder that llama.cpp's converter takes first for T5's kind."""
+    return tuple(name for name in (MODEL, SPIECE, FAIRSEQ) if has_tokenizer_file(folder / name))
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
@@ -130,10 +140,14 @@ def read_source(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
         added=_read_added(folder),
         decoder=_read_decoder(folder, settings),
         special_map=_optional(folder, "special_tokens_map.json"),
-        model_file=folder / MODEL if MODEL in files else None,
+        model_file=_model_file(folder, files),
         tekken_file=folder / TEKKEN if files[0] == TEKKEN else None,
         rebuilt=rebuild(fast, settings, config) if fast else None,
     )
+
+
+def _model_file(folder: Path, files: Sequence[str]) -> Path | None:
+    return next((folder / name for name in files if name in (MODEL, SPIECE, FAIRSEQ)), None)
 
 
 def _require_tokenizer(folder: Path, files: Sequence[str]) -> None:
