@@ -5,6 +5,7 @@ Runs in the converter's own environment, so it imports nothing of ours. ``JOBS``
 """
 
 import json
+import os
 import runpy
 import sys
 import traceback
@@ -16,10 +17,13 @@ from typing import Any
 
 def main() -> None:
     converter, jobs = sys.argv[1:]
+    # Where transformers puts code that comes with a checkpoint: not into the user's folder.
+    os.environ["HF_MODULES_CACHE"] = jobs + ".modules"
     sys.path.insert(0, str(Path(converter).parent))
     recognize_every_tokenizer()
     read_sentencepiece_models()
     for folder, out, options in json.loads(Path(jobs).read_text()):
+        forget_options()
         sys.argv = [converter, folder, "--outfile", out, *options]
         try:
             runpy.run_path(converter, run_name="__main__")
@@ -27,6 +31,15 @@ def main() -> None:
             Path(out).unlink(missing_ok=True)
             Path(out + ".failed").write_text(traceback.format_exc())
     Path(jobs + ".done").touch()
+
+
+def forget_options() -> None:
+    """Take back ``--no-mtp`` and ``--mtp``, which the converter keeps in a model's class."""
+    for classes in import_module("conversion.base").ModelBase._model_classes.values():
+        for model in classes.values():
+            for option in ("no_mtp", "mtp_only"):
+                if vars(model).get(option):
+                    delattr(model, option)
 
 
 def recognize_every_tokenizer() -> None:

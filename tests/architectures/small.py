@@ -37,7 +37,8 @@ class Small:
         unpublished: entries that today's transformers writes and the published one has not.
         options: the converter's.
         mxfp4: whether the experts are stored in blocks of four bits, as gpt-oss is published.
-        predictor: whether a layer that predicts one more token follows the others, as in Qwen3.5.
+        predictor: how a layer that predicts one more token is named, if there is one: "mtp" as in
+            Qwen3.5, or "layer" as in DeepSeek-V3, where it follows the others.
         shapes: see ``model``.
         dropped: a pattern of tensors of transformers' class that the published model has not.
 
@@ -51,7 +52,7 @@ class Small:
     unpublished: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     mxfp4: bool = False
-    predictor: bool = False
+    predictor: Literal["mtp", "layer"] | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dropped: str | None = None
 
@@ -391,7 +392,7 @@ SMALL: dict[str, Small] = {
                 "partial_rotary_factor": 0.25,
             },
         },
-        predictor=True,
+        predictor="mtp",
     ),
     "qwen35moe": Small(
         "qwen35moe",
