@@ -55,6 +55,7 @@ class Description:
     ``header`` is that of the GGUF that it would write, ``targets`` are its tensors and where their
     rows come from, ``version`` says which converter it was. ``computed`` are tensors that lie in no
     file, whose rows come from ``rows``. ``n_read`` bytes of weights were looked at.
+    ``has_projector``: the converter knows a vision or audio part of such a model.
     """
 
     header: Header
@@ -63,6 +64,7 @@ class Description:
     computed: frozenset[str]
     rows: ComputedRows
     n_read: int
+    has_projector: bool = False
 
 
 @dataclass(frozen=True, slots=True)

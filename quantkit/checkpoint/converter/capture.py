@@ -51,6 +51,7 @@ _TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 LazyTorchTensor._dtype_map.setdefault(torch.int32, np.int32)
 
@@ -71,7 +72,7 @@ class Described:
 
     source: "Source"
     targets: list[Captured]
-    _matrices: OrderedDict[tuple[int, int], Any] = field(default_factory=OrderedDict)
+    _matrices: OrderedDict[tuple[int, int, int], Any] = field(default_factory=OrderedDict)
 
     def needs(self, units: Sequence[Sequence[int]]) -> list[list[tuple[str, int, int]]]:
         """Of (target, row, rows) each: which rows of which tensors they are made of."""
@@ -90,7 +91,6 @@ class Described:
         """Rows of a target: float32, or bytes of the blocks that it is stored in."""
         captured = self.targets[target]
         self.source.is_described = True
-        width = -1
         with torch.inference_mode():
             if not is_lazy(captured.data):
                 flat = np.asarray(captured.data).reshape(-1, captured.shape[-1])
@@ -100,8 +100,9 @@ class Described:
                 value = self._matrix(part, inner) if inner is not None else evaluate(part)
                 value = apply(after, value)
                 if inner is not None:
-                    value = value.reshape(prod(captured.shape[-2:-1]), width)
-                    value = value[inner : inner + rows]
+                    is_vector = len(captured.shape) == 1
+                    count = 1 if is_vector else (part.stop - part.first) * prod(captured.shape[1:-1])
+                    value = value.reshape(count, -1)[inner : inner + rows]
         if isinstance(value, torch.Tensor):
             value = value.float().numpy()
         if value.dtype not in (np.uint8, np.int8, np.int32):
@@ -110,7 +111,7 @@ class Described:
 
     def _matrix(self, part: Part, _: int) -> Any:
         """A whole matrix, of which slabs are asked for one after the other."""
-        key = id(part.node), part.first
+        key = id(part.node), part.first, part.stop
         if key not in self._matrices:
             while len(self._matrices) >= _KEPT_MATRICES:
                 self._matrices.popitem(last=False)
@@ -133,11 +134,12 @@ def _place(captured: Captured, row: int, rows: int) -> tuple[Part, list[Any], in
     if n_axes == 2 or len(shape) == 2:
         return Part(node, row, row + rows), [], None
     number, first = divmod(row, shape[-2])
-    outer = prod(shape[1:-2])
-    if outer == 1 and (found := matrix_of(node, number)) is not None:
+    is_of_one = first + rows <= shape[-2] and prod(shape[1:-2]) == 1
+    if is_of_one and (found := matrix_of(node, number)) is not None:
         return Part(found[0], first, first + rows), found[1], None
-    number, inside = divmod(row, shape[-2] * outer)
-    return Part(node, number, number + 1), [], inside
+    per = prod(shape[1:-1])
+    number, inside = divmod(row, per)
+    return Part(node, number, -(-(row + rows) // per)), [], inside
 
 
 @dataclass
@@ -219,6 +221,7 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
         "n_read": source.n_read,
         "class": type(model).__name__,
         "has_mtp": bool(model.supports_mtp_export),
+        "has_projector": _knows_projector(folder),
     }
 
 
@@ -245,6 +248,16 @@ def _joined(runs: Sequence[Run]) -> list[Run]:
         else:
             found.append(run)
     return found
+
+
+def _knows_projector(folder: Path) -> bool:
+    """Whether the converter has a class for the vision or audio part of such a model."""
+    hparams = ModelBase.load_hparams(folder, False)
+    try:
+        get_model_class(get_model_architecture(hparams, ModelType.MMPROJ), mmproj=True)
+    except Exception:  # noqa: BLE001 - whatever it is, the text part is described without it
+        return False
+    return True
 
 
 def _open_model(folder: Path, request: Mapping[str, Any]) -> Any:

@@ -24,6 +24,8 @@ from quantkit.plan.plan import Plan, PlannedTensor
 
 ALIGNMENT = 32
 _MAGIC, _VERSION, _QUANTIZATION_VERSION = b"GGUF", 3, 2
+# What begins the name of a vision or audio part's file, by which llama.cpp's tools find it.
+PROJECTOR = "mmproj-"
 _LONGEST_OVERRIDE = 127  # bytes; llama-quantize keeps no more of a string it adds
 
 
@@ -42,7 +44,8 @@ class PlannedFile:
 class Layout:
     """The files of one artifact. ``folder`` holds the shards of a split one, else None.
 
-    ``remarks`` are the sentences that its user must hear (see `ModelMetadata`).
+    ``remarks`` are the sentences that its user must hear (see `ModelMetadata`). ``takes`` says of a
+    projector what it takes, ``vision``, ``audio`` or both; of a model it is empty.
     """
 
     plan: Plan
@@ -50,6 +53,7 @@ class Layout:
     folder: str | None
     files: tuple[PlannedFile, ...]
     remarks: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -114,6 +118,22 @@ def lay_out(
         file_name = shard_name(name, index, len(shards))
         files.append(_place(file_name, (*entries, *split) if index == 0 else split, tensors))
     return Layout(plan, name, name, tuple(files), remarks)
+
+
+def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...]) -> Layout:
+    """Place the tensors of a model's vision or audio part in the file that belongs to it.
+
+    Its keys and the order of its tensors are the converter's, for llama-quantize has no part in it.
+
+    Args:
+        plan: with the encodings that the converter gives it.
+        metadata: its keys, and the name of the model whose part it is.
+        takes: ``vision``, ``audio`` or both.
+
+    """
+    name = f"{PROJECTOR}{metadata.base_name}-{plan.quant.name.upper()}"
+    file = _place(f"{name}.gguf", metadata.entries, plan.tensors)
+    return Layout(plan, name, None, (file,), (*metadata.remarks, *plan.remarks), takes)
 
 
 def _quant_entries(plan: Plan, imatrix: Imatrix | None) -> Iterable[KeyValue]:
