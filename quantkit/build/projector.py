@@ -65,7 +65,7 @@ def prepare_projector(text: Work, kind: str, name: str | None = None) -> Project
     layout = lay_out_projector(plan, describe_projector_of(text.base_name, model, name), takes)
     check_names([layout])
     work = Work(found, model, text.base_name, (layout,), load_kernel(text.kernel.name))
-    return Projector(with_reader(work, text.kept))
+    return Projector(with_reader(work))
 
 
 def knowing(work: Work, entries: Iterable[Mapping[str, Any]]) -> Work:
@@ -78,7 +78,8 @@ def knowing(work: Work, entries: Iterable[Mapping[str, Any]]) -> Work:
     """
     known: dict[str, str | None] = {}
     for entry in entries:
-        weights = entry["source"]["weights"]
-        for file, weight in zip(work.checkpoint.files, weights, strict=True):
-            known[file.name] = weight["sha256"] if weight.get("verified", True) else None
+        for weight in entry["source"]["weights"]:
+            name = weight["name"].rpartition("/")[2]  # on the Hub it may lie in a folder
+            sha256 = weight["sha256"] if weight.get("verified", True) else None
+            known[name] = sha256 or known.get(name)
     return replace(work, known=known)

@@ -58,6 +58,14 @@ class Work:
         return sum(layout.n_bytes for layout in self.layouts)
 
     @property
+    def is_projector(self) -> bool:
+        """Whether it is the vision or audio part of a model, and not the model."""
+        return any(
+            not isinstance(layout, FolderLayout) and layout.takes is not None
+            for layout in self.layouts
+        )
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What users must hear of these artifacts: sentences that reject none of them."""
         remarks = (text for layout in self.layouts for text in layout.remarks)

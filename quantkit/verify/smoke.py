@@ -66,17 +66,26 @@ def smoke(
 
     """
     files = artifact_files(artifact)
-    damage = _compare(files, expected or {})
+    damage = compare_files(files, expected or {})
     if damage:
-        return _failed(damage)
+        return failed(damage)
     if timeout is None:
         timeout = time_limit(sum(file.stat().st_size for file in files))
-    run = _run(files, extra_buffers=False, timeout=timeout, threads=threads, tokens=tokens)
+    return judge(_run(files, extra_buffers=False, timeout=timeout, threads=threads, tokens=tokens))
+
+
+def judge(run: Run) -> SmokeResult:
+    """What a worker found, or why it found nothing.
+
+    Raises:
+        NativeError: llama.cpp does not run on this machine at all.
+
+    """
     if run.crashed:
         _check_machine(run)
     if run.failure or run.result is None:
         last_words = run.log[-_LOG_CHARACTERS:]
-        return _failed(str(run.failure), stage=run.stage, returncode=run.returncode, log=last_words)
+        return failed(str(run.failure), stage=run.stage, returncode=run.returncode, log=last_words)
     return SmokeResult(
         ok=run.result["verdict"] == "passed",
         verdict=run.result["verdict"],
@@ -154,7 +163,8 @@ def artifact_files(artifact: Path) -> list[Path]:
     return files
 
 
-def _compare(files: list[Path], expected: Mapping[str, tuple[int, str]]) -> str | None:
+def compare_files(files: list[Path], expected: Mapping[str, tuple[int, str]]) -> str | None:
+    """How files differ from their bytes and sha256 by name, in one sentence; None if they do not."""
     for file in files:
         if file.name not in expected:
             continue
@@ -175,7 +185,8 @@ def _compare(files: list[Path], expected: Mapping[str, tuple[int, str]]) -> str 
     return None
 
 
-def _failed(verdict: str, **details: Any) -> SmokeResult:
+def failed(verdict: str, **details: Any) -> SmokeResult:
+    """The result of a test that was not passed."""
     return SmokeResult(
         ok=False,
         verdict=verdict,

@@ -101,7 +101,9 @@ class Described:
                 value = apply(after, value)
                 if inner is not None:
                     is_vector = len(captured.shape) == 1
-                    count = 1 if is_vector else (part.stop - part.first) * prod(captured.shape[1:-1])
+                    count = (
+                        1 if is_vector else (part.stop - part.first) * prod(captured.shape[1:-1])
+                    )
                     value = value.reshape(count, -1)[inner : inner + rows]
         if isinstance(value, torch.Tensor):
             value = value.float().numpy()

@@ -45,7 +45,7 @@ class Layout:
     """The files of one artifact. ``folder`` holds the shards of a split one, else None.
 
     ``remarks`` are the sentences that its user must hear (see `ModelMetadata`). ``takes`` says of a
-    projector what it takes, ``vision``, ``audio`` or both; of a model it is empty.
+    projector what it takes, ``vision``, ``audio`` or both; of a model it is None.
     """
 
     plan: Plan
@@ -53,7 +53,7 @@ class Layout:
     folder: str | None
     files: tuple[PlannedFile, ...]
     remarks: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
+    takes: tuple[str, ...] | None = None
 
     @property
     def n_bytes(self) -> int:
