@@ -519,7 +519,7 @@ def run_build(
     )
     if part is not None:
         note(
-            f"{part.files[0].name}: its {' and '.join(part.takes or ())} part, "
+            f"{part.files[0].name}: its part for {' and '.join(part.takes or ('other input',))}, "
             f"{format_size(part.n_bytes)}"
         )
     tokens = None

@@ -98,7 +98,7 @@ def refuse_folders(
 def _stand_ins(works: Sequence[Work], folder: Path) -> Path:
     """Every artifact without its weights, and a manifest of them."""
     entries = {}
-    for work, layout in ((work, layout) for work in works for layout in work.layouts):
+    for work, layout in [(of, layout) for of in works for layout in of.layouts]:
         files = []
         for file in layout.files:
             name = f"{layout.folder}/{file.name}" if layout.folder else file.name

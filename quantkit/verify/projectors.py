@@ -1,4 +1,4 @@
-"""What a projector must do to pass the smoke test. Runs in the worker, where llama.cpp may crash."""
+"""What a projector must do to pass the smoke test. Runs in the worker: llama.cpp may crash."""
 
 import time
 from collections.abc import Callable, Sequence

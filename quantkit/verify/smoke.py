@@ -164,7 +164,7 @@ def artifact_files(artifact: Path) -> list[Path]:
 
 
 def compare_files(files: list[Path], expected: Mapping[str, tuple[int, str]]) -> str | None:
-    """How files differ from their bytes and sha256 by name, in one sentence; None if they do not."""
+    """How files differ from their bytes and sha256 by name, in a sentence; None if they do not."""
     for file in files:
         if file.name not in expected:
             continue

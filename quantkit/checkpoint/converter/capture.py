@@ -47,6 +47,9 @@ _LOOKED_AT = 4096
 # Matrices of a stack that were evaluated as a whole and are asked for slab by slab.
 _KEPT_MATRICES = 2
 
+# What the converter makes of floats as they are, and so do we.
+_OF_FLOATS = ("F32", "F16", "BF16", "Q8_0")
+
 _TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
@@ -100,10 +103,8 @@ class Described:
                 value = self._matrix(part, inner) if inner is not None else evaluate(part)
                 value = apply(after, value)
                 if inner is not None:
-                    is_vector = len(captured.shape) == 1
-                    count = (
-                        1 if is_vector else (part.stop - part.first) * prod(captured.shape[1:-1])
-                    )
+                    per = prod(captured.shape[1:-1])
+                    count = 1 if len(captured.shape) == 1 else (part.stop - part.first) * per
                     value = value.reshape(count, -1)[inner : inner + rows]
         if isinstance(value, torch.Tensor):
             value = value.float().numpy()
@@ -231,7 +232,7 @@ def _answer(target: Captured) -> dict[str, Any]:
     """A target for the parent: with the runs of the checkpoint's rows that it is, if it is."""
     runs = rows_of_sources(target.data) if is_lazy(target.data) else None
     found = None
-    if runs is not None and target.stored in ("F32", "F16", "BF16"):
+    if runs is not None and target.stored in _OF_FLOATS and target.data.dtype != np.uint8:
         per_matrix = target.shape[-2] if len(target.shape) > 1 else 1
         found = [
             [[run.source, run.row, run.rows] for run in _joined(cut_runs(runs, at, per_matrix))]

@@ -77,7 +77,7 @@ def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
 
 
 def describe_projector(checkpoint: Checkpoint, kind: str) -> Checkpoint | None:
-    """The vision or audio part of a checkpoint whose text part is described, as one more checkpoint.
+    """The vision or audio part of a checkpoint whose text part is described, as a checkpoint.
 
     Args:
         checkpoint: what `describe_by_converter` gave.
