@@ -43,6 +43,8 @@ class Fits:
 def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     """What artifacts of one family fit in, as ``quantkit fit`` reckons it.
 
+    A model is there with its vision or audio part, the larger one where there are several.
+
     Raises:
         NativeError, FitError: llama.cpp cannot be asked.
         CheckpointError, GGUFError: an artifact's header or config.json is unsound.
@@ -50,6 +52,8 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     """
     if artifacts[0].quant.format != "gguf":
         return _for_transformers(artifacts)
+    beside = max((artifact.n_bytes for artifact in artifacts if artifact.is_projector), default=0)
+    artifacts = [artifact for artifact in artifacts if not artifact.is_projector]
     subjects = [open_artifact(Path(artifact.files[0].local)) for artifact in artifacts]
     context = min(_USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
     # Only weights differ between the quants of a model.
@@ -57,8 +61,8 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     found = {}
     for artifact, subject in zip(artifacts, subjects, strict=True):
         needs = needs_at(subject.variants[0], curve, curve.settings.cells)
-        ram = ram_to_buy(ram_alone(needs)) // GIB
-        found[artifact.name] = Fit(_gpu(vram_for_whole(needs)), ram)
+        ram = ram_to_buy(ram_alone(needs) + beside) // GIB
+        found[artifact.name] = Fit(_gpu(vram_for_whole(needs) + beside), ram)
     return Fits(context, found)
 
 

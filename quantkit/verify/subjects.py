@@ -104,7 +104,8 @@ def holds_artifacts(folder: Path) -> bool:
 def artifacts_in(folder: Path) -> list[Path]:
     """The artifacts in a folder: GGUF files, of split ones the first, and folders.
 
-    The manifest (``quantkit.json``) names them; without one, all GGUF files of models are taken.
+    The manifest (``quantkit.json``) names them; without one, all GGUF files of models are taken. A
+    model's vision or audio part is none.
 
     Raises:
         GGUFError: there is none, or the header of a file is unsound.
@@ -114,7 +115,11 @@ def artifacts_in(folder: Path) -> list[Path]:
     if has_file(folder / NAME, error=GGUFError):
         manifest = read_manifest(folder)
         require_sound(manifest, folder / NAME)
-        entries = manifest["artifacts"].items()
+        entries = [
+            (name, entry)
+            for name, entry in manifest["artifacts"].items()
+            if entry.get("takes") is None
+        ]
         first = {name: file_of(folder, entry["files"][0]["name"]) for name, entry in entries}
         files = [file if file.suffix == ".gguf" else folder / name for name, file in first.items()]
     else:
