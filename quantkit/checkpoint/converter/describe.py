@@ -150,7 +150,9 @@ class ConvertedRows:
         targets, numbers = [], {}
         for number, found in enumerate(answer["targets"]):
             name, runs = found["name"], found["runs"]
-            shape = _as_ggml_counts(infos[name].shape)
+            shape = infos[name].shape
+            if self.wish.projector is None:  # else it stays as it is, and so does its header
+                shape = _as_ggml_counts(shape)
             if runs is None or not _can_be_read(runs, stored.tensors):
                 numbers[name] = number
                 tensors[name] = _computed(stored, name, found["stored"], shape)

@@ -132,7 +132,7 @@ def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...
 
     """
     name = f"{PROJECTOR}{metadata.base_name}-{plan.quant.name.upper()}"
-    file = _place(f"{name}.gguf", metadata.entries, plan.tensors)
+    file = _place(f"{name}.gguf", metadata.entries, plan.tensors, as_converted=True)
     return Layout(plan, name, None, (file,), (*metadata.remarks, *plan.remarks), takes)
 
 
@@ -176,14 +176,20 @@ def _divide(tensors: Sequence[PlannedTensor], shard_size: int) -> list[list[Plan
     return shards
 
 
-def _place(name: str, entries: Sequence[KeyValue], tensors: Sequence[PlannedTensor]) -> PlannedFile:
+def _place(
+    name: str,
+    entries: Sequence[KeyValue],
+    tensors: Sequence[PlannedTensor],
+    *,
+    as_converted: bool = False,
+) -> PlannedFile:
     parts = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(entries))]
     parts.extend(entry.packed for entry in entries)
     relative = []
     end = 0
     for tensor in tensors:
         relative.append(end)
-        parts.append(_tensor_info(tensor, end))
+        parts.append(_tensor_info(tensor, end, as_converted=as_converted))
         end += _padded(tensor)
     header = b"".join(parts)
     header += b"\0" * (-len(header) % ALIGNMENT)
@@ -191,11 +197,11 @@ def _place(name: str, entries: Sequence[KeyValue], tensors: Sequence[PlannedTens
     return PlannedFile(name, header, tuple(tensors), offsets, len(header) + end)
 
 
-def _tensor_info(tensor: PlannedTensor, offset: int) -> bytes:
+def _tensor_info(tensor: PlannedTensor, offset: int, *, as_converted: bool) -> bytes:
     name = tensor.target.name.encode("utf-8")
     dims = [*reversed(tensor.target.shape)]
-    while len(dims) > 1 and dims[-1] == 1:
-        dims.pop()  # ggml does not count trailing dimensions of 1
+    while len(dims) > 1 and dims[-1] == 1 and not as_converted:
+        dims.pop()  # ggml, which llama-quantize goes by, counts no trailing dimensions of 1
     return (
         struct.pack("<Q", len(name))
         + name
