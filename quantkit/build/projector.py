@@ -10,6 +10,7 @@ from typing import Any
 
 from quantkit.build.output import check_names
 from quantkit.build.work import Work, with_reader
+from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.converter.describe import describe_projector, described_model
 from quantkit.core.errors import ConverterError
 from quantkit.encodings.encoding import encoding
@@ -66,6 +67,22 @@ def prepare_projector(text: Work, kind: str, name: str | None = None) -> Project
     check_names([layout])
     work = Work(found, model, text.base_name, (layout,), load_kernel(text.kernel.name))
     return Projector(with_reader(work))
+
+
+def projector_bytes(checkpoint: Checkpoint, kind: str = DEFAULT) -> int:
+    """Tensor bytes of the vision or audio part of a checkpoint; 0 where it has none to build.
+
+    Of one that llama.cpp's converter describes; no weight is read.
+    """
+    try:
+        found = describe_projector(checkpoint, kind)
+    except ConverterError:
+        return 0
+    if found is None or found.description is None:
+        return 0
+    found.description.rows.close()  # nobody asks for rows
+    tensors = (PlannedTensor(t, encoding(t.stored)) for t in found.description.targets)
+    return sum(tensor.n_bytes for tensor in tensors)
 
 
 def knowing(work: Work, entries: Iterable[Mapping[str, Any]]) -> Work:

@@ -47,6 +47,9 @@ class ComputedRows(Protocol):
     def read(self, name: str, first: int, count: int) -> Any:
         """Rows of a stored tensor, read where it lies."""
 
+    def close(self) -> None:
+        """Let go of what computes them, which comes back when it is needed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Description:

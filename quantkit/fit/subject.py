@@ -45,7 +45,7 @@ from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
 from quantkit.plan.recipe import recipe_of
-from quantkit.verify.subjects import artifacts_in, holds_artifacts
+from quantkit.verify.subjects import artifacts_in, holds_artifacts, projectors_in
 
 Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 
@@ -117,7 +117,8 @@ class Subject:
     ``hollow`` are the files that llama.cpp loads in a dry run; there are none where ``gguf`` is
     here as a whole. ``model`` is None for a GGUF, which may be ``unquantized``. ``stored`` are
     folders for transformers that were found; where there are none, a model is shown as it would be
-    stored.
+    stored. ``projector`` are the tensor bytes of its vision or audio part, of which there is one
+    beside any variant.
     """
 
     title: str
@@ -131,6 +132,7 @@ class Subject:
     hollow: tuple[Hollow, ...]
     stored: tuple[Stored, ...] = ()
     unquantized: bool = False
+    projector: int = 0
 
     @property
     def is_as_it_is(self) -> bool:
@@ -274,8 +276,13 @@ def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
         origin="artifacts",
         variants=tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes)),
         stored=tuple(stored for subject in folders for stored in subject.stored),
+        projector=max(map(_weigh_projector, projectors_in(folder)), default=0),
     )
     return _chosen(whole, wishes)
+
+
+def _weigh_projector(file: Path) -> int:
+    return sum(tensor.n_bytes for tensor in read_header(file).tensors)
 
 
 def _from_artifact(folder: Path) -> Subject:

@@ -1,7 +1,7 @@
 """How much memory an artifact needs, as the sizes in which GPUs and RAM are sold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.checkpoint.folder import read_json
@@ -57,12 +57,12 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     subjects = [open_artifact(Path(artifact.files[0].local)) for artifact in artifacts]
     context = min(_USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
     # Only weights differ between the quants of a model.
-    curve = probe(subjects[-1], Settings(context))
+    curve = probe(replace(subjects[-1], projector=beside), Settings(context))
     found = {}
     for artifact, subject in zip(artifacts, subjects, strict=True):
         needs = needs_at(subject.variants[0], curve, curve.settings.cells)
-        ram = ram_to_buy(ram_alone(needs) + beside) // GIB
-        found[artifact.name] = Fit(_gpu(vram_for_whole(needs) + beside), ram)
+        ram = ram_to_buy(ram_alone(needs)) // GIB
+        found[artifact.name] = Fit(_gpu(vram_for_whole(needs)), ram)
     return Fits(context, found)
 
 

@@ -133,6 +133,31 @@ def artifacts_in(folder: Path) -> list[Path]:
     return files
 
 
+def projectors_in(folder: Path) -> list[Path]:
+    """The vision or audio parts that lie in a folder beside a model's files.
+
+    Raises:
+        GGUFError: the header of a file is unsound.
+        OutputError: the manifest is damaged.
+
+    """
+    if has_file(folder / NAME, error=GGUFError):
+        entries = sound_entries(folder).values()
+        parts = [entry for entry in entries if entry.get("takes") is not None]
+        return [file_of(folder, entry["files"][0]["name"]) for entry in parts]
+    return [file for file in sorted(folder.glob("*.gguf")) if is_projector(file)]
+
+
+def is_projector(file: Path) -> bool:
+    """Whether a GGUF is the vision or audio part of a model.
+
+    Raises:
+        GGUFError: its header is unsound.
+
+    """
+    return bool(read_header(file).metadata.get("general.type") == "mmproj")
+
+
 def _is_model(file: Path) -> bool:
     """Whether a GGUF is a model: calibration leaves an importance matrix beside the artifacts."""
     return bool(read_header(file).metadata.get("general.type", "model") == "model")
