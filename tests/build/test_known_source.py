@@ -1,6 +1,6 @@
 """Where the sha256 of the source is known, only what is needed is read of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from quantkit.build.units import Unit, cut_units
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.hub import open_hub_checkpoint
 from quantkit.checkpoint.open import open_checkpoint, open_model
+from quantkit.core.errors import CheckpointError
 from tests.hub_server import HubServer, client_of, serve
 from tests.random_checkpoints import random_checkpoint
 
@@ -42,7 +43,7 @@ def read_all(reader: WeightReader, units: list[Unit]) -> list[bytes]:
 
 
 @pytest.fixture
-def n_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def n_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real: Callable[..., Any] = source.read_exactly
 
@@ -51,7 +52,7 @@ def n_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return real(fd, n_bytes, offset, path)
 
     monkeypatch.setattr(source, "read_exactly", counting)
-    yield found
+    return found
 
 
 @pytest.mark.parametrize("known", [SUM, None])
@@ -70,12 +71,12 @@ def test_a_folder(folder: Path, n_read: list[int], known: str | None) -> None:
     assert reader.sha256 == ({file: known} if known else {})
 
 
-def test_a_folder_whose_file_is_another_now(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_whose_file_is_another_now(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     [file] = checkpoint.files
     size, modified = stamps_of(checkpoint)[file]
     reading = Reading({file: (size, modified - 1)}, known={file.name: SUM})
-    with pytest.raises(source.CheckpointError, match="changed while it was read"):
+    with pytest.raises(CheckpointError, match="changed while it was read"):
         read_all(SourceReader(reading), norm_units(checkpoint))
 
 
