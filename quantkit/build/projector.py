@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.build.output import check_names
+from quantkit.build.source import stamps_of
 from quantkit.build.work import Work, with_reader
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.converter.describe import describe_projector, described_model
@@ -58,6 +59,7 @@ def prepare_projector(text: Work, kind: str, name: str | None = None) -> Project
     if found is None:
         return Projector()
     assert found.description is not None  # noqa: S101 - it was described
+    found.description.rows.close()  # until it is built, and the model's own is over
     model = described_model(found)
     said = found.description.header.metadata
     takes = tuple(part for part, key in _TAKES.items() if said.get(key))
@@ -88,15 +90,20 @@ def projector_bytes(checkpoint: Checkpoint, kind: str = DEFAULT) -> int:
 def knowing(work: Work, entries: Iterable[Mapping[str, Any]]) -> Work:
     """The same work with the sha256 of its weight files that artifacts of the same source have.
 
+    A local file that bears another time than then is read as a whole again.
+
     Args:
         work: of the projector.
         entries: of the manifest, for artifacts that were built of the same weight files.
 
     """
     known: dict[str, str | None] = {}
+    times = {file.name: time for file, (_, time) in stamps_of(work.checkpoint).items()}
     for entry in entries:
         for weight in entry["source"]["weights"]:
             name = weight["name"].rpartition("/")[2]  # on the Hub it may lie in a folder
+            if weight.get("modified_ns", 0) != times.get(name):
+                continue
             sha256 = weight["sha256"] if weight.get("verified", True) else None
             known[name] = sha256 or known.get(name)
     return replace(work, known=known)

@@ -559,6 +559,8 @@ def run_build(
             hashed=hashed,
         )
         if projector is not None and part is not None:
+            if work.checkpoint.description is not None:
+                work.checkpoint.description.rows.close()
             artifacts += engine.build(
                 knowing(projector, [artifact.entry for artifact in artifacts]),
                 folder,

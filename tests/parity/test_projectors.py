@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quantkit.build.engine import Artifact
-from quantkit.build.projector import KINDS, knowing, prepare_projector
+from quantkit.build.projector import KINDS, knowing, prepare_projector, projector_bytes
 from quantkit.build.source import read_exactly
 from quantkit.build.work import Work, prepare
 from quantkit.checkpoint.open import open_checkpoint
@@ -20,9 +20,11 @@ from quantkit.plan.quants import find_quants
 from quantkit.verify.projector import Hollow, smoke_projector
 from tests.architectures.ggufs import small_checkpoints, stored_checkpoints, stored_ggufs
 from tests.architectures.stored import STORED
+from tests.architectures.unpack import read_safetensors
 from tests.build.builds import build_work
 from tests.cli.command import Outcome, quantkit, refusal
 from tests.hub_server import HubServer, client_of, serve
+from tests.safetensors_writer import to_bf16, write_safetensors
 
 pytestmark = pytest.mark.native
 
@@ -130,6 +132,7 @@ def test_only_its_own_tensors_are_read(
 
     artifact = built(knowing(found, [model.entry]), tmp_path)
 
+    assert projector_bytes(texts["llama4-vision"].checkpoint) == found.layouts[0].plan.n_bytes
     tower = sum(tensor.n_bytes for tensor in found.checkpoint.tensors.values())
     size = (checkpoints["llama4-vision"] / "model.safetensors").stat().st_size
     assert sum(n_read) == tower < size / 2
@@ -298,6 +301,21 @@ def test_what_cannot_be_described_is_missing_and_said(
     assert "llama.cpp's converter cannot describe" in remark
     sentence = refusal(quantkit("build", folder, *Q8, "-o", tmp_path / "x", "--mmproj", "f16"))
     assert "Leave out --mmproj to build the rest." in sentence
+
+
+def test_a_model_whose_tower_was_taken_out(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """As of finetunes of the text part alone, whose config.json still speaks of the other."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints[SEES], folder)
+    weights = read_safetensors(folder / "model.safetensors")
+    kept = {name: to_bf16(values) for name, values in weights.items() if "visual" not in name}
+    assert 0 < len(kept) < len(weights)
+    write_safetensors(folder / "model.safetensors", kept)
+
+    outcome = run(folder, *Q8, "-o", tmp_path / "out")
+
+    assert "audio part" not in outcome.err
+    assert len(names_in(tmp_path / "out")) == 2
 
 
 def test_a_model_without_one(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
