@@ -4,7 +4,7 @@ An entry that is not of this form describes nothing; its neighbours stand for th
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -95,6 +95,7 @@ class _Entry(msgspec.Struct, frozen=True):
     calibration: _Calibration | None = None
     published: str | None = None
     remarks: list[str] = []
+    takes: list[Literal["vision", "audio"]] | None = None  # of a projector, which is no model
     tools: dict[str, str] = {}
     quantization_config: dict[str, Any] = {}
 

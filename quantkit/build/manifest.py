@@ -23,6 +23,7 @@ from quantkit.core.names import resolve
 from quantkit.core.writing import replace_file
 from quantkit.encodings.kernel import IMPROVED
 from quantkit.formats.folder import FolderLayout
+from quantkit.formats.gguf.layout import Layout as GGUFLayout
 
 NAME = "quantkit.json"
 _VERSION = 1
@@ -110,8 +111,13 @@ def describe_artifact(
         },
         "imatrix": _describe_imatrix(work),
         "remarks": [*work.checkpoint.remarks, *layout.remarks],
-        **(layout.record if isinstance(layout, FolderLayout) else {}),
+        **(layout.record if isinstance(layout, FolderLayout) else _describe_part(layout)),
     }
+
+
+def _describe_part(layout: GGUFLayout) -> dict[str, list[str]]:
+    """What a model's vision or audio part takes; nothing of a model."""
+    return {} if layout.takes is None else {"takes": list(layout.takes)}
 
 
 def _search(work: Work, layout: Layout) -> str:

@@ -75,6 +75,7 @@ class Description:
     file, whose rows come from ``rows``. ``n_read`` bytes of weights were looked at. ``stored`` are
     all tensors as they lie in the files. ``mtp`` is what the user wished (see ``Wish``). ``tokens``
     says what of its vocabulary was mended.
+    ``has_projector``: the converter knows a vision or audio part of such a model.
     """
 
     header: Header
@@ -86,6 +87,7 @@ class Description:
     stored: Mapping[str, SourceTensor]
     mtp: bool | None
     tokens: Tokens = Tokens()
+    has_projector: bool = False
 
 
 @dataclass(frozen=True, slots=True)

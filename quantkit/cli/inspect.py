@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 _LONGEST_VALUE = 100
 _SUMMARY = (
-    *("path", "kind", "family", "described_by"),
+    *("path", "kind", "family", "takes", "described_by"),
     *("parameters", "bytes", "bits_per_weight", "files"),
 )
+_TAKES = {"vision": "clip.has_vision_encoder", "audio": "clip.has_audio_encoder"}
 
 
 def inspect(
@@ -65,16 +66,7 @@ def inspect(
         _show_artifacts(facts)
         return
     summary = Table(show_header=False, box=None)
-    for key in (
-        "path",
-        "kind",
-        "family",
-        "described_by",
-        "parameters",
-        "bytes",
-        "bits_per_weight",
-        "files",
-    ):
+    for key in _SUMMARY:
         if key in facts:
             summary.add_row(key.replace("_", " "), escape(_for_people(key, facts[key])))
     show_table(summary)
@@ -124,10 +116,12 @@ def _gguf_facts(
     place: str, metadata: dict[str, Any], tensors: list[tuple[str, str, int, int]], size: int
 ) -> dict[str, Any]:
     elements, n_bytes = sum(t[2] for t in tensors), sum(t[3] for t in tensors)
+    takes = [part for part, key in _TAKES.items() if metadata.get(key)]
     return {
         "path": place,
         "kind": "GGUF",
         "family": metadata.get("general.architecture"),
+        **({"takes": takes} if metadata.get("general.type") == "mmproj" else {}),
         "parameters": elements,
         "bytes": size,
         "bits_per_weight": 8 * n_bytes / elements if elements else 0.0,
@@ -138,10 +132,10 @@ def _gguf_facts(
 
 def _artifacts(folder: Path) -> dict[str, Any]:
     """What a build left, artifact by artifact."""
-    from quantkit.verify.subjects import artifacts_in
+    from quantkit.verify.subjects import artifacts_in, projectors_in
 
     found = []
-    for path in artifacts_in(folder):
+    for path in (*artifacts_in(folder), *projectors_in(folder)):
         facts = _quantized(path) if path.is_dir() else _gguf(path)
         del facts["metadata"], facts["tensors"]
         found.append({"name": path.name, **facts})
@@ -278,9 +272,13 @@ def _stored_as(names: list[str], dtype: str) -> str:
 
 
 def _role(name: str) -> str:
-    """``blk.3.attn_q.weight`` -> ``attn_q``."""
+    """``blk.3.attn_q.weight`` -> ``attn_q``, and ``v.blk.3.attn_q.weight`` -> ``v.attn_q``."""
     parts = name.removesuffix(".weight").split(".")
-    return ".".join(parts[2:] if parts[0] == "blk" else parts)
+    if parts[0] == "blk":
+        return ".".join(parts[2:])
+    if len(parts) > 3 and parts[1] == "blk":
+        return ".".join([parts[0], *parts[3:]])
+    return ".".join(parts)
 
 
 def _group(tensors: Iterable[tuple[str, str, int, int]]) -> list[dict[str, Any]]:
@@ -304,6 +302,8 @@ def _for_people(key: str, value: Any) -> str:
             return f"{format_size(value)} ({value:,} bytes)"
         case "bits_per_weight":
             return f"{value:.2f}"
+        case "takes":
+            return f"{' and '.join(value)}, as the projector of a model (llama.cpp's --mmproj)"
         case "files":
             return f"{len(value)}: {_shorten(value)}"
     return str(value)

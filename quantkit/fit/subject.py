@@ -58,7 +58,7 @@ from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
 from quantkit.plan.recipe import recipe_of
-from quantkit.verify.subjects import artifacts_in, holds_artifacts
+from quantkit.verify.subjects import artifacts_in, holds_artifacts, projectors_in
 
 Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 
@@ -134,7 +134,8 @@ class Subject:
     llama.cpp's converter describes, which is a GGUF yet to be made; ``describer`` is then that
     converter's version. ``stored`` are folders for transformers that were found; where there are
     none, a model is shown as it would be stored. ``n_fetched`` bytes of a checkpoint came over the
-    network.
+    network. ``projector`` are the tensor bytes of its vision or audio part, of which there is one
+    beside any variant.
     """
 
     title: str
@@ -150,6 +151,7 @@ class Subject:
     unquantized: bool = False
     describer: str | None = None
     n_fetched: int = 0
+    projector: int = 0
 
     @property
     def is_as_it_is(self) -> bool:
@@ -310,8 +312,13 @@ def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
         origin="artifacts",
         variants=tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes)),
         stored=tuple(stored for subject in folders for stored in subject.stored),
+        projector=max(map(_weigh_projector, projectors_in(folder)), default=0),
     )
     return _chosen(whole, wishes)
+
+
+def _weigh_projector(file: Path) -> int:
+    return sum(tensor.n_bytes for tensor in read_header(file).tensors)
 
 
 def _from_artifact(folder: Path) -> Subject:

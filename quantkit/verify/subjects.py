@@ -106,7 +106,8 @@ def holds_artifacts(folder: Path) -> bool:
 def artifacts_in(folder: Path) -> list[Path]:
     """The artifacts in a folder: GGUF files, of split ones the first, and folders.
 
-    The manifest (``quantkit.json``) names them; without one, all GGUF files of models are taken.
+    The manifest (``quantkit.json``) names them; without one, all GGUF files of models are taken. A
+    model's vision or audio part is none.
 
     Raises:
         GGUFError: there is none, or the header of a file is unsound.
@@ -116,7 +117,11 @@ def artifacts_in(folder: Path) -> list[Path]:
     if has_file(folder / NAME, error=GGUFError):
         manifest = read_manifest(folder)
         require_sound(manifest, folder / NAME)
-        entries = manifest["artifacts"].items()
+        entries = [
+            (name, entry)
+            for name, entry in manifest["artifacts"].items()
+            if entry.get("takes") is None
+        ]
         first = {name: file_of(folder, entry["files"][0]["name"]) for name, entry in entries}
         files = [file if file.suffix == ".gguf" else folder / name for name, file in first.items()]
     else:
@@ -128,6 +133,31 @@ def artifacts_in(folder: Path) -> list[Path]:
     if not files:
         raise GGUFError(f"{folder} holds no artifact; build some with quantkit build.")
     return files
+
+
+def projectors_in(folder: Path) -> list[Path]:
+    """The vision or audio parts that lie in a folder beside a model's files.
+
+    Raises:
+        GGUFError: the header of a file is unsound.
+        OutputError: the manifest is damaged.
+
+    """
+    if has_file(folder / NAME, error=GGUFError):
+        entries = sound_entries(folder).values()
+        parts = [entry for entry in entries if entry.get("takes") is not None]
+        return [file_of(folder, entry["files"][0]["name"]) for entry in parts]
+    return [file for file in sorted(folder.glob("*.gguf")) if is_projector(file)]
+
+
+def is_projector(file: Path) -> bool:
+    """Whether a GGUF is the vision or audio part of a model.
+
+    Raises:
+        GGUFError: its header is unsound.
+
+    """
+    return bool(read_header(file).metadata.get("general.type") == "mmproj")
 
 
 def _is_model(file: Path) -> bool:
