@@ -22,12 +22,15 @@ from tests.architectures.ggufs import (
 from tests.architectures.small import SMALL
 from tests.architectures.stored import STORED
 from tests.architectures.tree import lenient_tree
+from tests.build.builds import small_slabs
 from tests.parity.both_ways import NEED_IMATRIX, PLAIN_QUANTS, Source
 
 pytestmark = pytest.mark.native
 
 FOREIGN = tuple(n for n in SMALL if not is_known({"architectures": [SMALL[n].model]}))
 CONVERTED = tuple(name for name in STORED if STORED[name].refused is None)
+# Elements of a slab: some rows of a matrix, so that what is computed is computed in parts.
+SLAB = 5000
 BLOCKS = {"MXFP4", "NVFP4"}
 # Forms that config.json does not name, whose numbers bf16 does not hold either.
 ROUNDED = {"bitnet"}
@@ -61,7 +64,8 @@ def test_every_architecture(
     gguf = small_ggufs(tmp_path_factory, FOREIGN)[name]
     checkpoint = describe(small_checkpoints(tmp_path_factory, FOREIGN)[name], name, tree)
     try:
-        Source(checkpoint, gguf, mended(checkpoint)).compare(quants_of(name, gguf), tmp_path)
+        with small_slabs(SLAB):
+            Source(checkpoint, gguf, mended(checkpoint)).compare(quants_of(name, gguf), tmp_path)
     finally:
         close(checkpoint)
 
@@ -103,7 +107,8 @@ def test_stored_forms(
             reference = stored_ggufs(tmp_path_factory, CONVERTED, "f32")[name]
         again = stored_blocks(reference)
         source = Source(checkpoint, reference, mended(checkpoint), requantize=again)
-        source.compare(["q4_k_m", "q8_0"], tmp_path)
+        with small_slabs(SLAB):
+            source.compare(["q4_k_m", "q8_0"], tmp_path)
     finally:
         close(checkpoint)
 
