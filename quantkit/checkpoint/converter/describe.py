@@ -32,6 +32,7 @@ from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.families.facts import facts_of
 from quantkit.families.model import Block, Model, Target
 
+_MOST_ASKED = 4096  # units in a question: a large model has hundreds of thousands
 _LAYER_PREFIX = "blk."
 _TOKENS = "tokenizer.ggml.tokens"
 # Tensors of a part that sees or hears, as published models name them.
@@ -241,17 +242,15 @@ class ConvertedRows:
             units: name, first row and number of rows of each.
 
         """
-        asked = [[self._numbers[name], row, rows] for name, row, rows in units]
-        answer, _ = self._ask({"ask": "needs", "units": asked}, self.read)
-        return [
-            tuple(
-                sorted(
-                    {self.range_of(*leaf) for leaf in leaves},
-                    key=lambda r: (str(r.file), r.start, r.stop),
-                )
-            )
-            for leaves in answer["needs"]
-        ]
+        asked = [(self._numbers[name], row, rows) for name, row, rows in units]
+        found: list[tuple[Range, ...]] = []
+        for start in range(0, len(asked), _MOST_ASKED):
+            request = {"ask": "needs", "units": asked[start : start + _MOST_ASKED]}
+            answer, _ = self._ask(request, self.read)
+            for leaves in answer["needs"]:
+                parts = {self.range_of(*leaf) for leaf in leaves}
+                found.append(tuple(sorted(parts, key=lambda r: (str(r.file), r.start, r.stop))))
+        return found
 
     def range_of(self, name: str, first: int, count: int) -> Range:
         """Where rows of a stored tensor lie, along its first axis."""
