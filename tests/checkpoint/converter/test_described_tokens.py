@@ -10,6 +10,7 @@ from quantkit.checkpoint.open import open_checkpoint
 from quantkit.cli.checks import expect_tokens_of
 from quantkit.verify.tokens import ExpectedTokens
 from tests.architectures.ggufs import make_checkpoints
+from tests.architectures.tokens import write_tokenizer
 from tests.checkpoint.converter.shared import one_converter
 
 pytestmark = pytest.mark.native
@@ -43,6 +44,23 @@ def test_tokens_are_those_of_the_checkpoints_own_tokenizer(tmp_path: Path) -> No
     assert not lacking.texts
     assert lacking.lacking is not None
     assert lacking.lacking.startswith(f"no library opens the tokenizer in {folders[LACKING]} (")
+
+
+def test_vocabulary_of_a_tokenizer_json_merges_in_its_order(tmp_path: Path) -> None:
+    """The converter gives all its pieces the same score."""
+    folder = make_checkpoints(["jamba"], tmp_path)["jamba"]
+    (folder / "tokenizer.model").unlink()
+    write_tokenizer(folder, "merges")
+
+    checkpoint = open_checkpoint(folder)
+
+    expected = expect_tokens_of(checkpoint)
+    assert expected is not None
+    assert expected.file == "tokenizer.json"
+    assert checkpoint.description is not None
+    assert "tokenizer.ggml.scores" in checkpoint.description.tokens.mended
+    assert any("same score" in remark for remark in checkpoint.remarks)
+    assert differing(checkpoint, expected, tmp_path / "jamba.gguf") == []
 
 
 def differing(checkpoint: Checkpoint, expected: ExpectedTokens, file: Path) -> list[str]:
