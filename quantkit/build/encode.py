@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from math import isfinite
+from math import isfinite, isinf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,7 @@ class Encoder:
                 ) from None
             return 0.0
         peak = largest_magnitude(raw, dtype)
-        if not isfinite(peak):
+        if not isfinite(peak) and not (target.is_limit and isinf(peak)):
             row, column = divmod(first_nonfinite(raw, dtype), target.columns)
             raise WeightsError(
                 f"{self._name(unit)} has a NaN or infinite weight (row {unit.row + row} of "

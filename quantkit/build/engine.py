@@ -338,6 +338,7 @@ class _Run:
             "kernel": [kernel.name, kernel.version],
             "unit": UNIT_ELEMENTS,
             **({"converter": description.version} if description else {}),
+            **({"part": "projector"} if self._work.is_projector else {}),
         }
 
     def _identify(self, layout: Layout) -> dict[str, Any]:
@@ -363,7 +364,7 @@ class _Run:
             self._work,
             self._artifacts,
             self._units,
-            Reading(self._stamps, done, dict(self._journal.hashed), self._ahead),
+            Reading(self._stamps, done, dict(self._journal.hashed), self._work.known, self._ahead),
             self._threads,
             self._slots,
             keep=self._keep,

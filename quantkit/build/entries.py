@@ -4,7 +4,7 @@ An entry that is not of this form describes nothing; its neighbours stand for th
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -37,6 +37,8 @@ class _Source(msgspec.Struct, frozen=True):
     settings: list[_SourceFile] = []
     name: str = ""
     family: str = ""
+    described_by: str = ""
+    mtp: bool | None = None
     repo_id: str | None = None
     commit: str | None = None
     path: str | None = None
@@ -93,6 +95,7 @@ class _Entry(msgspec.Struct, frozen=True):
     calibration: _Calibration | None = None
     published: str | None = None
     remarks: list[str] = []
+    takes: list[Literal["vision", "audio"]] | None = None  # of a projector, which is no model
     tools: dict[str, str] = {}
     quantization_config: dict[str, Any] = {}
 

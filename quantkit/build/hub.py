@@ -110,9 +110,8 @@ class HubReader:
             return _File(path, size, units, True, path, size)
         if self._kept is not None:
             return _File(path, size, units, True, *self._kept.begun(path.name))
-        whole = path.name not in self._reading.hashed and not any(
-            unit in self._reading.done for unit in units
-        )
+        is_known = path.name in self._reading.hashed or path.name in self._reading.known
+        whole = not is_known and not any(unit in self._reading.done for unit in units)
         return _File(path, size, units, whole)
 
     def _ranges(self, file: _File) -> Iterator[Range]:
@@ -141,8 +140,9 @@ class HubReader:
                 continue
             is_done = unit in self._reading.done
             yield unit, np.empty(0, np.uint8) if is_done else self._ahead.take(unit.n_bytes)
-        if file.path.name in self._reading.hashed:  # by the run that read it as a whole
-            self.sha256[file.path] = self._reading.hashed[file.path.name]
+        known = {**self._reading.known, **self._reading.hashed}  # by those who read it as a whole
+        if (sha256 := known.get(file.path.name)) is not None:
+            self.sha256[file.path] = sha256
 
     def _read_whole(self, file: _File) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
         with ExitStack() as stack:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from quantkit.build.output import PARTIAL
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.names import INDEX, LICENSES, PICKLE_INDEX
+from quantkit.checkpoint.folder import is_foreign
+from quantkit.checkpoint.names import INDEX, LICENSES, PICKLE_INDEX, files_for_converters
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import CheckpointError, NoSpaceError, OutputError
@@ -45,7 +46,9 @@ class Kept:
         names = [] if is_gguf else [source / name for name in (*_BESIDE, *LICENSES)]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for file in names if is_gguf else (*names, *tokenizer_files(source)):
+            if is_foreign(self._checkpoint):
+                names += files_for_converters(source)
+            for file in dict.fromkeys(names if is_gguf else (*names, *tokenizer_files(source))):
                 if has_file(file, error=CheckpointError):
                     self._put(file, self.folder / file.relative_to(source))
         except OSError as error:

@@ -12,7 +12,8 @@ from quantkit.build.entries import fault_of
 from quantkit.build.output import Layout
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
-from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint, Description
+from quantkit.checkpoint.names import files_for_converters
 from quantkit.checkpoint.remote import RemoteRepo
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.documents import parse_object
@@ -22,6 +23,7 @@ from quantkit.core.names import resolve
 from quantkit.core.writing import replace_file
 from quantkit.encodings.kernel import IMPROVED
 from quantkit.formats.folder import FolderLayout
+from quantkit.formats.gguf.layout import Layout as GGUFLayout
 
 NAME = "quantkit.json"
 _VERSION = 1
@@ -97,6 +99,7 @@ def describe_artifact(
             **_describe_repo(checkpoint.repo),
             **_describe_place(checkpoint),
             "family": work.model.family,
+            **_describe_description(checkpoint.description),
             "weights": [_describe_weights(checkpoint, file, sources) for file in checkpoint.files],
             "settings": [_describe_file(file) for file in _settings(checkpoint)],
         },
@@ -108,8 +111,13 @@ def describe_artifact(
         },
         "imatrix": _describe_imatrix(work),
         "remarks": [*work.checkpoint.remarks, *layout.remarks],
-        **(layout.record if isinstance(layout, FolderLayout) else {}),
+        **(layout.record if isinstance(layout, FolderLayout) else _describe_part(layout)),
     }
+
+
+def _describe_part(layout: GGUFLayout) -> dict[str, list[str]]:
+    """What a model's vision or audio part takes; nothing of a model."""
+    return {} if layout.takes is None else {"takes": list(layout.takes)}
 
 
 def _search(work: Work, layout: Layout) -> str:
@@ -129,10 +137,18 @@ def _settings(checkpoint: Checkpoint) -> list[Path]:
     if checkpoint.header is not None:
         return []
     folder = checkpoint.path
-    own = (folder / "config.json", folder / "generation_config.json", folder / "README.md")
-    return [
-        file for file in (*own, *tokenizer_files(folder)) if has_file(file, error=CheckpointError)
-    ]
+    own = [folder / "config.json", folder / "generation_config.json", folder / "README.md"]
+    others = files_for_converters(folder) if checkpoint.description is not None else []
+    files = dict.fromkeys((*own, *tokenizer_files(folder), *others))
+    return [file for file in files if has_file(file, error=CheckpointError)]
+
+
+def _describe_description(description: Description | None) -> dict[str, Any]:
+    """Which converter said what the tensors are, where that was not a family of ours."""
+    if description is None:
+        return {}
+    mtp = {} if description.mtp is None else {"mtp": description.mtp}
+    return {"described_by": description.version, **mtp}
 
 
 def _describe_repo(repo: RemoteRepo | None) -> dict[str, str]:
@@ -238,8 +254,11 @@ def is_planned(folder: Path, layout: Layout) -> bool:
 
 
 def _is_source(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's weights are those that an entry describes."""
+    """Whether a checkpoint's weights are those that an entry describes, as it describes them."""
     repo, weights = checkpoint.repo, entry["weights"]
+    describer = _describe_description(checkpoint.description).get("described_by")
+    if entry.get("described_by") != describer:
+        return False
     if repo is not None and all(
         entry.get(key) == value for key, value in _describe_repo(repo).items()
     ):

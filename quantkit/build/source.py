@@ -135,12 +135,14 @@ class Reading:
 
     ``files`` are the weight files with their stamps; ``done`` the units that an earlier run
     finished, whose bytes nobody needs; ``hashed`` the sha256 of files, by name, that it read as a
-    whole; ``ahead`` how many bytes the reader may hold before they are asked for.
+    whole; ``known`` those that need not be read as a whole at all (see `work.Work`); ``ahead`` how
+    many bytes the reader may hold before they are asked for.
     """
 
     files: Mapping[Path, Stamp]
     done: Container[Unit] = ()
     hashed: Mapping[str, str] = field(default_factory=dict)
+    known: Mapping[str, str | None] = field(default_factory=dict)
     ahead: int = 0
 
 
@@ -164,13 +166,14 @@ class SourceReader:
 
     What lies between the units (headers, tensors that no target uses) is read for the hash alone,
     or held for units that are computed of it. Bytes that several tensors share, as tied ones do,
-    are read for each and hashed once. A file that does not bear its stamp when it has been read
-    raises ``CheckpointError``.
+    are read for each and hashed once. Of a file whose sha256 is known only units are read that are
+    not done. One that does not bear its stamp when it has been read raises ``CheckpointError``.
     """
 
     def __init__(self, reading: Reading, description: Description | None = None) -> None:
         self._files = reading.files
         self._done = reading.done
+        self._known = reading.known
         self._description = description
         self._held = Held()
         self._open: int | None = None
@@ -186,11 +189,17 @@ class SourceReader:
         """Each unit with its bytes. ``units`` must be in the order ``cut_units`` gives."""
         listed = list(units)
         by_file = group_by_file(listed)
-        self._held = Held(unit for unit in listed if unit not in self._done)
+        passed = [file for file in self._files if file.name not in self._known]
+        self._held = Held((unit for unit in listed if unit not in self._done), files=passed)
         for unit in by_file.pop(None, ()):
             yield unit, np.empty(0, np.uint8)
         for file in self._files:
-            yield from self._read_file(file, by_file.get(file, ()))
+            mine = by_file.get(file, ())
+            yield from (
+                self._read_parts(file, mine)
+                if file.name in self._known
+                else self._read_file(file, mine)
+            )
 
     def _read_file(
         self, path: Path, units: Iterable[Unit]
@@ -219,6 +228,26 @@ class SourceReader:
         if stamp(path) != self._files[path]:
             raise CheckpointError(f"{path} changed while it was read; run the same command again.")
         self.sha256[path] = digest.hexdigest()
+
+    def _read_parts(
+        self, path: Path, units: Iterable[Unit]
+    ) -> Iterator[tuple[Unit, NDArray[np.uint8]]]:
+        """Units of a file, and nothing else of it."""
+        with open_file(path, error=CheckpointError) as file:
+            self._open = fd = os.dup(file.fileno())
+        for unit in units:
+            if unit in self._done:
+                yield unit, np.empty(0, np.uint8)
+            elif is_computed(unit, self._description):
+                yield unit, self._compute(unit)
+            else:
+                yield unit, read_exactly(fd, unit.n_bytes, unit.offset, path)
+        os.close(fd)
+        self._open = None
+        if stamp(path) != self._files[path]:
+            raise CheckpointError(f"{path} changed while it was read; run the same command again.")
+        if (sha256 := self._known[path.name]) is not None:
+            self.sha256[path] = sha256
 
     def _compute(self, unit: Unit) -> NDArray[np.uint8]:
         assert self._description is not None  # noqa: S101 - there are computed tensors

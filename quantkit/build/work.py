@@ -1,7 +1,7 @@
 """From a checkpoint folder and a wish to the work that the engine does."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantkit.build.hub import HubReader
@@ -36,7 +36,9 @@ class Work:
     """What to build: one checkpoint, the layouts of its artifacts, and the way to encode.
 
     ``read_ahead`` is the most bytes that its reader likes to hold before they are needed, ``kept``
-    the folder that a checkpoint from the Hub is stored in meanwhile.
+    the folder that a checkpoint from the Hub is stored in meanwhile. ``known`` has the weight files
+    of which only what is needed has to be read, by name, because another build read them as a
+    whole: the sha256 that it found, or none where it did not.
     """
 
     checkpoint: Checkpoint
@@ -48,11 +50,20 @@ class Work:
     open_weights: Callable[[Reading], WeightReader] = SourceReader
     read_ahead: int = 0
     kept: Kept | None = None
+    known: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all artifacts."""
         return sum(layout.n_bytes for layout in self.layouts)
+
+    @property
+    def is_projector(self) -> bool:
+        """Whether it is the vision or audio part of a model, and not the model."""
+        return any(
+            not isinstance(layout, FolderLayout) and layout.takes is not None
+            for layout in self.layouts
+        )
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -144,8 +155,14 @@ def prepare(
         tuple(layouts),
         encoder,
         imatrix,
-        _reader_of(checkpoint),
     )
+    return with_reader(work, kept)
+
+
+def with_reader(work: Work, kept: Kept | None = None) -> Work:
+    """The same work with what reads its checkpoint, which is stored meanwhile if it is ``kept``."""
+    checkpoint = work.checkpoint
+    work = replace(work, open_weights=_reader_of(checkpoint))
     repo, description = checkpoint.repo, checkpoint.description
     if repo is None or (checkpoint.read_rows is not None and description is None):
         return work

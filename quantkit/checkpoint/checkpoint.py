@@ -1,6 +1,6 @@
 """A source model as quantkit sees it: names, shapes, dtypes and rows, whatever it is stored as."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -72,8 +72,10 @@ class Description:
 
     ``header`` is that of the GGUF that it would write, ``targets`` are its tensors and where their
     rows come from, ``version`` says which converter it was. ``computed`` are tensors that lie in no
-    file, whose rows come from ``rows``. ``n_read`` bytes of weights were looked at. ``tokens``
+    file, whose rows come from ``rows``. ``n_read`` bytes of weights were looked at. ``stored`` are
+    all tensors as they lie in the files. ``mtp`` is what the user wished (see ``Wish``). ``tokens``
     says what of its vocabulary was mended.
+    ``has_projector``: the converter knows a vision or audio part of such a model.
     """
 
     header: Header
@@ -82,7 +84,10 @@ class Description:
     computed: frozenset[str]
     rows: ComputedRows
     n_read: int
+    stored: Mapping[str, SourceTensor]
+    mtp: bool | None
     tokens: Tokens = Tokens()
+    has_projector: bool = False
 
 
 @dataclass(frozen=True, slots=True)

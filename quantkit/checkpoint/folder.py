@@ -72,8 +72,11 @@ def read_weights(files: Iterable[Path]) -> Iterable[dict[str, SourceTensor]]:
     )
 
 
-def is_quantized(path: Path) -> bool:
-    """Whether the weights in a folder are quantized, and not only its config.json says so.
+def is_artifact(path: Path) -> bool:
+    """Whether a folder is for transformers to run, and no source: its weights are quantized.
+
+    What llama.cpp's converter reads is a source, but for the GPTQ of a family of ours, which
+    quantkit itself writes.
 
     Raises:
         CheckpointError: the folder, its config.json or its index cannot be read.
@@ -86,11 +89,12 @@ def is_quantized(path: Path) -> bool:
     config = read_json(path / "config.json")
     if not config.get("quantization_config"):
         return False
+    is_source = _MODELOPT in names or _method_of(config) in _CONVERTED
+    if not is_known(config) or (is_source and _method_of(config) != "gptq"):
+        return False
     if not weight_files(names):
         return True
-    return _is_rounded(config) or bool(
-        _quantized_tensor(_read_tensors(path, config, names).tensors)
-    )
+    return bool(_quantized_tensor(_read_tensors(path, config, names).tensors))
 
 
 def open_quantized(path: Path) -> Checkpoint:
@@ -134,7 +138,7 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
         return _read_tensors(path, config, names, read_headers)
     if _MODELOPT in names or _method_of(config) in _CONVERTED:
         stored = _read_tensors(path, config, names, read_headers)
-        if _is_rounded(config) or _quantized_tensor(stored.tensors):
+        if _quantized_tensor(stored.tensors):
             return stored
     evidence = f"quant_method {_method(config)} in its config.json" if quantization else ""
     if quantization and _is_rounded(config):
@@ -163,11 +167,12 @@ def is_foreign(checkpoint: Checkpoint) -> bool:
     That is one of no family of ours, or whose weights are stored in a form that the converter
     reads.
     """
+    if checkpoint.description is not None:
+        return True
     if not isinstance(checkpoint.config.get("architectures"), list):
         return False
     kinds = {tensor.dtype for tensor in checkpoint.tensors.values()}
-    is_quantized = bool(kinds.difference(FLOAT_BYTES)) or _is_rounded(checkpoint.config)
-    return not is_known(checkpoint.config) or is_quantized
+    return not is_known(checkpoint.config) or bool(kinds.difference(FLOAT_BYTES))
 
 
 def _read_tensors(

@@ -18,7 +18,9 @@ def with_rows(checkpoint: Checkpoint) -> Checkpoint:
 
     """
     repo = checkpoint.repo
-    if repo is None or all(file.is_file() for file in checkpoint.files):
+    if repo is None or (checkpoint.description is not None and checkpoint.read_rows is not None):
+        return checkpoint  # of what is computed, the rows know where the files are
+    if all(file.is_file() for file in checkpoint.files):
         return checkpoint
 
     def read_rows(name: str, first: int, count: int) -> NDArray[np.uint8]:

@@ -67,6 +67,12 @@ def is_for_converters(name: str) -> bool:
     return path.suffix in _FOR_CONVERTERS and len(path.parts) <= 2 and name[0] != "."
 
 
+def files_for_converters(folder: Path) -> list[Path]:
+    """The files of a folder, and of those in it, that `is_for_converters` names, sorted."""
+    found = (*folder.glob("*"), *folder.glob("*/*"))
+    return sorted(f for f in found if is_for_converters(str(f.relative_to(folder))) and f.is_file())
+
+
 def raw_weight_files(names: Iterable[str]) -> list[str]:
     """The weight files of a raw Mistral release among names; safetensors where it has both."""
     found = [name for name in names if _RAW_WEIGHTS.fullmatch(name)]

@@ -19,15 +19,28 @@ _WISH = Wish()
 
 
 def open_source(name: str, wish: Wish = _WISH) -> Path | Checkpoint:
-    """The path of that name, or else what the Hub has under it, whose headers are read now.
+    """The path of that name, or else what the Hub has under it, opened as a folder is.
 
     Args:
         name: a path, or a name on the Hub.
         wish: how llama.cpp's converter is asked, where it is.
 
     Raises:
-        CheckpointError: the Hub has no such checkpoint, or cannot be reached.
+        CheckpointError, GGUFError, SafetensorsError: as `find_source` does.
         ConverterError: as `open_checkpoint` does.
+
+    """
+    source = find_source(name)
+    return source if isinstance(source, Path) else _described(source, wish)
+
+
+def find_source(name: str) -> Path | Checkpoint:
+    """The path of that name, or else what the Hub has under it, whose headers are read now.
+
+    It is as it is stored: what no family of ours describes is not described yet.
+
+    Raises:
+        CheckpointError: the Hub has no such checkpoint, or cannot be reached.
         GGUFError, SafetensorsError: a file of it breaks its format's rules.
 
     """
@@ -43,7 +56,7 @@ def open_source(name: str, wish: Wish = _WISH) -> Path | Checkpoint:
         return Path(name)
     if hub.file is not None:
         return open_hub_gguf(hub.repo_id, hub.file, hub.revision)
-    return _described(open_hub_checkpoint(hub.repo_id, hub.revision), wish)
+    return open_hub_checkpoint(hub.repo_id, hub.revision)
 
 
 def open_checkpoint(path: Path, wish: Wish = _WISH) -> Checkpoint:
@@ -58,35 +71,54 @@ def open_checkpoint(path: Path, wish: Wish = _WISH) -> Checkpoint:
         ConverterError: the converter is needed and cannot be had, or does not describe it.
 
     """
+    return _described(_open_stored(path), wish)
+
+
+def _open_stored(path: Path) -> Checkpoint:
+    """The same, without asking the converter."""
     if is_gguf_file(path):
         return open_gguf(path)
     names = list_folder(path)
-    if is_raw_release(names):
-        return open_raw_mistral(path)
-    return _described(open_folder(path, names), wish)
+    return open_raw_mistral(path) if is_raw_release(names) else open_folder(path, names)
 
 
 def open_once(source: Path | Checkpoint, wish: Wish) -> Path | Checkpoint:
-    """The checkpoint in a folder, for those who need it several times; anything else as it is.
+    """The checkpoint in a folder or on the Hub, for those who need it several times; or a GGUF.
+
+    Args:
+        source: as `find_source` gives it.
+        wish: how llama.cpp's converter is asked, where it is.
 
     Raises:
         CheckpointError, SafetensorsError, GGUFError, ConverterError: as `open_checkpoint` does.
 
     """
-    if isinstance(source, Checkpoint) or is_gguf_file(source):
-        return source
-    checkpoint = open_checkpoint(source, wish)
-    if checkpoint.description is None and (wish.tree is not None or wish.mtp is not None):
+    if isinstance(source, Path) and not is_gguf_file(source):
+        source = open_checkpoint(source, wish)
+    elif isinstance(source, Checkpoint):
+        source = _described(source, wish)
+    if not isinstance(source, Checkpoint) or source.description is None:
+        refuse_idle(wish, str(source if isinstance(source, Path) else source.repo or source.path))
+    return source
+
+
+def refuse_idle(wish: Wish, name: str) -> None:
+    """Refuse what only the converter does, for something that it does not describe.
+
+    Raises:
+        CheckpointError: such a thing is asked for.
+
+    """
+    if wish.is_for_converter:
         raise CheckpointError(
             "--llama-cpp, --mtp and --no-mtp are for checkpoints that llama.cpp's converter "
-            f"describes, and {source} is of a family that quantkit reads itself; leave them out."
+            f"describes, and {name} is none: quantkit reads it itself; leave them out."
         )
-    return checkpoint
 
 
 def _described(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
     """A checkpoint with what its tensors are in a GGUF, where only the converter can tell."""
-    if not is_foreign(checkpoint):
+    if checkpoint.description is not None or not is_foreign(checkpoint):
         return checkpoint
     return describe_by_converter(checkpoint, wish)
 
@@ -107,8 +139,12 @@ def open_model(checkpoint: Checkpoint) -> Model:
     return open_decoder(checkpoint)
 
 
-def open_decoder(checkpoint: Checkpoint) -> Decoder:
+def open_decoder(checkpoint: Checkpoint, fix: str = "GGUFs can be made of it") -> Decoder:
     """The model of a checkpoint whose layers quantkit itself can compute.
+
+    Args:
+        checkpoint: which need not be described.
+        fix: what to do with one whose layers it cannot compute; it ends the sentence.
 
     Raises:
         CheckpointError, UnknownArchitectureError: as `open_model` does, or it is a GGUF.
@@ -119,10 +155,10 @@ def open_decoder(checkpoint: Checkpoint) -> Decoder:
             f"{checkpoint.path} is a GGUF, of which only other GGUFs can be made; give the "
             "checkpoint that it was converted from."
         )
-    if checkpoint.description is not None:
+    if is_foreign(checkpoint):
         raise CheckpointError(
-            f"{checkpoint.path} is {_kind(checkpoint)}, whose layers quantkit does not compute; "
-            "GGUFs can be made of it."
+            f"{checkpoint.repo or checkpoint.path} is {_kind(checkpoint)}, and quantkit computes "
+            f"no layers of such a model yet; {fix}."
         )
     model = describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
@@ -147,6 +183,22 @@ def require_checkpoint(source: Path | Checkpoint, fix: str) -> None:
     is_gguf = source.header is not None if isinstance(source, Checkpoint) else is_gguf_file(path)
     if is_gguf:
         raise CheckpointError(f"{path} is a GGUF, and quantkit computes no layers of one; {fix}.")
+
+
+def require_layers(source: Path | Checkpoint, fix: str) -> tuple[Checkpoint, Decoder]:
+    """A checkpoint whose layers quantkit itself can compute; llama.cpp's converter is not asked.
+
+    Args:
+        source: a folder, or what is opened of one.
+        fix: what to do where it cannot; it ends the sentence.
+
+    Raises:
+        CheckpointError, UnknownArchitectureError: as `open_decoder` does.
+        SafetensorsError: a file of it breaks its format's rules.
+
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else _open_stored(source)
+    return checkpoint, open_decoder(checkpoint, fix)
 
 
 def is_gguf_file(path: Path) -> bool:

@@ -33,7 +33,8 @@ class RemoteRepo:
 
     ``sizes`` has the bytes of each of its files, ``hashes`` the sha256 of those that the Hub keeps
     in its large file storage, as all weights are. ``etags`` is what the server has called files
-    since this was made: a file that gets another ETag has changed.
+    since this was made: a file that gets another ETag has changed. ``answers`` counts the bytes of
+    each file or range that came over the network, as far as they are known.
     """
 
     repo_id: str
@@ -42,9 +43,15 @@ class RemoteRepo:
     hashes: dict[str, str] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict, compare=False)
     folder: str = ""
+    answers: list[int] = field(default_factory=list, compare=False)
 
     def __str__(self) -> str:
         return f"{self.repo_id} at {self.commit[:12]}"
+
+    @property
+    def n_fetched(self) -> int:
+        """Bytes of its files that came over the network since this was made."""
+        return sum(self.answers)
 
     def within(self, folder: str) -> "RemoteRepo":
         """A folder of the repository, whose files are named as they are in it."""
@@ -57,7 +64,13 @@ class RemoteRepo:
             }
 
         return RemoteRepo(
-            self.repo_id, self.commit, inside(self.sizes), inside(self.hashes), {}, folder
+            self.repo_id,
+            self.commit,
+            inside(self.sizes),
+            inside(self.hashes),
+            {},
+            folder,
+            self.answers,
         )
 
 
@@ -100,14 +113,15 @@ def download(repo: RemoteRepo, name: str) -> Path:
         CheckpointError: it cannot be downloaded.
 
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    wanted = repo.repo_id, repo.folder + name
     with explained(repo.repo_id, repo.commit):
-        return Path(
-            _persistently(
-                partial(hf_hub_download, repo.repo_id, repo.folder + name, revision=repo.commit)
-            )
-        )
+        is_here = isinstance(try_to_load_from_cache(*wanted, revision=repo.commit), str)
+        path = Path(_persistently(partial(hf_hub_download, *wanted, revision=repo.commit)))
+    if not is_here:
+        repo.answers.append(path.stat().st_size)
+    return path
 
 
 def _persistently(request: Callable[[], Any]) -> Any:
@@ -168,6 +182,7 @@ def fetch_range(
         with explained(repo.repo_id, repo.commit):
             n_bytes, wait = _receive(repo, name, start + at, end, got, at, pause, is_last=is_last)
         at += n_bytes
+        repo.answers.append(n_bytes)
         failures = 0 if n_bytes >= _PROGRESS else failures + 1
         if start + at >= end:
             break

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from quantkit.cli.calibrate import ChunksOption, ContextOption, Device, DeviceOption, TextOption
 from quantkit.cli.calibrated import (
+    UNCOMPUTED,
     GptqWish,
     OnText,
     Text,
@@ -18,14 +19,20 @@ from quantkit.cli.calibrated import (
     plan_gptq_quants,
     plan_on_text,
 )
-from quantkit.cli.checks import check_artifact, expect_tokens_of, has_several_tokenizers
+from quantkit.cli.checks import (
+    check_artifact,
+    check_projector,
+    expect_tokens_of,
+    has_several_tokenizers,
+)
 from quantkit.cli.cluster import join_cluster
+from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import show_plan
 from quantkit.cli.publication import Publication, plan_publication
-from quantkit.core.errors import PlanError, SmokeError
+from quantkit.core.errors import ConverterError, PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -34,15 +41,9 @@ if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
+    from quantkit.formats.gguf.layout import Layout as GGUFLayout
 
 
-LlamaCppOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Your own llama.cpp, whose converter knows what the pinned one does not.",
-    ),
-]
 VerifyOption = Annotated[
     bool, typer.Option("--verify", help="Compare the sha256 of what is there already.")
 ]
@@ -53,6 +54,15 @@ class KernelName(StrEnum):
 
     FAST = "fast"
     GGML = "ggml"
+
+
+class ProjectorType(StrEnum):
+    """The names of ``build.projector.KINDS``, and none."""
+
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+    NONE = "none"
 
 
 class SearchName(StrEnum):
@@ -148,11 +158,11 @@ def build(
         bool,
         typer.Option("--allow-requantize", help="Take a GGUF whose weights are quantized."),
     ] = False,
-    mtp: Annotated[
-        bool | None,
+    mtp: MtpOption = None,
+    mmproj: Annotated[
+        ProjectorType | None,
         typer.Option(
-            "--mtp/--no-mtp",
-            help="Layers that predict further tokens  [default: as llama.cpp's converter does]",
+            help="Type of the vision or audio part, a file of its own  [default: f16]",
         ),
     ] = None,
     llama_cpp: LlamaCppOption = None,
@@ -207,7 +217,12 @@ def build(
     from quantkit.build.work import prepare
     from quantkit.checkpoint.converter.describe import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
-    from quantkit.checkpoint.open import open_once, open_source, require_checkpoint
+    from quantkit.checkpoint.open import (
+        find_source,
+        open_once,
+        require_checkpoint,
+        require_layers,
+    )
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import find_quants
@@ -242,7 +257,7 @@ def build(
     if out is not None and not dry_run:
         require_place(out)
     wish = Wish(llama_cpp, mtp=mtp, say=note)
-    source = open_source(checkpoint, wish)
+    source = find_source(checkpoint)
     if imatrix == AUTO and all(chosen.format == "gguf" for chosen in quants):
         require_checkpoint(
             source,
@@ -255,6 +270,8 @@ def build(
             "only other GGUFs can be made of it, so leave the other quants out, or give the "
             "checkpoint that it was converted from",
         )
+    if imatrix == AUTO or any(chosen.format != "gguf" for chosen in quants):
+        require_layers(source, UNCOMPUTED)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)
@@ -293,7 +310,11 @@ def build(
                 "--dry-run does not calibrate; make the importance matrix with quantkit calibrate "
                 "and give it with --imatrix."
             )
-        _show_plans(plan(source, matrix) if slabs else None, source, gptq, name, as_json)
+        work = plan(source, matrix) if slabs else None
+        part = None
+        if work is not None and only_gguf:
+            work, part = plan_projector(work, mmproj, name)
+        _show_plans(work, source, gptq, name, as_json, part)
         return
 
     def plan_text() -> OnText:
@@ -337,6 +358,9 @@ def build(
             return
         work = plan(source, matrix)
     assert work is not None  # noqa: S101 - there are slabs, for there is no GPTQ alone
+    part = None
+    if only_gguf:
+        work, part = plan_projector(work, mmproj, name)
     run_build(
         work,
         out or default_folder(work.base_name, only_gguf=only_gguf),
@@ -348,7 +372,36 @@ def build(
         others=artifacts,
         publication=publication,
         workers=workers,
+        projector=part,
     )
+
+
+def plan_projector(
+    work: "Work", kind: ProjectorType | None, name: str | None
+) -> "tuple[Work, Work | None]":
+    """The vision or audio part of a model, if it has one and it is wanted.
+
+    Returns:
+        the work on the model, which says what is missing in it, and that on its part.
+
+    Raises:
+        ConverterError: it is asked for, and cannot be described.
+        PlanError: it is asked for, and there is none.
+
+    """
+    from quantkit.build.projector import DEFAULT, prepare_projector
+
+    if kind is ProjectorType.NONE:
+        return work, None
+    found = prepare_projector(work, kind.value if kind else DEFAULT, name)
+    if kind is not None and found.missing:
+        raise ConverterError(f"{found.missing} Leave out --mmproj to build the rest.")
+    if kind is not None and found.work is None:
+        raise PlanError(
+            f"--mmproj {kind.value} is for models with a vision or audio part, and "
+            f"{work.checkpoint.path} has none; leave it out."
+        )
+    return work.remarking([found.missing] if found.missing else []), found.work
 
 
 def _show_plans(
@@ -357,13 +410,30 @@ def _show_plans(
     gptq: GptqWish,
     name: str | None,
     as_json: bool,
+    projector: "Work | None",
 ) -> None:
-    """What a dry run shows: of slabs, if there are any, and of GPTQ."""
+    """What a dry run shows: of slabs, if there are any, of GPTQ, and of a vision or audio part."""
     title, layouts = plan_gptq_quants(source, gptq, name) if gptq.quants else ("", [])
     for remark in work.remarks if work is not None else ():
         note(remark)
     planned = work.layouts if work is not None else ()
-    show_plan(title or (work.base_name if work else ""), (*planned, *layouts), as_json)
+    show_plan(
+        title or (work.base_name if work else ""),
+        (*planned, *layouts),
+        as_json,
+        layout_of(projector),
+    )
+
+
+def layout_of(projector: "Work | None") -> "GGUFLayout | None":
+    """The one layout of a projector."""
+    from quantkit.formats.gguf.layout import Layout as GGUFLayout
+
+    if projector is None:
+        return None
+    (layout,) = projector.layouts
+    assert isinstance(layout, GGUFLayout)  # noqa: S101 - there is no other
+    return layout
 
 
 def _refuse_early(
@@ -415,8 +485,11 @@ def run_build(
     others: "Sequence[Artifact]" = (),
     publication: Publication | None = None,
     workers: "Workers | None" = None,
+    projector: "Work | None" = None,
 ) -> None:
     """Build, smoke-test and show the artifacts, with others that were built already.
+
+    A model's vision or audio part comes last, in a pass over its own tensors.
 
     Raises:
         SmokeError: one of them does not run.
@@ -424,13 +497,27 @@ def run_build(
     """
     from quantkit.build import engine
     from quantkit.build.executor import ThisProcess
+    from quantkit.build.output import check_space
+    from quantkit.build.projector import knowing
+    from quantkit.formats.folder import FolderLayout
 
     origin = get_ready(work, folder, memory, smoke=smoke)
-    shipping = publication.begin(work) if publication else None
+    part = layout_of(projector)
+    if projector is not None:
+        needed = engine.look_ahead(projector, folder)
+        if workers is None and not (publication and publication.deletes):
+            needed += engine.look_ahead(work, folder)
+        check_space(folder, needed)
+    shipping = publication.begin(work, projector) if publication else None
     note(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
         f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
     )
+    if part is not None:
+        note(
+            f"{part.files[0].name}: its part for {' and '.join(part.takes or ('other input',))}, "
+            f"{format_size(part.n_bytes)}"
+        )
     tokens = None
     if smoke or has_several_tokenizers(work.checkpoint):
         tokens = expect_tokens_of(work.checkpoint)
@@ -449,6 +536,11 @@ def run_build(
     def check(path: Path) -> "Check":
         return check_artifact(path, threads, memory, tokens)
 
+    def check_part(path: Path) -> "Check":
+        assert part is not None  # noqa: S101 - it was built
+        model = next(x for x in work.layouts if not isinstance(x, FolderLayout))
+        return check_projector(path, threads, model, part.takes or ())
+
     try:
         artifacts = engine.build(
             work,
@@ -462,6 +554,20 @@ def run_build(
             workers=workers or ThisProcess(),
             hashed=hashed,
         )
+        if projector is not None and part is not None:
+            if work.checkpoint.description is not None:
+                work.checkpoint.description.rows.close()
+            artifacts += engine.build(
+                knowing(projector, [artifact.entry for artifact in artifacts]),
+                folder,
+                jobs=threads,
+                max_memory=memory,
+                check=check_part if smoke else None,
+                report=report,
+                say=note,
+                shipping=shipping,
+                hashed=hashed,
+            )
     finally:
         meter.close()
     _finish([*others, *artifacts], folder, as_json, publication)

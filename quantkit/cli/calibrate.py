@@ -95,7 +95,10 @@ def calibrate(
     require_checkpoint(
         checkpoint, "make its importance matrix with llama-imatrix, or give the checkpoint"
     )
-    source, model = open_noted(checkpoint)
+    source, model = open_noted(
+        checkpoint,
+        "build a bf16 GGUF of it and make the importance matrix with llama-imatrix, for --imatrix",
+    )
     refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, model.hparams.num_local_experts))
     if plot is not None:
         require_drawable(plot)
@@ -110,13 +113,14 @@ def calibrate(
     _show(result, min_tokens, as_json)
 
 
-def open_noted(source: "Path | Checkpoint") -> "tuple[Checkpoint, Decoder]":
-    """A checkpoint that holds what its config promises, and the model that it makes."""
-    from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.checkpoint.open import open_checkpoint, open_decoder
+def open_noted(source: "Path | Checkpoint", fix: str) -> "tuple[Checkpoint, Decoder]":
+    """A checkpoint that holds what its config promises, and the model that it makes.
 
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    model = open_decoder(checkpoint)
+    ``fix`` says what to do with a model whose layers quantkit does not compute.
+    """
+    from quantkit.checkpoint.open import require_layers
+
+    checkpoint, model = require_layers(source, fix)
     for remark in checkpoint.remarks:
         note(remark)
     return checkpoint, model

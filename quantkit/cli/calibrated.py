@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from quantkit.plan.quants import Quant
 
 
+UNCOMPUTED = (
+    "build GGUF quants of it, with an importance matrix that llama-imatrix makes of its bf16 GGUF "
+    "(--imatrix FILE)"
+)
+"""What to do instead with a model whose layers quantkit does not compute."""
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """What to run through the checkpoint, and where."""
@@ -186,7 +193,7 @@ def plan_on_text(
     from quantkit.calibrate.text import make_corpus
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    checkpoint, model = open_noted(source)
+    checkpoint, model = open_noted(source, UNCOMPUTED)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     corpus = make_corpus(checkpoint, text.files, text.chunks, text.context)
     settings = Settings(text.device.value)
@@ -239,7 +246,7 @@ def plan_gptq_quants(
     from quantkit.formats.gguf.metadata import describe_checkpoint
     from quantkit.formats.gptq.plan import lay_out_gptq
 
-    checkpoint, model = open_noted(source)
+    checkpoint, model = open_noted(source, UNCOMPUTED)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     layouts = [
         replace(

@@ -7,8 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from quantkit.build.engine import Check
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
+    from quantkit.formats.gguf.layout import Layout
     from quantkit.verify.tokens import ExpectedTokens
 
 # What an artifact that is no GGUF is exported to for its smoke test.
@@ -96,6 +99,16 @@ def check_artifact(
     if path.is_dir():
         return _check_folder(path, threads, memory, tokens)
     return _check_gguf(path, threads, tokens)
+
+
+def check_projector(path: Path, threads: int, model: "Layout", takes: "Sequence[str]") -> "Check":
+    """Load a projector in llama.cpp, with the header of a model that it is for."""
+    from quantkit.build.engine import Check
+    from quantkit.verify.projector import Hollow, smoke_projector
+
+    hollow = [Hollow(file.name, file.header, file.n_bytes) for file in model.files]
+    result = smoke_projector(path, hollow, takes=takes, threads=threads)
+    return Check(result.ok, result.verdict, asdict(result))
 
 
 def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens | None") -> "Check":

@@ -76,7 +76,7 @@ def densify(
     refuse_idle(command, DENSIFY, wish)
     require_free(out)
     memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None
-    source, model = open_source(checkpoint)
+    source, model = open_source(checkpoint, "quantkit densify takes Mixtrals")
     require_experts(source, model)
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
 
@@ -162,14 +162,17 @@ def _on_text(
         yield made, how
 
 
-def open_source(name: str) -> "tuple[Checkpoint, Decoder]":
-    """A checkpoint in a folder or on the Hub, and the model that it makes."""
+def open_source(name: str, fix: str) -> "tuple[Checkpoint, Decoder]":
+    """A checkpoint in a folder or on the Hub, and the model that it makes.
+
+    ``fix`` says what to do with a model whose layers quantkit does not compute.
+    """
     from quantkit.checkpoint.hub_rows import with_rows
-    from quantkit.checkpoint.open import open_source as find_source
+    from quantkit.checkpoint.open import find_source
     from quantkit.cli.calibrate import open_noted
 
     source = find_source(name)
-    return open_noted(source if isinstance(source, Path) else with_rows(source))
+    return open_noted(source if isinstance(source, Path) else with_rows(source), fix)
 
 
 def _parse_weights(text: str) -> list[float]:

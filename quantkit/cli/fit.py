@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.needs import FIT, FitWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.core.errors import QuantkitError
@@ -86,12 +87,15 @@ def fit(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw memory per quant.")
     ] = None,
+    mtp: MtpOption = None,
+    llama_cpp: LlamaCppOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell which quant of a model runs on a machine, how, and with how much to spare.
 
     Only headers are read. Without --gpu, --ram and --hardware, the machine is this one.
     """
+    from quantkit.checkpoint.converter.describe import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.fit.documented import check_claims
     from quantkit.fit.probe import Settings, check_settings, probe
@@ -119,8 +123,11 @@ def fit(
         gguf or None,
         parse_size(shard_size) if shard_size else None,
         load_imatrix(imatrix) if imatrix else None,
+        Wish(llama_cpp, mtp=mtp, say=note),
     )
     subject = open_subject(model, wishes)
+    if subject.n_fetched:
+        note(f"Fetched {format_size(subject.n_fetched)} of {subject.title}'s files.")
     refuse_idle(command, FIT, FitWish(subject.is_as_it_is, formats))
     tokens = context or min(_USUAL_CONTEXT, subject.shape.n_ctx_train)
     settings = Settings(tokens, parallel, kv_type.value, flash_attn)

@@ -51,7 +51,7 @@ def import_(
         )
     require_free(out)
     memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None
-    checkpoint, model = open_noted(raw)
+    checkpoint, model = open_noted(raw, "give raw Mistral weights")
     if checkpoint.read_rows is None:
         raise CheckpointError(f"{raw} is a Hugging Face checkpoint already; use it as it is.")
     write(checkpoint, model, out, {"import": 1}, None, most_bytes, jobs, memory, as_json)

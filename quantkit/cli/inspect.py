@@ -1,20 +1,29 @@
 """``quantkit inspect``: what a checkpoint, a quantized folder or a GGUF holds."""
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.output import JsonOption, emit_json, escape, note, show_table
+from quantkit.core.tensors import SourceTensor
 from quantkit.core.units import format_count, format_size
 
 if TYPE_CHECKING:
-    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.checkpoint import Checkpoint, Description
+    from quantkit.families.model import Target
 
 _LONGEST_VALUE = 100
+_SUMMARY = (
+    *("path", "kind", "family", "takes", "described_by"),
+    *("parameters", "bytes", "bits_per_weight", "files"),
+)
+_TAKES = {"vision": "clip.has_vision_encoder", "audio": "clip.has_audio_encoder"}
 
 
 def inspect(
@@ -26,24 +35,30 @@ def inspect(
             "HUB_ID[/FILE.gguf][@REVISION].",
         ),
     ],
+    mtp: MtpOption = None,
+    llama_cpp: LlamaCppOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
-    from quantkit.checkpoint.folder import is_quantized
-    from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_source
+    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.folder import is_artifact
+    from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_source, refuse_idle
     from quantkit.verify.subjects import holds_artifacts
 
-    path = open_source(place)
+    wish = Wish(llama_cpp, mtp=mtp, say=note)
+    path = open_source(place, wish)
     if not isinstance(path, Path):
         facts = _checkpoint(path, place) if path.header is None else _split_gguf(path, place)
     elif path.is_file():
         facts = _gguf(path)
     elif path.is_dir() and not holds_weights(path) and holds_artifacts(path):
         facts = _artifacts(path)
-    elif path.is_dir() and is_quantized(path):
+    elif path.is_dir() and is_artifact(path):
         facts = _quantized(path)
     else:
-        facts = _checkpoint(open_checkpoint(path), place)
+        facts = _checkpoint(open_checkpoint(path, wish), place)
+    if "described_by" not in facts:
+        refuse_idle(wish, place)
     if as_json:
         emit_json(facts)
         return
@@ -51,7 +66,7 @@ def inspect(
         _show_artifacts(facts)
         return
     summary = Table(show_header=False, box=None)
-    for key in ("path", "kind", "family", "parameters", "bytes", "bits_per_weight", "files"):
+    for key in _SUMMARY:
         if key in facts:
             summary.add_row(key.replace("_", " "), escape(_for_people(key, facts[key])))
     show_table(summary)
@@ -101,10 +116,12 @@ def _gguf_facts(
     place: str, metadata: dict[str, Any], tensors: list[tuple[str, str, int, int]], size: int
 ) -> dict[str, Any]:
     elements, n_bytes = sum(t[2] for t in tensors), sum(t[3] for t in tensors)
+    takes = [part for part, key in _TAKES.items() if metadata.get(key)]
     return {
         "path": place,
         "kind": "GGUF",
         "family": metadata.get("general.architecture"),
+        **({"takes": takes} if metadata.get("general.type") == "mmproj" else {}),
         "parameters": elements,
         "bytes": size,
         "bits_per_weight": 8 * n_bytes / elements if elements else 0.0,
@@ -115,10 +132,10 @@ def _gguf_facts(
 
 def _artifacts(folder: Path) -> dict[str, Any]:
     """What a build left, artifact by artifact."""
-    from quantkit.verify.subjects import artifacts_in
+    from quantkit.verify.subjects import artifacts_in, projectors_in
 
     found = []
-    for path in artifacts_in(folder):
+    for path in (*artifacts_in(folder), *projectors_in(folder)):
         facts = _quantized(path) if path.is_dir() else _gguf(path)
         del facts["metadata"], facts["tensors"]
         found.append({"name": path.name, **facts})
@@ -150,14 +167,20 @@ def _checkpoint(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
         note(remark)
     model = open_model(checkpoint)
     roles = {block.source: t.role for t in reversed(model.targets) for block in t.blocks}
+    stored: Mapping[str, SourceTensor] = checkpoint.tensors
+    described: dict[str, str] = {}
+    if checkpoint.description is not None:
+        stored = checkpoint.description.stored
+        roles |= _roles_in_computed(checkpoint.description)
+        described = {"described_by": checkpoint.description.version}
     tensors = [
-        (roles.get(s.name, "unused"), s.dtype, s.n_elements, s.n_bytes)
-        for s in checkpoint.tensors.values()
+        (roles.get(s.name, "unused"), s.dtype, s.n_elements, s.n_bytes) for s in stored.values()
     ]
     return {
         "path": place,
         "kind": "checkpoint",
         "family": model.family,
+        **described,
         "parameters": model.n_parameters,
         "bytes": sum(size for size, _ in stamps_of(checkpoint).values()),
         "files": [file.name for file in checkpoint.files],
@@ -165,6 +188,34 @@ def _checkpoint(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
         "metadata": checkpoint.config,
         "tensors": _group(tensors),
     }
+
+
+def _roles_in_computed(description: "Description") -> dict[str, str]:
+    """Of stored tensors that others are computed of, the role of the first that is."""
+    made = [
+        (target, first)
+        for target in description.targets
+        if target.name in description.computed
+        for first in range(0, target.n_rows, _rows_of_matrix(target))
+    ]
+    units = [(target.name, first, _rows_of_matrix(target)) for target, first in made]
+    places: dict[Path, list[tuple[int, str]]] = defaultdict(list)
+    for (target, _), ranges in zip(made, description.rows.needs(units), strict=True):
+        for part in ranges:
+            places[part.file].append((part.start, target.role))
+    for starts in places.values():
+        starts.sort()
+    roles: dict[str, str] = {}
+    for tensor in description.stored.values():
+        starts = places[tensor.file]
+        at = bisect_left(starts, (tensor.offset, ""))
+        if at < len(starts) and starts[at][0] < tensor.offset + tensor.n_bytes:
+            roles[tensor.name] = starts[at][1]
+    return roles
+
+
+def _rows_of_matrix(target: "Target") -> int:
+    return target.shape[-2] if len(target.shape) > 1 else 1
 
 
 def _quantized(path: Path) -> dict[str, Any]:
@@ -221,9 +272,13 @@ def _stored_as(names: list[str], dtype: str) -> str:
 
 
 def _role(name: str) -> str:
-    """``blk.3.attn_q.weight`` -> ``attn_q``."""
+    """``blk.3.attn_q.weight`` -> ``attn_q``, and ``v.blk.3.attn_q.weight`` -> ``v.attn_q``."""
     parts = name.removesuffix(".weight").split(".")
-    return ".".join(parts[2:] if parts[0] == "blk" else parts)
+    if parts[0] == "blk":
+        return ".".join(parts[2:])
+    if len(parts) > 3 and parts[1] == "blk":
+        return ".".join([parts[0], *parts[3:]])
+    return ".".join(parts)
 
 
 def _group(tensors: Iterable[tuple[str, str, int, int]]) -> list[dict[str, Any]]:
@@ -247,6 +302,8 @@ def _for_people(key: str, value: Any) -> str:
             return f"{format_size(value)} ({value:,} bytes)"
         case "bits_per_weight":
             return f"{value:.2f}"
+        case "takes":
+            return f"{' and '.join(value)}, as the projector of a model (llama.cpp's --mmproj)"
         case "files":
             return f"{len(value)}: {_shorten(value)}"
     return str(value)

@@ -167,6 +167,12 @@ BUILD: tuple[_Build, ...] = (
         "is for bnb quants, and none is asked for; leave it out",
     ),
     Need(
+        "--mmproj",
+        "mmproj",
+        lambda wish: wish.has("gguf"),
+        "is for GGUF quants, and none is asked for; leave it out",
+    ),
+    Need(
         "--kernel",
         "kernel",
         lambda wish: wish.has("gguf"),

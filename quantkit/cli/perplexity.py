@@ -85,7 +85,7 @@ def perplexity(
     if checkpoints:
         require("torch", "PyTorch", "calibrate", "The perplexity of a checkpoint")
         for name in checkpoints:
-            opened[name] = open_source(name)
+            opened[name] = open_source(name, "build a GGUF of it and give that")
             if experts:
                 require_experts(*opened[name])
     for name in artifacts:
@@ -111,12 +111,12 @@ def perplexity(
 
 def _is_artifact(name: str) -> bool:
     """Whether something is run in llama.cpp: a GGUF, a folder of them, a quantized folder."""
-    from quantkit.checkpoint.folder import is_quantized
+    from quantkit.checkpoint.folder import is_artifact
 
     path = Path(name)
     if path.is_dir():
         if (path / "config.json").is_file():
-            return is_quantized(path)
+            return is_artifact(path)
         return not (path / "params.json").is_file()
     return path.suffix == ".gguf"
 

@@ -10,13 +10,35 @@ from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
     from quantkit.build.output import Layout
+    from quantkit.formats.gguf.layout import Layout as GGUFLayout
 
 
-def show_plan(name: str, layouts: "Sequence[Layout]", as_json: bool) -> None:
-    """Print the plans of artifacts of one model."""
+def show_plan(
+    name: str,
+    layouts: "Sequence[Layout]",
+    as_json: bool,
+    projector: "GGUFLayout | None" = None,
+) -> None:
+    """Print the plans of artifacts of one model, and that of its vision or audio part."""
+    everything = layouts if projector is None else (*layouts, projector)
     if as_json:
-        emit_json({"name": name, "artifacts": [_numbers(layout) for layout in layouts]})
+        emit_json({"name": name, "artifacts": [_numbers(layout) for layout in everything]})
         return
+    _show_tensors(name, layouts)
+    if projector is not None:
+        _show_tensors(projector.name, (projector,))
+    files = Table(title="Files", title_justify="left")
+    for heading in ("file", "bytes", "size", "bits per weight"):
+        files.add_column(heading, justify="left" if heading == "file" else "right")
+    for layout in everything:
+        bits = f"{layout.plan.bits_per_weight:.2f}"
+        for file, path in _files(layout):
+            files.add_row(escape(path), f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
+            bits = ""  # of the artifact, not of each file
+    show_table(files)
+
+
+def _show_tensors(name: str, layouts: "Sequence[Layout]") -> None:
     table = Table(title=f"Plan of {escape(name)}", title_justify="left")
     table.add_column("tensor", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
@@ -27,15 +49,6 @@ def show_plan(name: str, layouts: "Sequence[Layout]", as_json: bool) -> None:
         cells = (f"{tensor.encoding.name} {tensor.n_bytes:,}" for tensor in row)
         table.add_row(escape(target.name), " x ".join(map(str, target.shape)), *cells)
     show_table(table)
-    files = Table(title="Files", title_justify="left")
-    for heading in ("file", "bytes", "size", "bits per weight"):
-        files.add_column(heading, justify="left" if heading == "file" else "right")
-    for layout in layouts:
-        bits = f"{layout.plan.bits_per_weight:.2f}"
-        for file, path in _files(layout):
-            files.add_row(escape(path), f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
-            bits = ""  # of the artifact, not of each file
-    show_table(files)
 
 
 def _files(layout: Any) -> Iterator[tuple[Any, str]]:

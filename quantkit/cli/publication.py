@@ -37,8 +37,10 @@ class Publication:
 
         return Wishes(checkpoint=self.checkpoint, license=self.license, base_model=self.base_model)
 
-    def begin(self, work: "Work") -> "Shipping | None":
+    def begin(self, work: "Work", projector: "Work | None" = None) -> "Shipping | None":
         """Check that it may be published, before the first weight is read.
+
+        With it goes its vision or audio part, if it has one.
 
         Where finished files go meanwhile; None where they stay until all are.
         """
@@ -47,7 +49,8 @@ class Publication:
         if any(layout.plan.quant.format != "gguf" for layout in work.layouts):
             self.refuse_folders(work.checkpoint, [layout.name for layout in work.layouts])
             return None  # their headers are not known to the byte yet
-        shipping = begin(work, self.repo_id, self.wishes, private=self.private)
+        parts = [work] if projector is None else [work, projector]
+        shipping = begin(parts, self.repo_id, self.wishes, private=self.private)
         if self.deletes:
             self.shipping = replace(shipping, max_disk=self.max_disk)
         return self.shipping

@@ -47,12 +47,22 @@ def smoke(
     from quantkit.build.manifest import known_files
     from quantkit.checkpoint.open import open_checkpoint
     from quantkit.checkpoint.tokenizer.deviations import describe_tokens
+    from quantkit.verify.projector import smoke_projector
     from quantkit.verify.smoke import smoke as run_smoke
+    from quantkit.verify.subjects import is_projector
 
     tokens = expect_tokens_of(open_checkpoint(checkpoint)) if checkpoint else None
     file, built = _as_gguf(artifact)
     expected = known_files(file) if built is None else {}
-    result = run_smoke(file, timeout=timeout, threads=threads, expected=expected, tokens=tokens)
+    if built is None and file.is_file() and is_projector(file):
+        if reference is not None or checkpoint is not None:
+            raise GGUFError(
+                f"{file} is the projector of a model, which gives no tokens; leave out --reference "
+                "and --checkpoint."
+            )
+        result = smoke_projector(file, timeout=timeout, threads=threads, expected=expected)
+    else:
+        result = run_smoke(file, timeout=timeout, threads=threads, expected=expected, tokens=tokens)
     measured = None
     if result.ok and reference is not None:
         measured = _measure(file, reference, timeout, threads)
@@ -90,6 +100,8 @@ def smoke(
 
 def _outcome(result: "SmokeResult") -> str:
     """What a model that passed did."""
+    if "takes" in result.details:
+        return f"As a projector it takes {' and '.join(result.details['takes'])}."
     made = result.details.get("embeddings")
     if made is None:
         return f"It said: {result.text!r}"

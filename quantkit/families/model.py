@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+_LIMITS = ("input_min", "input_max", "output_min", "output_max")
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -54,6 +56,11 @@ class Target:
     def n_elements(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether it is what activations are held within, which may be infinite (Gemma 4's)."""
+        return self.role.endswith(_LIMITS)
 
     @property
     def is_linear(self) -> bool:

@@ -85,7 +85,8 @@ class Needs:
 
     ``kv`` and ``states`` are bytes per layer: its cache, and what it remembers where it is
     recurrent. ``compute`` and ``output`` are bytes. ``gpu_compute`` is one GPU's compute buffer and
-    ``host_inputs`` what stays in RAM when all layers are on GPUs.
+    ``host_inputs`` what stays in RAM when all layers are on GPUs. ``projector`` are the weights of
+    the vision or audio part, which llama.cpp puts on the first GPU.
     """
 
     weights: Weights
@@ -97,6 +98,7 @@ class Needs:
     gpu_compute: int
     gpu_compute_label: Label
     host_inputs: int
+    projector: int = 0
 
     @cached_property
     def kv_before(self) -> tuple[int, ...]:
@@ -156,6 +158,7 @@ def needs(weights: Weights, curve: Curve, cells: int) -> Needs:
         gpu_compute=probe.compute if probe.gpu_compute is None else probe.gpu_compute,
         gpu_compute_label="modelled" if probe.gpu_compute is None else "probed",
         host_inputs=4 * batch * shape.hidden_size + mask,
+        projector=curve.projector,
     )
 
 

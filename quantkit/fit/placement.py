@@ -16,6 +16,10 @@ Mode = Literal["gpu", "experts", "layers", "ram", "disk", "none"]
 MODES: tuple[Mode, ...] = ("gpu", "experts", "layers", "ram", "disk", "none")
 
 
+# The name of a part: what llama.cpp calls mmproj.
+PROJECTOR = "vision/audio projector"
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """How a variant is to be run on a machine.
@@ -82,9 +86,13 @@ class _Trial:
                 Part("compute", device, needs.gpu_compute, needs.gpu_compute_label),
                 Part("overhead", device, GPU_OVERHEAD, "modelled"),
             ]
+            if i == 0:
+                parts.append(Part(PROJECTOR, device, needs.projector, "exact"))
             if self.borrows:
                 parts.append(Part("borrowed weights", device, needs.weights.largest, "modelled"))
         parts.append(Part("weights", "RAM", self.host_weights, "exact"))
+        if not any(self.per_gpu[:1]):
+            parts.append(Part(PROJECTOR, "RAM", needs.projector, "exact"))
         parts.append(Part("KV cache", "RAM", self.host_kv, needs.kv_label))
         parts.append(Part("state", "RAM", self.host_states, "probed"))
         # Whatever computes on the CPU needs a whole compute buffer there.
@@ -139,13 +147,15 @@ def vram_for_whole(needs: Needs) -> int:
     """Bytes of one GPU that holds everything but the embedding."""
     weights = needs.weights
     held = weights.total - weights.embedding + weights.tied_output
-    return held + sum(needs.kv) + sum(needs.states) + needs.gpu_compute + GPU_OVERHEAD
+    beside = needs.gpu_compute + needs.projector + GPU_OVERHEAD
+    return held + sum(needs.kv) + sum(needs.states) + beside
 
 
 def ram_alone(needs: Needs) -> int:
     """Bytes of RAM that a run without a GPU takes."""
     remembered = sum(needs.kv) + sum(needs.states)
-    return needs.weights.total + remembered + needs.compute + needs.output + HOST_OVERHEAD
+    beside = needs.compute + needs.output + needs.projector + HOST_OVERHEAD
+    return needs.weights.total + remembered + beside
 
 
 def _divide(needs: Needs, machine: Machine, n_gpu_layers: int, n_cpu_moe: int) -> _Trial:
@@ -171,9 +181,10 @@ def _divide(needs: Needs, machine: Machine, n_gpu_layers: int, n_cpu_moe: int) -
 
     counts, gpu_weights, gpu_kv, gpu_states = [], [], [], []
     start = first
-    for gpu in machine.gpus:
+    for number, gpu in enumerate(machine.gpus):
         ends = range(start + 1, n_layers + 2)
-        end = start + bisect_right(ends, gpu.usable - base, key=partial(taken, start))
+        room = gpu.usable - base - (needs.projector if number == 0 else 0)
+        end = start + bisect_right(ends, room, key=partial(taken, start))
         counts.append(end - start)
         gpu_weights.append(held(start, end))
         gpu_kv.append(needs.kv_before[end] - needs.kv_before[start])

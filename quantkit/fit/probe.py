@@ -110,7 +110,7 @@ class Curve:
 
     ``use`` is what the model does: ``text``, ``embedding``, ``encoder-decoder``, ``diffusion``. One
     that sees ``whole_texts`` gets batches as long as the context. ``unused`` are tensors that
-    llama.cpp leaves in the file.
+    llama.cpp leaves in the file. ``projector`` are the bytes of the model's vision or audio part.
     """
 
     shape: Shape
@@ -119,6 +119,7 @@ class Curve:
     use: str = "text"
     whole_texts: bool = False
     unused: frozenset[str] = frozenset()
+    projector: int = 0
 
     def at(self, cells: int) -> Probe:
         """The buffers for a context of ``cells`` per sequence, within the probed range."""
@@ -243,6 +244,7 @@ def probe(subject: Subject, settings: Settings, *, gpu: bool = False) -> Curve:
         use=told["use"],
         whole_texts=told["whole_texts"],
         unused=frozenset(told["unused"]),
+        projector=subject.projector,
     )
 
 

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint, Description
+from quantkit.checkpoint.converter.describe import Wish
 from quantkit.checkpoint.folder import (
-    is_quantized,
+    is_artifact,
     list_folder,
     open_quantized,
     read_json,
@@ -21,12 +22,24 @@ from quantkit.checkpoint.gguf import Header, parse_header, read_header
 from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import folder_name, index_name, parse_hub_name, shard_names
-from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_decoder
-from quantkit.core.errors import CheckpointError, GGUFError, PlanError
+from quantkit.checkpoint.open import (
+    holds_weights,
+    open_checkpoint,
+    open_decoder,
+    open_model,
+    open_source,
+    refuse_idle,
+)
+from quantkit.core.errors import (
+    CheckpointError,
+    GGUFError,
+    PlanError,
+    UnknownArchitectureError,
+)
 from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
-from quantkit.families import describe
-from quantkit.families.model import Decoder, Model
+from quantkit.families import describe, is_known
+from quantkit.families.model import Decoder, KeyValue, Model
 from quantkit.fit.shape import (
     Piece,
     Shape,
@@ -45,7 +58,7 @@ from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
 from quantkit.plan.recipe import recipe_of
-from quantkit.verify.subjects import artifacts_in, holds_artifacts
+from quantkit.verify.subjects import artifacts_in, holds_artifacts, projectors_in
 
 Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 
@@ -53,6 +66,8 @@ Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 # 6.4 bytes on average in Mistral's first tokenizer (mistral-common's tokenizer.model.v1: 717 KB).
 _VOCABULARY_BYTES_PER_TOKEN = 22.4
 _BF16 = 2  # bytes per weight of the bundled models' checkpoints
+
+_AS_USUAL = Wish()
 
 
 @dataclass(frozen=True)  # without slots, which cached properties cannot use
@@ -115,9 +130,12 @@ class Subject:
     """A model and its variants, largest first.
 
     ``hollow`` are the files that llama.cpp loads in a dry run; there are none where ``gguf`` is
-    here as a whole. ``model`` is None for a GGUF, which may be ``unquantized``. ``stored`` are
-    folders for transformers that were found; where there are none, a model is shown as it would be
-    stored.
+    here as a whole. ``model`` is None for a GGUF, which may be ``unquantized``, and for what
+    llama.cpp's converter describes, which is a GGUF yet to be made; ``describer`` is then that
+    converter's version. ``stored`` are folders for transformers that were found; where there are
+    none, a model is shown as it would be stored. ``n_fetched`` bytes of a checkpoint came over the
+    network. ``projector`` are the tensor bytes of its vision or audio part, of which there is one
+    beside any variant.
     """
 
     title: str
@@ -131,6 +149,9 @@ class Subject:
     hollow: tuple[Hollow, ...]
     stored: tuple[Stored, ...] = ()
     unquantized: bool = False
+    describer: str | None = None
+    n_fetched: int = 0
+    projector: int = 0
 
     @property
     def is_as_it_is(self) -> bool:
@@ -148,12 +169,14 @@ class Wishes:
     """How the variants would be built: which, in files of what size, with which imatrix.
 
     ``quants`` None stands for all of them, ``shard_size`` None for single files; it counts tensor
-    bytes, as in ``formats.gguf.layout.lay_out``.
+    bytes, as in ``formats.gguf.layout.lay_out``. ``converter`` is how llama.cpp's converter is
+    asked, where it is.
     """
 
     quants: Sequence[Quant] | None = None
     shard_size: int | None = None
     imatrix: Imatrix | None = None
+    converter: Wish = _AS_USUAL
 
 
 def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
@@ -169,8 +192,16 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
     Raises:
         CheckpointError: there is no such model, or it is incomplete.
         GGUFError: the GGUF cannot be read or is not one, or is none of the quants asked for.
+        ConverterError: only llama.cpp's converter can tell, and it cannot be had, or cannot.
 
     """
+    subject = _open(name, wishes)
+    if subject.describer is None:
+        refuse_idle(wishes.converter, name)
+    return subject
+
+
+def _open(name: str, wishes: Wishes) -> Subject:
     path = Path(name)
     if path.is_dir():
         return _from_folder(path, wishes)
@@ -199,13 +230,14 @@ def _from_hub(
     revision: str | None,
     wishes: Wishes,
 ) -> Subject:
-    from quantkit.checkpoint.hub import open_hub_checkpoint
     from quantkit.checkpoint.remote_gguf import fetch_gguf_header
 
     if file is None:
-        checkpoint = open_hub_checkpoint(repo, revision)
+        checkpoint = open_source(f"{repo}@{revision}" if revision else repo, wishes.converter)
+        assert isinstance(checkpoint, Checkpoint)  # noqa: S101 - no path has that name
         subject = _from_checkpoint(checkpoint, "hub", wishes)
-        return replace(subject, title=repo)
+        n_fetched = checkpoint.repo.n_fetched if checkpoint.repo is not None else 0
+        return replace(subject, title=repo, n_fetched=n_fetched)
     remote = shard_names(PurePosixPath(file))
     fetched = [fetch_gguf_header(repo, str(name), revision) for name in remote]
     paths, sizes = [path for path, _ in fetched], [size for _, size in fetched]
@@ -228,6 +260,12 @@ def _from_profile(name: str, wishes: Wishes) -> Subject:
 def _from_config(file: Path, wishes: Wishes) -> Subject:
     """A model whose config.json alone is here, and perhaps its weights' index."""
     config = read_json(file)
+    if not is_known(config):
+        raise UnknownArchitectureError(
+            f"{file} is of the architecture {config['architectures'][0]}, which llama.cpp's "
+            "converter describes from the headers of weight files; give the whole folder, or the "
+            "model's name on the Hub."
+        )
     index = file.parent / index_name(list_folder(file.parent))
     names = read_weight_map(index) if index.is_file() else ()
     model = describe(config, names)
@@ -246,9 +284,9 @@ def _from_shapes(
 
 def _from_folder(path: Path, wishes: Wishes) -> Subject:
     if holds_weights(path):
-        if is_quantized(path):
+        if is_artifact(path):
             return _from_artifact(path)
-        return _from_checkpoint(open_checkpoint(path), "checkpoint", wishes)
+        return _from_checkpoint(open_checkpoint(path, wishes.converter), "checkpoint", wishes)
     if (path / "config.json").is_file():
         return _from_config(path / "config.json", wishes)
     if holds_artifacts(path):
@@ -274,8 +312,13 @@ def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
         origin="artifacts",
         variants=tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes)),
         stored=tuple(stored for subject in folders for stored in subject.stored),
+        projector=max(map(_weigh_projector, projectors_in(folder)), default=0),
     )
     return _chosen(whole, wishes)
+
+
+def _weigh_projector(file: Path) -> int:
+    return sum(tensor.n_bytes for tensor in read_header(file).tensors)
 
 
 def _from_artifact(folder: Path) -> Subject:
@@ -317,11 +360,38 @@ def _chosen(subject: Subject, wishes: Wishes) -> Subject:
 
 
 def _from_checkpoint(checkpoint: Checkpoint, origin: Origin, wishes: Wishes) -> Subject:
+    if checkpoint.description is not None:
+        return _from_description(checkpoint, checkpoint.description, origin, wishes)
     model = open_decoder(checkpoint)
     metadata = describe_checkpoint(checkpoint, model)
     source = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     title = checkpoint.name
     return _from_model(model, metadata, origin, wishes, title, source, 0)
+
+
+def _from_description(
+    checkpoint: Checkpoint, description: Description, origin: Origin, wishes: Wishes
+) -> Subject:
+    """What llama.cpp's converter describes: the GGUF that it would write, without its weights."""
+    description.rows.close()  # nobody asks for rows
+    model = open_model(checkpoint)
+    metadata = describe_checkpoint(checkpoint, model)
+    source = _size_of_files(checkpoint)
+    download = 0 if origin == "checkpoint" else source
+    file = _unquantized_file(model, metadata.base_name, model.keys)
+    return replace(
+        _from_bare(file, checkpoint.name, origin),
+        variants=_planned(model, metadata, wishes, source, download, 0),
+        unquantized=True,
+        describer=description.version,
+    )
+
+
+def _size_of_files(checkpoint: Checkpoint) -> int:
+    """Bytes of all weight files, here or on the Hub."""
+    if checkpoint.repo is not None:
+        return sum(checkpoint.repo.sizes[file.name] for file in checkpoint.files)
+    return sum(map(_size, checkpoint.files))
 
 
 def _from_model(
@@ -335,7 +405,12 @@ def _from_model(
 ) -> Subject:
     download = 0 if origin == "checkpoint" else source_bytes
     variants = _planned(model, metadata, wishes, source_bytes, download, vocabulary_bytes)
-    file = _bare_file(model, metadata.base_name)
+    bare = _from_bare(_bare_file(model, metadata.base_name), title, origin)
+    return replace(bare, variants=variants, model=model)
+
+
+def _from_bare(file: PlannedFile, title: str, origin: Origin) -> Subject:
+    """A GGUF that is planned, as far as its header tells."""
     header = _header_of(file)
     at = Path(file.name)
     pieces = [piece(t.name, t.shape, t.n_bytes) for t in header.tensors]
@@ -343,10 +418,10 @@ def _from_model(
         title=title,
         origin=origin,
         shape=shape_of_header(at, header.metadata, header.tensors),
-        variants=variants,
+        variants=(),
         n_parameters=sum(part.n_elements for part in pieces),
         n_active=count_active(at, header.metadata, pieces),
-        model=model,
+        model=None,
         gguf=None,
         hollow=(Hollow(file.name, file.header, file.n_bytes),),
     )
@@ -429,9 +504,14 @@ def _pieces(plan: Plan) -> Iterable[Piece]:
 
 def _bare_file(model: Model, name: str) -> PlannedFile:
     """A GGUF of a model without its vocabulary, as llama.cpp is asked about it."""
+    return _unquantized_file(model, name, bare_entries(model))
+
+
+def _unquantized_file(model: Model, name: str, entries: tuple[KeyValue, ...]) -> PlannedFile:
+    """A GGUF of a model with such keys."""
     # Any encoding will do: llama.cpp's buffers hold activations, whose types do not depend on it.
     plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
-    (file,) = lay_out(plan, ModelMetadata(name, bare_entries(model))).files
+    (file,) = lay_out(plan, ModelMetadata(name, entries)).files
     return file
 
 

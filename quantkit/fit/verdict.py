@@ -132,6 +132,8 @@ def as_numbers(result: Answer) -> dict[str, Any]:
             "parameters": subject.n_parameters,
             "active_parameters": subject.n_active,
             "trained_context": subject.shape.n_ctx_train,
+            "described_by": subject.describer,
+            "fetched": subject.n_fetched,
         },
         "machine": {
             "title": machine.title,

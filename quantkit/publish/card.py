@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.converter.own import is_own, without_place
 from quantkit.checkpoint.tokenizer.deviations import describe_tokens
 from quantkit.core.files import read_file
 from quantkit.core.packages import DISTRIBUTION
@@ -61,6 +62,16 @@ class Facts:
     has_picture: bool = False
     has_license: bool = False
     is_signed: bool = False
+
+    @property
+    def models(self) -> tuple[Artifact, ...]:
+        """The artifacts that are the model."""
+        return tuple(artifact for artifact in self.artifacts if not artifact.is_projector)
+
+    @property
+    def projectors(self) -> tuple[Artifact, ...]:
+        """Those that are its vision or audio part."""
+        return tuple(artifact for artifact in self.artifacts if artifact.is_projector)
 
     @property
     def family(self) -> str:
@@ -117,7 +128,7 @@ def _tags(facts: Facts) -> list[str]:
 
 
 def _context(facts: Facts) -> dict[str, Any]:
-    artifacts = facts.artifacts
+    artifacts = facts.models
     example = _example(artifacts)
     first = artifacts[0].entry
     versions = {str(a.entry.get("quantkit")) for a in artifacts}
@@ -137,7 +148,8 @@ def _context(facts: Facts) -> dict[str, Any]:
         "kernels": list(dict.fromkeys(row["kernel"] for row in rows if row["kernel"])),
         "tools": sorted(tools),
         "llamas": list(dict.fromkeys(row["llama"] for row in rows if row["llama"])),
-        "forced": [a.name for a in artifacts if not a.passed],
+        "forced": [a.name for a in facts.artifacts if not a.passed],
+        "projectors": [_projector(artifact) for artifact in facts.projectors],
         "token_comparisons": _token_comparisons(artifacts),
         "remarks": list(dict.fromkeys(r for a in artifacts for r in a.entry.get("remarks") or ())),
         "embeds": _embeds(artifacts),
@@ -157,19 +169,26 @@ def _context(facts: Facts) -> dict[str, Any]:
         "prompt": facts.prompt,
         "versions": sorted(versions),
         "weights": first["source"].get("weights", ()),
+        "describers": _describers(artifacts),
         "imatrices": facts.imatrices,
         "calibrations": _calibrations(artifacts),
         "rebuild": _rebuild(facts),
         "sums": SUMS,
         "checksums": [
             (file.path, file.sha256)
-            for artifact in artifacts
+            for artifact in facts.artifacts
             for file in artifact.files
             if file.path.endswith((".gguf", ".safetensors"))
         ],
         "has_license": facts.has_license,
         "is_signed": facts.is_signed,
     }
+
+
+def _describers(artifacts: Sequence[Artifact]) -> list[str]:
+    """Which converters said what the model's tensors are; none for families of ours."""
+    found = (artifact.entry["source"].get("described_by") for artifact in artifacts)
+    return list(dict.fromkeys(without_place(name) for name in found if name))
 
 
 def _embeds(artifacts: Sequence[Artifact]) -> bool:
@@ -209,6 +228,22 @@ def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
         "llama": llama.get("version"),
         "kernel": _kernel(entry.get("kernel") or {}),
         "tools": entry.get("tools") or {},
+    }
+
+
+def _projector(artifact: Artifact) -> dict[str, Any]:
+    """What is said of a vision or audio part."""
+    takes = artifact.entry.get("takes") or ()
+    given = {"vision": "images", "audio": "sound"}
+    option = {"vision": "--image picture.jpg", "audio": "--audio sound.wav"}
+    return {
+        "name": artifact.name,
+        "file": artifact.files[0].path,
+        "size": format_size(artifact.n_bytes),
+        "type": artifact.quant.name,
+        "takes": " and ".join(given[part] for part in takes) or "other input",
+        "option": next((option[part] for part in takes), ""),
+        "smoke": (artifact.entry.get("smoke") or {}).get("verdict"),
     }
 
 
@@ -269,11 +304,17 @@ def _rebuild(facts: Facts) -> str:
     if source.repo_id:
         place = f"{source.repo_id}/{gguf}{at}" if gguf else f"{source.repo_id}{at}"
     words = [f"quantkit build {shlex.quote(place)}"]
-    words += [f"--quant {artifact.quant.name}" for artifact in facts.artifacts]
+    words += [f"--quant {artifact.quant.name}" for artifact in facts.models]
+    words += [f"--mmproj {artifact.quant.name}" for artifact in facts.projectors]
     entry = facts.artifacts[0].entry
     searches = {(a.entry.get("kernel") or {}).get("search") for a in facts.artifacts}
     if "best" in searches:
         words.append("--search best")
+    if is_own(entry["source"].get("described_by") or ""):
+        words.append("--llama-cpp DIR")
+    mtp = entry["source"].get("mtp")
+    if mtp is not None:
+        words.append("--mtp" if mtp else "--no-mtp")
     if facts.imatrices:
         words.append(f"--imatrix {facts.imatrices[0].name}")
     config = entry.get("quantization_config") or {}

@@ -1,7 +1,7 @@
 """How much memory an artifact needs, as the sizes in which GPUs and RAM are sold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.checkpoint.folder import read_json
@@ -43,6 +43,8 @@ class Fits:
 def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     """What artifacts of one family fit in, as ``quantkit fit`` reckons it.
 
+    A model is there with its vision or audio part, the larger one where there are several.
+
     Raises:
         NativeError, FitError: llama.cpp cannot be asked.
         CheckpointError, GGUFError: an artifact's header or config.json is unsound.
@@ -50,10 +52,12 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     """
     if artifacts[0].quant.format != "gguf":
         return _for_transformers(artifacts)
+    beside = max((artifact.n_bytes for artifact in artifacts if artifact.is_projector), default=0)
+    artifacts = [artifact for artifact in artifacts if not artifact.is_projector]
     subjects = [open_artifact(Path(artifact.files[0].local)) for artifact in artifacts]
     context = min(_USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
     # Only weights differ between the quants of a model.
-    curve = probe(subjects[-1], Settings(context))
+    curve = probe(replace(subjects[-1], projector=beside), Settings(context))
     found = {}
     for artifact, subject in zip(artifacts, subjects, strict=True):
         needs = needs_at(subject.variants[0], curve, curve.settings.cells)

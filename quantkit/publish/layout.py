@@ -16,6 +16,7 @@ from typing import Any
 from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import file_of, read_manifest
+from quantkit.checkpoint.converter.own import without_place
 from quantkit.checkpoint.names import without_shard
 from quantkit.core.errors import PublishError
 from quantkit.core.files import has_file
@@ -68,6 +69,11 @@ class Artifact:
         return sum(file.n_bytes for file in self.files)
 
     @property
+    def is_projector(self) -> bool:
+        """Whether it is the vision or audio part of a model, and not the model."""
+        return self.entry.get("takes") is not None
+
+    @property
     def passed(self) -> bool:
         """Whether its smoke test passed."""
         return bool((self.entry.get("smoke") or {}).get("ok"))
@@ -98,13 +104,13 @@ def check_repo_id(repo_id: str) -> None:
 def find_artifacts(
     folder: Path, repo_id: str, family: str | None = None, quants: Sequence[str] = ()
 ) -> tuple[Artifact, ...]:
-    """The artifacts of a build that go into one repository, best first.
+    """The artifacts of a build that go into one repository, best first, a projector last.
 
     Args:
         folder: what ``quantkit build`` wrote.
         repo_id: where they go; its name tells the family where the build holds several.
         family: a key of ``FAMILIES``; None for the only one there is.
-        quants: names to publish; none for all of the family.
+        quants: names to publish; none for all of the family. A projector goes with any.
 
     Raises:
         PublishError: there are none, or of several families, or a name or size breaks the rules.
@@ -130,19 +136,35 @@ def find_artifacts(
                 "this version of quantkit does not know; build it again."
             )
         by_family.setdefault(quant.format, {})[name] = entry
-    chosen = by_family.get(_choose_family(folder, repo_id, by_family, family), {})
+    models = {
+        format_: {name: entry for name, entry in found.items() if entry.get("takes") is None}
+        for format_, found in by_family.items()
+    }
+    models = {format_: found for format_, found in models.items() if found}
+    chosen = by_family.get(_choose_family(folder, repo_id, models, family), {})
     if quants:
         wanted = {quant.name for quant in find_quants(quants)}
-        missing = wanted - {entry["quant"] for entry in chosen.values()}
+        there = (entry for entry in chosen.values() if entry.get("takes") is None)
+        missing = wanted - {entry["quant"] for entry in there}
         if missing:
             raise PublishError(f"{folder} holds no {', '.join(sorted(missing))}; build it first.")
-        chosen = {name: entry for name, entry in chosen.items() if entry["quant"] in wanted}
+        chosen = {
+            name: entry
+            for name, entry in chosen.items()
+            if entry["quant"] in wanted or entry.get("takes") is not None
+        }
     _check_one_model(folder, chosen)
-    rank = {name: place for place, name in enumerate(known)}
-    ordered = sorted(chosen.items(), key=lambda item: (rank[item[1]["quant"]], item[0]))
+    return in_order(
+        _place(folder, name, known[entry["quant"]], entry, alone=len(chosen) == 1)
+        for name, entry in chosen.items()
+    )
+
+
+def in_order(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
+    """Artifacts of one model, best first, projectors last."""
+    rank = list(all_quants() | folder_quants())
     return tuple(
-        _place(folder, name, known[entry["quant"]], entry, alone=len(ordered) == 1)
-        for name, entry in ordered
+        sorted(artifacts, key=lambda a: (a.is_projector, rank.index(a.quant.name), a.name))
     )
 
 
@@ -254,6 +276,8 @@ def published_manifest(artifacts: Iterable[Artifact]) -> bytes:
             for file in artifact.files
         ]
         entry["source"].pop("path", None)
+        if isinstance(describer := entry["source"].get("described_by"), str):
+            entry["source"]["described_by"] = without_place(describer)
         calibration = entry.get("calibration")
         if isinstance(calibration, dict) and isinstance(calibration.get("text"), list):
             calibration["text"] = [re.split(r"[\\/]", str(n))[-1] for n in calibration["text"]]

@@ -19,7 +19,6 @@ from quantkit.core.errors import (
 )
 from quantkit.core.files import has_file
 from quantkit.core.packages import require
-from quantkit.plan.quants import all_quants, folder_quants
 from quantkit.publish import layout, measured
 from quantkit.publish.card import Facts, Imatrix, render_card, title_of
 from quantkit.publish.checks import (
@@ -116,8 +115,7 @@ def prepare(
     if hashed:
         refuse_changed(folder, placed, hashed=True, report=report)
     notes: list[str] = []
-    rank = list(all_quants() | folder_quants())
-    everything = tuple(sorted((*artifacts, *there), key=lambda a: rank.index(a.quant.name)))
+    everything = layout.in_order((*artifacts, *there))
     described = [file for artifact in everything for file in artifact.files]
     if source.original is None:
         notes.append(

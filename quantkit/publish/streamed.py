@@ -29,7 +29,7 @@ _UNKNOWN = "0" * 64
 
 
 def begin(
-    work: Work,
+    works: Sequence[Work],
     repo_id: str,
     wishes: Wishes,
     *,
@@ -39,7 +39,7 @@ def begin(
     """Check that artifacts may be published, make the repository, and tell where files go.
 
     Args:
-        work: what will be built: GGUF files.
+        works: what will be built of one checkpoint: GGUF files.
         repo_id: where it goes.
         wishes: as `release.prepare` takes them.
         private: make the repository private, if it must be made.
@@ -51,7 +51,7 @@ def begin(
 
     """
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        stand_ins = _stand_ins(work, Path(folder))
+        stand_ins = _stand_ins(works, Path(folder))
         ready = releases.prepare(stand_ins, repo_id, replace(wishes, force=True), hashed=False)
         uploader = Uploader(repo_id, private=private, report=report)
         there = uploader.open()
@@ -61,7 +61,8 @@ def begin(
             for upload in ready.uploads
             if upload.path in there
         ]
-        refuse_others(repo_id, [layout.name for layout in work.layouts], ours, there)
+        names = [layout.name for work in works for layout in work.layouts]
+        refuse_others(repo_id, names, ours, there)
 
     def send(file: Path, path: str, sha256: str) -> None:
         uploader.send([Upload(file, path, sha256)], f"Add {path} with quantkit")
@@ -94,10 +95,10 @@ def refuse_folders(
         refuse_others(repo_id, names, (), there)
 
 
-def _stand_ins(work: Work, folder: Path) -> Path:
+def _stand_ins(works: Sequence[Work], folder: Path) -> Path:
     """Every artifact without its weights, and a manifest of them."""
     entries = {}
-    for layout in work.layouts:
+    for work, layout in [(of, layout) for of in works for layout in of.layouts]:
         files = []
         for file in layout.files:
             name = f"{layout.folder}/{file.name}" if layout.folder else file.name

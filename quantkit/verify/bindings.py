@@ -117,6 +117,23 @@ def data_end(file: Path) -> tuple[int, int]:
     return end, -(-end // alignment) * alignment
 
 
+def check_size(file: Path) -> None:
+    """Compare the size of a GGUF file with what its header says.
+
+    Raises:
+        SmokeError: it is another, or ggml's own reader refuses the header.
+
+    """
+    end, padded_end = data_end(file)
+    size = file.stat().st_size
+    if not end <= size <= padded_end:
+        cause = "it is truncated" if size < end else "something was appended to it"
+        raise SmokeError(
+            f"{file.name} has {size:,} bytes where its header accounts for {padded_end:,}: "
+            f"{cause}, or its header is damaged."
+        )
+
+
 # "load_tensors:   CPU model buffer size =  12.00 MiB"; "llama_kv_cache: layer   0: dev = CPU"; and,
 # from a dry run too, "llama_kv_cache: size =  64.00 MiB (  1024 cells, ...".
 _BUFFER = re.compile(r"^\w+:\s+(\S+)\s+(.+?) buffer size\s*=\s*([\d.]+) MiB")
@@ -258,6 +275,80 @@ def _gguf_functions() -> Any:
         function = getattr(gguf, name)
         function.restype, function.argtypes = result, arguments
     return gguf
+
+
+def projector_library() -> Any:
+    """llama-cpp-python's declarations of what sees and hears, ``llama_cpp.mtmd_cpp``.
+
+    Raises:
+        NativeError: it is not installed, or its libraries do not load.
+
+    """
+    llama = library()
+    try:
+        mtmd = importlib.import_module("llama_cpp.mtmd_cpp")
+    except (OSError, RuntimeError, AttributeError, ImportError) as error:
+        raise NativeError(f"llama-cpp-python does not load ({error}); {REINSTALL}") from None
+
+    def note(level: int, text: bytes, _user_data: object) -> None:
+        line = text.decode(errors="replace").strip()
+        if level == _LOG_ERROR and line:
+            _errors.append(line)
+            sys.stderr.write(line + "\n")
+
+    callback = llama.llama_log_callback(note)
+    _callbacks.append(callback)
+    mtmd.mtmd_log_set(callback, None)
+    return mtmd
+
+
+def load_projector(file: Path, model: Path | None, threads: int) -> tuple[str, ...]:
+    """Load a projector on the CPU, and let go of it again.
+
+    Args:
+        file: its GGUF.
+        model: one that it is for, whose weights may be absent; None for whatever model.
+        threads: how many compute.
+
+    Returns:
+        what it takes: ``vision``, ``audio`` or both.
+
+    Raises:
+        SmokeError: llama.cpp does not load it, or the model.
+
+    """
+    llama, mtmd = library(), projector_library()
+    text = _load_hollow(model) if model is not None else None
+    params = mtmd.mtmd_context_params_default()
+    params.use_gpu = False
+    params.print_timings = False
+    params.n_threads = threads
+    _errors.clear()
+    context = mtmd.mtmd_init_from_file(os.fsencode(file), text, params)
+    if not context:
+        raise SmokeError(f"llama.cpp does not load it: {_complaint()}.")
+    sees, hears = mtmd.mtmd_support_vision(context), mtmd.mtmd_support_audio(context)
+    mtmd.mtmd_free(context)
+    if text:
+        llama.llama_model_free(text)
+    return tuple(part for part, has in (("vision", sees), ("audio", hears)) if has)
+
+
+def _load_hollow(file: Path) -> Any:
+    """A model without its weights."""
+    llama = library()
+    params = llama.llama_model_default_params()
+    params.no_alloc = True
+    params.load_mode = llama.LLAMA_LOAD_MODE_NONE  # a dry run of a mapped file aborts
+    params.use_extra_bufts = False
+    no_devices = (ctypes.c_void_p * 1)(None)
+    params.devices = ctypes.addressof(no_devices)
+    params.n_gpu_layers = 0
+    _errors.clear()
+    model = llama.llama_model_load_from_file(os.fsencode(file), params)
+    if not model:
+        raise SmokeError(f"llama.cpp does not load {file.name}: {_complaint()}.")
+    return model
 
 
 class Model:

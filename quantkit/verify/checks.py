@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import SmokeError
-from quantkit.verify.bindings import Model, data_end, facts
+from quantkit.verify.bindings import Model, check_size, facts
 from quantkit.verify.tokens import show_ids, show_text
 
 _SENTENCEPIECE, _BPE, _WORDPIECE, _UNIGRAM = 1, 2, 3, 4  # LLAMA_VOCAB_TYPE_*
@@ -76,7 +76,7 @@ def check_model(
     details["llama.cpp"] = facts()
     begin("reading the header")
     for file in files:
-        _check_size(file)
+        check_size(file)
     begin("loading the model")
     start = time.perf_counter()
     model = Model(files[0], extra_buffers=extra_buffers, threads=threads)
@@ -112,17 +112,6 @@ def check_model(
         _check_logits(row, f"after prompt token {position + 1}")
     begin("generating")
     _generate(model, logits[-1], n_tokens, report)
-
-
-def _check_size(file: Path) -> None:
-    end, padded_end = data_end(file)
-    size = file.stat().st_size
-    if not end <= size <= padded_end:
-        cause = "it is truncated" if size < end else "something was appended to it"
-        raise SmokeError(
-            f"{file.name} has {size:,} bytes where its header accounts for {padded_end:,}: "
-            f"{cause}, or its header is damaged."
-        )
 
 
 def _check_vocabulary(model: Model) -> frozenset[bytes]:

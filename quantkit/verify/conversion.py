@@ -72,10 +72,11 @@ def against_transformers(
         raise CompareError(why) from None
     threads = threads or usable_cores()
     # Opened here, weights of torch.save are known to ask for nothing before torch.load sees them.
-    is_pickled = open_checkpoint(checkpoint).files[0].suffix == PICKLED
+    opened = open_checkpoint(checkpoint)
+    is_pickled = opened.files[0].suffix == PICKLED
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         if gguf is None:
-            gguf = build_reference(checkpoint, Path(folder) / "f32", "f32").gguf
+            gguf = build_reference(opened, Path(folder) / "f32", "f32").gguf
         if text is None:
             text = Path(folder) / "text"
             write_file(text, default_text().encode())

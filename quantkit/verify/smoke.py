@@ -69,17 +69,27 @@ def smoke(
 
     """
     files = artifact_files(artifact)
-    damage = _compare(files, expected or {})
+    damage = compare_files(files, expected or {})
     if damage:
-        return _failed(damage)
+        return failed(damage)
     if timeout is None:
         timeout = time_limit(sum(file.stat().st_size for file in files))
     run = _run(files, extra_buffers=False, timeout=timeout, threads=threads, tokens=tokens)
+    return judge(run, tokens)
+
+
+def judge(run: Run, tokens: ExpectedTokens | None = None) -> SmokeResult:
+    """What a worker found, or why it found nothing.
+
+    Raises:
+        NativeError: llama.cpp does not run on this machine at all.
+
+    """
     if run.crashed:
         _check_machine(run)
     if run.failure or run.result is None:
         last_words = run.log[-_LOG_CHARACTERS:]
-        return _failed(str(run.failure), stage=run.stage, returncode=run.returncode, log=last_words)
+        return failed(str(run.failure), stage=run.stage, returncode=run.returncode, log=last_words)
     ok, verdict = run.result["verdict"] == "passed", run.result["verdict"]
     if ok and tokens is not None and tokens.lacking:
         verdict = NOT_COMPARED
@@ -160,7 +170,8 @@ def artifact_files(artifact: Path) -> list[Path]:
     return files
 
 
-def _compare(files: list[Path], expected: Mapping[str, tuple[int, str]]) -> str | None:
+def compare_files(files: list[Path], expected: Mapping[str, tuple[int, str]]) -> str | None:
+    """How files differ from their bytes and sha256 by name, in a sentence; None if they do not."""
     for file in files:
         if file.name not in expected:
             continue
@@ -181,7 +192,8 @@ def _compare(files: list[Path], expected: Mapping[str, tuple[int, str]]) -> str 
     return None
 
 
-def _failed(verdict: str, **details: Any) -> SmokeResult:
+def failed(verdict: str, **details: Any) -> SmokeResult:
+    """The result of a test that was not passed."""
     return SmokeResult(
         ok=False,
         verdict=verdict,

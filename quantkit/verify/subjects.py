@@ -7,11 +7,13 @@ from pathlib import Path
 
 from quantkit.build.entries import require_sound
 from quantkit.build.manifest import NAME, file_of, read_manifest, sound_entries
-from quantkit.checkpoint.folder import is_quantized as is_quantized_checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.folder import is_artifact
 from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.names import is_first_file
 from quantkit.core.errors import GGUFError, QuantkitError
 from quantkit.core.files import has_file
+from quantkit.encodings.encoding import encodings
 from quantkit.plan.quants import all_quants, find_quants
 from quantkit.verify.smoke import artifact_files
 
@@ -104,7 +106,8 @@ def holds_artifacts(folder: Path) -> bool:
 def artifacts_in(folder: Path) -> list[Path]:
     """The artifacts in a folder: GGUF files, of split ones the first, and folders.
 
-    The manifest (``quantkit.json``) names them; without one, all GGUF files of models are taken.
+    The manifest (``quantkit.json``) names them; without one, all GGUF files of models are taken. A
+    model's vision or audio part is none.
 
     Raises:
         GGUFError: there is none, or the header of a file is unsound.
@@ -114,7 +117,11 @@ def artifacts_in(folder: Path) -> list[Path]:
     if has_file(folder / NAME, error=GGUFError):
         manifest = read_manifest(folder)
         require_sound(manifest, folder / NAME)
-        entries = manifest["artifacts"].items()
+        entries = [
+            (name, entry)
+            for name, entry in manifest["artifacts"].items()
+            if entry.get("takes") is None
+        ]
         first = {name: file_of(folder, entry["files"][0]["name"]) for name, entry in entries}
         files = [file if file.suffix == ".gguf" else folder / name for name, file in first.items()]
     else:
@@ -126,6 +133,31 @@ def artifacts_in(folder: Path) -> list[Path]:
     if not files:
         raise GGUFError(f"{folder} holds no artifact; build some with quantkit build.")
     return files
+
+
+def projectors_in(folder: Path) -> list[Path]:
+    """The vision or audio parts that lie in a folder beside a model's files.
+
+    Raises:
+        GGUFError: the header of a file is unsound.
+        OutputError: the manifest is damaged.
+
+    """
+    if has_file(folder / NAME, error=GGUFError):
+        entries = sound_entries(folder).values()
+        parts = [entry for entry in entries if entry.get("takes") is not None]
+        return [file_of(folder, entry["files"][0]["name"]) for entry in parts]
+    return [file for file in sorted(folder.glob("*.gguf")) if is_projector(file)]
+
+
+def is_projector(file: Path) -> bool:
+    """Whether a GGUF is the vision or audio part of a model.
+
+    Raises:
+        GGUFError: its header is unsound.
+
+    """
+    return bool(read_header(file).metadata.get("general.type") == "mmproj")
 
 
 def _is_model(file: Path) -> bool:
@@ -183,7 +215,7 @@ def export_subject(artifact: Path, exports: Path) -> Subject:
 
 def is_quantized_folder(path: Path) -> bool:
     """Whether a folder is itself an artifact for transformers."""
-    return (path / "config.json").is_file() and is_quantized_checkpoint(path)
+    return (path / "config.json").is_file() and is_artifact(path)
 
 
 def pick_reference(subjects: Sequence[Subject], wish: str | None) -> Subject | None:
@@ -216,7 +248,7 @@ def is_quantized(subject: Subject) -> bool:
     return subject.quant not in _UNQUANTIZED
 
 
-def build_reference(checkpoint: Path, folder: Path, wish: str | None) -> Subject:
+def build_reference(checkpoint: Path | Checkpoint, folder: Path, wish: str | None) -> Subject:
     """Build the reference of a checkpoint into ``folder``; what is there already is kept.
 
     Without a wish it is exact: bf16 or f16 for a checkpoint stored in that, else f32.
@@ -226,12 +258,13 @@ def build_reference(checkpoint: Path, folder: Path, wish: str | None) -> Subject
     from quantkit.checkpoint.open import open_checkpoint
     from quantkit.verify.machine import usable_cores
 
+    source = open_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    kinds = {tensor.dtype for tensor in source.tensors.values()}
     if wish is None:
-        stored = {t.dtype for t in open_checkpoint(checkpoint).tensors.values()}
-        wish = {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(
-            frozenset(stored), "f32"
-        )
-    work = prepare(checkpoint, find_quants([wish]))
+        wish = {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(frozenset(kinds), "f32")
+    # Widened, blocks of four bits are the same numbers.
+    has_blocks = any(encodings()[kind].is_block for kind in kinds & encodings().keys())
+    work = prepare(source, find_quants([wish]), allow_requantize=has_blocks)
     [artifact] = engine.build(work, folder, jobs=usable_cores(), max_memory=2**30)
     path = artifact.path
     return open_subject(path if path.is_file() else sorted(path.glob("*.gguf"))[0])

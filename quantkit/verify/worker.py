@@ -45,6 +45,8 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
             return bindings.buffers(file, settings, dry=request["dry"], gpu=request["gpu"])
         except SmokeError as error:
             return {"refused": str(error)}
+    if request["task"] == "projector":
+        return _answer_projector(request, send)
     try:
         from quantkit.verify import checks, evaluation
     except ImportError as error:
@@ -62,6 +64,24 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
             threads=request["threads"],
             n_tokens=request["n_tokens"],
             tokens=request["tokens"],
+            report=report,
+            begin=lambda stage: send(stage=stage),
+        )
+    except SmokeError as error:
+        return {**report, "verdict": str(error)}
+    return {**report, "verdict": "passed"}
+
+
+def _answer_projector(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    from quantkit.verify import projectors
+
+    report: dict[str, Any] = {"details": {}}
+    try:
+        projectors.check_projector(
+            Path(request["file"]),
+            request["model"] and Path(request["model"]),
+            takes=request["takes"],
+            threads=request["threads"],
             report=report,
             begin=lambda stage: send(stage=stage),
         )

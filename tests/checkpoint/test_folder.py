@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.checkpoint.folder import is_quantized, read_json
+from quantkit.checkpoint.folder import (
+    is_artifact,
+    is_foreign,
+    list_folder,
+    open_folder,
+    read_json,
+)
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, GGUFError, SafetensorsError
@@ -293,13 +299,26 @@ def test_an_lfs_pointer_in_place_of_json(tmp_path: Path) -> None:
 # --- quantized checkpoints -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8"])
+@pytest.mark.parametrize("method", ["awq", "bitsandbytes", "hqq"])
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8])
 def test_quantized_by_its_config(tmp_path: Path, method: str, dtype: Any) -> None:
     config = {**CONFIG, "quantization_config": {"quant_method": method, "bits": 4}}
     tensors = {**some_tensors(), "model.layers.0.q.weight": np.ones((4, 4), dtype)}
     write_checkpoint(tmp_path, tensors, config)
     open_refused(tmp_path, "already quantized", f"quant_method '{method}'", "use the original")
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8", "compressed-tensors", "bitnet", "modelopt"])
+def test_quantized_in_a_form_that_the_converter_reads(tmp_path: Path, method: str) -> None:
+    """Its tensors are all there, under the names and dtypes that they are stored in."""
+    config = {**CONFIG, "quantization_config": {"quant_method": method}}
+    tensors = {**some_tensors(), "model.layers.0.q.weight": np.ones((4, 4), np.uint8)}
+    write_checkpoint(tmp_path, tensors, config)
+    found = open_folder(tmp_path, list_folder(tmp_path))
+    assert is_foreign(found)
+    assert found.tensors.keys() == tensors.keys()
+    assert found.tensors["model.layers.0.q.weight"].dtype == "U8"
+    assert found.config == config
 
 
 @pytest.mark.parametrize(
@@ -317,7 +336,7 @@ def test_a_config_that_was_left_over_is_said_and_left_out(
     assert set(checkpoint.tensors) == set(some_tensors())
     (remark,) = checkpoint.remarks
     assert remark.startswith(f"{folder / 'config.json'} has a quantization_config")
-    assert not is_quantized(folder)
+    assert not is_artifact(folder)
     write_checkpoint(folder, some_tensors(), CONFIG, shards)
     assert open_checkpoint(folder).remarks == ()
 

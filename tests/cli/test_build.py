@@ -98,6 +98,18 @@ def test_what_llama_cpp_renders_otherwise_is_said(tmp_path: Path) -> None:
     assert sentences(outcome.err).count(remark) == 1
 
 
+def test_no_projector_of_what_has_none(checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint of our own families, and a GGUF."""
+    out = tmp_path / "out"
+    asked = ("-o", out, "--mmproj", "f16")
+    why = "--mmproj f16 is for models with a vision or audio part, and {} has none; leave it out."
+    assert refusal(quantkit(*BUILD, checkpoint, *asked)) == why.format(checkpoint)
+    assert refusal(quantkit(*BUILD, checkpoint, *asked, "--dry-run")) == why.format(checkpoint)
+    assert quantkit(*BUILD, checkpoint, "-q", "f16", "-o", out, "--mmproj", "none").code == 0
+    gguf = out / "Model-591K-F16.gguf"
+    assert refusal(quantkit(*BUILD, gguf, "-o", out / "2", "--mmproj", "f16")) == why.format(gguf)
+
+
 def test_tokens_that_are_not_the_models_reject_what_was_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

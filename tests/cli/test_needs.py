@@ -41,6 +41,7 @@ BNB_4_BIT: tuple[Words, ...] = (
 )
 BNB: tuple[Words, ...] = (("--keep", "lm_head"),)
 GGUF: tuple[Words, ...] = (
+    ("--mmproj", "none"),
     ("--kernel", "ggml"),
     ("--output-tensor-type", "q8_0"),
     ("--token-embedding-type", "q8_0"),

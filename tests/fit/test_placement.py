@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from quantkit.fit.hardware import Gpu, Machine
 from quantkit.fit.memory import GIB, GPU_OVERHEAD, HOST_OVERHEAD, MIB, Needs, Weights, total
-from quantkit.fit.placement import MODES, Placement, place, ram_alone, vram_for_whole
+from quantkit.fit.placement import MODES, PROJECTOR, Placement, place, ram_alone, vram_for_whole
 
 FILE = 10 * GIB
 
@@ -112,6 +112,25 @@ def test_two_gpus_hold_consecutive_layers() -> None:
 def test_a_gpu_too_small_for_anything_is_passed_over() -> None:
     placement = place(needs(), machine(MIB, vram_for_whole(needs()), ram=4 * GIB), FILE)
     assert (placement.mode, placement.layers_per_gpu) == ("gpu", (0, 9))
+
+
+def test_a_projector_lies_on_the_first_gpu_or_else_in_ram() -> None:
+    seeing = replace(needs(), projector=70 * MIB)
+    enough = vram_for_whole(needs()) + 70 * MIB
+
+    def where(placement: Placement) -> list[tuple[str, int]]:
+        return [(part.device, part.n_bytes) for part in placement.parts if part.name == PROJECTOR]
+
+    whole = place(seeing, machine(enough, ram=GIB), FILE)
+    assert (whole.mode, whole.spare, where(whole)) == ("gpu", 0, [("GPU 0", 70 * MIB)])
+    assert on(whole, "GPU 0") == enough == vram_for_whole(seeing)
+    assert place(seeing, machine(enough - 1, ram=16 * GIB), FILE).mode == "experts"
+    alone = place(seeing, machine(ram=16 * GIB), FILE)
+    assert where(alone) == [("RAM", 70 * MIB)]
+    assert on(alone, "RAM") == ram_alone(seeing) == ram_alone(needs()) + 70 * MIB
+    # On a first GPU that is too small for a layer, there is none of it either.
+    second = place(seeing, machine(MIB, 2 * enough, ram=16 * GIB), FILE)
+    assert (second.layers_per_gpu, where(second)) == ((0, 9), [("RAM", 70 * MIB)])
 
 
 def test_unified_memory_is_not_counted_twice() -> None:

@@ -22,6 +22,7 @@ from quantkit.build.output import Layout, PartialArtifact, check_space, remove, 
 from quantkit.build.source import read_unit
 from quantkit.build.units import Unit
 from quantkit.checkpoint.checkpoint import RowReader
+from quantkit.checkpoint.converter.describe import ConvertedRows
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import OutputError
 from quantkit.core.files import read_file
@@ -75,9 +76,11 @@ class _Worker:
         self.encoder = Encoder(load_kernel(*job.kernel), job.imatrix, self.artifacts)
 
     def close(self) -> None:
-        """Close the artifacts' files."""
+        """Close the artifacts' files, and end what computes rows."""
         for artifact in self.artifacts:
             artifact.close()
+        if isinstance(self.job.read_rows, ConvertedRows):
+            self.job.read_rows.close()
 
 
 _worker: _Worker | None = None

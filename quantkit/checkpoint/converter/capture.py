@@ -45,10 +45,14 @@ _LOOKED_AT = 4096
 # Matrices of a stack that were evaluated as a whole and are asked for slab by slab.
 _KEPT_MATRICES = 2
 
+# What the converter makes of floats as they are, and so do we: _FLOATS, and what is asked for.
+_OF_FLOATS = ("F32", "F16", "BF16", "Q8_0")
+
 _TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 _FLOATS = ("F32", "F16", "BF16")
 LazyTorchTensor._dtype_map.setdefault(torch.int32, np.int32)
@@ -70,7 +74,7 @@ class Described:
 
     source: "Source"
     targets: list[Captured]
-    _matrices: OrderedDict[tuple[int, int], Any] = field(default_factory=OrderedDict)
+    _matrices: OrderedDict[tuple[int, int, int], Any] = field(default_factory=OrderedDict)
 
     def needs(self, units: Sequence[Sequence[int]]) -> list[list[tuple[str, int, int]]]:
         """Of (target, row, rows) each: which rows of which tensors they are made of."""
@@ -89,7 +93,6 @@ class Described:
         """Rows of a target: float32, or bytes of the blocks that it is stored in."""
         captured = self.targets[target]
         self.source.is_described = True
-        width = -1
         with torch.inference_mode():
             if not is_lazy(captured.data):
                 flat = np.asarray(captured.data).reshape(prod(captured.shape[:-1]), -1)
@@ -99,8 +102,9 @@ class Described:
                 value = self._matrix(part, inner) if inner is not None else evaluate(part)
                 value = apply(after, value)
                 if inner is not None:
-                    value = value.reshape(prod(captured.shape[-2:-1]), width)
-                    value = value[inner : inner + rows]
+                    per = prod(captured.shape[1:-1])
+                    count = 1 if len(captured.shape) == 1 else (part.stop - part.first) * per
+                    value = value.reshape(count, -1)[inner : inner + rows]
         if isinstance(value, torch.Tensor):
             value = value.float().numpy()
         if value.dtype.kind == "f":
@@ -111,7 +115,7 @@ class Described:
 
     def _matrix(self, part: Part, _: int) -> Any:
         """A whole matrix, of which slabs are asked for one after the other."""
-        key = id(part.node), part.first
+        key = id(part.node), part.first, part.stop
         if key not in self._matrices:
             while len(self._matrices) >= _KEPT_MATRICES:
                 self._matrices.popitem(last=False)
@@ -134,11 +138,12 @@ def _place(captured: Captured, row: int, rows: int) -> tuple[Part, list[Any], in
     if n_axes == 2 or len(shape) == 2:
         return Part(node, row, row + rows), [], None
     number, first = divmod(row, shape[-2])
-    outer = prod(shape[1:-2])
-    if outer == 1 and (found := matrix_of(node, number)) is not None:
+    is_of_one = first + rows <= shape[-2] and prod(shape[1:-2]) == 1
+    if is_of_one and (found := matrix_of(node, number)) is not None:
         return Part(found[0], first, first + rows), found[1], None
-    number, inside = divmod(row, shape[-2] * outer)
-    return Part(node, number, number + 1), [], inside
+    per = prod(shape[1:-1])
+    number, inside = divmod(row, per)
+    return Part(node, number, -(-(row + rows) // per)), [], inside
 
 
 @dataclass
@@ -222,6 +227,7 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
         "n_read": source.n_read,
         "class": type(model).__name__,
         "has_mtp": bool(model.supports_mtp_export),
+        "has_projector": _knows_projector(folder),
     }
 
 
@@ -229,7 +235,7 @@ def _answer(target: Captured) -> dict[str, Any]:
     """A target for the parent: with the runs of the checkpoint's rows that it is, if it is."""
     runs = rows_of_sources(target.data) if is_lazy(target.data) else None
     found = None
-    if runs is not None and target.stored in _FLOATS:
+    if runs is not None and target.stored in _OF_FLOATS and target.data.dtype != np.uint8:
         per_matrix = target.shape[-2] if len(target.shape) > 1 else 1
         found = [
             [[run.source, run.row, run.rows] for run in _joined(matrix)]
@@ -265,6 +271,16 @@ def _joined(runs: Sequence[Run]) -> list[Run]:
         else:
             found.append(run)
     return found
+
+
+def _knows_projector(folder: Path) -> bool:
+    """Whether the converter has a class for the vision or audio part of such a model."""
+    hparams = ModelBase.load_hparams(folder, False)
+    try:
+        get_model_class(get_model_architecture(hparams, ModelType.MMPROJ), mmproj=True)
+    except Exception:  # noqa: BLE001 - whatever it is, the text part is described without it
+        return False
+    return True
 
 
 def _open_model(folder: Path, request: Mapping[str, Any]) -> Any:

@@ -1,9 +1,10 @@
 """A checkpoint as llama.cpp's converter would write it: one more view, and the model in it."""
 
 import atexit
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -33,6 +34,8 @@ from quantkit.families.model import Block, Model, Target
 
 _LAYER_PREFIX = "blk."
 _TOKENS = "tokenizer.ggml.tokens"
+# Tensors of a part that sees or hears, as published models name them.
+_TOWER = re.compile(r"vis(ion|ual)|image|img_|audio|speech|whisper|multi_?modal|mm_proj")
 
 
 def _silent(_: str) -> None:
@@ -44,14 +47,20 @@ class Wish:
     """What of a model is converted, and by whom.
 
     ``tree`` is a user's own llama.cpp, None for the pinned converter. ``projector``: its vision or
-    audio part instead of its text part. ``mtp``: whether layers that predict further tokens come
-    along; None for what the converter does. ``say`` is told that something is fetched.
+    audio part instead of its text part, in the type of that name, such as ``f16``. ``mtp``: whether
+    layers that predict further tokens come along; None for what the converter does. ``say`` is
+    told that something is fetched.
     """
 
     tree: Path | None = None
-    projector: bool = False
+    projector: str | None = None
     mtp: bool | None = None
     say: Callable[[str], None] = _silent
+
+    @property
+    def is_for_converter(self) -> bool:
+        """Whether something is asked for that only the converter does."""
+        return self.tree is not None or self.mtp is not None
 
 
 def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
@@ -75,6 +84,46 @@ def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
     return rows.describe()
 
 
+def describe_projector(checkpoint: Checkpoint, kind: str) -> Checkpoint | None:
+    """The vision or audio part of a checkpoint whose text part is described, as a checkpoint.
+
+    Args:
+        checkpoint: what `describe_by_converter` gave.
+        kind: the converter's type: ``f16``, ``bf16`` or ``q8_0``. What is kept in others for its
+            sake, the converter decides.
+
+    Returns:
+        None where it has none, or the converter knows none.
+
+    Raises:
+        ConverterError: it has one, and the converter cannot describe it.
+
+    """
+    description = checkpoint.description
+    if description is None:
+        return None
+    rows = description.rows
+    assert isinstance(rows, ConvertedRows)  # noqa: S101 - it described
+    stored = rows.stored
+    if not description.has_projector:
+        if not _sees_or_hears(stored):
+            return None
+        raise ConverterError(
+            f"{description.version} knows no vision or audio part of {stored.path}."
+        )
+    try:
+        found = ConvertedRows(stored, replace(rows.wish, projector=kind, mtp=None)).describe()
+    except ConverterError:
+        if not _sees_or_hears(stored):
+            return None
+        raise
+    return found if found.tensors else None
+
+
+def _sees_or_hears(stored: Checkpoint) -> bool:
+    return any(map(_TOWER.search, stored.tensors))
+
+
 class ConvertedRows:
     """Rows of a converted checkpoint, those that are computed from the converter's process.
 
@@ -82,26 +131,27 @@ class ConvertedRows:
     """
 
     def __init__(self, checkpoint: Checkpoint, wish: Wish) -> None:
-        self._stored = checkpoint
-        self._wish = wish
+        self.stored = checkpoint
+        self.wish = wish
         self._process: ConverterProcess | None = None
         self._converter: Converter | None = None
+        self._version: str | None = None  # that described it, here or elsewhere
         self._numbers: dict[str, int] = {}
         self._folder: Path | None = None
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        wish = replace(self._wish, say=_silent)
-        return {"stored": self._stored, "wish": wish, "converter": self._converter,
+        wish = replace(self.wish, say=_silent)
+        return {"stored": self.stored, "wish": wish, "version": self._version,
                 "numbers": self._numbers}  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["stored"], state["wish"])  # type: ignore[misc]
-        self._converter, self._numbers = state["converter"], state["numbers"]
+        self._version, self._numbers = state["version"], state["numbers"]
 
     def describe(self) -> Checkpoint:
         """Start the converter and let it describe; see `describe_by_converter`."""
-        stored = self._stored
+        stored = self.stored
         answer, header_file = self._ask_for_description()
         header = _read_header(header_file, stored)
         header, tokens, remarks = self._mended(header)
@@ -110,11 +160,15 @@ class ConvertedRows:
         targets, numbers = [], {}
         for number, found in enumerate(answer["targets"]):
             name, runs = found["name"], found["runs"]
-            shape = _as_ggml_counts(infos[name].shape)
+            shape = infos[name].shape
+            if self.wish.projector is None:  # else it stays as it is, and so does its header
+                shape = _as_ggml_counts(shape)
             if runs is None or not _can_be_read(runs, stored.tensors):
                 numbers[name] = number
                 tensors[name] = _computed(stored, name, found["stored"], shape)
                 runs = _whole(name, shape)
+            if self.wish.projector is not None:  # it has no experts, but convolutions
+                runs = [_joined(run for matrix in runs for run in matrix)]
             targets.append(_target(name, found["stored"], shape, runs))
         self._numbers = numbers
         direct = {block.source for target in targets for block in target.blocks}
@@ -132,17 +186,20 @@ class ConvertedRows:
                 frozenset(numbers),
                 self,
                 answer["n_read"],
+                stored.tensors,
+                self.wish.mtp,
                 tokens,
+                answer["has_projector"],
             ),
             remarks=(*stored.remarks, *remarks),
         )
 
     def _mended(self, header: Header) -> tuple[Header, Tokens, list[str]]:
         """The header with what the converter gets wrong of the tokenizer put right."""
-        if self._wish.projector or _TOKENS not in header.metadata:
+        if self.wish.projector or _TOKENS not in header.metadata:
             return header, Tokens(), []
         library = self.tokenizer(whole=False)
-        return mend(self._stored.path, self._stored.config, header, library)
+        return mend(self.stored.path, self.stored.config, header, library)
 
     def tokenizer(self, *, whole: bool = True) -> dict[str, Any]:
         """The checkpoint's tokenizer as the converter's transformers opens it.
@@ -153,9 +210,9 @@ class ConvertedRows:
         with self._lock:
             process = self._process
             if process is None:
-                self._converter = self._converter or find_converter(self._wish.tree)
+                self._converter = self._converter or find_converter(self.wish.tree)
                 process = ConverterProcess(self._converter)
-            folder = self._folder or _folder_of_small_files(self._stored)
+            folder = self._folder or _folder_of_small_files(self.stored)
             try:
                 answer, _ = process.ask({**request, "folder": str(folder)}, self.read)
             finally:
@@ -198,7 +255,7 @@ class ConvertedRows:
 
     def range_of(self, name: str, first: int, count: int) -> Range:
         """Where rows of a stored tensor lie, along its first axis."""
-        tensor = self._stored.tensors[name]
+        tensor = self.stored.tensors[name]
         size = tensor.n_bytes // tensor.shape[0] if tensor.shape else tensor.n_bytes
         start = tensor.offset + first * size
         return Range(tensor.file, start, start + count * size)
@@ -229,26 +286,32 @@ class ConvertedRows:
         if "failed" in answer or "refused" in answer:
             self.close()
             raise ConverterError(
-                f"llama.cpp's converter cannot compute a tensor of {self._stored.path} "
+                f"llama.cpp's converter cannot compute a tensor of {self.stored.path} "
                 f"({said(answer) or answer['refused']}); report it, or give a GGUF."
             )
         return answer, data
 
     def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
-        require_plausible(self._stored.config, self._stored.tensors, self._stored.path)
+        require_plausible(self.stored.config, self.stored.tensors, self.stored.path)
         if self._converter is None:
-            self._converter = find_converter(self._wish.tree, self._wish.say)
-        folder = self._folder = _folder_of_small_files(self._stored)
+            self._converter = find_converter(self.wish.tree, self.wish.say)
+            if self._version not in (None, self._converter.version):
+                raise ConverterError(
+                    f"{self.stored.path} was described by {self._version}, and here is "
+                    f"{self._converter.version}; install the same everywhere."
+                )
+            self._version = self._converter.version
+        folder = self._folder = _folder_of_small_files(self.stored)
         header = folder.parent / "header.gguf"
-        stored = self._stored
+        stored = self.stored
         request = {
             "ask": "describe",
             "folder": str(folder),
             "header": str(header),
             "tensors": {name: [t.dtype, t.shape] for name, t in stored.tensors.items()},
-            "projector": self._wish.projector,
-            "mtp": self._wish.mtp,
-            "type": _own_type(stored.tensors),
+            "projector": self.wish.projector is not None,
+            "mtp": self.wish.mtp,
+            "type": self.wish.projector or _own_type(stored.tensors),
             "name": None,
         }
         self._process = ConverterProcess(self._converter)
@@ -262,7 +325,7 @@ class ConvertedRows:
     def _name_pre_tokenizer(self) -> str:
         from quantkit.checkpoint.tokenizer import name_pre_tokenizer
 
-        return name_pre_tokenizer(self._stored.path, self._stored.config)
+        return name_pre_tokenizer(self.stored.path, self.stored.config)
 
     def read(self, name: str, first: int, count: int) -> Any:
         """Rows of a stored tensor along its first axis, read where it lies."""
@@ -270,14 +333,14 @@ class ConvertedRows:
         return self._read_range(found.file, found.start, found.stop)
 
     def _read_direct(self, name: str, first: int, count: int) -> NDArray[np.uint8]:
-        tensor = self._stored.tensors[name]
+        tensor = self.stored.tensors[name]
         start = tensor.offset + first * tensor.row_bytes
         return self._read_range(tensor.file, start, start + count * tensor.row_bytes)
 
     def _read_range(self, file: Path, start: int, stop: int) -> NDArray[np.uint8]:
         if start == stop:
             return np.empty(0, np.uint8)
-        repo = self._stored.repo
+        repo = self.stored.repo
         if repo is not None and not file.is_file():
             from quantkit.checkpoint.remote import fetch_range
 
@@ -365,8 +428,25 @@ def _folder_of_small_files(checkpoint: Checkpoint) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix="quantkit-converter-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     folder = temporary / checkpoint.name
-    _link(checkpoint.path.resolve(), folder)
+    _link(_place_of_small_files(checkpoint).resolve(), folder)
     return folder
+
+
+def _place_of_small_files(checkpoint: Checkpoint) -> Path:
+    """The checkpoint's folder; on a machine that lacks it, what the Hub's cache there has.
+
+    Raises:
+        CheckpointError: they cannot be downloaded.
+
+    """
+    repo = checkpoint.repo
+    if repo is None or checkpoint.path.is_dir():
+        return checkpoint.path
+    from quantkit.checkpoint.remote import download
+
+    wanted = [name for name in repo.sizes if is_for_converters(name) or name == "README.md"]
+    found = {name: download(repo, name) for name in wanted}
+    return found["config.json"].parent
 
 
 def _link(source: Path, target: Path, *, is_top: bool = True) -> None:
@@ -406,6 +486,16 @@ def _computed(
 def _whole(name: str, shape: tuple[int, ...]) -> list[list[tuple[str, int, int]]]:
     rows = shape[-2] if len(shape) > 1 else 1
     return [[(name, matrix * rows, rows)] for matrix in range(prod(shape[:-2]))]
+
+
+def _joined(runs: Iterable[Sequence[Any]]) -> list[tuple[str, int, int]]:
+    """Runs of rows, of which none goes on where the one before it ends."""
+    found: list[tuple[str, int, int]] = []
+    for source, row, rows in runs:
+        if found and found[-1][0] == source and sum(found[-1][1:]) == row:
+            row, rows = found[-1][1], found.pop()[2] + rows
+        found.append((source, row, rows))
+    return found
 
 
 def _target(

@@ -13,6 +13,9 @@ _NEEDED = ("conversion/__init__.py", "conversion/base.py", "gguf-py/gguf/__init_
 _REF = re.compile(r"refs/[\w][\w./-]*")
 _REVISION = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _MOST_HEAD = 4096
+_IN = "llama.cpp in "
+_AT = re.compile(r" at [0-9a-f]{40,64}$")
+_WITHOUT_PLACE = "llama.cpp of one's own"
 
 
 def check_tree(tree: Path) -> Path:
@@ -42,7 +45,20 @@ def check_tree(tree: Path) -> Path:
 def name_tree(tree: Path) -> str:
     """What a user's own converter is called: its folder, and its revision if git left one."""
     revision = read_revision(tree)
-    return f"llama.cpp in {tree}" + (f" at {revision}" if revision else "")
+    return f"{_IN}{tree}" + (f" at {revision}" if revision else "")
+
+
+def without_place(name: str) -> str:
+    """What `name_tree` says of a tree, for others: not where it lies; other names as they are."""
+    if not name.startswith(_IN):
+        return name
+    revision = _AT.search(name)
+    return _WITHOUT_PLACE + (revision[0] if revision else "")
+
+
+def is_own(name: str) -> bool:
+    """Whether a converter with this name is a user's own."""
+    return name.startswith((_IN, _WITHOUT_PLACE))
 
 
 def read_revision(tree: Path) -> str | None:

@@ -24,6 +24,8 @@ from quantkit.plan.plan import Plan, PlannedTensor
 
 ALIGNMENT = 32
 _MAGIC, _VERSION, _QUANTIZATION_VERSION = b"GGUF", 3, 2
+# What begins the name of a vision or audio part's file, by which llama.cpp's tools find it.
+PROJECTOR = "mmproj-"
 _LONGEST_OVERRIDE = 127  # bytes; llama-quantize keeps no more of a string it adds
 
 
@@ -42,7 +44,8 @@ class PlannedFile:
 class Layout:
     """The files of one artifact. ``folder`` holds the shards of a split one, else None.
 
-    ``remarks`` are the sentences that its user must hear (see `ModelMetadata`).
+    ``remarks`` are the sentences that its user must hear (see `ModelMetadata`). ``takes`` says of a
+    projector what it takes, ``vision``, ``audio`` or both; of a model it is None.
     """
 
     plan: Plan
@@ -50,6 +53,7 @@ class Layout:
     folder: str | None
     files: tuple[PlannedFile, ...]
     remarks: tuple[str, ...] = ()
+    takes: tuple[str, ...] | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -116,6 +120,22 @@ def lay_out(
     return Layout(plan, name, name, tuple(files), remarks)
 
 
+def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...]) -> Layout:
+    """Place the tensors of a model's vision or audio part in the file that belongs to it.
+
+    Its keys and the order of its tensors are the converter's, for llama-quantize has no part in it.
+
+    Args:
+        plan: with the encodings that the converter gives it.
+        metadata: its keys, and the name of the model whose part it is.
+        takes: ``vision``, ``audio`` or both.
+
+    """
+    name = f"{PROJECTOR}{metadata.base_name}-{plan.quant.name.upper()}"
+    file = _place(f"{name}.gguf", metadata.entries, plan.tensors, as_converted=True)
+    return Layout(plan, name, None, (file,), (*metadata.remarks, *plan.remarks), takes)
+
+
 def _quant_entries(plan: Plan, imatrix: Imatrix | None) -> Iterable[KeyValue]:
     yield _entry("general.quantization_version", _QUANTIZATION_VERSION, GGUFValueType.UINT32)
     yield _entry("general.file_type", plan.quant.file_type, GGUFValueType.UINT32)
@@ -156,14 +176,20 @@ def _divide(tensors: Sequence[PlannedTensor], shard_size: int) -> list[list[Plan
     return shards
 
 
-def _place(name: str, entries: Sequence[KeyValue], tensors: Sequence[PlannedTensor]) -> PlannedFile:
+def _place(
+    name: str,
+    entries: Sequence[KeyValue],
+    tensors: Sequence[PlannedTensor],
+    *,
+    as_converted: bool = False,
+) -> PlannedFile:
     parts = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(entries))]
     parts.extend(entry.packed for entry in entries)
     relative = []
     end = 0
     for tensor in tensors:
         relative.append(end)
-        parts.append(_tensor_info(tensor, end))
+        parts.append(_tensor_info(tensor, end, as_converted=as_converted))
         end += _padded(tensor)
     header = b"".join(parts)
     header += b"\0" * (-len(header) % ALIGNMENT)
@@ -171,11 +197,11 @@ def _place(name: str, entries: Sequence[KeyValue], tensors: Sequence[PlannedTens
     return PlannedFile(name, header, tuple(tensors), offsets, len(header) + end)
 
 
-def _tensor_info(tensor: PlannedTensor, offset: int) -> bytes:
+def _tensor_info(tensor: PlannedTensor, offset: int, *, as_converted: bool) -> bytes:
     name = tensor.target.name.encode("utf-8")
     dims = [*reversed(tensor.target.shape)]
-    while len(dims) > 1 and dims[-1] == 1:
-        dims.pop()  # ggml does not count trailing dimensions of 1
+    while len(dims) > 1 and dims[-1] == 1 and not as_converted:
+        dims.pop()  # ggml, which llama-quantize goes by, counts no trailing dimensions of 1
     return (
         struct.pack("<Q", len(name))
         + name

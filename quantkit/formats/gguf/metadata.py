@@ -74,6 +74,20 @@ def describe_checkpoint(
     return ModelMetadata(_file_name(checkpoint.path, name, general), entries, remarks)
 
 
+def describe_projector_of(
+    base_name: str, projector: Model, name: str | None = None
+) -> ModelMetadata:
+    """The metadata that llama.cpp's converter gives the vision or audio part of a model.
+
+    Args:
+        base_name: what the model's own files are called.
+        projector: the part.
+        name: the model's name, instead of the one that the converter finds.
+
+    """
+    return ModelMetadata(base_name, _renamed(projector.keys, name), projector.remarks)
+
+
 def bare_entries(model: Model) -> tuple[KeyValue, ...]:
     """The metadata that llama.cpp needs to load a model without its vocabulary."""
     from gguf import GGUFWriter
