@@ -18,7 +18,7 @@ from quantkit.checkpoint.converter.child import RefusedError
 
 _LOADER, _ASKER = "get_class_from_dynamic_module", "resolve_trust_remote_code"
 _SETTINGS, _FAST = "tokenizer_config.json", "tokenizer.json"
-_VOCABULARIES = ("*.model", "vocab.*", "*.tiktoken", "tekken.json")
+_VOCABULARIES = ("*.model", "vocab.*", "*_vocab_*", "*.tiktoken", "tekken.json")
 _PROBES = ("a", "Hello, world!")
 
 

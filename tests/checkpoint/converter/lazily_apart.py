@@ -16,6 +16,7 @@ sys.modules["mistral_common"] = None  # type: ignore[assignment]
 
 import gguf  # noqa: E402
 import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from conversion import maple, minimax, qwen4exp  # noqa: E402
@@ -171,6 +172,23 @@ def check_mxfp4() -> None:
     assert {p.node._args[0].name for p in reads(Part(ours, 1, 2))} == set(consumed[2:4])
 
 
-for check in (check_maple, check_qwen4exp, check_equal, check_mxfp4, check_minimax):
+def check_large_reads() -> None:
+    """What is not on the list is refused by name, and asks the parent for nothing."""
+    from quantkit.checkpoint.converter.capture import RefusedError, Source
+
+    source = Source(None, {"large.weight": ("F32", (4096, 4096))})  # type: ignore[arg-type]
+    said = "it reads the 67,108,864 bytes of large.weight while it describes"
+    with pytest.raises(RefusedError, match=said):
+        LazyTorchTensor.to_eager(source.lazy("large.weight"))
+
+
+for check in (
+    check_large_reads,
+    check_maple,
+    check_qwen4exp,
+    check_equal,
+    check_mxfp4,
+    check_minimax,
+):
     check()
     sys.stdout.write(f"{check.__name__}\n")
