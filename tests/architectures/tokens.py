@@ -41,7 +41,10 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
         (folder / "rwkv_vocab_v20230424.txt").write_text(world(), encoding="utf-8")
         settings = {}
     elif vocabulary == "merges":
-        (folder / "tokenizer.json").write_text(json.dumps(piece_bpe()))
+        # Gemma's puts no space before a text.
+        spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+        document = {**piece_bpe(), "normalizer": spaces}
+        (folder / "tokenizer.json").write_text(json.dumps(document))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
         settings |= {"bos_token": "<s>", "eos_token": "</s>"}
     elif vocabulary == "words":

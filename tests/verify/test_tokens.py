@@ -428,10 +428,15 @@ def test_an_excuse_says_what_llama_cpp_must_give_instead(tmp_path: Path) -> None
     assert not result.ok
 
 
+# In tests/checkpoint/converter: test_tokens.py, and with llama.cpp test_described_tokens.py.
+WORD_PIECE = ("control characters as spaces", "marks that are no accents")
+
+
 def test_every_entry_of_the_table_is_tested() -> None:
     assert {entry.name for entry in DEVIATIONS} == {
         *("NFC", "case outside ASCII", INNER),
         *COMPOSED,
+        *WORD_PIECE,
     }
 
 

@@ -20,7 +20,7 @@ from conversion import base, get_model_class
 from conversion.base import LazyTorchTensor, ModelBase, ModelType, get_model_architecture
 from gguf.lazy import LazyBase, LazyNumpyTensor
 
-from quantkit.checkpoint.converter import child, lazily
+from quantkit.checkpoint.converter import child, lazily, library
 from quantkit.checkpoint.converter.channel import Channel
 from quantkit.checkpoint.converter.child import RefusedError
 from quantkit.checkpoint.converter.expressions import (
@@ -392,6 +392,7 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         (gguf.GGUFWriter, "write_tensors_to_file", write_no_tensors),
         (gguf.quants, "quantize", quantize),
         (LazyBase, "to_eager", classmethod(to_eager)),
+        *library.vocabularies(),
         *lazily.replacements(source, _mxfp4_rows, _LazyNumpy.stack),
     ):
         yield

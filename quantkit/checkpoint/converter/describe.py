@@ -221,7 +221,10 @@ class ConvertedRows:
                     process.close()
         if "class" in answer:
             return answer
-        return {"why": said(answer) or answer.get("refused", "").partition(":")[2]}
+        refused = str(answer.get("refused", ""))
+        kind, _, code = refused.partition(":")
+        wants = f"only {code}, code that came with the model, reads it" if kind == "code" else ""
+        return {"why": said(answer) or wants or refused}
 
     def __call__(self, name: str, first: int, count: int) -> NDArray[np.uint8]:
         """Rows of a tensor, of the source's or of one that is computed."""

@@ -7,7 +7,7 @@ not, ``tokenizer.json`` says all that the class could (see `forbid_code`).
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from quantkit.checkpoint.converter.child import RefusedError
 
 _LOADER, _ASKER = "get_class_from_dynamic_module", "resolve_trust_remote_code"
 _SETTINGS, _FAST = "tokenizer_config.json", "tokenizer.json"
-_VOCABULARIES = ("*.model", "vocab.*", "*.tiktoken", "tekken.json")
+_VOCABULARIES = ("*.model", "vocab.*", "*_vocab_*", "*.tiktoken", "tekken.json")
 _PROBES = ("a", "Hello, world!")
 
 
@@ -90,6 +90,22 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def vocabularies() -> Iterator[tuple[Any, str, Any]]:
+    """What stands in for steps that want the code's tokenizer: (owner, attribute, value) each."""
+    try:
+        from conversion.hunyuan import HunYuanMoEModel
+    except ImportError:
+        return
+    ranked = HunYuanMoEModel.set_vocab
+
+    def set_vocab(self: Any) -> None:
+        """Of a tokenizer.json the vocabulary is there; the ranks of which it is made are not."""
+        has_fast = (self.dir_model / _FAST).is_file()
+        self._set_vocab_gpt2() if has_fast else ranked(self)
+
+    yield HunYuanMoEModel, "set_vocab", set_vocab
 
 
 def tell(folder: Path, *, whole: bool) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from typing import Any
 
 from quantkit.checkpoint.checkpoint import Tokens
 from quantkit.checkpoint.gguf import Header
+from quantkit.checkpoint.tokenizer.fast import open_tokenizer
 from quantkit.checkpoint.tokenizer.frame import Frame, frame_keys
 from quantkit.checkpoint.tokenizer.model_file import read_settings
+from quantkit.checkpoint.tokenizer.piece_bpe import is_piece_bpe, scored_vocabulary
 from quantkit.checkpoint.tokenizer.reference import open_reference
 from quantkit.checkpoint.tokenizer.source import (
     FAIRSEQ,
@@ -28,6 +30,7 @@ from quantkit.checkpoint.tokenizer.vocabulary import (
     SENTENCEPIECE_BOS,
     SENTENCEPIECE_EOS,
     TokenType,
+    Vocabulary,
     assumes_bos,
 )
 from quantkit.core.apart import run_apart
@@ -40,6 +43,12 @@ _PREFIX = f"{_KEY}add_space_prefix"
 # Vocabularies around whose texts llama.cpp puts what keys say; of WordPiece it always puts both.
 _FRAMED = ("llama", "gpt2", "t5", "gemma4")
 _SECONDS = 120
+_SAME_SCORES = (
+    "llama.cpp's converter gives all pieces of tokenizer.json the same score, with which llama.cpp "
+    "would merge other tokens; GGUF files have the order of its merges."
+)
+# Of the values that are lists: how a GGUF stores their items.
+_ITEMS = {"tokens": "STRING", "scores": "FLOAT32", "token_type": "INT32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +56,13 @@ class Opened:
     """What a tokenizer does as transformers 5 opens it.
 
     ``frame`` surrounds every text, None where that is not to be told. ``space`` says whether a text
-    begins with a space, None where that is no key of a GGUF's.
+    begins with a space, None where that is no key of a GGUF's. ``vocabulary`` is there where its
+    scores are asked for and it has some.
     """
 
     frame: Frame | None
     space: bool | None
+    vocabulary: Vocabulary | None = None
 
 
 def mend(
@@ -71,7 +82,7 @@ def mend(
     """
     metadata = header.metadata
     config = sized(config, metadata)
-    opened = _open(folder, config)
+    opened = _open(folder, config, scored=_lacks_scores(metadata))
     frames = [opened.frame] if opened and opened.frame else []
     if library.get("before") is not None:
         frames.append(Frame(tuple(library["before"]), tuple(library["after"])))
@@ -79,11 +90,16 @@ def mend(
     if opened and opened.space is not None and metadata.get(f"{_KEY}model") == "llama":
         keys |= _space_keys(opened.space, metadata)
     keys |= _unknown_keys(metadata)
+    if opened and opened.vocabulary:
+        keys |= _changed(opened.vocabulary.metadata(), metadata)
     kept = frame_of(metadata)
     frame = kept if kept in frames or not frames else frames[-1]
     if frame != kept and metadata.get(f"{_KEY}model") in _FRAMED:
         keys |= _frame_keys(frame, metadata, folder, config)
-    remarks = [_remark(key, value, metadata) for key, value in keys.items()]
+    remarks = [
+        _remark(key, value, metadata) for key, value in keys.items() if not isinstance(value, list)
+    ]
+    remarks += [_SAME_SCORES] * any(isinstance(value, list) for value in keys.values())
     tokens = Tokens(frame=(frame.before, frame.after) if frames else None, mended=frozenset(keys))
     return _with_keys(header, keys), tokens, remarks
 
@@ -128,14 +144,31 @@ def frame_of(metadata: Mapping[str, Any]) -> Frame:
     )
 
 
-def _open(folder: Path, config: Mapping[str, Any]) -> Opened | None:
+def _lacks_scores(metadata: Mapping[str, Any]) -> bool:
+    """Whether all pieces have one score, so that llama.cpp merges texts from left to right.
+
+    So it is where the converter makes a SentencePiece vocabulary of a tokenizer.json alone
+    (``LlamaHfVocab`` in its ``vocab.py``).
+    """
+    scores, types = (metadata.get(_KEY + key, []) for key in ("scores", "token_type"))
+    pieces = [score for score, kind in zip(scores, types, strict=False) if kind == TokenType.NORMAL]
+    is_piece = metadata.get(f"{_KEY}model") == "llama"
+    return is_piece and len(pieces) > 1 and len(set(pieces)) == 1
+
+
+def _changed(keys: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if metadata.get(key) != value}
+
+
+def _open(folder: Path, config: Mapping[str, Any], *, scored: bool) -> Opened | None:
     """The tokenizer as our own reading has it, None where that does not hold."""
 
     def work() -> Opened:
         source = read_source(folder, config)
         (first, *_) = vocabulary_files(folder)
-        frame = open_reference(source, first).frame
-        return Opened(None if first in (SPIECE, FAIRSEQ) else frame, _space(source))
+        found = open_reference(source, first).frame
+        frame = None if first in (SPIECE, FAIRSEQ) else found
+        return Opened(frame, _space(source), _scored(source) if scored else None)
 
     try:
         return run_apart(
@@ -146,6 +179,15 @@ def _open(folder: Path, config: Mapping[str, Any]) -> Opened | None:
             fix="download it again",
         )
     except CheckpointError:
+        return None
+
+
+def _scored(source: TokenizerSource) -> Vocabulary | None:
+    """The vocabulary of a tokenizer.json with the order of its merges as scores."""
+    try:
+        is_piece = bool(source.fast) and is_piece_bpe(source)
+        return scored_vocabulary(source, open_tokenizer(source)) if is_piece else None
+    except TokenizerError:
         return None
 
 
@@ -215,8 +257,11 @@ def _with_keys(header: Header, keys: Mapping[str, Any]) -> Header:
     return replace(header, metadata={**header.metadata, **keys}, entries=(*entries, *new))
 
 
-def _packed(key: str, value: bool | int) -> bytes:
+def _packed(key: str, value: bool | int | list[Any]) -> bytes:
     from gguf import GGUFValue, GGUFValueType
 
+    if isinstance(value, list):
+        item = GGUFValueType[_ITEMS[key.removeprefix(_KEY)]]
+        return pack(key, GGUFValue(value, GGUFValueType.ARRAY, item))
     kind = GGUFValueType.BOOL if isinstance(value, bool) else GGUFValueType.UINT32
     return pack(key, GGUFValue(value, kind))

@@ -16,6 +16,7 @@ sys.modules["mistral_common"] = None  # type: ignore[assignment]
 
 import gguf  # noqa: E402
 import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from conversion import maple, minimax, qwen4exp  # noqa: E402
@@ -61,6 +62,10 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=GENERATOR)
 
 
+def itself(value: Any) -> Any:
+    return value
+
+
 def check_maple() -> None:
     stored = Stored({f"e{i}": random(4, 8).to(torch.bfloat16) for i in range(3)})
     theirs = LazyTorchTensor.to_eager(
@@ -81,7 +86,7 @@ def check_qwen4exp() -> None:
         load = qwen4exp.Qwen4ExpTextModel._load_ple_shard
         real = LazyTorchTensor.to_eager
         if not evaluates:  # as it is while a model is described
-            LazyTorchTensor.to_eager = classmethod(lambda _, value: value)
+            LazyTorchTensor.to_eager = staticmethod(itself)
         try:
             return [load(model, name)() for name in stored.tensors]
         finally:
@@ -167,6 +172,23 @@ def check_mxfp4() -> None:
     assert {p.node._args[0].name for p in reads(Part(ours, 1, 2))} == set(consumed[2:4])
 
 
-for check in (check_maple, check_qwen4exp, check_equal, check_mxfp4, check_minimax):
+def check_large_reads() -> None:
+    """What is not on the list is refused by name, and asks the parent for nothing."""
+    from quantkit.checkpoint.converter.capture import RefusedError, Source
+
+    source = Source(None, {"large.weight": ("F32", (4096, 4096))})  # type: ignore[arg-type]
+    said = "it reads the 67,108,864 bytes of large.weight while it describes"
+    with pytest.raises(RefusedError, match=said):
+        LazyTorchTensor.to_eager(source.lazy("large.weight"))
+
+
+for check in (
+    check_large_reads,
+    check_maple,
+    check_qwen4exp,
+    check_equal,
+    check_mxfp4,
+    check_minimax,
+):
     check()
     sys.stdout.write(f"{check.__name__}\n")

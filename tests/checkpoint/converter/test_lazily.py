@@ -29,7 +29,7 @@ def test_stand_ins_give_what_the_converters_own_steps_give() -> None:
     )
 
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 5
+    assert len(done.stdout.split()) == 6
 
 
 def test_experts_of_deepseek_v4_are_the_converters_and_none_is_read_to_describe_them(

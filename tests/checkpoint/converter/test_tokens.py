@@ -14,6 +14,7 @@ from quantkit.families.model import KeyValue
 from quantkit.verify.tokens import expect_tokens
 from tests.architectures.small import N_TOKENS
 from tests.architectures.tokens import write_tokenizer
+from tests.checkpoint.vocabularies import sentencepiece_model
 
 KEY = "tokenizer.ggml."
 CONFIG = {"model_type": "qwen3"}
@@ -137,3 +138,28 @@ def test_frame_that_is_known_goes_around_every_text(tmp_path: Path) -> None:
 
     assert expected.framed
     assert all(ids[0] == 7 and ids[-2:] == [8, 9] for _, ids in expected.framed)
+
+
+def test_pieces_of_xlm_roberta_are_counted_behind_its_four_special_tokens(tmp_path: Path) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    model = sentencepiece_model(
+        N_TOKENS,
+        model_type="unigram",
+        byte_fallback=False,
+        normalization_rule_name="nmt_nfkc",
+        remove_extra_whitespaces=True,
+    )
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(model)
+    pieces = SentencePieceProcessor(model_proto=model)
+    listed = ["<s>", "<pad>", "</s>", "<unk>", *map(pieces.IdToPiece, range(3, N_TOKENS))]
+
+    expected = expect_tokens(
+        tmp_path, {"vocab_size": len(listed)}, frame=((0,), (2,)), first="sentencepiece.bpe.model"
+    )
+
+    found = {text: ids for text, ids, _, _ in expected.texts}
+    text = "The river ran quietly through the old town, past the mill and the market."
+    assert [listed[i] for i in found[text]] == pieces.EncodeAsPieces(text)
+    assert 0 in found["a<s>b"]
+    assert 3 in found["\U0001f642"]
