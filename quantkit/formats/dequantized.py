@@ -45,7 +45,8 @@ def open_artifact(folder: Path) -> Dequantized:
     if method not in _READERS:
         known = ", ".join(_READERS)
         raise CheckpointError(
-            f"{folder} is quantized with {method!r}, which quantkit cannot read; it knows {known}."
+            f"{folder} is quantized with {method!r}, which quantkit does not dequantize; it knows "
+            f"{known}. Where llama.cpp's converter reads it, quantkit build makes GGUFs of it."
         )
     dequantized: Dequantized = importlib.import_module(_READERS[method]).open_artifact(stored)
     return dequantized

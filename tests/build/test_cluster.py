@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from tests.cli.command import quantkit, refusal
 from tests.gguf_sources import unquantized
 from tests.hub_server import HubServer, serve
 from tests.large_checkpoints import large_checkpoint
+from tests.large_experts import large_experts
 from tests.ray_nodes import RayNodes, running
 
 ROOT = Path(package.__file__).parents[1]
@@ -408,3 +410,50 @@ def test_options_that_make_no_sense(
     refused = quantkit("build", TINY, "-q", "q8_0", "-o", tmp_path / "out", *options)
     assert sentence in refusal(refused)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.native  # for the time that converters take to start beside each other
+def test_what_a_converter_computes_is_computed_on_the_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process starts a converter of its own, which ends when it does."""
+    folder = large_experts(tmp_path / "model", hidden=256, width=256, experts=4, fp8=True)
+    build(folder, tmp_path / "threads", "q4_k_m")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # which converters inherit
+    with running((), ()) as cluster:
+        out = tmp_path / "out"
+        watched: set[int] = set()
+        arguments = command(folder, out, "q4_k_m")
+        with subprocess.Popen(
+            [*arguments, "--cluster", "auto"],
+            env=cluster.environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            while process.poll() is None:
+                watched |= _converters(tmp_path)
+                time.sleep(0.2)  # time: looked at again until it is over
+            assert process.stderr is not None
+            said = process.stderr.read()
+        assert process.returncode == 0, said
+        assert same(out, tmp_path / "threads")
+    assert len(watched) >= 2  # one here, which described it, and one on a node
+    for _ in range(300):
+        if not _converters(tmp_path):
+            break
+        time.sleep(0.2)  # time: a converter looks up once nobody can ask it any more
+    assert not _converters(tmp_path)
+
+
+def _converters(temporary: Path) -> set[int]:
+    """The running converters of processes with such a folder for temporary files."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_one = b"quantkit.checkpoint.converter.child" in (process / "cmdline").read_bytes()
+            entries = (process / "environ").read_bytes().split(b"\0") if is_one else []
+            if f"TMPDIR={temporary}".encode() in entries:
+                found.add(int(process.name))
+    return found

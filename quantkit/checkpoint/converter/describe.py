@@ -153,9 +153,11 @@ class ConvertedRows:
     def describe(self) -> Checkpoint:
         """Start the converter and let it describe; see `describe_by_converter`."""
         stored = self.stored
-        answer, header_file = self._ask_for_description()
-        header = _read_header(header_file, stored)
-        header, tokens, remarks = self._mended(header)
+        try:
+            answer, header_file = self._ask_for_description()
+            header, tokens, remarks = self._mended(_read_header(header_file, stored))
+        finally:
+            self._leave_folder()
         infos = {tensor.name: tensor for tensor in header.tensors}
         tensors = dict(stored.tensors)
         targets, numbers = [], {}
@@ -219,6 +221,8 @@ class ConvertedRows:
             finally:
                 if process is not self._process:
                     process.close()
+                if self._folder is None:
+                    _remove(folder)
         if "class" in answer:
             return answer
         refused = str(answer.get("refused", ""))
@@ -266,10 +270,7 @@ class ConvertedRows:
     def pid(self) -> int:
         """The number of the converter's process, which is started if there is none."""
         with self._lock:
-            if self._process is None:
-                self._ask_for_description()
-            assert self._process is not None  # noqa: S101 - it was started
-            return self._process.pid
+            return self._begun().pid
 
     def close(self) -> None:
         """End the converter's process; it is started again when it is needed."""
@@ -277,14 +278,21 @@ class ConvertedRows:
             self._process.close()
             self._process = None
 
+    def _begun(self) -> ConverterProcess:
+        """The converter's process, which has described the checkpoint."""
+        if self._process is None:
+            try:
+                self._ask_for_description()
+            finally:
+                self._leave_folder()
+        assert self._process is not None  # noqa: S101 - it was started
+        return self._process
+
     def _ask(
         self, request: Mapping[str, Any], read: StoredReader
     ) -> tuple[dict[str, Any], bytearray]:
         with self._lock:
-            if self._process is None:
-                self._ask_for_description()
-            assert self._process is not None  # noqa: S101 - it was started
-            answer, data = self._process.ask(request, read)
+            answer, data = self._begun().ask(request, read)
         if "failed" in answer or "refused" in answer:
             self.close()
             raise ConverterError(
@@ -324,10 +332,19 @@ class ConvertedRows:
             raise _refusal(answer, stored, self._converter)
         return answer, header
 
+    def _leave_folder(self) -> None:
+        """Remove the small files, of which nothing is read any more, rather than when all ends.
+
+        Who is killed would leave them.
+        """
+        if self._folder is not None:
+            _remove(self._folder)
+            self._folder = None
+
     def _name_pre_tokenizer(self) -> str:
         from quantkit.checkpoint.tokenizer import name_pre_tokenizer
 
-        return name_pre_tokenizer(self.stored.path, self.stored.config)
+        return name_pre_tokenizer(_place_of_small_files(self.stored), self.stored.config)
 
     def read(self, name: str, first: int, count: int) -> Any:
         """Rows of a stored tensor along its first axis, read where it lies."""
@@ -423,15 +440,19 @@ def _read_header(file: Path, checkpoint: Checkpoint) -> Header:
 
 
 def _folder_of_small_files(checkpoint: Checkpoint) -> Path:
-    """A folder of the model's name with links to its small files, as long as this process lasts.
+    """A folder of the model's name with links to its small files, in one of its own.
 
     The converter looks for nothing else, and what came as code is not even there.
     """
-    temporary = Path(tempfile.mkdtemp(prefix="quantkit-converter-"))
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    folder = temporary / checkpoint.name
-    _link(_place_of_small_files(checkpoint).resolve(), folder)
+    place = _place_of_small_files(checkpoint).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="quantkit-converter-")) / checkpoint.name
+    _link(place, folder)
     return folder
+
+
+def _remove(folder: Path) -> None:
+    """Remove what `_folder_of_small_files` made."""
+    shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def _place_of_small_files(checkpoint: Checkpoint) -> Path:

@@ -1,0 +1,104 @@
+"""Commands on a checkpoint that llama.cpp's converter describes: what works, and what says why not.
+
+Who is refused because quantkit computes no layers of such a model is refused before the converter
+is asked, which may have to be fetched first.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantkit.checkpoint.converter import describe
+from tests.cli.command import quantkit, refusal
+from tests.large_experts import large_experts
+
+ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, and quantkit computes no layers"
+IMATRIX = "an importance matrix that llama-imatrix makes of its bf16 GGUF (--imatrix FILE)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("described") / "Model"
+    return large_experts(made, hidden=256, width=256, experts=4, fp8=True)
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built")
+    done = quantkit("build", folder, "-q", "q8_0", "-o", out)
+    assert done.code in (0, None), done.err
+    return out
+
+
+def forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("the converter is asked")
+
+
+@pytest.mark.parametrize(
+    ("command", "fix"),
+    [
+        (("calibrate", "MODEL", "-o", "OUT"), "llama-imatrix, for --imatrix"),
+        (("perplexity", "MODEL"), "build a GGUF of it and give that"),
+        (("densify", "MODEL", "-o", "OUT", "--expert", "0"), "takes Mixtrals"),
+        (("build", "MODEL", "-o", "OUT", "-q", "bnb-nf4"), IMATRIX),
+        (("build", "MODEL", "-o", "OUT", "-q", "gptq-int4"), IMATRIX),
+        (("build", "MODEL", "-o", "OUT", "-q", "q8_0", "-q", "bnb-nf4", "--dry-run"), IMATRIX),
+        (("build", "MODEL", "-o", "OUT", "-q", "q4_k_m", "--imatrix", "auto"), IMATRIX),
+    ],
+)
+def test_what_computes_layers_says_what_to_do_instead(
+    command: tuple[str, ...],
+    fix: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(describe, "find_converter", forbidden)
+    places = {"MODEL": folder, "OUT": tmp_path / "out"}
+    sentence = refusal(quantkit(*(places.get(word, word) for word in command)))
+    assert ARCHITECTURE in sentence
+    assert fix in sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_is_for_what_quantkit_made(folder: Path, tmp_path: Path) -> None:
+    sentence = refusal(quantkit("export", folder, "-o", tmp_path / "out"))
+    assert "quantkit build" in sentence
+
+
+def test_inspect_shows_what_is_stored(folder: Path) -> None:
+    outcome = quantkit("inspect", folder, "--json")
+    assert outcome.code in (0, None), outcome.err
+    found = json.loads(outcome.out)
+    assert (found["kind"], found["family"]) == ("checkpoint", "qwen3moe")
+    assert "llama-cpp-python" in found["described_by"]
+    rows = {(row["role"], row["encoding"]): row for row in found["tensors"]}
+    experts = rows["ffn_up_exps", "F8_E4M3"]
+    assert (experts["count"], experts["parameters"]) == (4, 4 * 256 * 256)
+    assert rows["ffn_up_exps", "F32"]["count"] == 4  # the scales
+    assert rows["token_embd", "BF16"]["count"] == 1
+    assert not any(role == "unused" for role, _ in rows)
+    text = quantkit("inspect", folder)
+    assert "described by" in text.out
+
+
+def test_smoke_with_its_checkpoint(folder: Path, built: Path) -> None:
+    [file] = built.glob("*.gguf")
+    outcome = quantkit("smoke", file, "--checkpoint", folder)
+    assert outcome.code in (0, None), outcome.err
+    assert "passed" in outcome.out
+
+
+def test_compare_builds_the_reference_of_it(folder: Path, built: Path) -> None:
+    outcome = quantkit("compare", built, "--checkpoint", folder, "--chunks", "2", "--json")
+    found = json.loads(outcome.out)
+    assert [result["quant"] for result in found["artifacts"]] == ["f32", "q8_0"]
+
+
+def test_an_option_of_the_converter_is_for_what_it_describes(tmp_path: Path) -> None:
+    from tests.parity.cases import TRAINED
+
+    mistral = TRAINED / "tiny-mistral"
+    for command in (("inspect", mistral), ("build", mistral, "-q", "q8_0", "-o", tmp_path / "o")):
+        assert "leave them out" in refusal(quantkit(*command, "--no-mtp"))
