@@ -189,7 +189,7 @@ class SourceReader:
         """Each unit with its bytes. ``units`` must be in the order ``cut_units`` gives."""
         listed = list(units)
         by_file = group_by_file(listed)
-        passed = [file for file in self._files if file.name not in self._known]
+        passed = {file for file in self._files if file.name not in self._known}
         self._held = Held((unit for unit in listed if unit not in self._done), files=passed)
         for unit in by_file.pop(None, ()):
             yield unit, np.empty(0, np.uint8)

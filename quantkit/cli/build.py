@@ -31,8 +31,9 @@ from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import show_plan
+from quantkit.cli.projector import MmprojOption, layout_of, plan_projector
 from quantkit.cli.publication import Publication, plan_publication
-from quantkit.core.errors import ConverterError, PlanError, SmokeError
+from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
-    from quantkit.formats.gguf.layout import Layout as GGUFLayout
 
 
 VerifyOption = Annotated[
@@ -54,15 +54,6 @@ class KernelName(StrEnum):
 
     FAST = "fast"
     GGML = "ggml"
-
-
-class ProjectorType(StrEnum):
-    """The names of ``build.projector.KINDS``, and none."""
-
-    F16 = "f16"
-    BF16 = "bf16"
-    Q8_0 = "q8_0"
-    NONE = "none"
 
 
 class SearchName(StrEnum):
@@ -159,12 +150,7 @@ def build(
         typer.Option("--allow-requantize", help="Take a GGUF whose weights are quantized."),
     ] = False,
     mtp: MtpOption = None,
-    mmproj: Annotated[
-        ProjectorType | None,
-        typer.Option(
-            help="Type of the vision or audio part, a file of its own  [default: f16]",
-        ),
-    ] = None,
+    mmproj: MmprojOption = None,
     llama_cpp: LlamaCppOption = None,
     keep_source: Annotated[
         Path | None,
@@ -312,7 +298,7 @@ def build(
             )
         work = plan(source, matrix) if slabs else None
         part = None
-        if work is not None and only_gguf:
+        if work is not None and asked.has("gguf"):
             work, part = plan_projector(work, mmproj, name)
         _show_plans(work, source, gptq, name, as_json, part)
         return
@@ -359,7 +345,7 @@ def build(
         work = plan(source, matrix)
     assert work is not None  # noqa: S101 - there are slabs, for there is no GPTQ alone
     part = None
-    if only_gguf:
+    if asked.has("gguf"):
         work, part = plan_projector(work, mmproj, name)
     run_build(
         work,
@@ -374,34 +360,6 @@ def build(
         workers=workers,
         projector=part,
     )
-
-
-def plan_projector(
-    work: "Work", kind: ProjectorType | None, name: str | None
-) -> "tuple[Work, Work | None]":
-    """The vision or audio part of a model, if it has one and it is wanted.
-
-    Returns:
-        the work on the model, which says what is missing in it, and that on its part.
-
-    Raises:
-        ConverterError: it is asked for, and cannot be described.
-        PlanError: it is asked for, and there is none.
-
-    """
-    from quantkit.build.projector import DEFAULT, prepare_projector
-
-    if kind is ProjectorType.NONE:
-        return work, None
-    found = prepare_projector(work, kind.value if kind else DEFAULT, name)
-    if kind is not None and found.missing:
-        raise ConverterError(f"{found.missing} Leave out --mmproj to build the rest.")
-    if kind is not None and found.work is None:
-        raise PlanError(
-            f"--mmproj {kind.value} is for models with a vision or audio part, and "
-            f"{work.checkpoint.path} has none; leave it out."
-        )
-    return work.remarking([found.missing] if found.missing else []), found.work
 
 
 def _show_plans(
@@ -423,17 +381,6 @@ def _show_plans(
         as_json,
         layout_of(projector),
     )
-
-
-def layout_of(projector: "Work | None") -> "GGUFLayout | None":
-    """The one layout of a projector."""
-    from quantkit.formats.gguf.layout import Layout as GGUFLayout
-
-    if projector is None:
-        return None
-    (layout,) = projector.layouts
-    assert isinstance(layout, GGUFLayout)  # noqa: S101 - there is no other
-    return layout
 
 
 def _refuse_early(

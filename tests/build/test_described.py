@@ -81,6 +81,9 @@ def test_numbers(folder: Path, checkpoint: Checkpoint) -> None:
         wanted = tensors[name].float().numpy() * scales
         raw = read_rows("blk.0.ffn_down_exps.weight", expert * 256 + 3, 250)
         assert np.array_equal(raw.view(np.float32).reshape(250, 256), wanted[3:253])
+    every = read_rows("blk.0.ffn_down_exps.weight", 0, EXPERTS * 256)  # over all of them
+    halves = [read_rows("blk.0.ffn_down_exps.weight", 128 * n, 128) for n in range(2 * EXPERTS)]
+    assert np.array_equal(every, np.concatenate(halves))
 
 
 def test_every_byte_is_read_once(

@@ -105,6 +105,8 @@ def test_no_projector_of_what_has_none(checkpoint: Path, tmp_path: Path) -> None
     why = "--mmproj f16 is for models with a vision or audio part, and {} has none; leave it out."
     assert refusal(quantkit(*BUILD, checkpoint, *asked)) == why.format(checkpoint)
     assert refusal(quantkit(*BUILD, checkpoint, *asked, "--dry-run")) == why.format(checkpoint)
+    mixed = quantkit(*BUILD, "-q", "bnb-nf4", checkpoint, *asked)
+    assert refusal(mixed) == why.format(checkpoint)
     assert quantkit(*BUILD, checkpoint, "-q", "f16", "-o", out, "--mmproj", "none").code == 0
     gguf = out / "Model-591K-F16.gguf"
     assert refusal(quantkit(*BUILD, gguf, "-o", out / "2", "--mmproj", "f16")) == why.format(gguf)

@@ -107,7 +107,7 @@ def test_llama_cpp_wants_the_model_that_it_is_for(
 
     assert smoke_projector(projector, threads=1).ok
     result = smoke_projector(projector, hollow, threads=1)
-    assert "mismatch between text model (n_embd = 256) and mmproj (n_embd = 128)" in result.verdict
+    assert "mismatch between text model (n_embd = 512) and mmproj (n_embd = 256)" in result.verdict
     result = smoke_projector(projector, takes=["vision", "audio"], threads=1)
     assert result.verdict == "llama.cpp finds no audio in it."
 
@@ -214,7 +214,7 @@ def test_killed_in_the_middle_of_it(
     from tests.build.builds import small_slabs
 
     expected = stored_ggufs(tmp_path_factory, WITH_PROJECTOR, "f16", mmproj=True)["smolvlm"]
-    command = (checkpoints["smolvlm"], *Q8, "-j", "1", "-o", tmp_path)
+    command = (checkpoints["smolvlm"], *Q8, "--jobs", "1", "-o", tmp_path)
     died = subprocess.run([sys.executable, "-c", KILLED, *map(str, command)], check=False)
     assert died.returncode == -signal.SIGKILL
     left = names_in(tmp_path)

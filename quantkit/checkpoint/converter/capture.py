@@ -77,7 +77,7 @@ class Described:
     _matrices: OrderedDict[tuple[int, int, int], Any] = field(default_factory=OrderedDict)
 
     def needs(self, units: Sequence[Sequence[int]]) -> list[list[tuple[str, int, int]]]:
-        """Of (target, row, rows) each: which rows of which tensors they are made of."""
+        """For (target, row, rows) each, of one matrix: the rows of tensors that they are made of."""
         return [self._needs(*unit) for unit in units]
 
     def _needs(self, target: int, row: int, rows: int) -> list[tuple[str, int, int]]:
@@ -90,9 +90,19 @@ class Described:
         ]
 
     def rows(self, target: int, row: int, rows: int) -> "np.ndarray[Any, Any]":
-        """Rows of a target: float32, or bytes of the blocks that it is stored in."""
-        captured = self.targets[target]
+        """Rows of a target, over all its matrices: float32, or blocks that it is stored in."""
         self.source.is_described = True
+        captured = self.targets[target]
+        per_matrix = captured.shape[-2] if len(captured.shape) > 2 else row + rows
+        pieces = []
+        while rows:
+            count = min(rows, per_matrix - row % per_matrix)
+            pieces.append(self._rows(captured, row, count))
+            row, rows = row + count, rows - count
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _rows(self, captured: Captured, row: int, rows: int) -> "np.ndarray[Any, Any]":
+        """Rows of one matrix of a target."""
         with torch.inference_mode():
             if not is_lazy(captured.data):
                 flat = np.asarray(captured.data).reshape(prod(captured.shape[:-1]), -1)
