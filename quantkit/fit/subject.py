@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from quantkit.build.projector import projector_bytes
 from quantkit.checkpoint.checkpoint import Checkpoint, Description
 from quantkit.checkpoint.converter.describe import Wish
 from quantkit.checkpoint.folder import (
@@ -384,6 +385,7 @@ def _from_description(
         variants=_planned(model, metadata, wishes, source, download, 0),
         unquantized=True,
         describer=description.version,
+        projector=projector_bytes(checkpoint),
     )
 
 

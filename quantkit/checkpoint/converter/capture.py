@@ -77,7 +77,7 @@ class Described:
     _matrices: OrderedDict[tuple[int, int, int], Any] = field(default_factory=OrderedDict)
 
     def needs(self, units: Sequence[Sequence[int]]) -> list[list[tuple[str, int, int]]]:
-        """For (target, row, rows) each, of one matrix: the rows of tensors that they are made of."""
+        """For (target, row, rows) of one matrix each: rows of tensors that they are made of."""
         return [self._needs(*unit) for unit in units]
 
     def _needs(self, target: int, row: int, rows: int) -> list[tuple[str, int, int]]:
