@@ -61,6 +61,7 @@ def _expect_described(checkpoint: "Checkpoint", description: "Description") -> "
     from quantkit.checkpoint.tokenizer.chat_template import special_tokens
     from quantkit.checkpoint.tokenizer.source import FAST
     from quantkit.core.errors import QuantkitError, TokenizerError
+    from quantkit.core.writing import write_file
     from quantkit.publish.prompt import render_prompt
     from quantkit.verify.tokens import ExpectedTokens, expect_tokens
 
@@ -84,7 +85,7 @@ def _expect_described(checkpoint: "Checkpoint", description: "Description") -> "
         lacking = f"no library opens the tokenizer in {checkpoint.path} ({why})."
         return ExpectedTokens("", (), (), lacking=lacking)
     with TemporaryDirectory(prefix="quantkit-tokenizer-") as folder:
-        (Path(folder) / FAST).write_text(found["fast"], encoding="utf-8")
+        write_file(Path(folder) / FAST, found["fast"].encode())
         try:
             expected = expect_tokens(Path(folder), {**config, "model_type": ""}, prompts, frame)
         except TokenizerError as error:
