@@ -1,0 +1,37 @@
+"""Checkpoints as llama.cpp's converter describes them, for comparing what is built of them."""
+
+from pathlib import Path
+
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.converter.describe import Wish
+from quantkit.checkpoint.gguf_source import open_gguf
+from quantkit.checkpoint.open import open_checkpoint
+from tests.architectures.ggufs import options_of
+
+# Elements of a slab: some rows of a matrix, so that what is computed is computed in parts.
+SLAB = 5000
+_BLOCKS = {"MXFP4", "NVFP4"}
+
+
+def describe(checkpoint: Path, name: str, tree: Path) -> Checkpoint:
+    mtp = False if "--no-mtp" in options_of(name) else None
+    found = open_checkpoint(checkpoint, Wish(tree, mtp=mtp))
+    assert found.description is not None
+    return found
+
+
+def close(checkpoint: Checkpoint) -> None:
+    """End the converter's process, if there is one."""
+    assert checkpoint.description is not None
+    checkpoint.description.rows.close()
+
+
+def mended(checkpoint: Checkpoint) -> dict[str, str]:
+    """The keys in which the converter contradicts the tokenizer, which tests of tokens judge."""
+    assert checkpoint.description is not None
+    keys = checkpoint.description.tokens.mended
+    return {f"key {key}": "the checkpoint's own tokenizer has it otherwise" for key in keys}
+
+
+def stored_blocks(gguf: Path) -> bool:
+    return any(tensor.dtype in _BLOCKS for tensor in open_gguf(gguf).tensors.values())
