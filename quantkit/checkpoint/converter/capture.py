@@ -30,6 +30,7 @@ from quantkit.checkpoint.converter.expressions import (
     apply,
     evaluate,
     is_lazy,
+    leaves_of,
     matrix_of,
     reads,
     rows_of_sources,
@@ -231,9 +232,11 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
         model = _open_model(folder, request)
         model.write()
     source.is_described = True
+    used = leaves_of(target.data for target in targets if is_lazy(target.data))
+    used.update(source.looked_at)
     return Described(source, targets), {
         "targets": [_answer(target) for target in targets],
-        "looked_at": source.looked_at,
+        "unused": [name for name in tensors if name not in used],
         "n_read": source.n_read,
         "class": type(model).__name__,
         "has_mtp": bool(model.supports_mtp_export),

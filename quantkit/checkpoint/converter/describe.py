@@ -28,6 +28,7 @@ from quantkit.core.errors import (
     TokenizerError,
     UnknownArchitectureError,
 )
+from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.families.facts import facts_of
 from quantkit.families.model import Block, Model, Target
@@ -35,8 +36,15 @@ from quantkit.families.model import Block, Model, Target
 _MOST_ASKED = 4096  # units in a question: a large model has hundreds of thousands
 _LAYER_PREFIX = "blk."
 _TOKENS = "tokenizer.ggml.tokens"
+# What no GGUF needs: constants, and ranges of activations.
+_BESIDE = (
+    *("inv_freq", "masked_bias", ".attention.bias", "input_scale", "activation_scale"),
+    *("k_scale", "v_scale", "position_ids", "num_batches_tracked", "input_global_scale"),
+)
 # Tensors of a part that sees or hears, as published models name them.
-_TOWER = re.compile(r"vis(ion|ual)|image|img_|audio|speech|whisper|multi_?modal|mm_proj")
+_TOWER = re.compile(
+    r"vis(ion|ual)|image|img_|audio|speech|whisper|multi_?modal|mm_proj|connector|^mlp1\."
+)
 
 
 def _silent(_: str) -> None:
@@ -194,7 +202,20 @@ class ConvertedRows:
                 tokens,
                 answer["has_projector"],
             ),
-            remarks=(*stored.remarks, *remarks),
+            remarks=(*stored.remarks, *remarks, *self._left_out(answer["unused"])),
+        )
+
+    def _left_out(self, unused: Sequence[str]) -> tuple[str, ...]:
+        """A remark on tensors of which nothing is written, if a text model could need them."""
+        if self.wish.projector is not None or self.wish.mtp is False:
+            return ()
+        lacking = [n for n in unused if not (_TOWER.search(n) or n.endswith(_BESIDE))]
+        if not lacking:
+            return ()
+        more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+        return (
+            f"llama.cpp's converter leaves out {quoted(lacking[0])}{more} of the checkpoint's "
+            f"{len(self.stored.tensors):,} tensors.",
         )
 
     def _mended(self, header: Header) -> tuple[Header, Tokens, list[str]]:

@@ -6,7 +6,7 @@ arguments some of its rows are made of, for the functions that converters use; a
 evaluated as a whole and cut. Nothing that is evaluated stays in the expression.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -142,6 +142,23 @@ def reads(part: Part) -> Iterator[Part]:
             yield part
         else:
             left += push(part.node, part.first, part.stop)[0]
+
+
+def leaves_of(nodes: Iterable[Lazy]) -> set[str]:
+    """The tensors of the checkpoint that any of these are made of."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if is_leaf(node):
+            found.add(node._args[0].name)
+        else:
+            left += _lazies(node._args)
+    return found
 
 
 def whole(node: Lazy) -> Part:
