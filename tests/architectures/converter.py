@@ -20,6 +20,7 @@ def main() -> None:
     # Where transformers puts code that comes with a checkpoint: not into the user's folder.
     os.environ["HF_MODULES_CACHE"] = jobs + ".modules"
     sys.path.insert(0, str(Path(converter).parent))
+    import_module("torch").set_num_threads(1)  # a mean is summed in another order by two
     recognize_every_tokenizer()
     read_sentencepiece_models()
     for folder, out, options in json.loads(Path(jobs).read_text()):

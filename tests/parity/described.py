@@ -15,21 +15,18 @@ _BLOCKS = {"MXFP4", "NVFP4"}
 
 def describe(checkpoint: Path, name: str, tree: Path) -> Checkpoint:
     mtp = False if "--no-mtp" in options_of(name) else None
-    found = open_checkpoint(checkpoint, Wish(tree, mtp=mtp))
-    assert found.description is not None
-    return found
+    return open_checkpoint(checkpoint, Wish(tree, mtp=mtp))
 
 
 def close(checkpoint: Checkpoint) -> None:
     """End the converter's process, if there is one."""
-    assert checkpoint.description is not None
-    checkpoint.description.rows.close()
+    if checkpoint.description is not None:
+        checkpoint.description.rows.close()
 
 
 def mended(checkpoint: Checkpoint) -> dict[str, str]:
     """The keys in which the converter contradicts the tokenizer, which tests of tokens judge."""
-    assert checkpoint.description is not None
-    keys = checkpoint.description.tokens.mended
+    keys = checkpoint.description.tokens.mended if checkpoint.description else ()
     return {f"key {key}": "the checkpoint's own tokenizer has it otherwise" for key in keys}
 
 

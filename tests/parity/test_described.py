@@ -37,8 +37,9 @@ def test_every_architecture(
     name: str, tree: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """bf16, and two quants that go round: whole files, keys included."""
+    folder = small_checkpoints(tmp_path_factory, FOREIGN)[name]  # first, or they are made twice
     gguf = small_ggufs(tmp_path_factory, FOREIGN)[name]
-    checkpoint = describe(small_checkpoints(tmp_path_factory, FOREIGN)[name], name, tree)
+    checkpoint = describe(folder, name, tree)
     try:
         with small_slabs(SLAB):
             Source(checkpoint, gguf, mended(checkpoint)).compare(quants_of(name, gguf), tmp_path)

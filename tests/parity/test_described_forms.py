@@ -18,7 +18,9 @@ from tests.parity.described import SLAB, close, describe, mended, stored_blocks
 
 pytestmark = pytest.mark.native
 
-CONVERTED = tuple(name for name in STORED if STORED[name].refused is None)
+# Whose vocabulary only its own code can read, which is never run here.
+CODED = {"qwen-coded"}
+CONVERTED = tuple(n for n in STORED if STORED[n].refused is None and n not in CODED)
 # Forms that config.json does not name, whose numbers bf16 does not hold either.
 ROUNDED = {"bitnet"}
 

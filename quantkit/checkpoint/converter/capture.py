@@ -32,6 +32,7 @@ from quantkit.checkpoint.converter.expressions import (
     is_lazy,
     leaves_of,
     matrix_of,
+    name_of,
     reads,
     rows_of_sources,
     shape_of,
@@ -399,7 +400,8 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         (ModelBase, "_mxfp4_expert_tensor", _mxfp4_expert_tensor),
         (base.TextModel, "get_vocab_base_pre", get_vocab_base_pre),
         (base, "np", _LazyNumpy()),
-        (base, "torch", _LazyTorch()),
+        (LazyTorchTensor, "_wrap_fn", classmethod(_wrap_fn)),
+        (LazyTorchTensor, "device", property(lambda _: torch.device("cpu"))),
         (gguf.GGUFWriter, "add_tensor", add_tensor),
         (gguf.GGUFWriter, "write_header_to_file", write_header),
         (gguf.GGUFWriter, "write_tensors_to_file", write_no_tensors),
@@ -413,14 +415,52 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
 
 @contextmanager
 def _replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
-    before = [(owner, name, owner.__dict__[name]) for owner, name, _ in replacements]
+    before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in replacements]
     try:
         for owner, name, value in replacements:
             setattr(owner, name, value)
         yield
     finally:
         for owner, name, value in before:
-            setattr(owner, name, value)
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+_real_wrap_fn = LazyBase.__dict__["_wrap_fn"].__func__
+
+
+def _wrap_fn(
+    cls: type, function: Callable[..., Any], *, use_self: Any = None, meta_noop: Any = False
+) -> Callable[..., Any]:
+    """What the method it stands for gives, where constants and devices take part.
+
+    torch does not combine a constant with a tensor that has no numbers, and one that was moved to
+    the device of such a tensor has lost its own. So constants are lazy, too, lazy tensors are on
+    the processor, where their numbers will be, and nothing is moved.
+    """
+    wrapped = _real_wrap_fn(cls, function, use_self=use_self, meta_noop=meta_noop)
+    name = name_of(function)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if name in ("to", "cpu"):
+            named.pop("device", None)
+            arguments = tuple(a for a in arguments if not isinstance(a, str | torch.device))
+            target = use_self if use_self is not None else arguments[0]
+            if not named and len(arguments) == (0 if use_self is not None else 1):
+                return target
+        return wrapped(*_lazy_constants(arguments), **named)
+
+    return call
+
+
+def _lazy_constants(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        items = [_lazy_constants(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    is_constant = isinstance(value, torch.Tensor) and not is_lazy(value)
+    return LazyTorchTensor.from_eager(value) if is_constant else value
 
 
 _PLAIN = {
@@ -448,20 +488,6 @@ class _LazyNumpy:
         return LazyNumpyTensor(
             meta=meta, args=(list(arrays),), kwargs={"axis": axis}, func=_stacked
         )
-
-
-class _LazyTorch:
-    """torch, whose constants can be combined with lazy tensors.
-
-    ``dequant_bitnet`` combines one, which torch refuses of a tensor without numbers.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    @staticmethod
-    def tensor(*arguments: Any, **named: Any) -> Any:
-        return LazyTorchTensor.from_eager(torch.tensor(*arguments, **named))
 
 
 def _stacked(arrays: Sequence[Any], axis: int = 0) -> Any:

@@ -83,10 +83,11 @@ def shape_of(node: Lazy) -> tuple[int, ...]:
 
 def operation(node: Lazy) -> str:
     """The name of the function that gives a lazy tensor."""
-    return _name_of(node._func)
+    return name_of(node._func)
 
 
-def _name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function is called, or the method that a lambda of ``gguf/lazy.py`` looks up."""
     code = getattr(function, "__code__", None)
     if code is not None and "name" in code.co_freevars:  # a method that was looked up by its name
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
@@ -119,6 +120,8 @@ def evaluate(part: Part, memo: dict[tuple[int, int, int], Array] | None = None) 
         parts, combine = push(node, part.first, part.stop)
         value = combine([evaluate(needed, memo) for needed in parts])
     expected = (part.stop - part.first, *shape_of(node)[1:]) if shape_of(node) else ()
+    if getattr(value, "is_meta", False):
+        raise ValueError(f"{operation(node)} gives no numbers")
     if tuple(value.shape) != expected:
         raise ValueError(
             f"rows {part.first} to {part.stop} of {operation(node)} have the shape "
@@ -222,7 +225,7 @@ def _lazies(value: Any) -> Iterator[Lazy]:
 def _call(node: Lazy, values: Sequence[Array]) -> Array:
     """What the function gives with these values in the places of its lazy arguments."""
     function, arguments = _plain_call(node)
-    name = _name_of(function)
+    name = name_of(function)
     if (name.startswith("__i") and name != "__invert__") or (name.endswith("_") and name[0] != "_"):
         values = [values[0].clone(), *values[1:]]  # others may need what it would change
     left = iter(values)
@@ -244,6 +247,8 @@ def _plain_call(node: Lazy) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 def _replaced(value: Any, values: Iterator[Array]) -> Any:
     if is_lazy(value):
         return next(values)
+    if getattr(value, "is_meta", False):
+        raise ValueError("a constant has no numbers")
     if isinstance(value, list):
         return [_replaced(item, values) for item in value]
     if isinstance(value, tuple):
@@ -332,7 +337,7 @@ def _element(node: Lazy, first: int, stop: int) -> Pushed | None:
 def _piece(node: Lazy) -> tuple[Lazy, int, int] | None:
     """What a piece is one of, along which axis, and where on it it begins."""
     function, arguments = _plain_call(node)
-    name, place = _name_of(function), node._args[1]
+    name, place = name_of(function), node._args[1]
     if name not in ("chunk", "split", "split_with_sizes") or len(arguments) < 2:
         return None
     argument, sizes = arguments[:2]
