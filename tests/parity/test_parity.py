@@ -78,6 +78,7 @@ def test_embeddings_below_3_bits_without_an_imatrix(
 def test_a_given_name(sources: dict[str, Source], tmp_path: Path) -> None:
     """``--name`` does what the converter's ``--model-name`` does."""
     checkpoint, given = sources["llama-odd"].checkpoint, "Some Model 7B v3"
+    assert isinstance(checkpoint, Path)
     converted, theirs = tmp_path / "converted.gguf", tmp_path / "theirs.gguf"
     options = ["--outfile", str(converted), "--outtype", "bf16", "--model-name", given]
     native_tools.run(

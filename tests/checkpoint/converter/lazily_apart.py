@@ -1,3 +1,5 @@
+from functools import partial
+
 """The lazy stand-ins against what they stand for: ``python -P lazily_apart.py TREE PACKAGES``.
 
 Runs as the converter's process does: with its gguf and its transformers before all others.
@@ -95,7 +97,8 @@ def check_qwen4exp() -> None:
     theirs = np.concatenate(chunks(evaluates=True))
     stored.read_rows.clear()
     lazy = chunks(evaluates=False)
-    ours = lazily.Chunked([lambda c=c: c for c in lazy], theirs.shape, theirs.dtype)
+    givers: list[Any] = [partial(lambda chunk: chunk, chunk) for chunk in lazy]
+    ours = lazily.Chunked(givers, theirs.shape, theirs.dtype)
     assert stored.read_rows == []
     assert shape_of(ours) == theirs.shape
     assert np.array_equal(evaluate(whole(ours)).numpy(), theirs)
@@ -174,7 +177,8 @@ def check_mxfp4() -> None:
 
 def check_large_reads() -> None:
     """What is not on the list is refused by name, and asks the parent for nothing."""
-    from quantkit.checkpoint.converter.capture import RefusedError, Source
+    from quantkit.checkpoint.converter.capture import Source
+    from quantkit.checkpoint.converter.child import RefusedError
 
     source = Source(None, {"large.weight": ("F32", (4096, 4096))})  # type: ignore[arg-type]
     said = "it reads the 67,108,864 bytes of large.weight while it describes"
