@@ -1,5 +1,3 @@
-from functools import partial
-
 """The lazy stand-ins against what they stand for: ``python -P lazily_apart.py TREE PACKAGES``.
 
 Runs as the converter's process does: with its gguf and its transformers before all others.
@@ -8,6 +6,7 @@ Runs as the converter's process does: with its gguf and its transformers before 
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
