@@ -6,11 +6,11 @@ from operator import methodcaller
 
 from quantkit.checkpoint.imatrix import Imatrix, require_same_model
 from quantkit.core.errors import ImatrixError, PlanError
-from quantkit.encodings.encoding import Encoding
-from quantkit.families.model import Model, Target
+from quantkit.encodings.encoding import Encoding, encodings
+from quantkit.families.model import Decoder, Model, Target
 from quantkit.plan.llama_quantize import assign, in_file_order, needs_imatrix
 from quantkit.plan.names import may_be_quantized
-from quantkit.plan.quants import Quant
+from quantkit.plan.quants import SOURCE, Quant
 from quantkit.plan.recipe import Override, Recipe, recipe_of
 
 
@@ -93,11 +93,24 @@ def outline_plan(
             could not write a tensor.
 
     """
+    if quant.name == SOURCE:
+        return _as_stored(model, quant)
     recipe = recipe or recipe_of(quant)
     targets = in_file_order(model.targets)
     _require_effect(recipe.overrides, targets, model.arch)
     chosen = assign(targets, model.arch, model.facts, recipe, has_imatrix)
     return Plan(quant, tuple(map(PlannedTensor, targets, chosen)))
+
+
+def _as_stored(model: Model, quant: Quant) -> Plan:
+    """Every tensor in its own type and place; the converter's file, or a copy of a GGUF."""
+    if isinstance(model, Decoder):
+        raise PlanError(
+            f"{quant.name} is for GGUFs and for what llama.cpp's converter describes; of a "
+            f"{model.family} model choose bf16, f16 or f32."
+        )
+    known = encodings()
+    return Plan(quant, tuple(PlannedTensor(t, known[t.stored]) for t in model.targets))
 
 
 def _require_effect(overrides: Sequence[Override], targets: Sequence[Target], arch: str) -> None:

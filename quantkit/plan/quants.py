@@ -9,6 +9,9 @@ from quantkit.core.errors import UnknownQuantError
 from quantkit.core.profiles import load_profile
 from quantkit.encodings.encoding import Encoding, encoding
 
+# No quant of llama-quantize's: the model unquantized, or in the blocks that it was published in.
+SOURCE = "source"
+
 # llama-quantize's own shorthands.
 _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 
@@ -58,6 +61,14 @@ def all_quants() -> dict[str, Quant]:
     }
 
 
+@cache
+def known_quants() -> dict[str, Quant]:
+    """Everything that can be asked for by name, best first: `SOURCE`, GGUF quants, folders."""
+    kept = "every weight in the type it has in a GGUF or, as llama.cpp's converter says, would have"
+    source = Quant(SOURCE, "gguf", -1, encoding("F32"), (), kept)
+    return {SOURCE: source, **all_quants(), **folder_quants()}
+
+
 def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
     """The quants that names and groups stand for, best first, each once; case does not matter.
 
@@ -68,7 +79,7 @@ def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
 
     """
     names = list(names)
-    quants = all_quants() | folder_quants()
+    quants = known_quants()
     groups = {group for quant in quants.values() for group in quant.groups}
     chosen: set[str] = set()
     for name in (part for listed in names for part in listed.split(",")):

@@ -8,7 +8,7 @@ from typing import Any
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import read_manifest
 from quantkit.core.errors import OutputError, PublishError
-from quantkit.plan.quants import all_quants
+from quantkit.plan.quants import known_quants
 from quantkit.publish.layout import IMATRIX, Artifact, Placed, check_path
 from quantkit.publish.refusals import explained
 from quantkit.publish.upload import RemoteFile, list_files
@@ -33,13 +33,13 @@ class Earlier:
 
         """
         names = {artifact.name for artifact in artifacts}
-        known = all_quants()
+        known = known_quants()
         found = []
         for name, entry in self.entries.items():
             if name in names:
                 continue
             quant = known.get(str(entry.get("quant")))
-            if quant is None or artifacts[0].quant.format != "gguf":
+            if quant is None or {quant.format, artifacts[0].quant.format} != {"gguf"}:
                 raise self._refusal(name, "which is of another format")
             if _weights(entry) != _weights(artifacts[0].entry):
                 raise self._refusal(name, "which was made of other weights")

@@ -22,7 +22,7 @@ from quantkit.core.errors import PublishError
 from quantkit.core.files import has_file
 from quantkit.core.printable import quoted
 from quantkit.core.units import format_size
-from quantkit.plan.quants import Quant, all_quants, find_quants, folder_quants
+from quantkit.plan.quants import Quant, find_quants, known_quants
 
 CARD = "README.md"
 SUMS = "SHA256SUMS"
@@ -126,7 +126,7 @@ def find_artifacts(
     manifest = read_manifest(folder)
     require_sound(manifest, folder / MANIFEST, "build it again")
     entries = manifest["artifacts"]
-    known = all_quants() | folder_quants()
+    known = known_quants()
     by_family: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         quant = known.get(entry["quant"])
@@ -162,7 +162,7 @@ def find_artifacts(
 
 def in_order(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
     """Artifacts of one model, best first, projectors last."""
-    rank = list(all_quants() | folder_quants())
+    rank = list(known_quants())
     return tuple(
         sorted(artifacts, key=lambda a: (a.is_projector, rank.index(a.quant.name), a.name))
     )

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+from quantkit.build.engine import build
+from quantkit.build.work import prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.converter.describe import Wish
 from quantkit.checkpoint.gguf_source import open_gguf
 from quantkit.checkpoint.open import open_checkpoint
+from quantkit.plan.quants import find_quants
 from tests.architectures.ggufs import options_of
+from tests.parity.compare import differences
 
 # Elements of a slab: some rows of a matrix, so that what is computed is computed in parts.
 SLAB = 5000
@@ -28,6 +32,17 @@ def mended(checkpoint: Checkpoint) -> dict[str, str]:
     """The keys in which the converter contradicts the tokenizer, which tests of tokens judge."""
     keys = checkpoint.description.tokens.mended if checkpoint.description else ()
     return {f"key {key}": "the checkpoint's own tokenizer has it otherwise" for key in keys}
+
+
+def compare_source(checkpoint: Checkpoint, gguf: Path, folder: Path) -> None:
+    """Build the quant ``source``, which is the converter's own file but for keys that are mended."""
+    if checkpoint.description is None:
+        return  # of a family of ours, which has none
+    work = prepare(checkpoint, find_quants(["source"]))
+    (artifact,) = build(work, folder, jobs=2, max_memory=2**30)
+    same = artifact.path.read_bytes() == gguf.read_bytes()
+    found = [] if same else differences(artifact.path, gguf)
+    assert {line.partition(":")[0] for line in found} == set(mended(checkpoint)), found
 
 
 def stored_blocks(gguf: Path) -> bool:

@@ -17,7 +17,7 @@ from tests.architectures.tree import lenient_tree
 from tests.build.builds import small_slabs
 from tests.parity.both_ways import NEED_IMATRIX, PLAIN_QUANTS, Source
 from tests.parity.compare import differences
-from tests.parity.described import SLAB, close, describe, mended, stored_blocks
+from tests.parity.described import SLAB, close, compare_source, describe, mended, stored_blocks
 
 pytestmark = pytest.mark.native
 
@@ -36,24 +36,25 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_architecture(
     name: str, tree: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """bf16, and two quants that go round: whole files, keys included."""
+    """The converter's own file, and two quants that go round: whole files, keys included."""
     folder = small_checkpoints(tmp_path_factory, FOREIGN)[name]  # first, or they are made twice
     gguf = small_ggufs(tmp_path_factory, FOREIGN)[name]
     checkpoint = describe(folder, name, tree)
     try:
         with small_slabs(SLAB):
+            compare_source(checkpoint, gguf, tmp_path / "source")
             Source(checkpoint, gguf, mended(checkpoint)).compare(quants_of(name, gguf), tmp_path)
     finally:
         close(checkpoint)
 
 
 def quants_of(name: str, gguf: Path) -> list[str]:
-    """Two that llama-quantize makes of a model, and its unquantized type."""
+    """Two that llama-quantize makes of a model."""
     if stored_blocks(gguf):
         return ["mxfp4_moe"]
     usual = [q for q in PLAIN_QUANTS if q not in {*NEED_IMATRIX, *ABORTS, "bf16"}]
     first = 2 * FOREIGN.index(name)
-    return ["bf16", *(usual[(first + n) % len(usual)] for n in range(2))]
+    return [usual[(first + n) % len(usual)] for n in range(2)]
 
 
 @pytest.mark.parametrize("name", ["tiny-mistral", "tiny-mixtral", "llama"])

@@ -14,7 +14,7 @@ from tests.architectures.stored import STORED
 from tests.architectures.tree import lenient_tree
 from tests.build.builds import small_slabs
 from tests.parity.both_ways import Source
-from tests.parity.described import SLAB, close, describe, mended, stored_blocks
+from tests.parity.described import SLAB, close, compare_source, describe, mended, stored_blocks
 
 pytestmark = pytest.mark.native
 
@@ -48,6 +48,7 @@ def test_stored_forms(
         again = stored_blocks(reference)
         source = Source(checkpoint, reference, mended(checkpoint), requantize=again)
         with small_slabs(SLAB):
+            compare_source(checkpoint, bf16, tmp_path / "source")
             source.compare(["q4_k_m", "q8_0"], tmp_path)
     finally:
         close(checkpoint)

@@ -339,7 +339,7 @@ class ConvertedRows:
             "ask": "describe",
             "folder": str(folder),
             "header": str(header),
-            "tensors": {name: [t.dtype, t.shape] for name, t in stored.tensors.items()},
+            "tensors": {t.name: [t.dtype, t.shape] for t in _in_converters_order(stored)},
             "projector": self.wish.projector is not None,
             "mtp": self.wish.mtp,
             "type": self.wish.projector or _own_type(stored.tensors),
@@ -500,6 +500,14 @@ def _link(source: Path, target: Path, *, is_top: bool = True) -> None:
             _link(entry, target / entry.name, is_top=False)
         elif (is_for_converters(entry.name) or entry.name == "README.md") and entry.is_file():
             (target / entry.name).symlink_to(entry.resolve())
+
+
+def _in_converters_order(checkpoint: Checkpoint) -> list[SourceTensor]:
+    """The tensors as the converter meets them: safetensors by name, file by file."""
+    tensors = list(checkpoint.tensors.values())
+    if checkpoint.files[0].suffix != ".safetensors":
+        return tensors
+    return sorted(tensors, key=lambda tensor: (str(tensor.file), tensor.name))
 
 
 def _own_type(tensors: Mapping[str, SourceTensor]) -> str:

@@ -21,6 +21,7 @@ from quantkit.families.model import KeyValue
 from quantkit.formats.gguf.metadata import ModelMetadata
 from quantkit.formats.place import Place
 from quantkit.plan.plan import Plan, PlannedTensor
+from quantkit.plan.quants import SOURCE
 
 ALIGNMENT = 32
 _MAGIC, _VERSION, _QUANTIZATION_VERSION = b"GGUF", 3, 2
@@ -137,6 +138,8 @@ def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...
 
 
 def _quant_entries(plan: Plan, imatrix: Imatrix | None) -> Iterable[KeyValue]:
+    if plan.quant.name == SOURCE:
+        return  # what it says of itself already
     yield _entry("general.quantization_version", _QUANTIZATION_VERSION, GGUFValueType.UINT32)
     yield _entry("general.file_type", plan.quant.file_type, GGUFValueType.UINT32)
     if imatrix is None:
