@@ -24,7 +24,7 @@ def quants(as_json: JsonOption = False) -> None:
     """
     from quantkit.core.profiles import load_profile
     from quantkit.families import describe
-    from quantkit.plan.quants import all_quants, folder_quants
+    from quantkit.plan.quants import SOURCE, all_quants, folder_quants, known_quants
 
     models = {}
     for name in _MODELS:
@@ -54,6 +54,7 @@ def quants(as_json: JsonOption = False) -> None:
             row["good_for"] + ("; needs an imatrix" if row["needs_imatrix"] else ""),
         )
     show_table(table)
+    console.print(f"Besides, {SOURCE}: {known_quants()[SOURCE].good_for}")
     console.print("In the group gguf-all: " + ", ".join(r["name"] for r in rows if r["groups"]))
 
 

@@ -35,7 +35,7 @@ def mended(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def compare_source(checkpoint: Checkpoint, gguf: Path, folder: Path) -> None:
-    """Build the quant ``source``, which is the converter's own file but for keys that are mended."""
+    """Build the quant ``source``: the converter's own file but for keys that are mended."""
     if checkpoint.description is None:
         return  # of a family of ours, which has none
     work = prepare(checkpoint, find_quants(["source"]))
