@@ -212,10 +212,11 @@ class ConvertedRows:
         request = {"ask": "tokenizer", "whole": whole}
         with self._lock:
             process = self._process
-            if process is None:
-                self._converter = self._converter or find_converter(self.wish.tree)
-                process = ConverterProcess(self._converter)
+            if self._converter is None:
+                self._converter = find_converter(self.wish.tree)
             folder = self._folder or _folder_of_small_files(self.stored)
+            if process is None:
+                process = ConverterProcess(self._converter, folder.parent)
             try:
                 answer, _ = process.ask({**request, "folder": str(folder)}, self.read)
             finally:
@@ -324,7 +325,7 @@ class ConvertedRows:
             "type": self.wish.projector or _own_type(stored.tensors),
             "name": None,
         }
-        self._process = ConverterProcess(self._converter)
+        self._process = ConverterProcess(self._converter, folder.parent)
         atexit.register(self.close)
         answer, _ = self._process.ask(request, self.read, self._name_pre_tokenizer)
         if "targets" not in answer:
