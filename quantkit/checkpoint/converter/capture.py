@@ -230,6 +230,7 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
     with torch.inference_mode(), _capturing(source, targets, Path(request["header"])):
         model = _open_model(folder, request)
         model.write()
+        _require_all_experts(model)
     source.is_described = True
     return Described(source, targets), {
         "targets": [_answer(target) for target in targets],
@@ -239,6 +240,22 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
         "has_mtp": bool(model.supports_mtp_export),
         "has_projector": _knows_projector(folder),
     }
+
+
+def _require_all_experts(model: Any) -> None:
+    """Refuse experts that a class held back until all of a layer are there, which never came.
+
+    Most classes say so themselves (``Unprocessed experts``); others write the model without them.
+    """
+    for name in ("_experts", "_experts_cache"):
+        held = getattr(model, name, None) or ()
+        layers = held.values() if isinstance(held, Mapping) else held
+        for layer in layers:
+            if isinstance(layer, Mapping) and layer:
+                raise RefusedError(
+                    f"of the experts that {next(iter(layer))} is one of, some are missing or more "
+                    "than config.json says"
+                )
 
 
 def _answer(target: Captured) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, Store
 from quantkit.checkpoint.converter.plausible import require_plausible
 from quantkit.checkpoint.converter.process import ConverterProcess, said
 from quantkit.checkpoint.converter.provision import Converter, find_converter
+from quantkit.checkpoint.converter.scales import require_scales
 from quantkit.checkpoint.converter.tokens import mend
 from quantkit.checkpoint.gguf import Header, read_entries, read_header
 from quantkit.checkpoint.names import is_for_converters
@@ -304,6 +305,7 @@ class ConvertedRows:
 
     def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
         require_plausible(self.stored.config, self.stored.tensors, self.stored.path)
+        require_scales(self.stored.config, self.stored.tensors, self.stored.path)
         if self._converter is None:
             self._converter = find_converter(self.wish.tree, self.wish.say)
             if self._version not in (None, self._converter.version):
