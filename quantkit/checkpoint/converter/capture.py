@@ -491,11 +491,14 @@ def _keeps_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+_NAN_SCALE = 0x7F  # of E4M3, without its sign
 _pack_nvfp4 = ModelBase.__dict__["_nvfp4_pack"].__func__
 
 
 @_keeps_rows
 def _nvfp4_rows(weight: torch.Tensor, scale: torch.Tensor) -> Any:
+    if bool(((scale.view(torch.uint8) & 0x7F) == _NAN_SCALE).any()):
+        raise RefusedError("a scale of its NVFP4 blocks is NaN, which llama.cpp reads as 0")
     return _pack_nvfp4(weight, scale)[0]
 
 

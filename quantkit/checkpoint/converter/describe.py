@@ -297,9 +297,10 @@ class ConvertedRows:
             answer, data = self._begun().ask(request, read)
         if "failed" in answer or "refused" in answer:
             self.close()
+            fix = "download it again" if "refused" in answer else "report it, or give a GGUF"
             raise ConverterError(
                 f"llama.cpp's converter cannot compute a tensor of {self.stored.path} "
-                f"({said(answer) or answer['refused']}); report it, or give a GGUF."
+                f"({said(answer) or answer['refused']}); {fix}."
             )
         return answer, data
 

@@ -22,7 +22,5 @@ def test_expert_that_lacks(tmp_path: Path, tmp_path_factory: pytest.TempPathFact
     save_file(tensors, folder / "model.safetensors")
 
     layer = lacking.partition(".experts.")[0]
-    with pytest.raises(
-        ConverterError, match=rf"experts that {layer}.* some are missing"
-    ):
+    with pytest.raises(ConverterError, match=rf"experts that {layer}.* some are missing"):
         open_checkpoint(folder)
