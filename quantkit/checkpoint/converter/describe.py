@@ -36,6 +36,8 @@ from quantkit.families.model import Block, Model, Target
 _MOST_ASKED = 4096  # units in a question: a large model has hundreds of thousands
 _LAYER_PREFIX = "blk."
 _TOKENS = "tokenizer.ggml.tokens"
+# Where a model says how an image or a sound is prepared, in the order of their age.
+_PREPARED = ("preprocessor_config.json", "processor_config.json")
 # Tensors of a part that sees or hears, as published models name them.
 _TOWER = re.compile(r"vis(ion|ual)|image|img_|audio|speech|whisper|multi_?modal|mm_proj")
 
@@ -115,9 +117,15 @@ def describe_projector(checkpoint: Checkpoint, kind: str) -> Checkpoint | None:
         )
     try:
         found = ConvertedRows(stored, replace(rows.wish, projector=kind, mtp=None)).describe()
-    except ConverterError:
+    except ConverterError as error:
         if not _sees_or_hears(stored):
             return None
+        place = _place_of_small_files(stored)
+        if "KeyError" in str(error) and not any((place / name).is_file() for name in _PREPARED):
+            raise ConverterError(
+                f"{stored.path} has no {_PREPARED[0]}, which says how what it sees or hears is "
+                "prepared; download that, too."
+            ) from None
         raise
     return found if found.tensors else None
 
