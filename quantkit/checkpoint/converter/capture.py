@@ -232,6 +232,7 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
     with torch.inference_mode(), _capturing(source, targets, Path(request["header"])):
         model = _open_model(folder, request)
         model.write()
+        _require_all_experts(model)
     source.is_described = True
     used = leaves_of(target.data for target in targets if is_lazy(target.data))
     used.update(source.looked_at)
@@ -243,6 +244,22 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
         "has_mtp": bool(model.supports_mtp_export),
         "has_projector": _knows_projector(folder),
     }
+
+
+def _require_all_experts(model: Any) -> None:
+    """Refuse experts that a class held back until all of a layer are there, which never came.
+
+    Most classes say so themselves (``Unprocessed experts``); others write the model without them.
+    """
+    for name in ("_experts", "_experts_cache"):
+        held = getattr(model, name, None) or ()
+        layers = held.values() if isinstance(held, Mapping) else held
+        for layer in layers:
+            if isinstance(layer, Mapping) and layer:
+                raise RefusedError(
+                    f"of the experts that {next(iter(layer))} is one of, some are missing or more "
+                    "than config.json says"
+                )
 
 
 def _answer(target: Captured) -> dict[str, Any]:
@@ -503,11 +520,14 @@ def _keeps_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+_NAN_SCALE = 0x7F  # of E4M3, without its sign
 _pack_nvfp4 = ModelBase.__dict__["_nvfp4_pack"].__func__
 
 
 @_keeps_rows
 def _nvfp4_rows(weight: torch.Tensor, scale: torch.Tensor) -> Any:
+    if bool(((scale.view(torch.uint8) & 0x7F) == _NAN_SCALE).any()):
+        raise RefusedError("a scale of its NVFP4 blocks is NaN, which llama.cpp reads as 0")
     return _pack_nvfp4(weight, scale)[0]
 
 

@@ -12,6 +12,7 @@ import resource
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,9 +24,20 @@ class RefusedError(Exception):
 
 
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Answer until nobody asks any more; then remove the folders that were asked about.
+
+    Who asked removes them as well, but not once it was killed.
+    """
     receive, send, setup = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-    channel = Channel(receive, send)
+    folders = {setup["folder"]} if setup["folder"] else set()
+    try:
+        _answer_all(Channel(receive, send), setup, folders)
+    finally:
+        for folder in folders:
+            _remove(folder)
+
+
+def _answer_all(channel: Channel, setup: dict[str, Any], folders: set[str]) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (setup["memory"], setup["memory"]))
     # The converter's own gguf and the packages that it was written for go before all others.
     sys.path[:0] = [setup["tree"], f"{setup['tree']}/gguf-py", setup["packages"]]
@@ -47,6 +59,8 @@ def main() -> None:
         except EOFError:
             return
         try:
+            if "folder" in request:
+                folders.add(str(Path(request["folder"]).parent))
             if request["ask"] == "describe":
                 described = None
                 described, answer = describe(request, channel)
@@ -71,6 +85,18 @@ def main() -> None:
             channel.send({"failed": _said(error), "kind": type(error).__name__})
 
 
+def _remove(folder: str) -> None:
+    """Remove a folder and what is in it, which `confine` lets no library do."""
+    _writable.append(folder)
+    for place, folders, files in os.walk(folder, topdown=False):
+        for remove, names in ((Path.unlink, files), (Path.rmdir, folders)):
+            for name in names:
+                with suppress(OSError):
+                    remove(Path(place, name))
+    with suppress(OSError):
+        Path(folder).rmdir()
+
+
 def _said(error: BaseException) -> str:
     """What failed: its kind, its first line, and where in the converter it was."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -85,7 +111,7 @@ def _said(error: BaseException) -> str:
 
 _FORBIDDEN = (
     "socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system",
-    "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.rename", "os.rmdir",
+    "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.rename",
     "os.link", "os.symlink", "os.chmod", "os.truncate", "shutil.rmtree",
     "shutil.move", "ftplib.connect", "urllib.Request", "http.client.connect",
 )  # fmt: skip
@@ -124,7 +150,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if writes or (isinstance(mode, str) and set(mode) & set("wax+")):
             _require_writable(path)
-    elif event == "os.mkdir":
+    elif event in ("os.mkdir", "os.rmdir"):
         _require_writable(arguments[0])
     elif event == "exec" and _foreign:
         name = getattr(arguments[0], "co_filename", "")

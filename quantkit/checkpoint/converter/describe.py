@@ -18,6 +18,7 @@ from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, Store
 from quantkit.checkpoint.converter.plausible import require_plausible
 from quantkit.checkpoint.converter.process import ConverterProcess, said
 from quantkit.checkpoint.converter.provision import Converter, find_converter
+from quantkit.checkpoint.converter.scales import require_scales
 from quantkit.checkpoint.converter.tokens import mend
 from quantkit.checkpoint.gguf import Header, read_entries, read_header
 from quantkit.checkpoint.names import is_for_converters
@@ -41,6 +42,8 @@ _BESIDE = (
     *("inv_freq", "masked_bias", ".attention.bias", "input_scale", "activation_scale"),
     *("k_scale", "v_scale", "position_ids", "num_batches_tracked", "input_global_scale"),
 )
+# Where a model says how an image or a sound is prepared, in the order of their age.
+_PREPARED = ("preprocessor_config.json", "processor_config.json")
 # Tensors of a part that sees or hears, as published models name them.
 _TOWER = re.compile(
     r"vis(ion|ual)|image|img_|audio|speech|whisper|multi_?modal|mm_proj|connector|^mlp1\."
@@ -122,9 +125,15 @@ def describe_projector(checkpoint: Checkpoint, kind: str) -> Checkpoint | None:
         )
     try:
         found = ConvertedRows(stored, replace(rows.wish, projector=kind, mtp=None)).describe()
-    except ConverterError:
+    except ConverterError as error:
         if not _sees_or_hears(stored):
             return None
+        place = _place_of_small_files(stored)
+        if "KeyError" in str(error) and not any((place / name).is_file() for name in _PREPARED):
+            raise ConverterError(
+                f"{stored.path} has no {_PREPARED[0]}, which says how what it sees or hears is "
+                "prepared; download that, too."
+            ) from None
         raise
     return found if found.tensors else None
 
@@ -233,10 +242,11 @@ class ConvertedRows:
         request = {"ask": "tokenizer", "whole": whole}
         with self._lock:
             process = self._process
-            if process is None:
-                self._converter = self._converter or find_converter(self.wish.tree)
-                process = ConverterProcess(self._converter)
+            if self._converter is None:
+                self._converter = find_converter(self.wish.tree)
             folder = self._folder or _folder_of_small_files(self.stored)
+            if process is None:
+                process = ConverterProcess(self._converter, folder.parent)
             try:
                 answer, _ = process.ask({**request, "folder": str(folder)}, self.read)
             finally:
@@ -316,14 +326,16 @@ class ConvertedRows:
             answer, data = self._begun().ask(request, read)
         if "failed" in answer or "refused" in answer:
             self.close()
+            fix = "download it again" if "refused" in answer else "report it, or give a GGUF"
             raise ConverterError(
                 f"llama.cpp's converter cannot compute a tensor of {self.stored.path} "
-                f"({said(answer) or answer['refused']}); report it, or give a GGUF."
+                f"({said(answer) or answer['refused']}); {fix}."
             )
         return answer, data
 
     def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
         require_plausible(self.stored.config, self.stored.tensors, self.stored.path)
+        require_scales(self.stored.config, self.stored.tensors, self.stored.path)
         if self._converter is None:
             self._converter = find_converter(self.wish.tree, self.wish.say)
             if self._version not in (None, self._converter.version):
@@ -345,7 +357,7 @@ class ConvertedRows:
             "type": self.wish.projector or _own_type(stored.tensors),
             "name": None,
         }
-        self._process = ConverterProcess(self._converter)
+        self._process = ConverterProcess(self._converter, folder.parent)
         atexit.register(self.close)
         answer, _ = self._process.ask(request, self.read, self._name_pre_tokenizer)
         if "targets" not in answer:

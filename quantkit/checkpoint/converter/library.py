@@ -51,7 +51,7 @@ def _opener(real: Callable[..., Any]) -> Callable[..., Any]:
         wishes = {**wishes, **_as_before(settings), "trust_remote_code": False}
         try:
             return real(folder, *arguments, **wishes)
-        except (ValueError, KeyError, ImportError, OSError, AttributeError):
+        except (ValueError, KeyError, ImportError, OSError, AttributeError, TypeError):
             # The class is the model's own, of a later transformers, or lacks its file.
             if (Path(folder) / _FAST).is_file():
                 return PreTrainedTokenizerFast.from_pretrained(folder, *arguments, **wishes)

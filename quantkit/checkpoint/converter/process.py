@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.checkpoint import StoredReader
@@ -26,13 +27,15 @@ PATIENCE = 15 * 60.0
 class ConverterProcess:
     """A running converter. One question at a time; it ends when it is closed, or we do."""
 
-    def __init__(self, converter: Converter) -> None:
+    def __init__(self, converter: Converter, folder: Path | None = None) -> None:
+        """Start it; when we end, however that is, it removes ``folder``, a temporary one."""
         receive, theirs = os.pipe()
         ours, send = os.pipe()
         said = {
             "tree": str(converter.tree),
             "packages": str(converter.packages),
             "memory": MEMORY,
+            "folder": folder and str(folder),
         }
         module = "quantkit.checkpoint.converter.child"
         command = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +20,8 @@ def one_converter() -> Iterator[None]:
     running: list[ConverterProcess] = []
 
     class Shared:
-        def __init__(self, converter: Converter) -> None:
+        def __init__(self, converter: Converter, folder: Path) -> None:
+            del folder  # those who are told the answers remove it
             if not running:
                 running.append(ConverterProcess(converter))
 

@@ -46,6 +46,20 @@ def test_death_is_told(converter: Converter) -> None:
         dying.close()
 
 
+def test_folder_of_one_that_was_killed_is_removed(converter: Converter, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    (folder / "model").mkdir(parents=True)
+    (folder / "header.gguf").write_bytes(b"GGUF")
+    (folder / "model" / "config.json").symlink_to(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{}")
+    left = ConverterProcess(converter, folder)
+
+    left._channel.close()  # which is all that it sees of a `kill -9` of ours
+
+    left._process.wait(timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
+
+
 def test_message_that_does_not_come() -> None:
     receive, send = os.pipe()
     channel = Channel(receive, send, patience=0.0)
