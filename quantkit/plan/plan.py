@@ -103,14 +103,16 @@ def outline_plan(
 
 
 def _as_stored(model: Model, quant: Quant) -> Plan:
-    """Every tensor in its own type and place; the converter's file, or a copy of a GGUF."""
+    """Every tensor in its own type, as llama-quantize's ``COPY`` of a GGUF has it."""
     if isinstance(model, Decoder):
         raise PlanError(
             f"{quant.name} is for GGUFs and for what llama.cpp's converter describes; of a "
             f"{model.family} model choose bf16, f16 or f32."
         )
     known = encodings()
-    return Plan(quant, tuple(PlannedTensor(t, known[t.stored]) for t in model.targets))
+    return Plan(
+        quant, tuple(PlannedTensor(t, known[t.stored]) for t in in_file_order(model.targets))
+    )
 
 
 def _require_effect(overrides: Sequence[Override], targets: Sequence[Target], arch: str) -> None:

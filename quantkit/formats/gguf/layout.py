@@ -27,6 +27,7 @@ ALIGNMENT = 32
 _MAGIC, _VERSION, _QUANTIZATION_VERSION = b"GGUF", 3, 2
 # What begins the name of a vision or audio part's file, by which llama.cpp's tools find it.
 PROJECTOR = "mmproj-"
+_FILE_TYPE = "general.file_type"
 _LONGEST_OVERRIDE = 127  # bytes; llama-quantize keeps no more of a string it adds
 
 
@@ -101,7 +102,7 @@ def lay_out(
     """
     name = f"{metadata.base_name}-{plan.quant.name.upper()}"
     remarks = (*metadata.remarks, *plan.remarks)
-    own = tuple(_quant_entries(plan, imatrix))
+    own = tuple(_quant_entries(plan, metadata, imatrix))
     said_anew = {entry.key for entry in own}
     entries = (*(entry for entry in metadata.entries if entry.key not in said_anew), *own)
     if shard_size is None or sum(map(_padded, plan.tensors)) <= shard_size:
@@ -137,11 +138,14 @@ def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...
     return Layout(plan, name, None, (file,), (*metadata.remarks, *plan.remarks), takes)
 
 
-def _quant_entries(plan: Plan, imatrix: Imatrix | None) -> Iterable[KeyValue]:
-    if plan.quant.name == SOURCE:
-        return  # what it says of itself already
+def _quant_entries(
+    plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None
+) -> Iterable[KeyValue]:
     yield _entry("general.quantization_version", _QUANTIZATION_VERSION, GGUFValueType.UINT32)
-    yield _entry("general.file_type", plan.quant.file_type, GGUFValueType.UINT32)
+    if plan.quant.name == SOURCE:
+        yield from (entry for entry in metadata.entries if entry.key == _FILE_TYPE)
+        return
+    yield _entry(_FILE_TYPE, plan.quant.file_type, GGUFValueType.UINT32)
     if imatrix is None:
         return
     yield _text("quantize.imatrix.file", str(imatrix.path))
