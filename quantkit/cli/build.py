@@ -24,6 +24,7 @@ from quantkit.cli.checks import (
     check_projector,
     expect_tokens_of,
     has_several_tokenizers,
+    require_loadable,
 )
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.converter import LlamaCppOption, MtpOption
@@ -300,6 +301,8 @@ def build(
         part = None
         if work is not None and asked.has("gguf"):
             work, part = plan_projector(work, mmproj, name)
+        if work is not None:
+            require_loadable(work)
         _show_plans(work, source, gptq, name, as_json, part)
         return
 
@@ -448,6 +451,7 @@ def run_build(
     from quantkit.build.projector import knowing
     from quantkit.formats.folder import FolderLayout
 
+    require_loadable(work)
     origin = get_ready(work, folder, memory, smoke=smoke)
     part = layout_of(projector)
     if projector is not None:

@@ -10,12 +10,36 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from quantkit.build.engine import Check
+    from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
     from quantkit.formats.gguf.layout import Layout
     from quantkit.verify.tokens import ExpectedTokens
 
 # What an artifact that is no GGUF is exported to for its smoke test.
 SMOKE_QUANT = "q8_0"
+
+
+def require_loadable(work: "Work") -> None:
+    """Refuse, before a weight is read, a described model that llama.cpp would not load.
+
+    Raises:
+        CheckpointError: it lacks a tensor, or has one of another shape.
+
+    """
+    from quantkit.core.errors import CheckpointError, NativeError
+    from quantkit.formats.gguf.layout import Layout
+    from quantkit.verify.hollow import Hollow, refusal
+
+    layout = next((x for x in work.layouts if isinstance(x, Layout)), None)
+    if work.checkpoint.description is None or layout is None:
+        return
+    files = [Hollow(Path(file.name).name, file.header, file.n_bytes) for file in layout.files]
+    with suppress(NativeError):  # the smoke test says so
+        if reason := refusal(files):
+            raise CheckpointError(
+                f"{work.checkpoint.path} would become a GGUF that llama.cpp does not load "
+                f"({reason}); check that the checkpoint is whole and its config.json its own."
+            )
 
 
 def has_several_tokenizers(checkpoint: "Checkpoint") -> bool:
@@ -105,7 +129,8 @@ def check_artifact(
 def check_projector(path: Path, threads: int, model: "Layout", takes: "Sequence[str]") -> "Check":
     """Load a projector in llama.cpp, with the header of a model that it is for."""
     from quantkit.build.engine import Check
-    from quantkit.verify.projector import Hollow, smoke_projector
+    from quantkit.verify.hollow import Hollow
+    from quantkit.verify.projector import smoke_projector
 
     hollow = [Hollow(file.name, file.header, file.n_bytes) for file in model.files]
     result = smoke_projector(path, hollow, takes=takes, threads=threads)

@@ -7,23 +7,14 @@ allocating anything.
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.core.errors import GGUFError
 from quantkit.core.writing import write_file
+from quantkit.verify.hollow import Hollow
 from quantkit.verify.llama import run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.smoke import SmokeResult, compare_files, failed, judge, time_limit
-
-
-@dataclass(frozen=True, slots=True)
-class Hollow:
-    """A GGUF file without its weights: its name, its header, and how long it is."""
-
-    name: str
-    header: bytes
-    n_bytes: int
 
 
 def smoke_projector(

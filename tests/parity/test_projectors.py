@@ -17,7 +17,8 @@ from quantkit.build.source import read_exactly
 from quantkit.build.work import Work, prepare
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.plan.quants import find_quants
-from quantkit.verify.projector import Hollow, smoke_projector
+from quantkit.verify.hollow import Hollow
+from quantkit.verify.projector import smoke_projector
 from tests.architectures.ggufs import small_checkpoints, stored_checkpoints, stored_ggufs
 from tests.architectures.stored import STORED
 from tests.architectures.unpack import read_safetensors

@@ -350,8 +350,11 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         found: dict[str, Any] = {}
         for name in source.tensors:
             item = self.filter_tensors((name, lambda name=name: source.lazy(name)))
-            if item:
-                found[item[0]] = item[1]
+            if item is None:
+                continue
+            if item[0] in found:
+                raise RefusedError(f"two tensors would be its {item[0]}, one of them {name}")
+            found[item[0]] = item[1]
         return found
 
     def add_tensor(

@@ -4,6 +4,7 @@ import atexit
 import re
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -211,7 +212,12 @@ class ConvertedRows:
                 tokens,
                 answer["has_projector"],
             ),
-            remarks=(*stored.remarks, *remarks, *self._left_out(answer["unused"])),
+            remarks=(
+                *stored.remarks,
+                *remarks,
+                *self._left_out(answer["unused"]),
+                *_uneven([target.name for target in targets]),
+            ),
         )
 
     def _left_out(self, unused: Sequence[str]) -> tuple[str, ...]:
@@ -401,6 +407,28 @@ class ConvertedRows:
                            0, stop - start)  # fmt: skip
 
 
+def _uneven(names: Sequence[str]) -> tuple[str, ...]:
+    """A remark on biases that some layers have and others lack: llama.cpp runs without them."""
+    layers: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        if name.startswith(_LAYER_PREFIX):
+            number, _, part = name.removeprefix(_LAYER_PREFIX).partition(".")
+            layers[part].add(number)
+    lacking = [
+        f"{_LAYER_PREFIX}{number}.{part}"
+        for part, having in layers.items()
+        if part.endswith(".bias")
+        for number in sorted(layers.get(part.removesuffix("bias") + "weight", set()) - having)
+    ]
+    if not lacking:
+        return ()
+    more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+    return (
+        f"The checkpoint has nothing for {lacking[0]}{more}, which other layers have; llama.cpp "
+        "runs without it, and so may not be the model.",
+    )
+
+
 def described_model(checkpoint: Checkpoint) -> Model:
     """The model that the converter describes.
 
@@ -453,6 +481,11 @@ def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, converter: Conve
             f"{what} has none that the converter knows; leave it out."
         )
     reason = said(answer) or str(answer.get("refused"))
+    if answer.get("kind") == "NotImplementedError":
+        return ConverterError(
+            f"{path} is stored in a form that llama.cpp's converter does not read ({reason}); give "
+            "the original checkpoint that it was made from, or a GGUF of it."
+        )
     return ConverterError(
         f"llama.cpp's converter cannot describe {path} ({reason}); check that it is whole, or "
         "give a GGUF of it."

@@ -1,0 +1,60 @@
+"""Whether llama.cpp loads a GGUF that has not been built yet: its header is enough to ask."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.core.writing import write_file
+from quantkit.verify.llama import run_worker
+from quantkit.verify.machine import memory
+
+_TIMEOUT = 300.0
+_OF_THE_PROCESS = 2**30
+_F16 = 1  # ggml's number
+_SHORT = {"n_ctx": 256, "n_seq": 1, "kv_type": _F16, "flash_attn": False}
+# What says nothing of the file: this llama.cpp is too old for it, or this machine too small.
+_OF_OTHERS = ("unknown model architecture", "memory", "failed to allocate", "bad_alloc")
+
+
+@dataclass(frozen=True, slots=True)
+class Hollow:
+    """A GGUF file without its weights: its name, its header, and how long it is."""
+
+    name: str
+    header: bytes
+    n_bytes: int
+
+
+def refusal(files: Sequence[Hollow]) -> str | None:
+    """Why llama.cpp does not load a model: a tensor or a key is missing, or of another shape.
+
+    It is written to sparse files, which llama.cpp loads without allocating anything.
+
+    Args:
+        files: of the model, the first one first.
+
+    Returns:
+        one line; None where it loads, or where llama.cpp cannot be asked.
+
+    Raises:
+        NativeError: llama.cpp is not installed.
+
+    """
+    free = memory()
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        for file in files:
+            write_file(Path(folder, file.name), file.header, file.n_bytes)
+        request = {
+            "task": "buffers",
+            "file": str(Path(folder, files[0].name)),
+            "dry": True,
+            "gpu": False,
+            "most_bytes": free.available // 2 + _OF_THE_PROCESS if free else None,
+            "settings": [_SHORT],
+        }
+        run = run_worker(request, timeout=_TIMEOUT)
+    reason = None if run.failure or run.result is None else run.result.get("refused")
+    if reason is None or any(words in reason for words in _OF_OTHERS):
+        return None
+    return str(reason).rstrip(".")
