@@ -88,8 +88,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), r"no config\.json"),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json is not JSON"),
     "unknown architecture": (
+        lambda f: _edit_config(f, architectures=["NoSuchForCausalLM"]),
+        r"NoSuchForCausalLM.*neither quantkit nor llama\.cpp.*knows",
+    ),
+    "another architecture": (
         lambda f: _edit_config(f, architectures=["FalconForCausalLM"]),
-        r"FalconForCausalLM.*LlamaForCausalLM.*MistralForCausalLM.*MixtralForCausalLM",
+        r"converter cannot describe.*mlp\.gate_proj\.weight",
     ),
     "no architecture": (lambda f: _edit_config(f, architectures=None), "architectures"),
     "negative layers": (lambda f: _edit_config(f, num_hidden_layers=-1), "num_hidden_layers = -1"),
