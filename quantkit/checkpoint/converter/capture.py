@@ -394,8 +394,6 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
             raise gguf.QuantError(f"rows of {data.shape[-1]} are no blocks of {kind.name}")
         return data
 
-    real_eager = LazyBase.to_eager.__func__  # type: ignore[attr-defined]
-
     def to_eager(cls: type, value: Any) -> Any:
         """Values where they are few; else the expression itself, which does as well."""
         asked_by = sys._getframe(1).f_code.co_name
@@ -404,7 +402,7 @@ def _capturing(source: Source, targets: list[Captured], header: Path) -> Iterato
         )
         if is_large and asked_by != "wrapped_fn" and not source.is_described:
             return value
-        return real_eager(cls, value)
+        return _real_to_eager(cls, value)
 
     known_pre = base.TextModel.get_vocab_base_pre
 
@@ -448,6 +446,7 @@ def _replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
                 setattr(owner, name, value)
 
 
+_real_to_eager = LazyBase.__dict__["to_eager"].__func__
 _real_wrap_fn = LazyBase.__dict__["_wrap_fn"].__func__
 
 
@@ -464,10 +463,12 @@ def _wrap_fn(
     name = name_of(function)
 
     def call(*arguments: Any, **named: Any) -> Any:
+        target = use_self if use_self is not None else arguments[0]
+        if name in ("item", "tolist"):
+            return getattr(_real_to_eager(cls, target), name)()
         if name in ("to", "cpu"):
             named.pop("device", None)
             arguments = tuple(a for a in arguments if not isinstance(a, str | torch.device))
-            target = use_self if use_self is not None else arguments[0]
             if not named and len(arguments) == (0 if use_self is not None else 1):
                 return target
         return wrapped(*_lazy_constants(arguments), **named)
