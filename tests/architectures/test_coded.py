@@ -7,7 +7,7 @@ import pytest
 from tests.architectures.coded import CODED, RAN, baited
 from tests.architectures.ggufs import convert, stored_checkpoints
 
-pytestmark = pytest.mark.native
+pytestmark = pytest.mark.search  # of the tests' own material, by hand
 
 # What the converter runs of each; of the first it asks somebody, and there is nobody.
 RUNS = {

@@ -21,7 +21,7 @@ from tests.architectures.unpack import Weight
 from tests.native_tools import ToolError
 from tests.safetensors_writer import to_bf16
 
-pytestmark = pytest.mark.native
+pytestmark = pytest.mark.search  # of the tests' own material, by hand
 
 CONVERTED = [name for name, stored in STORED.items() if stored.refused is None]
 QUANTIZED = [

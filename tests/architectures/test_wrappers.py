@@ -12,7 +12,7 @@ from tests.architectures.ggufs import stored_checkpoints, stored_ggufs
 from tests.architectures.stored import STORED
 from tests.architectures.unpack import read_safetensors
 
-pytestmark = pytest.mark.native
+pytestmark = pytest.mark.search  # of the tests' own material, by hand
 
 WITH_PROJECTOR = [name for name, stored in STORED.items() if stored.projector]
 TEXT = re.compile(r"language_model\.|text_model|^lm_head|^mtp\.|^model\.(layers|embed_tokens|norm)")

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.native
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
 WEIGHTS = "model.safetensors"
-_RANDOM_CASES = 40
+_RANDOM_CASES = 12
 
 Change = Callable[[Path], None]
 

@@ -30,6 +30,9 @@ from tests.safetensors_writer import to_bf16, write_safetensors
 pytestmark = pytest.mark.native
 
 WITH_PROJECTOR = [name for name, stored in STORED.items() if stored.projector]
+# Each in one type, in turn, and one in all. All 36 were the same on 2026-11-27.
+PAIRS = [(name, tuple(KINDS)[place % len(KINDS)]) for place, name in enumerate(WITH_PROJECTOR)]
+PAIRS += [("gemma3-vision", kind) for kind in KINDS if ("gemma3-vision", kind) not in PAIRS]
 # As small as these are, llama.cpp does not take them: it wants 1500 positions of sound, and
 # features as wide as it knows them.
 NOT_LOADED = {"gemma4-vision", "mistral3-vision", "qwen2-audio", "voxtral"}
@@ -75,8 +78,7 @@ def built(work: Work, out: Path) -> Artifact:
     return artifact
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", WITH_PROJECTOR)
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_bytes_are_the_converters(
     name: str,
     kind: str,
