@@ -37,7 +37,8 @@ def test_tokens_are_those_of_the_checkpoints_own_tokenizer(tmp_path: Path) -> No
             assert (name, expected.file) == (name, file)
             assert checkpoint.description is not None
             assert checkpoint.description.tokens.mended == mended
-            assert len(checkpoint.remarks) == len(mended)
+            mends = [text for text in checkpoint.remarks if "leaves out" not in text]
+            assert len(mends) == len(mended)
             assert differing(checkpoint, expected, tmp_path / f"{name}.gguf") == []
         lacking = expect_tokens_of(open_checkpoint(folders[LACKING]))
     assert lacking is not None
