@@ -56,7 +56,7 @@ def test_folder_of_one_that_was_killed_is_removed(converter: Converter, tmp_path
 
     left._channel.close()  # which is all that it sees of a `kill -9` of ours
 
-    left._process.wait(timeout=60)
+    left._process.wait(timeout=60)  # time: one that hangs ends
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
 
 
