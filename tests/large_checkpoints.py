@@ -4,14 +4,14 @@ For benchmarks, and for tests of how much memory a build takes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from quantkit.families import find_family
+from tests.large_experts import Shapes, distribute, write_data, write_header
 from tests.random_checkpoints import config_of, write_tokenizer
 from tests.safetensors_writer import to_bf16
 
@@ -49,13 +49,14 @@ def large_checkpoint(
     weights, norms = memoryview(to_bf16(values).data), memoryview(to_bf16(values + 1).data)
     del values
     folder.mkdir(parents=True)
-    files = _distribute(shapes, shard_size)
+    stored: Shapes = {name: ("BF16", tuple(shape)) for name, shape in shapes.items()}
+    files = distribute(stored, shard_size)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(files, 1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"
         weight_map |= dict.fromkeys(names, file)
         with (folder / file).open("wb") as stream:
-            _write_header(stream, {name: shapes[name] for name in names})
+            write_header(stream, {name: stored[name] for name in names})
             if hollow:
                 n_bytes = sum(prod(shapes[name]) for name in names) * _BF16_BYTES
                 stream.truncate(stream.tell() + n_bytes)
@@ -63,40 +64,10 @@ def large_checkpoint(
             for name in names:
                 block = norms if name.endswith("norm.weight") else weights
                 start = int(rng.integers(_BLOCK_ELEMENTS)) * _BF16_BYTES
-                _write_data(stream, block, start, prod(shapes[name]) * _BF16_BYTES)
+                write_data(stream, block, start, prod(shapes[name]) * _BF16_BYTES)
     total_size = sum(map(prod, shapes.values())) * _BF16_BYTES
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_tokenizer(folder)
     return folder
-
-
-def _distribute(shapes: Mapping[str, Sequence[int]], shard_size: int) -> list[list[str]]:
-    """The tensors of each file, in order."""
-    files: list[list[str]] = []
-    left = 0
-    for name, shape in shapes.items():
-        n_bytes = prod(shape) * _BF16_BYTES
-        if not files or n_bytes > left:
-            files.append([])
-            left = shard_size
-        files[-1].append(name)
-        left -= n_bytes
-    return files
-
-
-def _write_header(stream: BinaryIO, shapes: Mapping[str, Sequence[int]]) -> None:
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + prod(shape) * _BF16_BYTES
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    stream.write(len(raw).to_bytes(8, "little") + raw)
-
-
-def _write_data(stream: BinaryIO, block: memoryview, start: int, n_bytes: int) -> None:
-    while n_bytes:
-        n_bytes -= stream.write(block[start : start + n_bytes])
-        start = 0

@@ -65,13 +65,13 @@ def large_experts(
             shapes[f"{name}_scale_inv"] = ("F32", scales)
     rng = np.random.default_rng(seed)
     blocks = _blocks(rng)
-    files = _distribute(shapes, shard_size)
+    files = distribute(shapes, shard_size)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(files, 1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"
         weight_map |= dict.fromkeys(names, file)
         with (folder / file).open("wb") as stream:
-            _write_header(stream, {name: shapes[name] for name in names})
+            write_header(stream, {name: shapes[name] for name in names})
             for name in names:
                 n_bytes = _size(*shapes[name])
                 if hollow:
@@ -79,7 +79,7 @@ def large_experts(
                 else:
                     kind = "norm" if name.endswith("norm.weight") else shapes[name][0]
                     start = int(rng.integers(_BLOCK_BYTES // 8)) * 4
-                    _write_data(stream, blocks[kind], start, n_bytes)
+                    write_data(stream, blocks[kind], start, n_bytes)
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {
@@ -160,7 +160,8 @@ def _blocks(rng: np.random.Generator) -> dict[str, memoryview]:
     }
 
 
-def _distribute(shapes: Shapes, shard_size: int) -> list[list[str]]:
+def distribute(shapes: Shapes, shard_size: int) -> list[list[str]]:
+    """The tensors of each file, in order."""
     files: list[list[str]] = []
     left = 0
     for name, kind in shapes.items():
@@ -177,7 +178,7 @@ def _size(dtype: str, shape: tuple[int, ...]) -> int:
     return prod(shape) * _BYTES[dtype]
 
 
-def _write_header(stream: BinaryIO, shapes: Shapes) -> None:
+def write_header(stream: BinaryIO, shapes: Shapes) -> None:
     header, end = {}, 0
     for name, (dtype, shape) in shapes.items():
         begin, end = end, end + _size(dtype, shape)
@@ -187,7 +188,7 @@ def _write_header(stream: BinaryIO, shapes: Shapes) -> None:
     stream.write(len(raw).to_bytes(8, "little") + raw)
 
 
-def _write_data(stream: BinaryIO, block: memoryview, start: int, n_bytes: int) -> None:
+def write_data(stream: BinaryIO, block: memoryview, start: int, n_bytes: int) -> None:
     while n_bytes:
         n_bytes -= stream.write(block[start : start + n_bytes])
         start = 0

@@ -26,7 +26,7 @@ DEFAULT = "f16"
 KINDS = (DEFAULT, "bf16", "q8_0")
 
 _MISSING = "What is built takes text alone, because the vision or audio part is missing"
-_TAKES = {"vision": "clip.has_vision_encoder", "audio": "clip.has_audio_encoder"}
+TAKES = {"vision": "clip.has_vision_encoder", "audio": "clip.has_audio_encoder"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def prepare_projector(text: Work, kind: str, name: str | None = None) -> Project
     found.description.rows.close()  # until it is built, and the model's own is over
     model = described_model(found)
     said = found.description.header.metadata
-    takes = tuple(part for part, key in _TAKES.items() if said.get(key))
+    takes = tuple(part for part, key in TAKES.items() if said.get(key))
     tensors = (PlannedTensor(target, encoding(target.stored)) for target in model.targets)
     plan = Plan(all_quants()[kind], tuple(tensors))
     layout = lay_out_projector(plan, describe_projector_of(text.base_name, model, name), takes)

@@ -96,7 +96,7 @@ def join_shards(
             tensors[tensor.name] = SourceTensor(
                 tensor.name,
                 tensor.encoding.name,
-                _as_ggml_counts(tensor.shape),
+                as_ggml_counts(tensor.shape),
                 file,
                 header.data_offset + tensor.offset,
                 tensor.n_bytes,
@@ -139,7 +139,7 @@ def _check_end(file: Path, header: Header, n_bytes: int) -> None:
         )
 
 
-def _as_ggml_counts(shape: tuple[int, ...]) -> tuple[int, ...]:
+def as_ggml_counts(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the outer dimensions of 1, which ggml does not count."""
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
@@ -208,13 +208,20 @@ def describe_gguf(checkpoint: Checkpoint) -> Model:
 def _target(tensor: SourceTensor) -> Target:
     """A tensor as a target that is made of itself."""
     name, shape = tensor.name, tensor.shape
-    match = _LAYER.match(name)
-    part = match[2] if match else name
-    role = part.removesuffix(".weight").replace(".bias", "_bias")
     rows = shape[-2] if len(shape) > 1 else 1
     matrices = prod(shape[:-2])
     blocks = tuple(
         Block(name, 0, rows, matrix if len(shape) > 2 else None) for matrix in range(matrices)
     )
+    return named_target(name, shape, blocks, tensor.dtype)
+
+
+def named_target(
+    name: str, shape: tuple[int, ...], blocks: tuple[Block, ...], stored: str
+) -> Target:
+    """A tensor of a GGUF as a target, whose role and layer its name tells."""
+    match = _LAYER.match(name)
+    part = match[2] if match else name
+    role = part.removesuffix(".weight").replace(".bias", "_bias")
     layer = int(match[1]) if match else None
-    return Target(name, role, shape, layer, blocks, stored=tensor.dtype)
+    return Target(name, role, shape, layer, blocks, stored=stored)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -492,33 +493,24 @@ def run_build(
         model = next(x for x in work.layouts if not isinstance(x, FolderLayout))
         return check_projector(path, threads, model, part.takes or ())
 
+    build_here = partial(
+        engine.build,
+        jobs=threads,
+        max_memory=memory,
+        report=report,
+        say=note,
+        shipping=shipping,
+        hashed=hashed,
+    )
     try:
-        artifacts = engine.build(
-            work,
-            folder,
-            jobs=threads,
-            max_memory=memory,
-            check=check if smoke else None,
-            report=report,
-            say=note,
-            shipping=shipping,
-            workers=workers or ThisProcess(),
-            hashed=hashed,
+        artifacts = build_here(
+            work, folder, check=check if smoke else None, workers=workers or ThisProcess()
         )
         if projector is not None and part is not None:
             if work.checkpoint.description is not None:
                 work.checkpoint.description.rows.close()
-            artifacts += engine.build(
-                knowing(projector, [artifact.entry for artifact in artifacts]),
-                folder,
-                jobs=threads,
-                max_memory=memory,
-                check=check_part if smoke else None,
-                report=report,
-                say=note,
-                shipping=shipping,
-                hashed=hashed,
-            )
+            projector = knowing(projector, [artifact.entry for artifact in artifacts])
+            artifacts += build_here(projector, folder, check=check_part if smoke else None)
     finally:
         meter.close()
     _finish([*others, *artifacts], folder, as_json, publication)

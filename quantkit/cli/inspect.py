@@ -23,7 +23,6 @@ _SUMMARY = (
     *("path", "kind", "family", "takes", "described_by"),
     *("parameters", "bytes", "bits_per_weight", "files"),
 )
-_TAKES = {"vision": "clip.has_vision_encoder", "audio": "clip.has_audio_encoder"}
 
 
 def inspect(
@@ -115,8 +114,10 @@ def _split_gguf(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
 def _gguf_facts(
     place: str, metadata: dict[str, Any], tensors: list[tuple[str, str, int, int]], size: int
 ) -> dict[str, Any]:
+    from quantkit.build.projector import TAKES
+
     elements, n_bytes = sum(t[2] for t in tensors), sum(t[3] for t in tensors)
-    takes = [part for part, key in _TAKES.items() if metadata.get(key)]
+    takes = [part for part, key in TAKES.items() if metadata.get(key)]
     return {
         "path": place,
         "kind": "GGUF",

@@ -12,12 +12,11 @@ from typing import Any
 
 from quantkit.core.errors import GGUFError, NativeError, QuantkitError
 from quantkit.core.printable import quoted
-from quantkit.core.writing import write_file
 from quantkit.encodings.encoding import encoding
 from quantkit.fit.shape import Shape
-from quantkit.fit.subject import Hollow, Subject
+from quantkit.fit.subject import Subject
+from quantkit.verify.hollow import most_bytes, write_hollow
 from quantkit.verify.llama import run_worker
-from quantkit.verify.machine import memory
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
 CELLS = 256  # llama.cpp rounds a context up to a multiple of this
@@ -25,8 +24,6 @@ LONGEST = 2**24  # tokens of all sequences that are tried: even a dry run has me
 UBATCH = 512  # tokens of a prompt that are computed at once; llama.cpp's default for -ub
 # Who logs states with a length, which is the number of sequences; all else with one is a cache.
 _RECURRENT = "llama_memory_recurrent"
-# What a dry run takes besides: Python, llama.cpp, vocabularies, a context's cells.
-_OF_THE_PROCESS = 2**30
 _MIB = 2**20
 _TIMEOUT = 120
 
@@ -225,7 +222,7 @@ def probe(subject: Subject, settings: Settings, *, gpu: bool = False) -> Curve:
     longest = max(-(-trained // CELLS) * CELLS, settings.cells)
     ladder = sorted({settings.cells, longest, CELLS, *_powers(longest)})
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        file = subject.gguf or _write_hollow(Path(folder), subject.hollow)
+        file = subject.gguf or write_hollow(Path(folder), subject.hollow)
         told = buffers(file, settings, ladder, dry=True)
         probes = [*map(_probe, ladder, told["contexts"])]
         if windows := _windows(probes[-1]) - set(ladder):
@@ -296,13 +293,12 @@ def buffers(
         NativeError: llama.cpp is not installed or does not run.
 
     """
-    free = memory()
     request = {
         "task": "buffers",
         "file": str(file.absolute()),
         "dry": dry,
         "gpu": gpu,
-        "most_bytes": free.available // 2 + _OF_THE_PROCESS if dry and free else None,
+        "most_bytes": most_bytes() if dry else None,
         "settings": [
             {
                 "n_ctx": cells * settings.parallel,
@@ -347,13 +343,6 @@ def _refusal(file: Path, reason: str, settings: Settings) -> QuantkitError:
             f"more than is free here; give {fewer}a machine with more memory."
         )
     return GGUFError(reason)
-
-
-def _write_hollow(folder: Path, hollow: Sequence[Hollow]) -> Path:
-    """Files with real headers and holes for their weights; the first of them."""
-    for file in hollow:
-        write_file(folder / file.name, file.header, file.n_bytes)
-    return folder / hollow[0].name
 
 
 def _powers(longest: int) -> Iterable[int]:

@@ -59,6 +59,7 @@ from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
 from quantkit.plan.recipe import recipe_of
+from quantkit.verify.hollow import Hollow
 from quantkit.verify.subjects import artifacts_in, holds_artifacts, projectors_in
 
 Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
@@ -115,15 +116,6 @@ class Stored:
     n_bytes: int | None
     label: Literal["exact", "modelled"]
     note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hollow:
-    """A GGUF file without its weights: its name, its first bytes, and how long it is."""
-
-    name: str
-    header: bytes
-    n_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,21 +171,7 @@ def buffers(file: Path, settings: list[dict[str, Any]], *, dry: bool, gpu: bool)
 
     """
     llama = library()
-    no_devices = (ctypes.c_void_p * 1)(None)
-    params = llama.llama_model_default_params()
-    params.no_alloc = dry
-    params.load_mode = llama.LLAMA_LOAD_MODE_NONE  # a dry run of a mapped file aborts
-    params.use_extra_bufts = False
-    if gpu:
-        params.n_gpu_layers = -2  # all
-    else:
-        params.devices = ctypes.addressof(no_devices)
-        params.n_gpu_layers = 0
-    _errors.clear()
-    _remarks.clear()
-    model = llama.llama_model_load_from_file(os.fsencode(file), params)
-    if not model:
-        raise SmokeError(f"llama.cpp does not load {file.name}: {_complaint()}.")
+    model = _load(file, dry=dry, gpu=gpu)
     unused = [match[1] for line in _remarks if (match := _UNUSED.search(line))]
     shortest = min(settings, key=lambda setting: int(setting["n_ctx"]))
     context = _open_context(llama, model, {**shortest, "n_seq": 1}, file)
@@ -318,7 +304,7 @@ def load_projector(file: Path, model: Path | None, threads: int) -> tuple[str, .
 
     """
     llama, mtmd = library(), projector_library()
-    text = _load_hollow(model) if model is not None else None
+    text = _load(model, dry=True, gpu=False) if model is not None else None
     params = mtmd.mtmd_context_params_default()
     params.use_gpu = False
     params.print_timings = False
@@ -334,17 +320,21 @@ def load_projector(file: Path, model: Path | None, threads: int) -> tuple[str, .
     return tuple(part for part, has in (("vision", sees), ("audio", hears)) if has)
 
 
-def _load_hollow(file: Path) -> Any:
-    """A model without its weights."""
+def _load(file: Path, *, dry: bool, gpu: bool) -> Any:
+    """A model, allocated or not, on the CPU or on all GPUs that there are."""
     llama = library()
+    no_devices = (ctypes.c_void_p * 1)(None)
     params = llama.llama_model_default_params()
-    params.no_alloc = True
+    params.no_alloc = dry
     params.load_mode = llama.LLAMA_LOAD_MODE_NONE  # a dry run of a mapped file aborts
     params.use_extra_bufts = False
-    no_devices = (ctypes.c_void_p * 1)(None)
-    params.devices = ctypes.addressof(no_devices)
-    params.n_gpu_layers = 0
+    if gpu:
+        params.n_gpu_layers = -2  # all
+    else:
+        params.devices = ctypes.addressof(no_devices)
+        params.n_gpu_layers = 0
     _errors.clear()
+    _remarks.clear()
     model = llama.llama_model_load_from_file(os.fsencode(file), params)
     if not model:
         raise SmokeError(f"llama.cpp does not load {file.name}: {_complaint()}.")

@@ -10,6 +10,7 @@ from quantkit.verify.llama import run_worker
 from quantkit.verify.machine import memory
 
 _TIMEOUT = 300.0
+# What a dry run takes besides: Python, llama.cpp, vocabularies, a context's cells.
 _OF_THE_PROCESS = 2**30
 _F16 = 1  # ggml's number
 _SHORT = {"n_ctx": 256, "n_seq": 1, "kv_type": _F16, "flash_attn": False}
@@ -24,6 +25,19 @@ class Hollow:
     name: str
     header: bytes
     n_bytes: int
+
+
+def write_hollow(folder: Path, files: Sequence[Hollow]) -> Path:
+    """Files with real headers and holes for their weights; the first of them."""
+    for file in files:
+        write_file(folder / file.name, file.header, file.n_bytes)
+    return folder / files[0].name
+
+
+def most_bytes() -> int | None:
+    """What a dry load may take, for states are allocated even then; None where nobody knows."""
+    free = memory()
+    return free.available // 2 + _OF_THE_PROCESS if free else None
 
 
 def refusal(files: Sequence[Hollow]) -> str | None:
@@ -41,16 +55,13 @@ def refusal(files: Sequence[Hollow]) -> str | None:
         NativeError: llama.cpp is not installed.
 
     """
-    free = memory()
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        for file in files:
-            write_file(Path(folder, file.name), file.header, file.n_bytes)
         request = {
             "task": "buffers",
-            "file": str(Path(folder, files[0].name)),
+            "file": str(write_hollow(Path(folder), files)),
             "dry": True,
             "gpu": False,
-            "most_bytes": free.available // 2 + _OF_THE_PROCESS if free else None,
+            "most_bytes": most_bytes(),
             "settings": [_SHORT],
         }
         run = run_worker(request, timeout=_TIMEOUT)

@@ -10,8 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from quantkit.core.errors import GGUFError
-from quantkit.core.writing import write_file
-from quantkit.verify.hollow import Hollow
+from quantkit.verify.hollow import Hollow, write_hollow
 from quantkit.verify.llama import run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.smoke import SmokeResult, compare_files, failed, judge, time_limit
@@ -48,12 +47,10 @@ def smoke_projector(
     if damage := compare_files([artifact], expected or {}):
         return failed(damage)
     with tempfile.TemporaryDirectory(prefix="quantkit-") if model else nullcontext() as folder:
-        for file in model:
-            write_file(Path(str(folder), file.name), file.header, file.n_bytes)
         request = {
             "task": "projector",
             "file": str(artifact),
-            "model": str(Path(str(folder), model[0].name)) if model else None,
+            "model": str(write_hollow(Path(folder), model)) if folder else None,
             "takes": list(takes),
             "threads": threads or usable_cores(),
         }

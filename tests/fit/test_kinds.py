@@ -289,7 +289,7 @@ def test_states_that_would_fill_the_memory_are_not_tried(
     subject = open_subject(str(file))
     assert probe(subject, Settings(256)).probes[0].state > 30 * MIB
     free = Memory(2**30, 2**20, limited=False)
-    monkeypatch.setattr("quantkit.fit.probe.memory", lambda: free)
+    monkeypatch.setattr("quantkit.verify.hollow.memory", lambda: free)
     with pytest.raises(FitError, match=r"states of wide\.gguf.*fewer sequences with --parallel"):
         probe(subject, Settings(256, parallel=64))
 

@@ -111,7 +111,7 @@ class Described:
                 value: Any = flat[row : row + rows]
             else:
                 part, after, inner = _place(captured, row, rows)
-                value = self._matrix(part, inner) if inner is not None else evaluate(part)
+                value = self._matrix(part) if inner is not None else evaluate(part)
                 value = apply(after, value)
                 if inner is not None:
                     per = prod(captured.shape[1:-1])
@@ -125,7 +125,7 @@ class Described:
                 value = gguf.quants.quantize(value, gguf.GGMLQuantizationType[captured.stored])
         return np.ascontiguousarray(value).view(np.uint8).reshape(-1)
 
-    def _matrix(self, part: Part, _: int) -> Any:
+    def _matrix(self, part: Part) -> Any:
         """A whole matrix, of which slabs are asked for one after the other."""
         key = id(part.node), part.first, part.stop
         if key not in self._matrices:
@@ -240,8 +240,6 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
         "targets": [_answer(target) for target in targets],
         "unused": [name for name in tensors if name not in used],
         "n_read": source.n_read,
-        "class": type(model).__name__,
-        "has_mtp": bool(model.supports_mtp_export),
         "has_projector": _knows_projector(folder),
     }
 
@@ -337,7 +335,6 @@ def _open_model(folder: Path, request: Mapping[str, Any]) -> Any:
         _TYPES[request["type"]],
         Path("/dev/null"),
         hparams=hparams,
-        model_name=request["name"],
     )
 
 

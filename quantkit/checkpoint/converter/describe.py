@@ -22,6 +22,7 @@ from quantkit.checkpoint.converter.provision import Converter, find_converter
 from quantkit.checkpoint.converter.scales import require_scales
 from quantkit.checkpoint.converter.tokens import mend
 from quantkit.checkpoint.gguf import Header, read_entries, read_header
+from quantkit.checkpoint.gguf_source import as_ggml_counts, named_target
 from quantkit.checkpoint.names import is_for_converters
 from quantkit.checkpoint.rows import read_stored
 from quantkit.core.errors import (
@@ -33,7 +34,7 @@ from quantkit.core.errors import (
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.families.facts import facts_of
-from quantkit.families.model import Block, Model, Target
+from quantkit.families.model import Block, Model
 
 _MOST_ASKED = 4096  # units in a question: a large model has hundreds of thousands
 _LAYER_PREFIX = "blk."
@@ -183,14 +184,15 @@ class ConvertedRows:
             name, runs = found["name"], found["runs"]
             shape = infos[name].shape
             if self.wish.projector is None:  # else it stays as it is, and so does its header
-                shape = _as_ggml_counts(shape)
+                shape = as_ggml_counts(shape)
             if runs is None or not _can_be_read(runs, stored.tensors):
                 numbers[name] = number
                 tensors[name] = _computed(stored, name, found["stored"], shape)
                 runs = _whole(name, shape)
             if self.wish.projector is not None:  # it has no experts, but convolutions
                 runs = [_joined(run for matrix in runs for run in matrix)]
-            targets.append(_target(name, found["stored"], shape, runs))
+            blocks = tuple(Block(*run) for matrix in runs for run in matrix)
+            targets.append(named_target(name, shape, blocks, found["stored"]))
         self._numbers = numbers
         direct = {block.source for target in targets for block in target.blocks}
         if not numbers:
@@ -361,7 +363,6 @@ class ConvertedRows:
             "projector": self.wish.projector is not None,
             "mtp": self.wish.mtp,
             "type": self.wish.projector or _own_type(stored.tensors),
-            "name": None,
         }
         self._process = ConverterProcess(self._converter, folder.parent)
         atexit.register(self.close)
@@ -593,22 +594,3 @@ def _joined(runs: Iterable[Sequence[Any]]) -> list[tuple[str, int, int]]:
             row, rows = found[-1][1], found.pop()[2] + rows
         found.append((source, row, rows))
     return found
-
-
-def _target(
-    name: str, stored: str, shape: tuple[int, ...], runs: Sequence[Sequence[Sequence[Any]]]
-) -> Target:
-    part, layer = name, None
-    if name.startswith(_LAYER_PREFIX):
-        number, _, rest = name.removeprefix(_LAYER_PREFIX).partition(".")
-        if number.isdecimal():
-            part, layer = rest, int(number)
-    role = part.removesuffix(".weight").replace(".bias", "_bias")
-    blocks = tuple(Block(source, row, rows) for matrix in runs for source, row, rows in matrix)
-    return Target(name, role, shape, layer, blocks, stored=stored)
-
-
-def _as_ggml_counts(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
