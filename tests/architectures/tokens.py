@@ -1,6 +1,7 @@
 """Tokenizers of a thousand tokens, trained on what every Python carries."""
 
 import json
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -98,21 +99,41 @@ def byte_level() -> str:
 
 @cache
 def word_piece() -> str:
-    """BERT's kind, as a tokenizer.json."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """BERT's kind, as a tokenizer.json: the texts' characters, their usual words and words' ends.
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - no password
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    Not by the library's trainer, which numbers pieces otherwise in every process.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    normalizer, words = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    found: Counter[str] = Counter()
+    for text in _texts():
+        found.update(word for word, _ in words.pre_tokenize_str(normalizer.normalize_str(text)))
+    letters = sorted(set("".join(found)))
+    ends: Counter[str] = Counter()
+    for word, count in found.items():
+        ends.update({f"##{word[cut:]}": count for cut in range(1, len(word) - 1)})
+    usual = sorted((found + ends).items(), key=lambda piece: (-piece[1], piece[0]))
+    pieces = [*BERT_SPECIALS, *letters, *(f"##{letter}" for letter in letters)]
+    pieces += [piece for piece, _ in usual if piece not in set(pieces)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces[:N_TOKENS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - no password
+    tokenizer.add_special_tokens(list(BERT_SPECIALS))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=N_TOKENS, special_tokens=list(BERT_SPECIALS), show_progress=False
-    )
-    return _trained(tokenizer, trainer)
+    return _whole(tokenizer)
+
+
+def _texts() -> list[str]:
+    return [topics[name] for name in sorted(topics)[:30]]
 
 
 def _trained(tokenizer: Any, trainer: Any) -> str:
-    tokenizer.train_from_iterator([topics[name] for name in sorted(topics)[:30]], trainer)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return _whole(tokenizer)
+
+
+def _whole(tokenizer: Any) -> str:
     if tokenizer.get_vocab_size() != N_TOKENS:
         raise ValueError(f"there are {tokenizer.get_vocab_size()} tokens, not {N_TOKENS}.")
     text: str = tokenizer.to_str()
