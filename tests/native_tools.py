@@ -108,15 +108,27 @@ def imatrix(
     context: int = 512,
     threads: int = 2,
     exact_cache: bool = False,
+    libraries: Path | None = None,
 ) -> None:
     """Compute an importance matrix over ``chunks`` windows of ``context`` tokens of a text file.
 
     With ``exact_cache`` attention is computed in float32, not with keys and values in float16.
+    ``libraries`` are those of `run`.
     """
     options = ["--output-format", fmt, "--chunks", str(chunks), *evaluation(context, threads)]
     if exact_cache:
         options += ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-    run([tool("llama-imatrix"), "-m", model, "-f", text, "-o", out, *options], makes=out)
+    command: list[str | Path] = [
+        tool("llama-imatrix"),
+        "-m",
+        model,
+        "-f",
+        text,
+        "-o",
+        out,
+        *options,
+    ]
+    run(command, makes=out, libraries=libraries)
 
 
 def split(src: Path, out_prefix: Path, max_size: str) -> list[Path]:

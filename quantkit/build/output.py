@@ -140,6 +140,20 @@ def naming_failures(folder: Path, missing: Callable[[], int]) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def working_folder(folder: Path, missing: int) -> Iterator[None]:
+    """Hold a folder for what must survive a kill, and delete it once all is done.
+
+    Raises:
+        OutputError: it cannot be made or written, or another run holds it.
+
+    """
+    refuse_links(folder)
+    with locked(folder), naming_failures(folder, lambda: missing):
+        yield
+        shutil.rmtree(folder)
+
+
 def check_names(layouts: Iterable[Layout]) -> None:
     """Refuse names that a file system cannot take, before the first byte.
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,24 +13,23 @@ import numpy as np
 import torch
 
 import quantkit
-from quantkit.build.output import PARTIAL, check_space
+from quantkit.build.output import PARTIAL, check_space, working_folder
 from quantkit.build.source import identify_source, require_unchanged
 from quantkit.calibrate.activations import Activations
-from quantkit.calibrate.forward import Forward, Routing, Visitor
-from quantkit.calibrate.progress import Journal, Layer, working_folder
+from quantkit.calibrate.forward import Forward, Visitor
+from quantkit.calibrate.progress import Journal, Layer
+from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.statistics import SquareSums, Sums
 from quantkit.calibrate.sums import read_sums, write_sums
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.imatrix import Imatrix, read_note, write_imatrix
+from quantkit.checkpoint.imatrix import MADE_FROM, read_note, write_imatrix
 from quantkit.core.errors import CalibrationError, Interrupted, OutputError
 from quantkit.families.model import Decoder
 
 FEWEST_TOKENS = 256
 _SPILLED_ARRAYS, _KEPT_ARRAYS = 3, 2
-# The key under which an importance matrix says what it was made from.
-_NOTE = "quantkit.calibration"
 # Raise it whenever the same weights and text give other statistics, layers or merges: what was made
 # or begun before then serves no more.
 _ALGORITHM = 1
@@ -127,7 +125,7 @@ def calibrate(
             corpus.names,
             corpus.chunks,
             corpus.context,
-            {_NOTE: digest(identity)},
+            {MADE_FROM: digest(identity)},
         )
         unfinished.replace(out)
     return Calibration(
@@ -137,7 +135,7 @@ def calibrate(
 
 def is_made_from(file: Path, checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> bool:
     """Whether a file is the importance matrix that these would give."""
-    return file.is_file() and read_note(file, _NOTE) == digest(
+    return file.is_file() and read_note(file, MADE_FROM) == digest(
         _identify_matrix(checkpoint, corpus, settings)
     )
 
@@ -155,16 +153,6 @@ def look_ahead(checkpoint: Checkpoint, model: Decoder, corpus: Corpus, settings:
 
     """
     return Run(checkpoint, model, corpus, settings, Path(), {}).n_bytes
-
-
-def stand_in(path: Path, model: Decoder, corpus: Corpus) -> Imatrix:
-    """What has the names, the text and the size of the matrix that `calibrate` would write."""
-    entries = {
-        target.name: np.ones(math.prod(target.shape[:-2]) * target.columns, np.float32)
-        for target in model.targets
-        if target.is_linear
-    }
-    return Imatrix(path, "", entries, corpus.chunks, corpus.names)
 
 
 def identify(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> dict[str, Any]:

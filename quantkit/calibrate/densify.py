@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantkit.build.output import check_space
+from quantkit.build.output import check_space, working_folder
 from quantkit.calibrate.calibrate import Run, Settings, Step, digest, identify
-from quantkit.calibrate.forward import Routing, require_finite
+from quantkit.calibrate.forward import require_finite
 from quantkit.calibrate.least_squares import Part, Samples, fit
 from quantkit.calibrate.perplexity import Bystander
-from quantkit.calibrate.progress import working_folder
+from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.statistics import SquareSums
 from quantkit.calibrate.sums import require_same, write_parts
 from quantkit.calibrate.text import Corpus

@@ -23,6 +23,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from quantkit.calibrate.activations import Activations
 from quantkit.calibrate.rotary import rotary_angles
+from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.weights import Weights
 from quantkit.core.errors import CalibrationError
 
@@ -57,18 +58,6 @@ class Visitor(Protocol):
 
     def replace(self, site: Site, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Other matrices for a site, all of whose inputs have been observed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Where the router of one layer sent the tokens: per expert, its own and the borrowed ones.
-
-    ``squares`` are the sums of its squared gates: how often and how strongly it was picked.
-    """
-
-    tokens: tuple[int, ...]
-    borrowed: tuple[int, ...]
-    squares: tuple[float, ...] = ()
 
 
 class Merger(Protocol):

@@ -1,9 +1,9 @@
 """The heat map of routing: which share of a layer's tokens each expert got."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from quantkit.calibrate.forward import Routing
+from quantkit.calibrate.routing import Routing
 from quantkit.core.errors import OutputError
 
 
@@ -26,8 +26,8 @@ def require_drawable(file: Path) -> None:
         raise OutputError(f"{file} cannot be drawn: {file.parent} is not there; make it first.")
 
 
-def draw(routing: Sequence[Routing], file: Path, title: str) -> None:
-    """Draw layers by experts into an image file.
+def draw(routing: Mapping[int, Routing], file: Path, title: str) -> None:
+    """Draw layers, by their numbers, by experts into an image file.
 
     Raises:
         OutputError: the model has no experts, or the file cannot be written in its format.
@@ -37,7 +37,7 @@ def draw(routing: Sequence[Routing], file: Path, title: str) -> None:
 
     if not routing:
         raise OutputError("--plot draws where the tokens of a MoE went; this model has no experts.")
-    shares = [[count / sum(layer.tokens) for count in layer.tokens] for layer in routing]
+    shares = [[count / sum(layer.tokens) for count in layer.tokens] for layer in routing.values()]
     layers, experts = len(shares), len(shares[0])
     size = (max(4.0, 0.45 * experts + 2), max(3.0, 0.22 * layers + 1.5))
     figure = Figure(figsize=size, layout="constrained")
@@ -46,6 +46,7 @@ def draw(routing: Sequence[Routing], file: Path, title: str) -> None:
     axes.set_xlabel("expert")
     axes.set_ylabel("layer")
     axes.set_xticks(range(experts))
+    axes.set_yticks(range(layers)[:: 1 + layers // 20], [*map(str, routing)][:: 1 + layers // 20])
     axes.set_title(title)
     figure.colorbar(image, label=f"share of the layer's tokens (even: {1 / experts:.3f})")
     try:

@@ -1,21 +1,18 @@
 """What a run that goes layer by layer has finished, on disk, so that a killed one resumes."""
 
 import json
-import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from quantkit.build.output import locked, naming_failures
-from quantkit.calibrate.forward import Routing
+from quantkit.calibrate.routing import Routing
 from quantkit.core.documents import parse_object, to_type
 from quantkit.core.errors import FileError
 from quantkit.core.files import read_file
-from quantkit.core.writing import is_own, refuse_links, replace_file
+from quantkit.core.writing import is_own, replace_file
 
 _NAME = "journal.json"
 _OURS = (".json", ".new", ".f32", ".npz", ".gguf", ".safetensors")  # .npz: of earlier versions
@@ -86,20 +83,6 @@ class Journal:
             "crc": _crc_of(self._identity, layers),
         }
         replace_file(path, json.dumps(document).encode(), path.with_suffix(".new"))
-
-
-@contextmanager
-def working_folder(folder: Path, missing: int) -> Iterator[None]:
-    """Hold a folder for what must survive a kill, and delete it once all is done.
-
-    Raises:
-        OutputError: it cannot be made or written, or another run holds it.
-
-    """
-    refuse_links(folder)
-    with locked(folder), naming_failures(folder, lambda: missing):
-        yield
-        shutil.rmtree(folder)
 
 
 def _read(path: Path) -> _Document | None:

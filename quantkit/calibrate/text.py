@@ -16,6 +16,10 @@ from quantkit.core.errors import CalibrationError
 from quantkit.core.files import MOST_TEXT, read_file
 
 BUILT_IN = "built-in text (Python's help topics and standard library)"
+ON_BUILT_IN = (
+    "Calibrating on the built-in text: English about Python, and Python. For a model of other "
+    "languages or uses give text of its kind with --text."
+)
 RANDOM = "random tokens"
 _FEWEST_CHUNKS = 2  # as llama-imatrix wants
 _RANDOM_SEED = 0
@@ -35,7 +39,7 @@ zipfile
 """
 # Characters per token that are encoded at first: twice what a large vocabulary needs for English,
 # so that where the text is cut off lies far beyond the last token that is used.
-_CHARACTERS = 8
+CHARACTERS = 8
 _PIECE = 4000  # characters of one kind before the other kind's turn
 
 
@@ -74,8 +78,8 @@ def make_corpus(checkpoint: Checkpoint, files: Sequence[Path], chunks: int, cont
         TokenizerError: the checkpoint's tokenizer cannot be used.
 
     """
-    text = "\n\n".join(map(_read, files)) if files else built_in_text()
-    start = text[: chunks * context * _CHARACTERS]
+    text, names = join_texts(files)
+    start = text[: chunks * context * CHARACTERS]
     encoded = encode_text(checkpoint.path, checkpoint.config, start)
     if len(encoded.ids) < chunks * context and len(start) < len(text):
         encoded = encode_text(checkpoint.path, checkpoint.config, text)
@@ -92,7 +96,19 @@ def make_corpus(checkpoint: Checkpoint, files: Sequence[Path], chunks: int, cont
     tokens = np.array(ids[: count * context], np.int64).reshape(count, context)
     if encoded.bos is not None:
         tokens[:, 0] = encoded.bos
-    return Corpus(tokens, tuple(map(str, files)) or (BUILT_IN,))
+    return Corpus(tokens, names)
+
+
+def join_texts(files: Sequence[Path]) -> tuple[str, tuple[str, ...]]:
+    """Files one after the other, or the built-in text where there are none; and their names.
+
+    Raises:
+        CalibrationError: a file cannot be read, or is not UTF-8.
+
+    """
+    if not files:
+        return built_in_text(), (BUILT_IN,)
+    return "\n\n".join(map(_read, files)), tuple(map(str, files))
 
 
 def random_corpus(vocab_size: int, chunks: int, context: int) -> Corpus:

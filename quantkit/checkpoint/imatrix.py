@@ -7,6 +7,7 @@ expert) and ``<name>.counts``; the legacy ``.dat`` holds means that were scaled 
 """
 
 import hashlib
+import math
 import os
 import re
 import struct
@@ -25,6 +26,8 @@ from quantkit.core.files import open_file
 from quantkit.core.printable import quoted
 from quantkit.families.model import Target
 
+MADE_FROM = "quantkit.calibration"
+"""The key under which one of ours says, in a hash, what it was made from."""
 _LAYER = re.compile(r"blk\.([0-9]+)\.(.+)")
 _AGAIN = "make it anew"
 # What the old format may hold at most: it has no header that could be checked against the file.
@@ -132,6 +135,27 @@ def _listed(names: Sequence[str], most: int) -> str:
     return ", ".join(listed[:_MANY]) + more
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What was gathered of text, before it is divided: raw sums by the tensors' names.
+
+    ``context`` is the number of tokens per sequence.
+    """
+
+    entries: Mapping[str, "Sums"]
+    chunk_count: int
+    context: int
+    datasets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RawSums:
+    """Sums of squares, shape (matrices, columns), and how many rows each or all of them saw."""
+
+    squares: NDArray[np.float32]
+    counts: NDArray[np.float32]
+
+
 class Sums(Protocol):
     """What is gathered for one tensor: sums of squares and tokens."""
 
@@ -182,6 +206,18 @@ def write_imatrix(
     writer.close()
 
 
+def stand_in(
+    path: Path, targets: Iterable[Target], chunks: int, datasets: tuple[str, ...]
+) -> Imatrix:
+    """What has the names, the text and the size of a matrix that is not made yet."""
+    entries = {
+        target.name: np.broadcast_to(np.float32(1), math.prod(target.shape[:-2]) * target.columns)
+        for target in targets
+        if target.is_linear
+    }
+    return Imatrix(path, "", entries, chunks, datasets)
+
+
 def read_note(path: Path, key: str) -> str | None:
     """A string key of an importance matrix in GGUF format; None where it has none."""
     try:
@@ -199,18 +235,96 @@ def load_imatrix(path: Path) -> Imatrix:
             mean of squares can have.
 
     """
+    content, sha256 = _read(path)
+    entries = {name: _means(*raw) for name, raw in content.entries.items()}
+    _require_sound(path, entries)
+    return Imatrix(path, sha256, entries, content.chunk_count, content.datasets)
+
+
+def load_sums(path: Path, context: int) -> Gathered:
+    """Read an importance matrix as it was gathered, to go on with it or to add it to another.
+
+    Args:
+        path: the file.
+        context: tokens per sequence, which the old format does not say.
+
+    Raises:
+        ImatrixError: as `load_imatrix` does.
+
+    """
+    content, _ = _read(path)
+    # The old format has means, scaled by sequences (``load_imatrix`` in tools/imatrix/imatrix.cpp).
+    scale = np.float32(1 if content.context else context)
+    entries = {
+        name: RawSums((squares * scale).reshape(counts.size, -1), counts * scale)
+        for name, (squares, counts) in content.entries.items()
+    }
+    _require_sound(path, {name: sums.squares for name, sums in entries.items()})
+    return Gathered(entries, content.chunk_count, content.context or context, content.datasets)
+
+
+def add_sums(files: Sequence[tuple[Path, Gathered]]) -> Gathered:
+    """What several files have gathered, together, as ``llama-imatrix --in-file`` adds them.
+
+    Raises:
+        ImatrixError: one has other sizes than those before it, so it is of another model.
+
+    """
+    entries: dict[str, RawSums] = {}
+    for path, gathered in files:
+        for name, sums in gathered.entries.items():
+            known = entries.get(name)
+            if known is None:
+                entries[name] = RawSums(sums.squares.copy(), sums.counts.copy())
+                continue
+            counts = max(known.counts.size, sums.counts.size)
+            if (
+                known.squares.size != sums.squares.size
+                or counts % known.counts.size
+                or (counts % sums.counts.size)
+            ):
+                raise ImatrixError(
+                    f"{path} has {sums.squares.size} sums for {quoted(name)}, and {files[0][0]} "
+                    f"{known.squares.size}: they were made for other models."
+                )
+            entries[name] = RawSums(
+                (known.squares.ravel() + sums.squares.ravel()).reshape(counts, -1),
+                np.broadcast_to(known.counts, counts) + np.broadcast_to(sums.counts, counts),
+            )
+    context = files[0][1].context
+    most = max((float(sums.counts.max()) for sums in entries.values()), default=0.0)
+    datasets = tuple(name for _, gathered in files for name in gathered.datasets)
+    return Gathered(entries, int(most) // context, context, datasets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a file holds: flat sums and counts by name; ``context`` 0 where it does not say."""
+
+    entries: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    chunk_count: int
+    context: int
+    datasets: tuple[str, ...]
+    end: int
+
+
+def _read(path: Path) -> tuple[_Content, str]:
+    """What a file of either format holds, and its sha256."""
     with open_file(path, error=ImatrixError, fix="give a file of llama-imatrix") as file:
         try:
             is_gguf = file.read(4) == b"GGUF"
             file.seek(0)
-            read = _read_gguf if is_gguf else _read_legacy
-            entries, chunk_count, datasets, end = read(path, file)
-            if os.fstat(file.fileno()).st_size > end + _MOST_PADDING:
+            content = _read_gguf(path, file) if is_gguf else _read_legacy(path, file)
+            if os.fstat(file.fileno()).st_size > content.end + _MOST_PADDING:
                 raise ImatrixError(f"{path} is longer than what it holds; {_AGAIN}.")
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise ImatrixError(f"{path} cannot be read: {error.strerror}.") from None
+    return content, sha256
+
+
+def _require_sound(path: Path, entries: Mapping[str, NDArray[np.float32]]) -> None:
     for name, values in entries.items():
         if not np.isfinite(values).all():
             raise ImatrixError(
@@ -218,11 +332,6 @@ def load_imatrix(path: Path) -> Imatrix:
             )
         if (values < 0).any():
             raise ImatrixError(f"{path} has a negative importance for {quoted(name)}; {_AGAIN}.")
-    return Imatrix(path, sha256, entries, chunk_count, datasets)
-
-
-# Values by name, chunks, texts, and where in the file they end.
-_Content = tuple[dict[str, NDArray[np.float32]], int, tuple[str, ...], int]
 
 
 def _read_gguf(path: Path, file: BinaryIO) -> _Content:
@@ -240,7 +349,7 @@ def _read_gguf(path: Path, file: BinaryIO) -> _Content:
         file.seek(header.data_offset + tensor.offset)
         return np.frombuffer(file.read(tensor.n_bytes), "<f4").astype(np.float32)
 
-    entries: dict[str, NDArray[np.float32]] = {}
+    entries: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for name, tensor in tensors.items():
         base, _, kind = name.rpartition(".")
         if kind not in ("in_sum2", "counts"):
@@ -261,16 +370,18 @@ def _read_gguf(path: Path, file: BinaryIO) -> _Content:
                 raise ImatrixError(
                     f"{path} has counts for {quoted(base)} that are no counts; {_AGAIN}."
                 )
-            entries[base] = _means(values(tensor), counts)
-    end = max(tensor.offset + tensor.n_bytes for tensor in header.tensors)
-    return entries, chunks, tuple(map(str, texts)), header.data_offset + end
+            # Counts are whole numbers stored as floats; llama.cpp rounds them, halves up.
+            rounded = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)
+            entries[base] = values(tensor), rounded
+    context = header.metadata.get("imatrix.chunk_size")
+    end = header.data_offset + max(t.offset + t.n_bytes for t in header.tensors)
+    size = context if type(context) is int and context > 0 else 0
+    return _Content(entries, chunks, size, tuple(map(str, texts)), end)
 
 
 def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sums over counts in float32; an expert that no token reached counts every column as 1."""
-    rows = sums.astype(np.float32).reshape(counts.size, -1)
-    # Counts are whole numbers stored as floats; llama.cpp rounds them, halves up.
-    n = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32).reshape(-1, 1)
+    rows, n = sums.reshape(counts.size, -1), counts.reshape(-1, 1)
     return np.divide(rows, n, out=np.ones_like(rows), where=n > 0).ravel()
 
 
@@ -290,7 +401,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> _Content:
     def text() -> str:
         return take(number(), _MOST_NAME).decode("utf-8", errors="replace").rstrip("\0")
 
-    entries: dict[str, NDArray[np.float32]] = {}
+    entries: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     n_entries = number()
     if not 1 <= n_entries <= _MOST_ENTRIES:
         raise ImatrixError(f"{path} is no importance matrix.")
@@ -304,9 +415,9 @@ def _read_legacy(path: Path, file: BinaryIO) -> _Content:
                 f"{path} has {quoted(name)} twice or a negative count for it; {_AGAIN}."
             )
         values = np.frombuffer(take(4 * n_values, 4 * _MOST_VALUES), "<f4").astype(np.float32)
-        entries[name] = values / np.float32(calls) if calls > 0 else values
+        entries[name] = values, np.array([max(1, calls)], np.float32)
     chunk_count = number() if left >= 4 else 0
     dataset = ""
     if left >= 4 and (length := number()) > 0:
         dataset = take(length, _MOST_NAME).decode("utf-8", errors="replace").rstrip("\0")
-    return entries, chunk_count, (dataset,) if dataset else (), size - left
+    return _Content(entries, chunk_count, 0, (dataset,) if dataset else (), size - left)

@@ -179,9 +179,8 @@ def require_checkpoint(source: Path | Checkpoint, fix: str) -> None:
         CheckpointError: it is one.
 
     """
-    path = source if isinstance(source, Path) else source.path
-    is_gguf = source.header is not None if isinstance(source, Checkpoint) else is_gguf_file(path)
-    if is_gguf:
+    if is_gguf_source(source):
+        path = source if isinstance(source, Path) else source.path
         raise CheckpointError(f"{path} is a GGUF, and quantkit computes no layers of one; {fix}.")
 
 
@@ -199,6 +198,11 @@ def require_layers(source: Path | Checkpoint, fix: str) -> tuple[Checkpoint, Dec
     """
     checkpoint = source if isinstance(source, Checkpoint) else _open_stored(source)
     return checkpoint, open_decoder(checkpoint, fix)
+
+
+def is_gguf_source(source: Path | Checkpoint) -> bool:
+    """Whether what `find_source` gives is a GGUF."""
+    return is_gguf_file(source) if isinstance(source, Path) else source.header is not None
 
 
 def is_gguf_file(path: Path) -> bool:

@@ -16,7 +16,6 @@ from quantkit.cli.calibrated import (
     OnText,
     Text,
     computing_threads,
-    default_folder,
     plan_gptq_quants,
     plan_on_text,
 )
@@ -29,10 +28,11 @@ from quantkit.cli.checks import (
 )
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.converter import LlamaCppOption, MtpOption
+from quantkit.cli.gguf_matrix import OnGguf, foresee, gguf_wish, plan_on_gguf
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
-from quantkit.cli.plans import show_plan
+from quantkit.cli.plans import default_folder, show_plan
 from quantkit.cli.projector import MmprojOption, layout_of, plan_projector
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
@@ -207,6 +207,7 @@ def build(
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.checkpoint.open import (
         find_source,
+        is_gguf_source,
         open_once,
         require_checkpoint,
         require_layers,
@@ -246,19 +247,16 @@ def build(
         require_place(out)
     wish = Wish(llama_cpp, mtp=mtp, say=note)
     source = find_source(checkpoint)
-    if imatrix == AUTO and all(chosen.format == "gguf" for chosen in quants):
-        require_checkpoint(
-            source,
-            "make an importance matrix with llama-imatrix and give it with --imatrix FILE, or give "
-            "the checkpoint that it was converted from",
-        )
+    is_gguf = is_gguf_source(source)
+    if is_gguf and imatrix == AUTO and device is not Device.CPU:
+        raise PlanError("--device is for checkpoints, and llama.cpp runs a GGUF; leave it out.")
     if any(chosen.format != "gguf" for chosen in quants):
         require_checkpoint(
             source,
             "only other GGUFs can be made of it, so leave the other quants out, or give the "
             "checkpoint that it was converted from",
         )
-    if imatrix == AUTO or any(chosen.format != "gguf" for chosen in quants):
+    if (imatrix == AUTO and not is_gguf) or any(chosen.format != "gguf" for chosen in quants):
         require_layers(source, UNCOMPUTED)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
@@ -294,10 +292,7 @@ def build(
     matrix = load_imatrix(imatrix) if imatrix not in (None, AUTO) else None
     if dry_run:
         if imatrix == AUTO:
-            raise PlanError(
-                "--dry-run does not calibrate; make the importance matrix with quantkit calibrate "
-                "and give it with --imatrix."
-            )
+            matrix = foresee(source, name, out, text or (), chunks, only_gguf=only_gguf)
         work = plan(source, matrix) if slabs else None
         part = None
         if work is not None and asked.has("gguf"):
@@ -307,7 +302,10 @@ def build(
         _show_plans(work, source, gptq, name, as_json, part)
         return
 
-    def plan_text() -> OnText:
+    def plan_text() -> OnText | OnGguf:
+        if is_gguf:
+            wish = gguf_wish(text, chunks, context, threads=threads)
+            return plan_on_gguf(source, wish, name, out)
         return plan_on_text(
             source,
             Text(text or (), chunks, context, device),
@@ -320,7 +318,8 @@ def build(
 
     on_text, work = None, None
     if asked.calibrates:
-        require_folder(source, kept, "GPTQ" if gptq.quants else "--imatrix auto")
+        if not is_gguf:
+            require_folder(source, kept, "GPTQ" if gptq.quants else "--imatrix auto")
         on_text = plan_text()
         foreseen = plan(source, matrix or on_text.foresee_matrix()) if slabs else None
         _refuse_early(on_text, foreseen, memory, publication, hashed=verify)
@@ -335,11 +334,11 @@ def build(
             source = fetched
             on_text = plan_text()
         out = on_text.folder
-        with computing_threads(jobs):
+        with computing_threads(None if is_gguf else jobs):
             matrix = matrix or on_text.make_matrix()
             if gptq.quants and cluster:
                 note("GPTQ needs one layer after the other and stays here.")
-            if gptq.quants:
+            if isinstance(on_text, OnText) and gptq.quants:
                 artifacts = on_text.build_gptq(
                     threads=threads, memory=memory, smoke=smoke, hashed=verify
                 )
@@ -388,7 +387,7 @@ def _show_plans(
 
 
 def _refuse_early(
-    on_text: OnText,
+    on_text: OnText | OnGguf,
     work: "Work | None",
     memory: int,
     publication: Publication | None,
@@ -419,7 +418,7 @@ def _refuse_early(
         return
     if work is not None:
         publication.begin(work)
-    else:
+    elif isinstance(on_text, OnText):
         names = [build.layout.name for build in on_text.builds]
         publication.refuse_folders(on_text.checkpoint, names)
 

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from quantkit.cli.gguf_matrix import gather_from_gguf, gguf_wish, open_gguf_here
 from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from quantkit.calibrate.calibrate import Calibration, Settings, Step
-    from quantkit.calibrate.forward import Routing
+    from quantkit.calibrate.routing import Routing
     from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
+    from quantkit.verify.imatrix import Gathered
 
 _STARVED_SHARE = 0.25  # of an even share, below which an expert counts as starved
 
@@ -37,11 +39,16 @@ TextOption = Annotated[
 ChunksOption = Annotated[int, typer.Option(min=1, help="The most sequences of text.")]
 ContextOption = Annotated[int, typer.Option(min=16, help="Tokens per sequence.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where the model is run.")]
+GpuLayersOption = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Layers of a GGUF that llama.cpp puts on a GPU.")
+]
 
 
 def calibrate(
     command: typer.Context,
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A Hugging Face checkpoint folder, or a GGUF of any model.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
         "imatrix.gguf"
     ),
@@ -49,6 +56,7 @@ def calibrate(
     chunks: ChunksOption = 128,
     context: ContextOption = 512,
     device: DeviceOption = Device.CPU,
+    gpu_layers: GpuLayersOption = 0,
     min_tokens: Annotated[
         int, typer.Option(min=0, help="Experts with fewer tokens borrow some; 0 for never.")
     ] = 256,
@@ -66,40 +74,39 @@ def calibrate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a checkpoint over text, one decoder layer at a time, and write an importance matrix.
+    """Run a model over text and write an importance matrix.
 
-    Stopped or killed, the same command goes on at the layer it was in.
+    A checkpoint is run by PyTorch, one decoder layer at a time, in the memory of a layer. A GGUF is
+    run by llama.cpp, whatever its architecture. Stopped or killed, the same command goes on.
     """
+    from quantkit.checkpoint.open import is_gguf_file
     from quantkit.core.packages import require
 
-    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens))
-    require("torch", "PyTorch", "calibrate", "Calibrating")
+    is_gguf = is_gguf_file(checkpoint)
+    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf))
+    if not is_gguf:
+        require("torch", "PyTorch", "calibrate", "Calibrating a checkpoint")
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
-    from quantkit.build.output import check_space, require_place
+    _require_file(out, overwrite=overwrite)
+    if is_gguf:
+        wish = gguf_wish(text, chunks, context, gpu_layers=gpu_layers)
+        gathered = gather_from_gguf(open_gguf_here(checkpoint), wish, out)
+        _finish(gathered, gathered.routing, "chunks", plot, 0, as_json)
+        return
+    from quantkit.build.output import check_space
     from quantkit.calibrate.calibrate import Settings, look_ahead
-    from quantkit.calibrate.plot import draw, require_drawable
+    from quantkit.calibrate.plot import require_drawable
     from quantkit.calibrate.text import make_corpus, random_corpus
-    from quantkit.checkpoint.open import require_checkpoint
-    from quantkit.core.errors import OutputError
     from quantkit.core.units import parse_size
 
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
-    require_place(out.absolute().parent)
-    if out.exists() and not (out.is_file() or out.is_dir()):
-        raise OutputError(f"{out} is a device and no file; name another with -o.")
-    if out.exists() and not out.is_dir() and not overwrite:
-        raise OutputError(
-            f"{out} is there already; --overwrite replaces it, or name another file with -o."
-        )
-    require_checkpoint(
-        checkpoint, "make its importance matrix with llama-imatrix, or give the checkpoint"
-    )
     source, model = open_noted(
         checkpoint,
         "build a bf16 GGUF of it and make the importance matrix with llama-imatrix, for --imatrix",
     )
-    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, model.hparams.num_local_experts))
+    experts = model.hparams.num_local_experts
+    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts))
     if plot is not None:
         require_drawable(plot)
     if random_tokens:
@@ -108,9 +115,21 @@ def calibrate(
         corpus = make_corpus(source, text or (), chunks, context)
     check_space(out.absolute().parent, look_ahead(source, model, corpus, settings))
     result = run(source, model, corpus, out, settings, remarks_on(corpus, chunks))
-    if plot is not None:
-        draw(result.routing, plot, f"Routing of {source.name}")
-    _show(result, min_tokens, as_json)
+    _finish(result, dict(enumerate(result.routing)), "layers", plot, min_tokens, as_json)
+
+
+def _require_file(out: Path, *, overwrite: bool) -> None:
+    """Refuse a place where no file can be written, or one that is there."""
+    from quantkit.build.output import require_place
+    from quantkit.core.errors import OutputError
+
+    require_place(out.absolute().parent)
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise OutputError(f"{out} is a device and no file; name another with -o.")
+    if out.exists() and not out.is_dir() and not overwrite:
+        raise OutputError(
+            f"{out} is there already; --overwrite replaces it, or name another file with -o."
+        )
 
 
 def open_noted(source: "Path | Checkpoint", fix: str) -> "tuple[Checkpoint, Decoder]":
@@ -128,14 +147,11 @@ def open_noted(source: "Path | Checkpoint", fix: str) -> "tuple[Checkpoint, Deco
 
 def remarks_on(corpus: "Corpus", asked: int) -> list[str]:
     """What to say of text that nobody chose, or of which there is less than was asked for."""
-    from quantkit.calibrate.text import BUILT_IN, RANDOM
+    from quantkit.calibrate.text import BUILT_IN, ON_BUILT_IN, RANDOM
 
     remarks = []
     if corpus.names == (BUILT_IN,):
-        remarks.append(
-            "Calibrating on the built-in text: English about Python, and Python. For a model of "
-            "other languages or uses give text of its kind with --text."
-        )
+        remarks.append(ON_BUILT_IN)
     if corpus.names == (RANDOM,):
         remarks.append(
             "Calibrating on random tokens: what the model makes of noise serves for measuring "
@@ -157,7 +173,7 @@ def run(
     """Calibrate with a progress bar; the remarks are made once it begins."""
     from quantkit.calibrate.calibrate import calibrate as work
 
-    meter = open_meter(layers=True)
+    meter = open_meter("layer")
 
     def report(step: "Step") -> None:
         while remarks:
@@ -171,8 +187,20 @@ def run(
         meter.close()
 
 
-def _show(result: "Calibration", min_tokens: int, as_json: bool) -> None:
-    rows = [_row(layer, routing) for layer, routing in enumerate(result.routing)]
+def _finish(
+    result: "Calibration | Gathered",
+    routing: "Mapping[int, Routing]",
+    resumed: str,
+    plot: Path | None,
+    min_tokens: int,
+    as_json: bool,
+) -> None:
+    """Draw and show where the tokens went, and what the matrix was made from."""
+    if plot is not None:
+        from quantkit.calibrate.plot import draw
+
+        draw(routing, plot, f"Routing over {result.chunks} chunks of {result.context} tokens")
+    rows = [_row(layer, one) for layer, one in routing.items()]
     if as_json:
         emit_json(
             {
@@ -181,7 +209,7 @@ def _show(result: "Calibration", min_tokens: int, as_json: bool) -> None:
                 "context": result.context,
                 "text": result.text,
                 "perplexity": result.perplexity,
-                "resumed_layers": result.resumed,
+                f"resumed_{resumed}": result.resumed,
                 "routing": rows,
             }
         )
@@ -190,21 +218,19 @@ def _show(result: "Calibration", min_tokens: int, as_json: bool) -> None:
         show_table(_table(rows))
         borrowed = sum(any(row["borrowed"]) for row in rows)
         starved = sum(len(row["starved"]) for row in rows)
-        console.print(
-            f"{starved} starved experts (under a quarter of an even share). "
-            + (
-                f"In {borrowed} layers, experts under {min_tokens} tokens borrowed others', at a "
+        told = f"{starved} starved experts (under a quarter of an even share)."
+        if borrowed:
+            told += (
+                f" In {borrowed} layers, experts under {min_tokens} tokens borrowed others', at a "
                 "quarter of their weight."
-                if borrowed
-                else f"No expert had under {min_tokens} tokens."
-            ),
-            soft_wrap=True,
-        )
-    console.print(
-        f"{escape(str(result.path))}: {result.chunks} chunks of {result.context} tokens, "
-        f"perplexity {result.perplexity:.4f}",
-        soft_wrap=True,
-    )
+            )
+        elif min_tokens:
+            told += f" No expert had under {min_tokens} tokens."
+        console.print(told, soft_wrap=True)
+    made = f"{escape(str(result.path))}: {result.chunks} chunks of {result.context} tokens"
+    if result.perplexity is not None:
+        made += f", perplexity {result.perplexity:.4f}"
+    console.print(made, soft_wrap=True)
 
 
 def _row(layer: int, routing: "Routing") -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.cli.calibrate import Device, open_noted, remarks_on, run
-from quantkit.cli.checks import check_artifact, expect_tokens_of
+from quantkit.cli.checks import check_artifact, expect_tokens_of, refuse_other_matrix
 from quantkit.cli.output import note, open_meter
-from quantkit.core.errors import OutputError
+from quantkit.cli.plans import default_folder
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check
@@ -81,23 +81,19 @@ class OnText:
 
         if is_made_from(self.matrix, self.checkpoint, self.corpus, self.settings):
             return True
-        if self.matrix.exists():
-            raise OutputError(
-                f"{self.matrix} is there already and was made from another model, text or "
-                "settings; move it away, choose another folder with -o, or use it with --imatrix."
-            )
+        refuse_other_matrix(self.matrix)
         return False
 
     def foresee_matrix(self) -> "Imatrix | None":
         """The importance matrix, or what stands for it until it is made; None if none is wanted."""
-        from quantkit.calibrate.calibrate import stand_in
-        from quantkit.checkpoint.imatrix import load_imatrix
+        from quantkit.checkpoint.imatrix import load_imatrix, stand_in
 
         if not self.wants_matrix:
             return None
         if self.has_matrix:
             return load_imatrix(self.matrix)
-        return stand_in(self.matrix, self.model, self.corpus)
+        corpus = self.corpus
+        return stand_in(self.matrix, self.model.targets, corpus.chunks, corpus.names)
 
     def look_ahead(self, *, hashed: bool) -> int:
         """The bytes that all of this will need on the disk.
@@ -134,7 +130,7 @@ class OnText:
 
         remarks = remarks_on(self.corpus, self.asked)
         tokens = expect_tokens_of(self.checkpoint) if smoke else None
-        meter = open_meter(layers=True)
+        meter = open_meter("layer")
 
         def check(path: Path) -> "Check":
             assert tokens is not None  # noqa: S101 - it is called in smoke tests only
@@ -229,11 +225,6 @@ def computing_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def default_folder(base_name: str, *, only_gguf: bool) -> Path:
-    """Where a build goes that names no folder."""
-    return Path(f"{base_name}-GGUF" if only_gguf else f"{base_name}-quants")
 
 
 def plan_gptq_quants(

@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from quantkit.core.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -161,3 +163,17 @@ def _check_folder(
         return _check_gguf(exported.path, threads, tokens)
     finally:
         remove(temporary)
+
+
+def refuse_other_matrix(matrix: Path) -> None:
+    """Refuse an importance matrix that was made from something else.
+
+    Raises:
+        OutputError: there is one.
+
+    """
+    if matrix.exists():
+        raise OutputError(
+            f"{matrix} is there already and was made from another model, text or settings; move it "
+            "away, choose another folder with -o, or use it with --imatrix."
+        )

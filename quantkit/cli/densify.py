@@ -131,7 +131,7 @@ def _on_text(
     corpus = make_corpus(source, text or (), chunks, context)
     for remark in remarks_on(corpus, chunks):
         note(remark)
-    meter = open_meter(layers=True)
+    meter = open_meter("layer")
 
     def report(step: "Step") -> None:
         rate = f"{step.tokens_per_second:,.0f} tokens/s"

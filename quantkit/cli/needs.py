@@ -252,6 +252,7 @@ class CalibrateWish:
     """What of a calibration other options depend on; ``experts`` once the model is known."""
 
     random_tokens: bool
+    is_gguf: bool = False
     experts: int | None = None
 
     @property
@@ -260,7 +261,20 @@ class CalibrateWish:
         return self.experts is None or self.experts > 0
 
 
+def _of_checkpoints(option: str) -> Need[CalibrateWish]:
+    parameter = option.removeprefix("--").replace("-", "_")
+    why = "is for checkpoints, which quantkit runs itself; llama.cpp runs a GGUF, so leave it out"
+    return Need(option, parameter, lambda wish: not wish.is_gguf, why)
+
+
 CALIBRATE: tuple[Need[CalibrateWish], ...] = (
+    *map(_of_checkpoints, ("--device", "--min-tokens", "--max-memory", "--random-tokens")),
+    Need(
+        "--gpu-layers",
+        "gpu_layers",
+        lambda wish: wish.is_gguf,
+        "is for GGUFs, which llama.cpp runs; a checkpoint is run on a GPU by --device cuda",
+    ),
     Need(
         "--text",
         "text",

@@ -223,21 +223,22 @@ class Meter(Protocol):
     """Shows how far a job is."""
 
     def show(self, title: str, done: float, total: float, rate: str = "") -> None:
-        """``done`` of ``total`` bytes (or layers, then with a rate) of the job called ``title``."""
+        """``done`` of ``total`` bytes (or whole things, then with a rate) of a job by its title."""
 
     def close(self) -> None:
         """The job is over."""
 
 
-def open_meter(*, layers: bool = False) -> Meter:
-    """A bar on a terminal, else a line now and then. What it counts are bytes, or layers."""
-    return _Bar(layers) if notes.is_terminal else _Lines(layers)
+def open_meter(unit: str = "") -> Meter:
+    """A bar on a terminal, else a line now and then. It counts bytes, or such as ``"layer"``."""
+    return _Bar(unit) if notes.is_terminal else _Lines(unit)
 
 
 class _Bar:
-    def __init__(self, layers: bool) -> None:
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
         counts: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
-        if layers:
+        if unit:
             counts = (TextColumn("{task.fields[place]}, {task.fields[rate]}"),)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -256,7 +257,7 @@ class _Bar:
                 self._progress.remove_task(task)
             self._task = self._progress.add_task(escape(title), total=total, place="", rate="")
             self._title = title
-        place = _place(done, total)
+        place = _place(self._unit, done, total)
         self._progress.update(self._task, completed=done, place=place, rate=rate)
 
     def close(self) -> None:
@@ -264,8 +265,8 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, layers: bool) -> None:
-        self._layers = layers
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
         self._title = ""
         self._first = 0.0
         self._start = self._last = time.monotonic()
@@ -274,14 +275,14 @@ class _Lines:
         now = time.monotonic()
         if title != self._title:
             self._title, self._start, self._last = title, now, now
-            self._first = done if self._layers else 0.0  # a resumed run begins somewhere
+            self._first = done if self._unit else 0.0  # a resumed run begins somewhere
             return
         if now - self._last < _PLAIN_SECONDS or done <= self._first:
             return
         self._last = now
         speed = (done - self._first) / (now - self._start)
-        if self._layers:
-            progress = f"{_place(done, total)}, {rate}"
+        if self._unit:
+            progress = ", ".join(filter(None, (_place(self._unit, done, total), rate)))
         else:
             progress = (
                 f"{format_size(int(done))} of {format_size(int(total))}, "
@@ -293,5 +294,5 @@ class _Lines:
         pass
 
 
-def _place(done: float, total: float) -> str:
-    return f"layer {min(int(done) + 1, int(total))} of {int(total)}"
+def _place(unit: str, done: float, total: float) -> str:
+    return f"{unit} {min(int(done) + 1, int(total))} of {int(total)}"

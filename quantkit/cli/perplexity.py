@@ -179,7 +179,7 @@ def _score(
     from quantkit.calibrate.perplexity import token_losses
     from quantkit.verify.divergence import mean_and_error
 
-    meter = open_meter(layers=True)
+    meter = open_meter("layer")
     try:
         losses = token_losses(
             checkpoint,

@@ -1,6 +1,7 @@
 """What ``--dry-run`` shows: every tensor and file of a build, to the byte."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -98,3 +99,8 @@ def _planned(tensor: Any) -> dict[str, Any]:
 def _stored(tensor: Any) -> dict[str, Any]:
     """A tensor of a safetensors file."""
     return {"name": tensor.name, "shape": tensor.shape, "encoding": tensor.dtype}
+
+
+def default_folder(base_name: str, *, only_gguf: bool) -> Path:
+    """Where a build goes that names no folder."""
+    return Path(f"{base_name}-GGUF" if only_gguf else f"{base_name}-quants")

@@ -242,12 +242,18 @@ class _GGUFParams(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 
-def _gguf_functions() -> Any:
-    gguf = library()._lib
-    if not hasattr(gguf, "gguf_init_from_file"):  # Windows looks no further than libllama
-        from quantkit.encodings.ggml import library_path
+def ggml_library(function: str) -> Any:
+    """The library that has a function of ggml's, as ctypes opens it."""
+    llama = library()._lib
+    if hasattr(llama, function):
+        return llama
+    from quantkit.encodings.ggml import library_path
 
-        gguf = ctypes.CDLL(str(library_path()))
+    return ctypes.CDLL(str(library_path()))  # Windows looks no further than libllama
+
+
+def _gguf_functions() -> Any:
+    gguf = ggml_library("gguf_init_from_file")
     handle, size, index = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
     for name, result, arguments in (
         ("gguf_init_from_file", handle, (ctypes.c_char_p, _GGUFParams)),
@@ -362,6 +368,8 @@ class Model:
         n_batch: int = 64,
         full_precision: bool = False,
         scores: bool = True,
+        gpu_layers: int = 0,
+        watch: Any = None,
     ) -> None:
         """Load it.
 
@@ -373,13 +381,22 @@ class Model:
             n_batch: the most tokens at a time.
             full_precision: round nothing to float16 on the way.
             scores: let a reranker give its scores, else the mean of its tokens' embeddings.
+            gpu_layers: how many layers a GPU takes, where this build of llama.cpp has one.
+            watch: llama.cpp's callback for every node that it computes (`watch.Watch`).
 
         """
         self._llama = llama = library()
         self._no_devices = (ctypes.c_void_p * 1)(None)
+        self._gpu_layers, self._watch = gpu_layers, watch
         params = llama.llama_model_default_params()
-        params.devices = ctypes.addressof(self._no_devices)
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = gpu_layers
+        if not gpu_layers:
+            params.devices = ctypes.addressof(self._no_devices)
+        elif not llama.llama_supports_gpu_offload():
+            raise SmokeError(
+                "This llama-cpp-python has no GPU backend; leave out --gpu-layers, or build it for "
+                "your GPU (CMAKE_ARGS=-DGGML_CUDA=on pip install llama-cpp-python)."
+            )
         params.check_tensors = True  # NaN and infinite weights and scales
         params.use_extra_bufts = extra_buffers
         _errors.clear()
@@ -414,7 +431,9 @@ class Model:
         whole = whole or self.translates
         params.n_batch, params.n_ubatch = n_batch, n_batch if whole else min(n_batch, 512)
         params.n_threads = params.n_threads_batch = threads
-        params.offload_kqv = params.op_offload = False
+        params.offload_kqv = params.op_offload = bool(self._gpu_layers)
+        if self._watch is not None:
+            params.cb_eval = self._watch
         if self._pooling is not None:
             params.embeddings = True
             params.pooling_type = self._pooling
@@ -437,7 +456,12 @@ class Model:
     @property
     def most_tokens(self) -> int:
         """The most tokens that one text may have where it is seen as a whole."""
-        return min(self.n_batch, int(self._llama.llama_model_n_ctx_train(self._model)))
+        return min(self.n_batch, self.trained_context)
+
+    @property
+    def trained_context(self) -> int:
+        """The longest context that the model was trained for, in tokens."""
+        return int(self._llama.llama_model_n_ctx_train(self._model))
 
     @property
     def description(self) -> str:
@@ -548,12 +572,15 @@ class Model:
         start = int(llama.llama_model_decoder_start_token(self._model))
         return int(llama.llama_vocab_bos(self._vocab)) if start < 0 else start
 
-    def evaluate(self, tokens: list[int], first: int = 0) -> "NDArray[np.float32]":
+    def evaluate(
+        self, tokens: list[int], first: int = 0, *, compute_all: bool = False
+    ) -> "NDArray[np.float32]":
         """The logits after each of ``tokens``, which continue what was evaluated before.
 
         Args:
             tokens: at most ``n_batch`` of them.
             first: the first token whose logits are wanted.
+            compute_all: whether the last layer runs for the tokens before it, too.
 
         Returns:
             Shape (tokens from ``first`` on, vocabulary).
@@ -562,7 +589,8 @@ class Model:
         import numpy as np
 
         llama = self._llama
-        self._send(tokens, first, llama.llama_decode, "evaluate tokens")
+        wanted = 0 if compute_all else first
+        self._send(tokens, wanted, llama.llama_decode, "evaluate tokens")
         rows = [
             np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context, i), (self.n_vocab,))
             for i in range(first, len(tokens))

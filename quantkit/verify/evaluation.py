@@ -8,7 +8,7 @@ gets pieces of the text, each as a whole, and its embeddings are compared.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from math import exp
 from pathlib import Path
@@ -206,12 +206,19 @@ def _perplexity(model: Model, text: Text, begin: Callable[[str], None]) -> dict[
         logits = _logits(model, text, index)[:-1]
         _require_finite(logits, index)
         targets = text.tokens[index, text.first + 1 :]
-        for row, target in zip(logits, targets, strict=True):
-            wide = row.astype(np.float64)
-            peak = wide.max()
-            losses.append(peak + np.log(np.exp(wide - peak).sum()) - wide[target])
-    mean, error = mean_and_error(np.array(losses))
+        losses.append(losses_of(logits, targets))
+    mean, error = mean_and_error(np.concatenate(losses))
     return {"ppl": exp(mean), "ppl_pm": exp(mean) * error, "windows": text.n_windows}
+
+
+def losses_of(logits: NDArray[np.float32], targets: Iterable[int]) -> NDArray[np.float64]:
+    """Minus the log-probability of each target; ``logits`` have shape (targets, vocabulary)."""
+    losses = []
+    for row, target in zip(logits, targets, strict=True):
+        wide = row.astype(np.float64)
+        peak = wide.max()
+        losses.append(peak + np.log(np.exp(wide - peak).sum()) - wide[target])
+    return np.array(losses)
 
 
 def _require_finite(logits: NDArray[np.float32], index: int) -> None:

@@ -11,7 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,38 +93,45 @@ def run_worker(
     timeout: float,
     command: Sequence[str] = WORKER,
     gpu: bool = False,
+    tell: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Run:
     """Give ``request`` to a fresh worker and wait for its result, at most ``timeout`` seconds.
 
     The worker leads a process group of its own, which is killed whole when time is up or when
-    the caller is interrupted. It sees the machine's GPUs only where ``gpu`` is set.
+    the caller is interrupted. It sees the machine's GPUs only where ``gpu`` is set. ``tell`` is
+    called with its messages as they come, in a thread of its own.
 
     Raises:
         NativeError: llama.cpp is not installed, or its libraries do not load.
 
     """
     line = json.dumps({**request, "timeout": timeout}).encode()
+    reading, writing = os.pipe()
+    messages = _Messages(reading, tell)
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=writing,
         stderr=subprocess.PIPE,
         env=_environment(gpu),
         cwd=Path(sys.executable).anchor,
         start_new_session=True,
     ) as process:
+        os.close(writing)
+        messages.start()
         timed_out = False
         try:
-            out, err = process.communicate(line, timeout=timeout)
+            _, err = process.communicate(line, timeout=timeout)
         except subprocess.TimeoutExpired:
             timed_out = True
             _kill(process)
-            out, err = process.communicate()
+            _, err = process.communicate()
         except BaseException:
             _kill(process)
             raise
-    stage, result, native_error = _read(out)
-    if native_error:
+    messages.join()
+    stage, result = messages.stage, messages.result
+    if native_error := messages.native_error:
         raise NativeError(native_error)
     return Run(
         result=None if timed_out else result,
@@ -156,15 +164,25 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _read(out: bytes) -> tuple[str, dict[str, Any] | None, str | None]:
-    stage, result, native_error = "starting", None, None
-    for line in out.splitlines():
-        try:
-            message = json.loads(line)
-        except ValueError:
-            continue  # the line that it was writing when it was stopped
-        if isinstance(message, dict):
-            stage = message.get("stage", stage)
-            result = message.get("result", result)
-            native_error = message.get("native_error", native_error)
-    return stage, result, native_error
+class _Messages(threading.Thread):
+    """Reads a worker's lines until it ends, and keeps what they say."""
+
+    def __init__(self, reading: int, tell: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(daemon=True)
+        self._reading, self._tell = reading, tell
+        self.stage = "starting"
+        self.result: dict[str, Any] | None = None
+        self.native_error: str | None = None
+
+    def run(self) -> None:
+        with os.fdopen(self._reading, "rb") as lines:
+            for line in lines:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    continue  # the line that it was writing when it was stopped
+                if isinstance(message, dict):
+                    self.stage = message.get("stage", self.stage)
+                    self.result = message.get("result", self.result)
+                    self.native_error = message.get("native_error", self.native_error)
+                    self._tell(message)

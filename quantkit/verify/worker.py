@@ -1,8 +1,9 @@
 """The child process that runs llama.cpp: ``python -m quantkit.verify.worker``.
 
 It reads one JSON object from stdin and writes JSON lines to stdout: ``{"stage": TEXT}`` whenever
-it begins something, then ``{"result": {...}}``, or ``{"native_error": TEXT}`` when llama.cpp
-itself cannot be used. Whatever else writes to stdout or stderr ends up on stderr.
+it begins something, with ``done`` and ``of`` where that is long, then ``{"result": {...}}``, or
+``{"native_error": TEXT}`` when llama.cpp itself cannot be used. Whatever else writes to stdout or
+stderr ends up on stderr.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from quantkit.core.errors import NativeError, SmokeError
+from quantkit.core.errors import ImatrixError, NativeError, SmokeError
 
 
 def main() -> None:
@@ -47,6 +48,13 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
             return {"refused": str(error)}
     if request["task"] == "projector":
         return _answer_projector(request, send)
+    if request["task"] == "importance":
+        from quantkit.verify import importance
+
+        try:
+            return importance.answer(request, send)
+        except (SmokeError, ImatrixError) as error:
+            return {"refused": str(error)}
     try:
         from quantkit.verify import checks, evaluation
     except ImportError as error:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from quantkit.calibrate.forward import Routing
 from quantkit.calibrate.progress import Journal, Layer
+from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.statistics import Sums
 from quantkit.calibrate.sums import read_sums, write_sums
 from quantkit.core.errors import OutputError

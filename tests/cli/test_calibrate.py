@@ -71,7 +71,20 @@ def test_an_imatrix_made_on_the_way(tmp_path: Path) -> None:
     again = quantkit(*wish)
     assert again.code == 0
     assert (out / "imatrix.gguf").stat().st_mtime_ns == made
-    assert "--dry-run does not calibrate" in refusal(quantkit(*wish, "--dry-run"))
+
+
+def test_a_dry_run_needs_no_numbers(tmp_path: Path) -> None:
+    """What it plans is what is built, and nothing is run or written."""
+    out, text = tmp_path / "out", text_file(tmp_path)
+    wish = (
+        "build", TINY / "tiny-mistral", "-q", "q4_k_s", "-o", out, "--no-smoke", "--kernel", "ggml",
+        "--imatrix", "auto", "-t", text, *SMALL, "--json",
+    )  # fmt: skip
+    planned = json.loads(quantkit(*wish, "--dry-run").out)
+    assert not out.exists()
+    assert quantkit(*wish).code == 0
+    (size,) = [one["bytes"] for one in planned["artifacts"]]
+    assert size == (out / "Tiny-Mistral-2.9M-Q4_K_S.gguf").stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "fix"),
     [
-        ("build SOURCE -q q4_k_m --imatrix auto -o OUT", "with llama-imatrix and give it with"),
         ("build SOURCE -q gptq-int4 -o OUT", "only other GGUFs can be made of it"),
         ("build SOURCE -q q4_k_m,bnb-nf4 -o OUT", "only other GGUFs can be made of it"),
         ("build SOURCE -q q4_k_m -q gptq-int4 -o OUT", "only other GGUFs can be made of it"),
         ("build SOURCE -q bnb-nf4 --dry-run", "only other GGUFs can be made of it"),
-        ("calibrate SOURCE -o OUT", "importance matrix with llama-imatrix"),
         ("densify SOURCE --expert 0 -o OUT", "give the checkpoint that it was converted from"),
         ("compare --against-transformers --checkpoint SOURCE", "takes the checkpoint that it was"),
     ],
@@ -49,7 +47,7 @@ def test_on_the_hub_it_is_not_fetched_first(source: Path, tmp_path: Path) -> Non
         place = f"someone/Tiny-GGUF/{source.name}"
         wish = ("--imatrix", "auto", "-o", tmp_path / "out")
         text = refusal(quantkit("build", place, "-q", "q4_k_m", *wish))
-        assert "make an importance matrix with llama-imatrix" in text
+        assert "download it with hf download someone/Tiny-GGUF" in text
         assert server.bytes_sent < 2 * 10**6
 
 

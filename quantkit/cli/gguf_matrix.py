@@ -1,0 +1,186 @@
+"""An importance matrix from a GGUF, as the commands make it: llama.cpp runs the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.cli.checks import refuse_other_matrix
+from quantkit.cli.output import note, open_meter
+from quantkit.cli.plans import default_folder
+from quantkit.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.imatrix import Imatrix
+    from quantkit.verify.imatrix import Gathered, Step, Wish
+
+
+@dataclass(frozen=True, slots=True)
+class OnGguf:
+    """A GGUF whose importance matrix is made first, planned: nothing has been run or written.
+
+    It answers what `calibrated.OnText` does for a checkpoint.
+    """
+
+    source: "Checkpoint"
+    wish: "Wish"
+    folder: Path
+    wants_matrix: bool = True
+
+    @property
+    def matrix(self) -> Path:
+        """Where the importance matrix is, or will be."""
+        return self.folder / "imatrix.gguf"
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether it is there already.
+
+        Raises:
+            OutputError: another is.
+
+        """
+        from quantkit.verify.imatrix import is_made_from
+
+        if is_made_from(self.matrix, self.source, self.wish):
+            return True
+        refuse_other_matrix(self.matrix)
+        return False
+
+    def foresee_matrix(self) -> "Imatrix":
+        """The importance matrix, or what stands for it until it is made."""
+        from quantkit.calibrate.text import BUILT_IN
+        from quantkit.checkpoint.imatrix import load_imatrix, stand_in
+        from quantkit.checkpoint.open import open_model
+
+        if self.has_matrix:
+            return load_imatrix(self.matrix)
+        names = tuple(map(str, self.wish.files)) or (BUILT_IN,)
+        return stand_in(self.matrix, open_model(self.source).targets, self.wish.chunks, names)
+
+    def look_ahead(self, *, hashed: bool) -> int:  # noqa: ARG002 - as OnText has it
+        """The bytes that making it needs on the disk."""
+        from quantkit.verify.imatrix import look_ahead
+
+        return 0 if self.has_matrix else look_ahead(self.source)
+
+    def make_matrix(self) -> "Imatrix":
+        """The importance matrix, made now unless it is there already."""
+        from quantkit.checkpoint.imatrix import load_imatrix
+
+        if not self.has_matrix:
+            gather_from_gguf(self.source, self.wish, self.matrix)
+        return load_imatrix(self.matrix)
+
+
+def plan_on_gguf(
+    source: "Path | Checkpoint", wish: "Wish", name: str | None, out: Path | None
+) -> OnGguf:
+    """Plan an importance matrix of a GGUF that quants are built of.
+
+    Raises:
+        CheckpointError: it is not on this machine.
+
+    """
+    from quantkit.checkpoint.open import open_checkpoint, open_model
+    from quantkit.formats.gguf.metadata import describe_checkpoint
+
+    if not isinstance(source, Path) and source.repo is not None:
+        raise CheckpointError(
+            f"--imatrix auto runs a GGUF in llama.cpp, which {source.repo.repo_id} is too far away "
+            f"for; download it with hf download {source.repo.repo_id}, and give the file."
+        )
+    checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
+    named = describe_checkpoint(checkpoint, open_model(checkpoint), name)
+    return OnGguf(checkpoint, wish, out or default_folder(named.base_name, only_gguf=True))
+
+
+def foresee(
+    source: "Path | Checkpoint",
+    name: str | None,
+    out: Path | None,
+    text: Sequence[Path],
+    chunks: int,
+    *,
+    only_gguf: bool,
+) -> "Imatrix":
+    """What stands for the matrix of ``--imatrix auto`` in a dry run: no text is read, nothing run.
+
+    Raises:
+        CheckpointError, GGUFError: as `open_checkpoint` does.
+
+    """
+    from quantkit.calibrate.text import BUILT_IN
+    from quantkit.checkpoint.imatrix import stand_in
+    from quantkit.checkpoint.open import open_checkpoint, open_model
+    from quantkit.formats.gguf.metadata import describe_checkpoint
+
+    checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
+    model = open_model(checkpoint)
+    base_name = describe_checkpoint(checkpoint, model, name).base_name
+    folder = out or default_folder(base_name, only_gguf=only_gguf)
+    names = tuple(map(str, text)) or (BUILT_IN,)
+    return stand_in(folder / "imatrix.gguf", model.targets, chunks, names)
+
+
+def gguf_wish(
+    text: Sequence[Path] | None,
+    chunks: int,
+    context: int,
+    *,
+    threads: int | None = None,
+    gpu_layers: int = 0,
+) -> "Wish":
+    """What to run a GGUF over, as it was asked for."""
+    from quantkit.verify.imatrix import Wish
+
+    return Wish(tuple(text or ()), chunks, context, threads, gpu_layers)
+
+
+def open_gguf_here(path: Path) -> "Checkpoint":
+    """A GGUF that llama.cpp can run, which is one on this machine.
+
+    Raises:
+        CheckpointError: it is a name on the Hub, or not there at all.
+        GGUFError: it breaks the format's rules.
+
+    """
+    from quantkit.checkpoint.names import parse_hub_name
+    from quantkit.checkpoint.open import open_checkpoint
+
+    hub = None if path.exists() or path.parent.is_dir() else parse_hub_name(str(path))
+    if hub is not None:
+        raise CheckpointError(
+            f"{path} is not on this machine, and llama.cpp runs only what is; download it with "
+            f"hf download {hub.repo_id} {hub.file}, and give the file."
+        )
+    return open_checkpoint(path)
+
+
+def gather_from_gguf(source: "Checkpoint", wish: "Wish", out: Path) -> "Gathered":
+    """Make an importance matrix with a progress bar, and say what is odd of text or context."""
+    from quantkit.calibrate.text import ON_BUILT_IN
+    from quantkit.verify.imatrix import gather
+
+    remarks = [] if wish.files else [ON_BUILT_IN]
+    meter = open_meter("chunk")
+
+    def report(step: "Step") -> None:
+        while remarks:
+            note(remarks.pop())
+        rate = f"{step.tokens_per_second:,.0f} tokens/s" if step.tokens_per_second else ""
+        meter.show("Calibrating", step.chunks, step.of, rate)
+
+    try:
+        found = gather(source, wish, out, report)
+    finally:
+        meter.close()
+    if found.chunks < wish.chunks:
+        note(f"The text fills {found.chunks} chunks of the {wish.chunks} asked for.")
+    if found.context > found.trained:
+        note(
+            f"The model was trained for at most {found.trained} tokens at a time; give --context "
+            f"{found.trained} or less."
+        )
+    return found
