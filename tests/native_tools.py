@@ -156,6 +156,16 @@ def perplexity(model: Path, text: Path, *, context: int = 512, threads: int = 2)
     return float(estimate[1])
 
 
+def join_imatrices(files: Sequence[Path], out: Path, context: int) -> None:
+    """Add up importance matrices of chunks of ``context`` tokens."""
+    options: list[str | Path] = []
+    for file in files:
+        options += ["--in-file", file]
+    # It asks for a model, which it then does not open.
+    options += ["--model", files[0], "-o", out, "--ctx-size", str(context)]
+    run([tool("llama-imatrix"), *options, "--output-format", "gguf"], makes=out)
+
+
 def evaluation(context: int, threads: int) -> list[str]:
     """Options of the tools that run a model: on the CPU, with exactly this context."""
     return ["--ctx-size", str(context), "--threads", str(threads), "--n-gpu-layers", "0"]

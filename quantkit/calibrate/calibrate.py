@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from quantkit.calibrate.sums import read_sums, write_sums
 from quantkit.calibrate.text import Corpus
 from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.imatrix import MADE_FROM, read_note, write_imatrix
+from quantkit.checkpoint.gathered import add_earlier
+from quantkit.checkpoint.imatrix_file import MADE_FROM, read_note, write_imatrix
 from quantkit.core.errors import CalibrationError, Interrupted, OutputError
 from quantkit.families.model import Decoder
 
@@ -65,6 +66,8 @@ class Calibration:
 
     path: Path
     chunks: int
+    total: int
+    """Chunks, those of earlier matrices included."""
     context: int
     text: tuple[str, ...]
     perplexity: float
@@ -81,6 +84,7 @@ def calibrate(
     settings: Settings,
     report: Callable[[Step], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    earlier: Sequence[Path] = (),
 ) -> Calibration:
     """Run a model over text and write what its matrices saw as an importance matrix.
 
@@ -95,6 +99,7 @@ def calibrate(
         settings: how to run.
         report: called with the progress.
         say: told what of an interrupted run is lost.
+        earlier: importance matrices of the model whose sums are added.
 
     Raises:
         CalibrationError: the model cannot be run over this text.
@@ -127,9 +132,11 @@ def calibrate(
             corpus.context,
             {MADE_FROM: digest(identity)},
         )
+        chunks, context = corpus.chunks, corpus.context
+        total = add_earlier(unfinished, earlier, context) if earlier else chunks
         unfinished.replace(out)
     return Calibration(
-        out, corpus.chunks, corpus.context, corpus.names, perplexity, run.routing, run.resumed
+        out, chunks, total, context, corpus.names, perplexity, run.routing, run.resumed
     )
 
 

@@ -28,8 +28,9 @@ from quantkit.cli.checks import (
 )
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.converter import LlamaCppOption, MtpOption
-from quantkit.cli.gguf_matrix import OnGguf, foresee, gguf_wish, plan_on_gguf
+from quantkit.cli.gguf_matrix import OnGguf, foresee, gguf_wish, named_folder, plan_on_gguf
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
+from quantkit.cli.joined import foresee_joined, write_joined
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
@@ -105,8 +106,8 @@ def build(
         str | None, typer.Option(metavar="TYPE", help="Encode the token embeddings as TYPE.")
     ] = None,
     imatrix: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Importance matrix; `auto` calibrates first."),
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Importance matrix; several add up; `auto` makes one."),
     ] = None,
     text: TextOption = None,
     chunks: ChunksOption = 128,
@@ -229,7 +230,14 @@ def build(
         )
     )
     of_two = [kind for kind in (output, embedding) if kind is not None]
-    asked = BuildWish(quants, overrides, of_two, imatrix, cluster, publish, delete_published)
+    matrices = imatrix or []
+    auto = AUTO in matrices
+    if auto and len(matrices) > 1:
+        raise PlanError(
+            "--imatrix auto makes one; to add it to others, make it with quantkit calibrate "
+            "--continue FILE, and give what that writes."
+        )
+    asked = BuildWish(quants, overrides, of_two, matrices, cluster, publish, delete_published)
     refuse_idle(command, BUILD, asked)
     publication = plan_publication(
         publish,
@@ -248,7 +256,7 @@ def build(
     wish = Wish(llama_cpp, mtp=mtp, say=note)
     source = find_source(checkpoint)
     is_gguf = is_gguf_source(source)
-    if is_gguf and imatrix == AUTO and device is not Device.CPU:
+    if is_gguf and auto and device is not Device.CPU:
         raise PlanError("--device is for checkpoints, and llama.cpp runs a GGUF; leave it out.")
     if any(chosen.format != "gguf" for chosen in quants):
         require_checkpoint(
@@ -256,7 +264,7 @@ def build(
             "only other GGUFs can be made of it, so leave the other quants out, or give the "
             "checkpoint that it was converted from",
         )
-    if (imatrix == AUTO and not is_gguf) or any(chosen.format != "gguf" for chosen in quants):
+    if (auto and not is_gguf) or any(chosen.format != "gguf" for chosen in quants):
         require_layers(source, UNCOMPUTED)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
@@ -289,10 +297,16 @@ def build(
             allow_requantize=allow_requantize,
         )
 
-    matrix = load_imatrix(imatrix) if imatrix not in (None, AUTO) else None
+    joined = matrices if len(matrices) > 1 else []
+    matrix = load_imatrix(matrices[0]) if len(matrices) == 1 and not auto else None
+    if joined or (dry_run and auto):
+        folder = out or named_folder(source, name, only_gguf=only_gguf)
+        place = folder / "imatrix.gguf"
+    if joined:
+        matrix = foresee_joined(joined, context, place)
     if dry_run:
-        if imatrix == AUTO:
-            matrix = foresee(source, name, out, text or (), chunks, only_gguf=only_gguf)
+        if auto:
+            matrix = foresee(source, place, text or (), chunks)
         work = plan(source, matrix) if slabs else None
         part = None
         if work is not None and asked.has("gguf"):
@@ -311,7 +325,7 @@ def build(
             Text(text or (), chunks, context, device),
             name,
             out,
-            wants_matrix=imatrix == AUTO,
+            wants_matrix=auto,
             gptq=gptq,
             only_gguf=only_gguf,
         )
@@ -347,6 +361,8 @@ def build(
             return
         work = plan(source, matrix)
     assert work is not None  # noqa: S101 - there are slabs, for there is no GPTQ alone
+    if joined:
+        work = plan(source, write_joined(joined, context, place))
     part = None
     if asked.has("gguf"):
         work, part = plan_projector(work, mmproj, name)

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from quantkit.cli.gguf_matrix import gather_from_gguf, gguf_wish, open_gguf_here
+from quantkit.cli.joined import require_continuable
 from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 
@@ -66,6 +67,10 @@ def calibrate(
     random_tokens: Annotated[
         bool, typer.Option("--random-tokens", help="No text: noise, for measuring speed.")
     ] = False,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option("--continue", metavar="FILE", help="Add what this matrix has."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw where the tokens of a MoE went.")
     ] = None,
@@ -79,7 +84,7 @@ def calibrate(
     A checkpoint is run by PyTorch, one decoder layer at a time, in the memory of a layer. A GGUF is
     run by llama.cpp, whatever its architecture. Stopped or killed, the same command goes on.
     """
-    from quantkit.checkpoint.open import is_gguf_file
+    from quantkit.checkpoint.open import is_gguf_file, open_model
     from quantkit.core.packages import require
 
     is_gguf = is_gguf_file(checkpoint)
@@ -91,7 +96,9 @@ def calibrate(
     _require_file(out, overwrite=overwrite)
     if is_gguf:
         wish = gguf_wish(text, chunks, context, gpu_layers=gpu_layers)
-        gathered = gather_from_gguf(open_gguf_here(checkpoint), wish, out)
+        gguf = open_gguf_here(checkpoint)
+        require_continuable(earlier or (), open_model(gguf).targets)
+        gathered = gather_from_gguf(gguf, wish, out, earlier or ())
         _finish(gathered, gathered.routing, "chunks", plot, 0, as_json)
         return
     from quantkit.build.output import check_space
@@ -109,12 +116,14 @@ def calibrate(
     refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts))
     if plot is not None:
         require_drawable(plot)
+    require_continuable(earlier or (), model.targets)
     if random_tokens:
         corpus = random_corpus(model.hparams.vocab_size, chunks, context)
     else:
         corpus = make_corpus(source, text or (), chunks, context)
     check_space(out.absolute().parent, look_ahead(source, model, corpus, settings))
-    result = run(source, model, corpus, out, settings, remarks_on(corpus, chunks))
+    remarks = remarks_on(corpus, chunks)
+    result = run(source, model, corpus, out, settings, remarks, earlier or ())
     _finish(result, dict(enumerate(result.routing)), "layers", plot, min_tokens, as_json)
 
 
@@ -169,6 +178,7 @@ def run(
     out: Path,
     settings: "Settings",
     remarks: list[str],
+    earlier: "Sequence[Path]" = (),
 ) -> "Calibration":
     """Calibrate with a progress bar; the remarks are made once it begins."""
     from quantkit.calibrate.calibrate import calibrate as work
@@ -182,7 +192,7 @@ def run(
         meter.show("Calibrating", step.layers, step.n_layers, rate)
 
     try:
-        return work(checkpoint, model, corpus, out, settings, report, note)
+        return work(checkpoint, model, corpus, out, settings, report, note, earlier)
     finally:
         meter.close()
 
@@ -206,6 +216,7 @@ def _finish(
             {
                 "file": str(result.path),
                 "chunks": result.chunks,
+                "chunks_in_all": result.total,
                 "context": result.context,
                 "text": result.text,
                 "perplexity": result.perplexity,
@@ -230,6 +241,8 @@ def _finish(
     made = f"{escape(str(result.path))}: {result.chunks} chunks of {result.context} tokens"
     if result.perplexity is not None:
         made += f", perplexity {result.perplexity:.4f}"
+    if result.total != result.chunks:
+        made += f"; with what it continues {result.total} chunks"
     console.print(made, soft_wrap=True)
 
 

@@ -50,14 +50,11 @@ class OnGguf:
 
     def foresee_matrix(self) -> "Imatrix":
         """The importance matrix, or what stands for it until it is made."""
-        from quantkit.calibrate.text import BUILT_IN
-        from quantkit.checkpoint.imatrix import load_imatrix, stand_in
-        from quantkit.checkpoint.open import open_model
+        from quantkit.checkpoint.imatrix import load_imatrix
 
         if self.has_matrix:
             return load_imatrix(self.matrix)
-        names = tuple(map(str, self.wish.files)) or (BUILT_IN,)
-        return stand_in(self.matrix, open_model(self.source).targets, self.wish.chunks, names)
+        return foresee(self.source, self.matrix, self.wish.files, self.wish.chunks)
 
     def look_ahead(self, *, hashed: bool) -> int:  # noqa: ARG002 - as OnText has it
         """The bytes that making it needs on the disk."""
@@ -83,8 +80,7 @@ def plan_on_gguf(
         CheckpointError: it is not on this machine.
 
     """
-    from quantkit.checkpoint.open import open_checkpoint, open_model
-    from quantkit.formats.gguf.metadata import describe_checkpoint
+    from quantkit.checkpoint.open import open_checkpoint
 
     if not isinstance(source, Path) and source.repo is not None:
         raise CheckpointError(
@@ -92,20 +88,24 @@ def plan_on_gguf(
             f"for; download it with hf download {source.repo.repo_id}, and give the file."
         )
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
-    named = describe_checkpoint(checkpoint, open_model(checkpoint), name)
-    return OnGguf(checkpoint, wish, out or default_folder(named.base_name, only_gguf=True))
+    folder = out or named_folder(checkpoint, name, only_gguf=True)
+    return OnGguf(checkpoint, wish, folder)
+
+
+def named_folder(source: "Path | Checkpoint", name: str | None, *, only_gguf: bool) -> Path:
+    """Where a build goes that names no folder."""
+    from quantkit.checkpoint.open import open_checkpoint, open_model
+    from quantkit.formats.gguf.metadata import describe_checkpoint
+
+    checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
+    base_name = describe_checkpoint(checkpoint, open_model(checkpoint), name).base_name
+    return default_folder(base_name, only_gguf=only_gguf)
 
 
 def foresee(
-    source: "Path | Checkpoint",
-    name: str | None,
-    out: Path | None,
-    text: Sequence[Path],
-    chunks: int,
-    *,
-    only_gguf: bool,
+    source: "Path | Checkpoint", matrix: Path, text: Sequence[Path], chunks: int
 ) -> "Imatrix":
-    """What stands for the matrix of ``--imatrix auto`` in a dry run: no text is read, nothing run.
+    """What stands for the matrix of ``--imatrix auto``: no text is read, and nothing is run.
 
     Raises:
         CheckpointError, GGUFError: as `open_checkpoint` does.
@@ -114,14 +114,10 @@ def foresee(
     from quantkit.calibrate.text import BUILT_IN
     from quantkit.checkpoint.imatrix import stand_in
     from quantkit.checkpoint.open import open_checkpoint, open_model
-    from quantkit.formats.gguf.metadata import describe_checkpoint
 
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
-    model = open_model(checkpoint)
-    base_name = describe_checkpoint(checkpoint, model, name).base_name
-    folder = out or default_folder(base_name, only_gguf=only_gguf)
     names = tuple(map(str, text)) or (BUILT_IN,)
-    return stand_in(folder / "imatrix.gguf", model.targets, chunks, names)
+    return stand_in(matrix, open_model(checkpoint).targets, chunks, names)
 
 
 def gguf_wish(
@@ -158,7 +154,9 @@ def open_gguf_here(path: Path) -> "Checkpoint":
     return open_checkpoint(path)
 
 
-def gather_from_gguf(source: "Checkpoint", wish: "Wish", out: Path) -> "Gathered":
+def gather_from_gguf(
+    source: "Checkpoint", wish: "Wish", out: Path, earlier: Sequence[Path] = ()
+) -> "Gathered":
     """Make an importance matrix with a progress bar, and say what is odd of text or context."""
     from quantkit.calibrate.text import ON_BUILT_IN
     from quantkit.verify.imatrix import gather
@@ -173,7 +171,7 @@ def gather_from_gguf(source: "Checkpoint", wish: "Wish", out: Path) -> "Gathered
         meter.show("Calibrating", step.chunks, step.of, rate)
 
     try:
-        found = gather(source, wish, out, report)
+        found = gather(source, wish, out, report, earlier)
     finally:
         meter.close()
     if found.chunks < wish.chunks:

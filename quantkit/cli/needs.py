@@ -61,7 +61,7 @@ class BuildWish:
     quants: "Sequence[Quant]"
     overrides: "Sequence[Override]"
     of_two: "Sequence[Encoding]"  # asked for the output and the embeddings
-    imatrix: Path | None
+    imatrix: Sequence[Path]
     cluster: str | None
     publish: str | None
     delete_published: bool
@@ -73,7 +73,7 @@ class BuildWish:
     @property
     def calibrates(self) -> bool:
         """Whether a text is run through the model."""
-        return self.imatrix == AUTO or self.has("gptq")
+        return AUTO in self.imatrix or self.has("gptq")
 
     @property
     def has_blocks(self) -> bool:
@@ -187,7 +187,7 @@ BUILD: tuple[_Build, ...] = (
     Need(
         "--imatrix auto",
         "imatrix",
-        lambda wish: wish.imatrix != AUTO or not wish.rounds or wish.weighs,
+        lambda wish: AUTO not in wish.imatrix or not wish.rounds or wish.weighs,
         "would calibrate for nothing: what is asked for is rounded alike whatever is important; "
         "leave it out",
     ),

@@ -145,6 +145,6 @@ def _why_imatrix(tensor: PlannedTensor, quant: Quant, imatrix: Imatrix | None) -
         )
     return (
         f"{quant.name} needs an importance matrix: without one {name} as {tensor.encoding.name} "
-        "would be garbage. Make one with llama-imatrix and pass it with --imatrix FILE, or "
+        "would be garbage. Make one with --imatrix auto, or pass one with --imatrix FILE; or "
         "choose q2_k or larger."
     )

@@ -14,7 +14,8 @@ from quantkit.build.source import identify_source
 from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.text import join_texts
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.imatrix import MADE_FROM, read_note
+from quantkit.checkpoint.gathered import add_earlier
+from quantkit.checkpoint.imatrix_file import MADE_FROM, read_note
 from quantkit.core.errors import CalibrationError, Interrupted, OutputError
 from quantkit.core.writing import write_file
 from quantkit.verify.llama import run_worker
@@ -58,13 +59,14 @@ class Step:
 class Gathered:
     """A finished importance matrix, and what the run saw.
 
-    ``perplexity`` is None where the model predicts nothing. ``resumed`` chunks were an earlier
-    run's. ``trained`` is the longest context that the model was trained for. ``routing`` is by
-    the numbers of layers that have experts.
+    ``total`` counts the chunks of earlier matrices, too. ``perplexity`` is None where the model
+    predicts nothing. ``resumed`` chunks were an earlier run's. ``trained`` is the longest context
+    that the model was trained for. ``routing`` is by the numbers of layers that have experts.
     """
 
     path: Path
     chunks: int
+    total: int
     context: int
     text: tuple[str, ...]
     perplexity: float | None
@@ -74,7 +76,11 @@ class Gathered:
 
 
 def gather(
-    source: Checkpoint, wish: Wish, out: Path, report: Callable[[Step], None] = lambda _: None
+    source: Checkpoint,
+    wish: Wish,
+    out: Path,
+    report: Callable[[Step], None] = lambda _: None,
+    earlier: Sequence[Path] = (),
 ) -> Gathered:
     """Run a GGUF over text in llama.cpp, and write what its matrices saw as an importance matrix.
 
@@ -86,6 +92,7 @@ def gather(
         wish: over what.
         out: the file to write.
         report: called with the progress.
+        earlier: importance matrices of the model whose sums are added.
 
     Raises:
         CalibrationError: llama.cpp does not run it over this text.
@@ -122,9 +129,12 @@ def gather(
             if not (folder / _UNFINISHED).exists():
                 shutil.rmtree(folder)
             raise
-        (folder / "imatrix.gguf").replace(out)
+        made = folder / "imatrix.gguf"
+        total = add_earlier(made, earlier, wish.context) if earlier else result["chunks"]
+        made.replace(out)
     counts = result.pop("routing")
     routing = _routing_of(counts)
+    result["total"] = total
     return Gathered(path=out, context=wish.context, text=names, routing=routing, **result)
 
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from quantkit.calibrate.text import CHARACTERS
-from quantkit.checkpoint.imatrix import MADE_FROM, load_sums, read_note, write_imatrix
+from quantkit.checkpoint.gathered import load_sums
+from quantkit.checkpoint.imatrix_file import MADE_FROM, read_note, write_imatrix
+from quantkit.core.documents import parse_object
 from quantkit.core.errors import SmokeError
 from quantkit.core.files import MOST_TEXT, read_file
 from quantkit.verify.bindings import Model
@@ -101,7 +103,7 @@ def answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]
 def _resume(unfinished: Path, identity: str, context: int) -> tuple[int, float, dict[str, Seen]]:
     """Chunks done, their losses, and what was seen, where an earlier run was the same."""
     note = read_note(unfinished, _PROGRESS) if unfinished.is_file() else None
-    progress = json.loads(note) if note is not None else {}
+    progress = parse_object(note.encode(), unfinished) if note is not None else {}
     if progress.get("identity") != identity:
         return 0, 0.0, {}
     entries = load_sums(unfinished, context).entries

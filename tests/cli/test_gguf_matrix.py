@@ -85,3 +85,44 @@ def test_one_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         quantkit("calibrate", "someone/Tiny-GGUF/Tiny.gguf")
     )
     assert "does not exist" in refusal(quantkit("calibrate", "Tiny.gguf"))
+
+
+def test_it_continues_and_adds_up(source: Path, tmp_path: Path) -> None:
+    """Two halves of a text, one after the other or added up by the build, are the same matrix."""
+    text = text_file(tmp_path).read_text()
+    halves = [tmp_path / "first.txt", tmp_path / "second.txt"]
+    halves[0].write_text(text[:5000])
+    halves[1].write_text(text[5000:10000])
+    first, second, both = (tmp_path / f"{name}.gguf" for name in ("first", "second", "both"))
+    for half, out in zip(halves, (first, second), strict=True):
+        assert quantkit("calibrate", source, "-o", out, "-t", half, *SMALL).code == 0
+    done = quantkit(
+        "calibrate", source, "-o", both, "-t", halves[1], *SMALL, "--continue", first, "--json"
+    )
+    document = json.loads(done.out)
+    assert (document["chunks"], document["chunks_in_all"]) == (2, 4)
+
+    out = tmp_path / "out"
+    wish = ("build", source, "-q", "q4_k_s", "-o", out, "--no-smoke", "--kernel", "ggml", "--json")
+    several = (*wish, "--imatrix", first, "--imatrix", second)
+    planned = json.loads(quantkit(*several, "--dry-run").out)
+    assert not out.exists()
+    assert quantkit(*several).code == 0
+    assert (out / "imatrix.gguf").read_bytes() == both.read_bytes()
+    assert planned["artifacts"][0]["bytes"] == (out / "Tiny-Q4_K_S.gguf").stat().st_size
+    assert quantkit(*several).code == 0
+    other = refusal(quantkit(*wish, "--imatrix", first, "--imatrix", first))
+    assert "made from another model, text or settings" in other
+    assert "quantkit calibrate --continue" in refusal(
+        quantkit(*wish, "--imatrix", "auto", "--imatrix", first)
+    )
+
+
+def test_one_of_another_model_is_not_continued(source: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "other.gguf", tmp_path / "i.gguf"
+    assert quantkit("calibrate", TINY / "tiny-mistral", "-o", other, *SMALL).code == 0
+    wish = ("-o", out, *SMALL, "--continue", other)
+    assert "made for another model" in refusal(quantkit("calibrate", source, *wish))
+    assert not out.exists()
+    ours = quantkit("calibrate", TINY / "tiny-mistral", *wish, "--json")
+    assert json.loads(ours.out)["chunks_in_all"] == 4

@@ -199,6 +199,7 @@ def test_every_row_of_every_table_is_tested(command: str) -> None:
         typed |= {"--shard-size", "--imatrix"}
     if command == "calibrate":
         typed |= {"--min-tokens", "--plot"}
+        typed |= {"--device", "--max-memory", "--random-tokens", "--gpu-layers"}  # by test_gguf_*
     assert rows == typed
     names = inspect.signature(function).parameters
     assert {need.parameter for need in table} <= names.keys()

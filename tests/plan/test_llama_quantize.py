@@ -367,7 +367,7 @@ def test_the_refusal_says_what_to_do() -> None:
         make_plan(small(), all_quants()["iq2_m"])
     assert str(caught.value) == (
         "iq2_m needs an importance matrix: without one blk.0.attn_k.weight as IQ2_S would be "
-        "garbage. Make one with llama-imatrix and pass it with --imatrix FILE, or choose q2_k or "
+        "garbage. Make one with --imatrix auto, or pass one with --imatrix FILE; or choose q2_k or "
         "larger."
     )
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from quantkit.calibrate.calibrate import Settings, calibrate
-from quantkit.checkpoint.imatrix import load_imatrix, load_sums
+from quantkit.checkpoint.gathered import load_sums
+from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import CalibrationError, Interrupted
 from quantkit.verify import imatrix
