@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from quantkit.cli.gguf_matrix import gather_from_gguf, gguf_wish, open_gguf_here
+from quantkit.cli.gguf_matrix import experts_of, gather_from_gguf, gguf_wish, open_gguf_here
 from quantkit.cli.joined import require_continuable
 from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
@@ -93,17 +93,21 @@ def calibrate(
         require("torch", "PyTorch", "calibrate", "Calibrating a checkpoint")
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
+    from quantkit.calibrate.plot import require_drawable
+
     _require_file(out, overwrite=overwrite)
     if is_gguf:
         wish = gguf_wish(text, chunks, context, gpu_layers=gpu_layers)
         gguf = open_gguf_here(checkpoint)
+        refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts_of(gguf)))
+        if plot is not None:
+            require_drawable(plot)
         require_continuable(earlier or (), open_model(gguf).targets)
         gathered = gather_from_gguf(gguf, wish, out, earlier or ())
         _finish(gathered, gathered.routing, "chunks", plot, 0, as_json)
         return
     from quantkit.build.output import check_space
     from quantkit.calibrate.calibrate import Settings, look_ahead
-    from quantkit.calibrate.plot import require_drawable
     from quantkit.calibrate.text import make_corpus, random_corpus
     from quantkit.core.units import parse_size
 

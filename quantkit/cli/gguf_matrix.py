@@ -154,6 +154,12 @@ def open_gguf_here(path: Path) -> "Checkpoint":
     return open_checkpoint(path)
 
 
+def experts_of(gguf: "Checkpoint") -> int:
+    """How many experts a layer of a GGUF has; 0 for a model that is no mixture."""
+    metadata = gguf.header.metadata if gguf.header is not None else {}
+    return int(metadata.get(f"{metadata.get('general.architecture')}.expert_count", 0))
+
+
 def gather_from_gguf(
     source: "Checkpoint", wish: "Wish", out: Path, earlier: Sequence[Path] = ()
 ) -> "Gathered":

@@ -71,6 +71,7 @@ def test_made_on_the_way(source: Path, tmp_path: Path) -> None:
         (("--random-tokens",), "--random-tokens is for checkpoints"),
         (("--gpu-layers", 2), "has no GPU backend"),
         (("--text", "absent.txt"), "absent.txt does not exist"),
+        (("--plot", "routing.txt"), "its ending must say which picture it is"),
     ],
 )
 def test_refused(source: Path, arguments: tuple[object, ...], says: str, tmp_path: Path) -> None:
@@ -126,3 +127,9 @@ def test_one_of_another_model_is_not_continued(source: Path, tmp_path: Path) -> 
     assert not out.exists()
     ours = quantkit("calibrate", TINY / "tiny-mistral", *wish, "--json")
     assert json.loads(ours.out)["chunks_in_all"] == 4
+
+
+def test_a_picture_of_a_dense_model_is_refused(tmp_path: Path) -> None:
+    gguf = unquantized(TINY / "tiny-mistral", tmp_path / "source")
+    wish = ("-o", tmp_path / "i.gguf", "--plot", tmp_path / "routing.png")
+    assert "this model has no experts" in refusal(quantkit("calibrate", gguf, *wish))
