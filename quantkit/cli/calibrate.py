@@ -11,7 +11,16 @@ from rich.table import Table
 from quantkit.cli.gguf_matrix import experts_of, gather_from_gguf, gguf_wish, open_gguf_here
 from quantkit.cli.joined import require_continuable
 from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
+from quantkit.cli.output import (
+    GpuLayersOption,
+    JsonOption,
+    console,
+    emit_json,
+    escape,
+    note,
+    open_meter,
+    show_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,9 +49,6 @@ TextOption = Annotated[
 ChunksOption = Annotated[int, typer.Option(min=1, help="The most sequences of text.")]
 ContextOption = Annotated[int, typer.Option(min=16, help="Tokens per sequence.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where the model is run.")]
-GpuLayersOption = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Layers of a GGUF that llama.cpp puts on a GPU.")
-]
 
 
 def calibrate(

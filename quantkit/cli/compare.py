@@ -14,7 +14,15 @@ from rich import box
 from rich.table import Table
 
 from quantkit.cli.needs import COMPARE, CompareWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
+from quantkit.cli.output import (
+    GpuLayersOption,
+    JsonOption,
+    console,
+    emit_json,
+    escape,
+    note,
+    show_table,
+)
 from quantkit.core.errors import CompareError, GGUFError, OutputError, QuantkitError
 from quantkit.core.packages import require
 from quantkit.core.units import format_size
@@ -47,6 +55,7 @@ def compare(
     ] = None,
     context: Annotated[int, typer.Option(min=32, help="Tokens per window.")] = 512,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads  [default: all]")] = None,
+    gpu_layers: GpuLayersOption = 0,
     timeout: Annotated[
         float | None,
         typer.Option(min=1, help="Seconds per artifact  [default: grows with the size]"),
@@ -129,6 +138,7 @@ def compare(
             context=context,
             windows=chunks,
             threads=threads,
+            gpu_layers=gpu_layers,
             timeout=timeout,
             report=lambda what: note(f"Measuring {what}"),
         )
@@ -297,7 +307,7 @@ def _show(result: "Comparison") -> None:
         )
     quality.add_column("verdict", no_wrap=True)
     speed = _table(
-        f"Tokens per second on the CPU (threads: {result.threads})",
+        f"Tokens per second {result.place} (threads: {result.threads})",
         ("prompt", "generation", "load", "memory"),
     )
     for row in result.results:

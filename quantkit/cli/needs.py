@@ -370,7 +370,7 @@ class CompareWish:
 def _comparing(option: str) -> Need[CompareWish]:
     return Need(
         option,
-        option.removeprefix("--"),
+        option.removeprefix("--").replace("-", "_"),
         lambda wish: not wish.against_transformers,
         "does nothing beside --against-transformers, which looks at one checkpoint; leave one of "
         "them out",
@@ -378,7 +378,7 @@ def _comparing(option: str) -> Need[CompareWish]:
 
 
 COMPARE: tuple[Need[CompareWish], ...] = tuple(
-    map(_comparing, ("--reference", "--timeout", "--layers", "--html", "--plots"))
+    map(_comparing, ("--reference", "--timeout", "--gpu-layers", "--layers", "--html", "--plots"))
 )
 
 

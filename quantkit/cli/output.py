@@ -71,6 +71,9 @@ console = _Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+GpuLayersOption = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Layers of a GGUF that llama.cpp puts on a GPU.")
+]
 _PLAIN_SECONDS = 10.0
 
 

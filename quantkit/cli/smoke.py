@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantkit.cli.checks import expect_tokens_of
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note
+from quantkit.cli.output import GpuLayersOption, JsonOption, console, emit_json, escape, note
 from quantkit.core.errors import CompareError, GGUFError, SmokeError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def smoke(
         Path, typer.Argument(help="A GGUF file, a folder of shards, or one for transformers.")
     ],
     threads: Annotated[int | None, typer.Option(min=1, help="Threads  [default: all]")] = None,
+    gpu_layers: GpuLayersOption = 0,
     reference: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Its unquantized GGUF, to measure and judge against."),
@@ -55,17 +56,24 @@ def smoke(
     file, built = _as_gguf(artifact)
     expected = known_files(file) if built is None else {}
     if built is None and file.is_file() and is_projector(file):
-        if reference is not None or checkpoint is not None:
+        if reference is not None or checkpoint is not None or gpu_layers:
             raise GGUFError(
-                f"{file} is the projector of a model, which gives no tokens; leave out --reference "
-                "and --checkpoint."
+                f"{file} is the projector of a model, which gives no tokens and is tested on the "
+                "CPU; leave out --reference, --checkpoint and --gpu-layers."
             )
         result = smoke_projector(file, timeout=timeout, threads=threads, expected=expected)
     else:
-        result = run_smoke(file, timeout=timeout, threads=threads, expected=expected, tokens=tokens)
+        result = run_smoke(
+            file,
+            timeout=timeout,
+            threads=threads,
+            gpu_layers=gpu_layers,
+            expected=expected,
+            tokens=tokens,
+        )
     measured = None
     if result.ok and reference is not None:
-        measured = _measure(file, reference, timeout, threads)
+        measured = _measure(file, reference, timeout, threads, gpu_layers)
     if built is not None:
         shutil.rmtree(file.parents[1], ignore_errors=True)
     if as_json:
@@ -146,12 +154,20 @@ def _as_gguf(artifact: Path) -> tuple[Path, bool | None]:
 
 
 def _measure(
-    artifact: Path, reference: Path, timeout: float | None, threads: int | None
+    artifact: Path,
+    reference: Path,
+    timeout: float | None,
+    threads: int | None,
+    gpu_layers: int,
 ) -> "Result":
     from quantkit.verify.compare import compare
     from quantkit.verify.subjects import open_subject
 
     found = compare(
-        [open_subject(artifact)], open_subject(reference), timeout=timeout, threads=threads
+        [open_subject(artifact)],
+        open_subject(reference),
+        timeout=timeout,
+        threads=threads,
+        gpu_layers=gpu_layers,
     )
     return found.results[-1]

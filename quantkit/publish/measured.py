@@ -47,6 +47,7 @@ class _Document(msgspec.Struct, frozen=True):
     threads: int
     artifacts: list[_Row]
     reference_quant: str | None = None
+    gpu_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def read_comparison(file: Path, artifacts: Sequence[Artifact]) -> Measured | Non
         context=document.context,
         windows=document.windows,
         threads=document.threads,
+        gpu_layers=document.gpu_layers,
         results=tuple(rows.values()),
     )
     for artifact in artifacts:

@@ -50,6 +50,7 @@ def check_model(
     *,
     extra_buffers: bool,
     threads: int,
+    gpu_layers: int,
     n_tokens: int,
     tokens: Mapping[str, Any] | None,
     report: dict[str, Any],
@@ -61,6 +62,7 @@ def check_model(
         files: the GGUF file, or all shards in order.
         extra_buffers: whether llama.cpp may use its special CPU weight layouts.
         threads: how many threads llama.cpp computes with.
+        gpu_layers: how many layers a GPU takes.
         n_tokens: how many tokens to generate, greedily.
         tokens: what the checkpoint's own tokenizer gives, the fields of an `ExpectedTokens`.
         report: gains ``load_seconds``, ``text``, ``tokens_per_second`` and ``details``; of a model
@@ -79,7 +81,7 @@ def check_model(
         check_size(file)
     begin("loading the model")
     start = time.perf_counter()
-    model = Model(files[0], extra_buffers=extra_buffers, threads=threads)
+    model = Model(files[0], extra_buffers=extra_buffers, threads=threads, gpu_layers=gpu_layers)
     report["load_seconds"] = time.perf_counter() - start
     details |= {
         "model": model.description,

@@ -79,6 +79,12 @@ class Comparison:
     windows: int
     threads: int
     results: tuple[Result, ...]
+    gpu_layers: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where llama.cpp computed, in words."""
+        return f"with {self.gpu_layers} layers on a GPU" if self.gpu_layers else "on the CPU"
 
     @property
     def embeds(self) -> bool:
@@ -137,6 +143,7 @@ def compare(
     context: int = 512,
     windows: int | None = None,
     threads: int | None = None,
+    gpu_layers: int = 0,
     timeout: float | None = None,
     cache: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
@@ -151,6 +158,7 @@ def compare(
         context: tokens per window.
         windows: how many windows at most; by default all of the text.
         threads: threads llama.cpp computes with; by default the cores this process may use.
+        gpu_layers: how many layers llama.cpp puts on a GPU.
         timeout: seconds per artifact; by default it grows with its size and the text's.
         cache: the folder of recorded references; by default in the user's cache folder.
         report: told what comes next.
@@ -163,7 +171,7 @@ def compare(
     """
     threads = threads or usable_cores()
     with _text_file(text) as (file, sha256):
-        run = _Runner(file, context, windows, threads, timeout, command)
+        run = _Runner(file, context, windows, threads, timeout, command, gpu_layers)
         report(f"reference {reference.name}")
         recorded, own = _record(reference, run, sha256, cache or cache_folder())
         results = []
@@ -185,6 +193,7 @@ def compare(
         context=context,
         windows=own["windows"],
         threads=threads,
+        gpu_layers=gpu_layers,
         results=tuple(results),
     )
 
@@ -267,6 +276,7 @@ class _Runner:
     threads: int
     timeout: float | None
     command: Sequence[str]
+    gpu_layers: int = 0
 
     def __call__(
         self, subject: Subject, task: str, reference: Path
@@ -280,9 +290,10 @@ class _Runner:
             "context": self.context,
             "windows": self.windows,
             "threads": self.threads,
+            "gpu_layers": self.gpu_layers,
         }
         timeout = self.timeout or self._time_limit(subject.n_bytes)
-        run = run_worker(request, timeout=timeout, command=self.command)
+        run = run_worker(request, timeout=timeout, command=self.command, gpu=self.gpu_layers > 0)
         if run.result is None or run.failure:
             return None, run.failure
         if "refused" in run.result:
@@ -366,6 +377,8 @@ def _key(reference: Subject, run: _Runner, text_sha256: str) -> str:
     ]
     binding = version("llama-cpp-python")
     everything = [_FORM, files, text_sha256, run.context, run.windows, binding]
+    if run.gpu_layers:  # which computes with other rounding
+        everything.append(run.gpu_layers)
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:32]
 
 
@@ -395,6 +408,7 @@ def as_numbers(comparison: Comparison) -> dict[str, Any]:
         "context": comparison.context,
         "windows": comparison.windows,
         "threads": comparison.threads,
+        "gpu_layers": comparison.gpu_layers,
         "kld_percentiles": list(PERCENTILES),
         "artifacts": [_numbers(result) for result in comparison.results],
     }

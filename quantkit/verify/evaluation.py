@@ -53,6 +53,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
         Path(request["file"]),
         extra_buffers=False,
         threads=request["threads"],
+        gpu_layers=request.get("gpu_layers", 0),
         n_ctx=context,
         n_batch=context,
         full_precision=request["task"] == "logits",

@@ -242,7 +242,7 @@ def write_page(
         f"<title>Divergence from {name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
         f"<h1>Divergence from {name}</h1>",
         f"<p>{comparison.windows} windows of {comparison.context} tokens, the second half of each "
-        f"scored, in llama.cpp on the CPU ({comparison.threads} threads).</p>",
+        f"scored, in llama.cpp {comparison.place} ({comparison.threads} threads).</p>",
         f"<p class='note'>Text: {html.escape(comparison.text)} (sha256 "
         f"{comparison.text_sha256[:16]}). KL divergence in nats. The reference's log-probabilities "
         "are kept in 16 bits; its own row shows what that rounding leaves. &plusmn; is one "

@@ -47,6 +47,7 @@ def smoke(
     *,
     timeout: float | None = None,
     threads: int | None = None,
+    gpu_layers: int = 0,
     expected: Mapping[str, tuple[int, str]] | None = None,
     tokens: ExpectedTokens | None = None,
 ) -> SmokeResult:
@@ -59,6 +60,7 @@ def smoke(
         artifact: a ``.gguf`` file, or the first shard of a split one.
         timeout: seconds for everything llama.cpp does; by default it grows with the size.
         threads: threads llama.cpp computes with; by default the cores this process may use.
+        gpu_layers: how many layers llama.cpp puts on a GPU.
         expected: bytes and sha256 in hex by file name, as in the manifest. A file that it names and
             that has others fails before llama.cpp starts.
         tokens: what the checkpoint's own tokenizer gives; llama.cpp must give the same.
@@ -74,7 +76,14 @@ def smoke(
         return failed(damage)
     if timeout is None:
         timeout = time_limit(sum(file.stat().st_size for file in files))
-    run = _run(files, extra_buffers=False, timeout=timeout, threads=threads, tokens=tokens)
+    run = _run(
+        files,
+        extra_buffers=False,
+        timeout=timeout,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        tokens=tokens,
+    )
     return judge(run, tokens)
 
 
@@ -133,6 +142,7 @@ def _run(
     extra_buffers: bool,
     timeout: float,
     threads: int | None,
+    gpu_layers: int = 0,
     tokens: ExpectedTokens | None = None,
 ) -> Run:
     request = {
@@ -140,10 +150,11 @@ def _run(
         "files": [str(file) for file in files],
         "extra_buffers": extra_buffers,
         "threads": threads or usable_cores(),
+        "gpu_layers": gpu_layers,
         "n_tokens": N_TOKENS,
         "tokens": tokens and asdict(tokens),
     }
-    return run_worker(request, timeout=timeout)
+    return run_worker(request, timeout=timeout, gpu=gpu_layers > 0)
 
 
 def _check_machine(run: Run) -> None:

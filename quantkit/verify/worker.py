@@ -70,6 +70,7 @@ def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any
             [Path(file) for file in request["files"]],
             extra_buffers=request["extra_buffers"],
             threads=request["threads"],
+            gpu_layers=request["gpu_layers"],
             n_tokens=request["n_tokens"],
             tokens=request["tokens"],
             report=report,

@@ -133,3 +133,11 @@ def test_a_picture_of_a_dense_model_is_refused(tmp_path: Path) -> None:
     gguf = unquantized(TINY / "tiny-mistral", tmp_path / "source")
     wish = ("-o", tmp_path / "i.gguf", "--plot", tmp_path / "routing.png")
     assert "this model has no experts" in refusal(quantkit("calibrate", gguf, *wish))
+
+
+@pytest.mark.parametrize("command", ["smoke", "compare"])
+def test_layers_on_a_gpu_that_is_not_there(source: Path, command: str) -> None:
+    """This build of llama.cpp has no backend for one, and says so."""
+    done = quantkit(command, source, "--gpu-layers", 2)
+    assert done.code != 0
+    assert "has no GPU backend; leave out --gpu-layers" in " ".join(done.err.split())

@@ -108,6 +108,7 @@ OTHERS: list[tuple[Words, Words]] = [
         [
             ("--reference", "q8_0"),
             ("--timeout", "9"),
+            ("--gpu-layers", "2"),
             ("--layers", "absent.gguf"),
             ("--html", "page.html"),
             ("--plots", "plots"),
