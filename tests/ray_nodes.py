@@ -48,6 +48,7 @@ class RayNodes:
             "--include-dashboard=false",
             f"--temp-dir={self._folder}",
         ]
+        self._commands: list[list[str]] = []
         self._nodes: list[subprocess.Popen[bytes]] = []
 
     def start(self, *wrapped: Sequence[str]) -> None:
@@ -56,17 +57,26 @@ class RayNodes:
             where = ["--address", self.address] if self._nodes else self._head
             sizes = (f"--num-cpus={self._processors}", f"--object-store-memory={_OBJECT_STORE}")
             command = [*wrap, *_RAY, "start", *where, *sizes, "--block"]
+            self._commands.append(command)
             self._nodes.append(self._begin(command))
-            starts = 1
-            while not self._has(len(self._nodes)):
-                if self._nodes[-1].poll() is None:
-                    continue
-                if starts == _STARTS:
-                    logs = "\n".join(log.read_text() for log in self._folder.glob("*.log"))
-                    raise AssertionError(f"Ray does not start:\n{logs}")
-                self.kill(-1)
-                self._nodes[-1] = self._begin(command)
-                starts += 1
+            self._wait_for(len(self._nodes) - 1)
+
+    def restart(self, number: int) -> None:
+        """Start a node again that was killed, and wait for it."""
+        self._nodes[number] = self._begin(self._commands[number])
+        self._wait_for(number)
+
+    def _wait_for(self, number: int) -> None:
+        starts = 1
+        while not self._has(len(self._nodes)):
+            if self._nodes[number].poll() is None:
+                continue
+            if starts == _STARTS:
+                logs = "\n".join(log.read_text() for log in self._folder.glob("*.log"))
+                raise AssertionError(f"Ray does not start:\n{logs}")
+            self.kill(number)
+            self._nodes[number] = self._begin(self._commands[number])
+            starts += 1
 
     def kill(self, number: int) -> None:
         """Kill every process of a node at once, as a power cut would."""
