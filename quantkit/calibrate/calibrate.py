@@ -71,7 +71,8 @@ class Calibration:
     context: int
     text: tuple[str, ...]
     perplexity: float
-    routing: tuple[Routing, ...]
+    routing: Mapping[int, Routing]
+    """By the numbers of layers that have experts."""
     resumed: int
     """Layers that an earlier, interrupted run had done."""
 
@@ -135,9 +136,8 @@ def calibrate(
         chunks, context = corpus.chunks, corpus.context
         total = add_earlier(unfinished, earlier, context) if earlier else chunks
         unfinished.replace(out)
-    return Calibration(
-        out, chunks, total, context, corpus.names, perplexity, run.routing, run.resumed
-    )
+    routing = dict(enumerate(run.routing))
+    return Calibration(out, chunks, total, context, corpus.names, perplexity, routing, run.resumed)
 
 
 def is_made_from(file: Path, checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> bool:
@@ -271,17 +271,7 @@ class Run:
         """
         n_layers = self.model.hparams.num_hidden_layers
         journal = Journal(self.folder, self._identity, n_layers)
-        if journal.lost:
-            say(
-                f"{self.folder} holds {journal.lost} layers of an interrupted run over other "
-                "weights, text or settings, which serve nothing here; they are deleted."
-            )
-        if journal.damaged:
-            say(
-                f"{self.folder} holds an interrupted run whose journal is damaged, so nothing of "
-                "it serves; it is deleted."
-            )
-        journal.start()
+        journal.start(say)
         check_space(self.folder, self.n_bytes)
         self.states = Activations(self.folder, self._shape, spill=self._spills)
         self.resumed = len(journal.layers)

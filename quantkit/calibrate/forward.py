@@ -161,15 +161,9 @@ class Forward:
 
     def losses(self, states: Activations, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Minus the log-probability of each token in the second half of each chunk, 1-D."""
-        first = tokens.shape[1] // 2
-        found = []
         with exact_math():
-            for logits, chunk in zip(self.logits(states), tokens, strict=True):
-                scores = torch.log_softmax(logits[first:-1], -1)
-                wanted = torch.from_numpy(chunk[first + 1 :]).to(self.device)
-                picked = scores.gather(-1, wanted[:, None])
-                found.append(-picked.double().view(-1).cpu().numpy())
-        return np.concatenate(found)
+            pairs = zip(self.logits(states), tokens, strict=True)
+            return np.concatenate([losses_of(logits, chunk) for logits, chunk in pairs])
 
     def logits(self, states: Activations) -> Iterator[Tensor]:
         """Per chunk, the scores of all tokens at every position: shape (context, vocabulary)."""
@@ -403,6 +397,15 @@ def require_finite(values: Tensor, what: str) -> None:
             f"The activations are not finite in {what}; a weight before it is damaged or huge, or "
             "the model does not fit its config.json. Download it again."
         )
+
+
+def losses_of(logits: Tensor, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Minus the log-probability of each token in the second half of a chunk, 1-D."""
+    first = len(tokens) // 2
+    scores = torch.log_softmax(logits[first:-1], -1)
+    wanted = torch.from_numpy(tokens[first + 1 :]).to(logits.device)
+    found: NDArray[np.float64] = -scores.gather(-1, wanted[:, None]).double().view(-1).cpu().numpy()
+    return found
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,8 +64,18 @@ class Journal:
         else:
             self.lost = len(document.layers)
 
-    def start(self) -> None:
-        """Empty the folder where nothing in it serves."""
+    def start(self, say: Callable[[str], None]) -> None:
+        """Empty the folder where nothing in it serves, and say what of another run is lost."""
+        if self.lost:
+            say(
+                f"{self.folder} holds {self.lost} layers of an interrupted run over other "
+                "weights, text or settings, which serve nothing here; they are deleted."
+            )
+        if self.damaged:
+            say(
+                f"{self.folder} holds an interrupted run whose journal is damaged, so nothing of "
+                "it serves; it is deleted."
+            )
         if self.layers:
             return
         for entry in self.folder.iterdir():

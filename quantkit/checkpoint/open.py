@@ -71,11 +71,16 @@ def open_checkpoint(path: Path, wish: Wish = _WISH) -> Checkpoint:
         ConverterError: the converter is needed and cannot be had, or does not describe it.
 
     """
-    return _described(_open_stored(path), wish)
+    return _described(open_stored(path), wish)
 
 
-def _open_stored(path: Path) -> Checkpoint:
-    """The same, without asking the converter."""
+def open_stored(path: Path) -> Checkpoint:
+    """The same as it is stored: what no family of ours describes is not described.
+
+    Raises:
+        CheckpointError, SafetensorsError, GGUFError: as `open_checkpoint` does.
+
+    """
     if is_gguf_file(path):
         return open_gguf(path)
     names = list_folder(path)
@@ -196,7 +201,7 @@ def require_layers(source: Path | Checkpoint, fix: str) -> tuple[Checkpoint, Dec
         SafetensorsError: a file of it breaks its format's rules.
 
     """
-    checkpoint = source if isinstance(source, Checkpoint) else _open_stored(source)
+    checkpoint = source if isinstance(source, Checkpoint) else open_stored(source)
     return checkpoint, open_decoder(checkpoint, fix)
 
 

@@ -23,7 +23,7 @@ from quantkit.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from quantkit.calibrate.calibrate import Calibration, Settings, Step
     from quantkit.calibrate.routing import Routing
@@ -115,11 +115,21 @@ def calibrate(
     from quantkit.build.output import check_space
     from quantkit.calibrate.calibrate import Settings, look_ahead
     from quantkit.calibrate.text import make_corpus, random_corpus
+    from quantkit.checkpoint.folder import is_foreign
+    from quantkit.checkpoint.open import open_stored
+    from quantkit.cli.lockstep import CorpusWish, calibrate_described
     from quantkit.core.units import parse_size
 
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
+    stored = open_stored(checkpoint)
+    if is_foreign(stored):
+        refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, experts=0))
+        corpus_wish = CorpusWish(text or (), chunks, context, random_tokens)
+        found = calibrate_described(checkpoint, corpus_wish, out, settings, earlier or ())
+        _finish(found, found.routing, "layers", None, 0, as_json)
+        return
     source, model = open_noted(
-        checkpoint,
+        stored,
         "build a bf16 GGUF of it and make the importance matrix with llama-imatrix, for --imatrix",
     )
     experts = model.hparams.num_local_experts
@@ -134,7 +144,7 @@ def calibrate(
     check_space(out.absolute().parent, look_ahead(source, model, corpus, settings))
     remarks = remarks_on(corpus, chunks)
     result = run(source, model, corpus, out, settings, remarks, earlier or ())
-    _finish(result, dict(enumerate(result.routing)), "layers", plot, min_tokens, as_json)
+    _finish(result, result.routing, "layers", plot, min_tokens, as_json)
 
 
 def _require_file(out: Path, *, overwrite: bool) -> None:
@@ -193,6 +203,16 @@ def run(
     """Calibrate with a progress bar; the remarks are made once it begins."""
     from quantkit.calibrate.calibrate import calibrate as work
 
+    return metered(
+        lambda report: work(checkpoint, model, corpus, out, settings, report, note, earlier),
+        remarks,
+    )
+
+
+def metered(
+    work: "Callable[[Callable[[Step], None]], Calibration]", remarks: list[str]
+) -> "Calibration":
+    """What a calibration that reports gives, with a progress bar; the remarks come with it."""
     meter = open_meter("layer")
 
     def report(step: "Step") -> None:
@@ -202,7 +222,7 @@ def run(
         meter.show("Calibrating", step.layers, step.n_layers, rate)
 
     try:
-        return work(checkpoint, model, corpus, out, settings, report, note, earlier)
+        return work(report)
     finally:
         meter.close()
 

@@ -12,7 +12,6 @@ import typer
 from rich.table import Table
 
 from quantkit.cli.calibrate import Device, DeviceOption
-from quantkit.cli.densify import open_source
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import CompareError, GGUFError
@@ -73,7 +72,6 @@ def perplexity(
     Both score the second half of every window, as llama-perplexity does, so that the figures can
     be set beside each other.
     """
-    from quantkit.checkpoint.densified import require_experts
     from quantkit.core.packages import require
     from quantkit.verify.compare import DEFAULT_TEXT
 
@@ -85,9 +83,7 @@ def perplexity(
     if checkpoints:
         require("torch", "PyTorch", "calibrate", "The perplexity of a checkpoint")
         for name in checkpoints:
-            opened[name] = open_source(name, "build a GGUF of it and give that")
-            if experts:
-                require_experts(*opened[name])
+            opened[name] = _open(name, experts)
     for name in artifacts:
         if not Path(name).exists():
             raise GGUFError(f"{name} is not there; check the path.")
@@ -107,6 +103,28 @@ def perplexity(
     if failed:
         reasons = "; ".join(f"{row.name}: {row.failure}" for row in failed)
         raise CompareError(f"{len(failed)} of {len(rows)} models could not be measured: {reasons}")
+
+
+def _open(name: str, experts: bool) -> "tuple[Checkpoint, Decoder | None]":
+    """A checkpoint, and the model that it makes where that is one of quantkit's own families."""
+    from quantkit.checkpoint.densified import require_experts
+    from quantkit.checkpoint.folder import is_foreign
+    from quantkit.checkpoint.hub_rows import with_rows
+    from quantkit.checkpoint.open import find_source, open_stored
+    from quantkit.cli.calibrate import open_noted
+    from quantkit.core.packages import require
+
+    source = find_source(name)
+    checkpoint = open_stored(source) if isinstance(source, Path) else with_rows(source)
+    if checkpoint.header is None and is_foreign(checkpoint) and not experts:
+        require("transformers", "transformers", "transformers", "The perplexity of such a model")
+        for remark in checkpoint.remarks:
+            note(remark)
+        return checkpoint, None
+    known, model = open_noted(checkpoint, "build a GGUF of it and give that")
+    if experts:
+        require_experts(known, model)
+    return known, model
 
 
 def _is_artifact(name: str) -> bool:
@@ -146,7 +164,7 @@ def _run_artifacts(
 def _stream(
     name: str,
     checkpoint: "Checkpoint",
-    model: "Decoder",
+    model: "Decoder | None",
     text: Path,
     context: int,
     chunks: int | None,
@@ -163,7 +181,7 @@ def _stream(
     settings = Settings(device.value, 0, memory)
     title = Path(name).name
     variants = [(title, checkpoint, model)]
-    if experts:
+    if experts and model is not None:
         count, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
         for expert in range(count):
             alone = [float(number == expert) for number in range(count)]
@@ -174,24 +192,31 @@ def _stream(
 
 
 def _score(
-    name: str, checkpoint: "Checkpoint", model: "Decoder", corpus: "Corpus", settings: "Settings"
+    name: str,
+    checkpoint: "Checkpoint",
+    model: "Decoder | None",
+    corpus: "Corpus",
+    settings: "Settings",
 ) -> _Row:
-    from quantkit.calibrate.perplexity import token_losses
+    from quantkit.calibrate import perplexity
+    from quantkit.calibrate.lockstep import perplexity as lockstep
     from quantkit.verify.divergence import mean_and_error
 
     meter = open_meter("layer")
+
+    def report(done: float, layers: int) -> None:
+        meter.show(f"Measuring {name}", done, layers)
+
     try:
-        losses = token_losses(
-            checkpoint,
-            model,
-            corpus,
-            settings,
-            lambda done, layers: meter.show(f"Measuring {name}", done, layers),
-        )
+        if model is None:
+            losses, count = lockstep.token_losses(checkpoint, corpus, settings, report)
+        else:
+            losses = perplexity.token_losses(checkpoint, model, corpus, settings, report)
+            count = model.n_parameters
     finally:
         meter.close()
     mean, error = mean_and_error(losses)
-    return _Row(name, model.n_parameters, "streamed", exp(mean), exp(mean) * error)
+    return _Row(name, count, "streamed", exp(mean), exp(mean) * error)
 
 
 @contextmanager

@@ -25,7 +25,9 @@ class SourceTensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row: the last dimension."""
+        """Bytes of one row: the last dimension. A number alone is a row."""
+        if not self.shape:
+            return self.n_bytes
         if self.dtype in FLOAT_BYTES:
             return self.shape[-1] * FLOAT_BYTES[self.dtype]
         return self.n_bytes // prod(self.shape[:-1])

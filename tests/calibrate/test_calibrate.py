@@ -45,7 +45,7 @@ def test_every_matrix_of_every_layer_is_there(name: str, tmp_path: Path) -> None
     tensors = read_imatrix(result.path)
     assert tensors["blk.0.attn_q.weight.counts"].tolist() == [512]
     if model.hparams.num_local_experts:
-        for layer, routing in enumerate(result.routing):
+        for layer, routing in result.routing.items():
             counts = tensors[f"blk.{layer}.ffn_down_exps.weight.counts"].ravel()
             assert sum(routing.tokens) == 2 * 512
             extra = [-(-n // 4) for n in routing.borrowed]

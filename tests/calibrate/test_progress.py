@@ -66,7 +66,7 @@ def test_a_journal_that_was_changed_serves_nothing(
     written.write_text(json.dumps(document))
     found = journal(written.parent)
     assert (found.layers, found.damaged) == ([], True)
-    found.start()
+    found.start(lambda _: None)
     assert not list(written.parent.iterdir())
 
 

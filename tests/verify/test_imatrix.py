@@ -49,7 +49,7 @@ def test_it_is_that_of_the_checkpoint(name: str, ggufs: dict[str, Path], tmp_pat
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-4)
     assert (found.chunks, found.resumed) == (CHUNKS, 0)
     assert [one.tokens for one in found.routing.values()] == [
-        one.tokens for one in expected.routing
+        one.tokens for one in expected.routing.values()
     ]
     ours, theirs = (load_sums(one.path, CONTEXT) for one in (found, expected))
     assert ours.datasets == theirs.datasets

@@ -1,0 +1,98 @@
+"""A model of any architecture, ready to be run over text with a layer's weights at a time."""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import nn
+
+from quantkit.calibrate.lockstep import experts
+from quantkit.calibrate.lockstep.model import (
+    decoder_layers,
+    empty_model,
+    require_transformers,
+)
+from quantkit.calibrate.lockstep.parameters import Parameters, stored_names
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.core.errors import CalibrationError
+
+
+class LockstepForward:
+    """A model that transformers knows, without its weights, and where those are.
+
+    ``layers`` are the names of its decoder layers, ``parts`` the modules of each, ``experts`` the
+    modules of experts that are run one matrix at a time.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        """Find the model's class and layers, and where its weights are. Reads none.
+
+        Args:
+            checkpoint: with its tensors as they are stored.
+            device: where the model is run.
+
+        Raises:
+            CalibrationError: transformers has no such model.
+            CheckpointError: the checkpoint's tensors are not that model's.
+
+        """
+        require_transformers()
+        experts.register()
+        self.device = device
+        self.model = empty_model(checkpoint.config, device, experts.NAME)
+        self.parameters = Parameters(checkpoint, self.model, device)
+        self.modules: Mapping[str, nn.Module] = dict(self.model.named_modules())
+        self.layers = tuple(decoder_layers(self.model))
+        self.parts = {
+            layer: {
+                name: module
+                for name, module in self.modules.items()
+                if name == layer or name.startswith(f"{layer}.")
+            }
+            for layer in self.layers
+        }
+        self.experts = {
+            name: module
+            for parts in self.parts.values()
+            for name, module in parts.items()
+            if experts.is_streamed(module)
+        }
+        for parts in self.parts.values():
+            self.parameters.require(stored_names(parts))
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights of the model, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def n_matrices(self, parameter: str) -> int:
+        """How many matrices a parameter holds: one per expert, or one."""
+        shape = self.parameters.shape(parameter)
+        return shape[0] if len(shape) > 2 else 1
+
+    def state_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of the hidden states of so many chunks and tokens."""
+        return prod(shape) * int(self.model.config.get_text_config().hidden_size) * 4
+
+    def dense(self, layer: str) -> list[str]:
+        """The parameters that are loaded with a layer: all but the matrices of streamed experts."""
+        streamed = {
+            matrix
+            for name in self.parts[layer].keys() & self.experts.keys()
+            for matrix in experts.matrices(name, self.experts[name])
+        }
+        return [name for name in stored_names(self.parts[layer]) if name not in streamed]
+
+    def require_context(self, context: int) -> None:
+        """Refuse more tokens at once than the model was made for.
+
+        Raises:
+            CalibrationError: they are.
+
+        """
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(most, int) and context > most:
+            raise CalibrationError(
+                f"--context {context} is more than the {most} tokens that config.json gives the "
+                "model; choose a smaller one."
+            )

@@ -1,0 +1,136 @@
+"""Which input of the model is which tensor's of the GGUF, by what both were made of."""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quantkit.calibrate.lockstep.forward import LockstepForward
+from quantkit.calibrate.statistics import Sums
+from quantkit.checkpoint.checkpoint import Checkpoint, Range
+from quantkit.families.model import Block, Model, Target
+
+
+class Inputs:
+    """Finds what goes into the matrices of a GGUF's tensors."""
+
+    def __init__(self, checkpoint: Checkpoint, forward: LockstepForward) -> None:
+        """Look at the names: ``checkpoint`` is described, ``forward`` runs what it describes."""
+        assert checkpoint.description is not None  # noqa: S101 - said above
+        self._checkpoint = checkpoint
+        self._description = checkpoint.description
+        self._forward = forward
+        self._starts: dict[Path, list[tuple[int, str]]] = {}
+        for tensor in self._description.stored.values():
+            self._starts.setdefault(tensor.file, []).append((tensor.offset, tensor.name))
+        for starts in self._starts.values():
+            starts.sort()
+
+    def entries(self, model: Model, sums: Mapping[str, Sums]) -> tuple[dict[str, Sums], list[str]]:
+        """What a GGUF's tensors see, by name, and the names of those of which that is not known.
+
+        A tensor has an entry if each of its matrices has the columns of the parameter's, in the
+        same order: its first row is a row of it.
+
+        Args:
+            model: what the converter makes of the checkpoint.
+            sums: by parameter.
+
+        Raises:
+            CheckpointError: a weight cannot be read.
+
+        """
+        sites = self._sites(sums)
+        found, without = {}, []
+        for target in model.targets:
+            if target.layer is None or len(target.shape) < 2 or not target.name.endswith("weight"):
+                continue
+            parts = [self._seen(target, number, sites, sums) for number in range(_matrices(target))]
+            seen = [part for part in parts if part is not None]
+            if len(seen) == len(parts):
+                squares = np.stack([squares for squares, _ in seen])
+                counts = np.array([count for _, count in seen], np.float32)
+                found[target.name] = Sums(squares, counts)
+            elif target.is_linear:
+                without.append(target.name)
+        return found, without
+
+    def _sites(self, sums: Mapping[str, Sums]) -> dict[str, tuple[str, int | None]]:
+        """By stored tensor, the parameter that it is in, and as which expert if it is one."""
+        sites: dict[str, tuple[str, int | None]] = {}
+        for parameter, seen in sums.items():
+            for names in self._forward.parameters.origins[parameter].sources.values():
+                are_experts = len(names) == len(seen.counts) > 1
+                for number, name in enumerate(names):
+                    sites[name] = (parameter, number if are_experts else None)
+        return sites
+
+    def _seen(
+        self,
+        target: Target,
+        matrix: int,
+        sites: Mapping[str, tuple[str, int | None]],
+        sums: Mapping[str, Sums],
+    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float32]], float] | None:
+        """The squares and the count of one matrix."""
+        rows = target.shape[-2]
+        is_computed = target.name in self._description.computed
+        block = _block_at(target, matrix * rows)
+        for stored, row in self._made_of(target, matrix * rows, block):
+            if stored not in sites:
+                continue
+            parameter, expert = sites[stored]
+            seen = sums[parameter]
+            if seen.squares.shape[1] != target.columns:
+                continue
+            if expert is None and len(seen.counts) > 1:
+                shape = self._description.stored[stored].shape
+                expert = row // prod(shape[1:-1])
+            if is_computed and not self._has_row(target, matrix * rows, parameter, expert):
+                continue
+            return seen.squares[expert or 0], float(seen.counts[expert or 0])
+        return None
+
+    def _made_of(self, target: Target, row: int, block: Block) -> list[tuple[str, int]]:
+        """The stored tensors, and rows of them, that a row of a target is made of."""
+        if target.name not in self._description.computed:
+            return [(block.source, block.row)]
+        (ranges,) = self._description.rows.needs([(target.name, row, 1)])
+        return [self._tensor_at(part) for part in ranges]
+
+    def _tensor_at(self, part: Range) -> tuple[str, int]:
+        starts = self._starts[part.file]
+        offset, name = starts[bisect_right(starts, (part.start, "\U0010ffff")) - 1]
+        return name, (part.start - offset) // self._description.stored[name].row_bytes
+
+    def _has_row(self, target: Target, row: int, parameter: str, expert: int | None) -> bool:
+        """Whether a row of a computed tensor is one of a parameter's matrix, as it is."""
+        if self._checkpoint.tensors[target.name].dtype != "F32":
+            return False
+        parameters = self._forward.parameters
+        values = parameters.load([parameter])[parameter] if expert is None else None
+        if values is None:
+            assert expert is not None  # noqa: S101 - just asked
+            values = parameters.expert(parameter, expert)
+        raw = self._description.rows.rows(target.name, row, 1, self._description.rows.read)
+        wanted = torch.from_numpy(np.frombuffer(raw, "<f4").copy()).to(values.device)
+        return any(
+            matrix.shape[-1] == len(wanted) and bool((matrix == wanted).all(-1).any())
+            for matrix in (values, values.T)
+        )
+
+
+def _matrices(target: Target) -> int:
+    return prod(target.shape[:-2])
+
+
+def _block_at(target: Target, row: int) -> Block:
+    """The block that a row of all matrices begins."""
+    for block in target.blocks:
+        if row < block.rows:
+            return block
+        row -= block.rows
+    raise ValueError(f"{target.name} has no row {row} more")

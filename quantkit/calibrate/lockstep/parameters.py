@@ -1,0 +1,179 @@
+"""Parameters of a model as float32 tensors, read and converted when they are needed."""
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quantkit.calibrate.lockstep.names import Origin, find_origins
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.hub_rows import with_rows
+from quantkit.checkpoint.rows import open_rows
+from quantkit.core.errors import CheckpointError
+from quantkit.core.printable import quoted
+from quantkit.core.tensors import FLOAT_BYTES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_READ_ROWS = 64 * 2**20  # bytes of embeddings read at once
+
+
+class Parameters:
+    """What a model's parameters are, in a checkpoint of any kind that has rows."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: "PreTrainedModel", device: torch.device
+    ) -> None:
+        """Find out what is stored where. Reads no weights.
+
+        Raises:
+            CheckpointError: the tensors are not those of the model, or in a form that is not read.
+
+        """
+        self._model = model
+        self._device = device
+        self._tensors = checkpoint.tensors
+        self._read_rows = open_rows(with_rows(checkpoint))
+        self._wanted = model.state_dict()
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        self.origins: Mapping[str, Origin] = find_origins(model, shapes)
+        self._place = checkpoint.repo.repo_id if checkpoint.repo else str(checkpoint.path)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A parameter's shape."""
+        return tuple(self._wanted[name].shape)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Refuse a checkpoint that lacks one of these, or has it in no plain form.
+
+        Raises:
+            CheckpointError: it does.
+
+        """
+        for name in names:
+            if name not in self.origins:
+                raise CheckpointError(
+                    f"{self._place} lacks what {quoted(name)} is made of; download it again."
+                )
+            for stored in self.origins[name].stored:
+                kind = self._tensors[stored].dtype
+                if kind not in FLOAT_BYTES and self._wanted[name].is_floating_point():
+                    raise CheckpointError(
+                        f"{quoted(stored)} of {self._place} is stored as {kind}, and quantkit runs "
+                        "plain floats alone; give the checkpoint that it was made from."
+                    )
+
+    def load(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Some parameters, whole.
+
+        Raises:
+            CheckpointError: one is missing, or cannot be read.
+
+        """
+        made: dict[str, Tensor] = {}
+        for name in names:
+            if name in made:
+                continue
+            self.require([name])
+            origin = self.origins[name]
+            converted = origin.convert(self._model, self._read)
+            made |= converted
+            if name not in converted:  # tied
+                made[name] = converted[origin.first]
+        return {name: made[name] for name in names}
+
+    def expert(self, name: str, expert: int) -> Tensor:
+        """One expert's matrix of a parameter that holds all: what is stored of it alone is read.
+
+        Raises:
+            CheckpointError: it is missing, or cannot be read.
+
+        """
+        origin = self.origins[name]
+        experts, *shape = self._wanted[name].shape
+        if all(len(names) == experts for names in origin.sources.values()):
+            made = origin.convert(self._model, self._read, lambda names: (names[expert],))
+        elif all(self._tensors[stored].shape[0] == experts for stored in origin.stored):
+            made = origin.convert(self._model, lambda stored: self._read(stored, expert))
+        else:
+            return self.load([name])[name][expert]
+        matrix = made[name]
+        if tuple(matrix.shape) != (1, *shape):
+            return self.load([name])[name][expert]
+        return matrix[0]
+
+    def table(self, name: str, used: NDArray[np.int64]) -> Tensor:
+        """A matrix of which only some rows are asked for, as embeddings are.
+
+        Pages of the others are never touched, and take no memory.
+
+        Raises:
+            CheckpointError: it is missing, or cannot be read.
+
+        """
+        self.require([name])
+        origin = self.origins[name]
+        if origin.converter is not None:
+            return self.load([name])[name]
+        source = self._tensors[origin.stored[0]]
+        table = np.zeros(source.shape, np.float32)
+        step = max(1, _READ_ROWS // source.row_bytes)
+        for first in range(0, source.shape[0], step):
+            count = min(step, source.shape[0] - first)
+            here = used[(used >= first) & (used < first + count)]
+            if here.size:
+                raw = torch.from_numpy(self._read_rows(source.name, first, count))
+                rows = raw.view(_DTYPES[source.dtype]).view(count, -1)
+                table[here] = rows[torch.from_numpy(here - first)].float().numpy()
+        return torch.from_numpy(table).to(self._device)
+
+    def _read(self, name: str, matrix: int | None = None) -> Tensor:
+        """A stored tensor, or one matrix of it, which keeps its axis."""
+        tensor = self._tensors[name]
+        shape = tensor.shape if matrix is None else (1, *tensor.shape[1:])
+        rows = prod(tensor.shape[:-1])
+        count = rows if matrix is None else rows // tensor.shape[0]
+        raw = torch.from_numpy(self._read_rows(name, (matrix or 0) * count, count))
+        return raw.view(_DTYPES[tensor.dtype]).to(self._device).float().view(shape)
+
+
+def stored_names(parts: Mapping[str, nn.Module]) -> list[str]:
+    """The names of what modules themselves hold and a checkpoint stores."""
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in parts.items()
+        for name in (*module._parameters, *module._buffers)
+        if name not in module._non_persistent_buffers_set
+        and (module._parameters.get(name) is not None or module._buffers.get(name) is not None)
+    ]
+
+
+def fill(parts: Mapping[str, nn.Module], values: Mapping[str, Tensor]) -> None:
+    """Put parameters into modules."""
+    for prefix, module in parts.items():
+        for held in (module._parameters, module._buffers):
+            for name in held:
+                full = f"{prefix}.{name}" if prefix else name
+                if full in values:
+                    old = held[name]
+                    assert old is not None  # noqa: S101 - it has a name
+                    value = values[full].to(old.dtype)
+                    is_parameter = held is module._parameters
+                    held[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+
+
+def empty(parts: Mapping[str, nn.Module]) -> None:
+    """Take out again what `fill` put in."""
+    for module in parts.values():
+        for held in (module._parameters, module._buffers):
+            for name, value in held.items():
+                if value is not None and name not in module._non_persistent_buffers_set:
+                    meta = torch.empty_like(value, device="meta")
+                    is_parameter = held is module._parameters
+                    held[name] = nn.Parameter(meta, requires_grad=False) if is_parameter else meta

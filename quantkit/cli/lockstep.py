@@ -1,0 +1,65 @@
+"""Calibration of a checkpoint that quantkit does not describe by itself: transformers runs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.cli.joined import require_continuable
+from quantkit.cli.output import note
+
+if TYPE_CHECKING:
+    from quantkit.calibrate.calibrate import Calibration, Settings
+    from quantkit.calibrate.text import Corpus
+    from quantkit.checkpoint.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusWish:
+    """What to run a model over: files, or the built-in text, or noise."""
+
+    files: Sequence[Path]
+    chunks: int
+    context: int
+    noise: bool
+
+
+def calibrate_described(
+    folder: Path, wish: CorpusWish, out: Path, settings: "Settings", earlier: Sequence[Path]
+) -> "Calibration":
+    """Calibrate with a progress bar.
+
+    Raises:
+        MissingPackageError: transformers is not installed.
+        CalibrationError, CheckpointError, ConverterError, OutputError: as `calibrate` of lockstep
+            and `open_checkpoint` do.
+
+    """
+    from quantkit.core.packages import require
+
+    require("transformers", "transformers", "transformers", "Calibrating such a model")
+    from quantkit.calibrate.lockstep.calibrate import calibrate, stand_ready
+    from quantkit.checkpoint.open import open_checkpoint, open_model, open_stored
+    from quantkit.cli.calibrate import metered, remarks_on
+
+    stand_ready(open_stored(folder), wish.context, settings)
+    checkpoint = open_checkpoint(folder)
+    for remark in checkpoint.remarks:
+        note(remark)
+    model = open_model(checkpoint)
+    require_continuable(earlier, model.targets)
+    corpus = _make_corpus(checkpoint, wish)
+    return metered(
+        lambda report: calibrate(checkpoint, model, corpus, out, settings, report, note, earlier),
+        remarks_on(corpus, wish.chunks),
+    )
+
+
+def _make_corpus(checkpoint: "Checkpoint", wish: CorpusWish) -> "Corpus":
+    from quantkit.calibrate.text import make_corpus, random_corpus
+
+    if not wish.noise:
+        return make_corpus(checkpoint, wish.files, wish.chunks, wish.context)
+    assert checkpoint.description is not None  # noqa: S101 - it is described
+    (table,) = (t for t in checkpoint.description.targets if t.name == "token_embd.weight")
+    return random_corpus(table.shape[0], wish.chunks, wish.context)
