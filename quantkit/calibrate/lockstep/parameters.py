@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantkit.calibrate.lockstep.names import Origin, find_origins
+from quantkit.calibrate.lockstep.scaled import DTYPE, KIND, block_size, scale_of, scaled
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.rows import open_rows
@@ -20,7 +21,7 @@ from quantkit.core.tensors import FLOAT_BYTES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, KIND: DTYPE}
 _READ_ROWS = 64 * 2**20  # bytes of embeddings read at once
 
 
@@ -41,6 +42,7 @@ class Parameters:
         self._tensors = checkpoint.tensors
         self._read_rows = open_rows(with_rows(checkpoint))
         self._wanted = model.state_dict()
+        self._block = block_size(checkpoint.config)
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         self.origins: Mapping[str, Origin] = find_origins(model, shapes)
         self._place = checkpoint.repo.repo_id if checkpoint.repo else str(checkpoint.path)
@@ -63,10 +65,12 @@ class Parameters:
                 )
             for stored in self.origins[name].stored:
                 kind = self._tensors[stored].dtype
-                if kind not in FLOAT_BYTES and self._wanted[name].is_floating_point():
+                is_scaled = kind == KIND and scale_of(stored, self._tensors) is not None
+                if kind not in FLOAT_BYTES and not is_scaled:
                     raise CheckpointError(
                         f"{quoted(stored)} of {self._place} is stored as {kind}, and quantkit runs "
-                        "plain floats alone; give the checkpoint that it was made from."
+                        "only floats and FP8 with its scales layer by layer; give the checkpoint "
+                        "that it was made from."
                     )
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -140,7 +144,18 @@ class Parameters:
         rows = prod(tensor.shape[:-1])
         count = rows if matrix is None else rows // tensor.shape[0]
         raw = torch.from_numpy(self._read_rows(name, (matrix or 0) * count, count))
-        return raw.view(_DTYPES[tensor.dtype]).to(self._device).float().view(shape)
+        values = raw.view(_DTYPES[tensor.dtype]).to(self._device).float().view(shape)
+        if tensor.dtype != KIND:
+            return values
+        scale = scale_of(name, self._tensors)
+        assert scale is not None  # noqa: S101 - `require` has seen it
+        try:
+            return scaled(values, self._read(scale, matrix), self._block)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{quoted(scale)} of {self._place} does not fit what it scales: {error}; download "
+                "the checkpoint again."
+            ) from None
 
 
 def stored_names(parts: Mapping[str, nn.Module]) -> list[str]:
