@@ -38,8 +38,6 @@ def forbidden(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("command", "fix"),
     [
-        (("calibrate", "MODEL", "-o", "OUT"), "llama-imatrix, for --imatrix"),
-        (("perplexity", "MODEL"), "build a GGUF of it and give that"),
         (("densify", "MODEL", "-o", "OUT", "--expert", "0"), "takes Mixtrals"),
         (("build", "MODEL", "-o", "OUT", "-q", "bnb-nf4"), IMATRIX),
         (("build", "MODEL", "-o", "OUT", "-q", "gptq-int4"), IMATRIX),

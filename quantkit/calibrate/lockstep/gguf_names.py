@@ -46,7 +46,7 @@ class Inputs:
         sites = self._sites(sums)
         found, without = {}, []
         for target in model.targets:
-            if target.layer is None or len(target.shape) < 2 or not target.name.endswith("weight"):
+            if target.layer is None or not target.name.endswith(".weight"):
                 continue
             parts = [self._seen(target, number, sites, sums) for number in range(_matrices(target))]
             seen = [part for part in parts if part is not None]
@@ -76,7 +76,7 @@ class Inputs:
         sums: Mapping[str, Sums],
     ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float32]], float] | None:
         """The squares and the count of one matrix."""
-        rows = target.shape[-2]
+        rows = target.shape[-2] if len(target.shape) > 1 else 1
         is_computed = target.name in self._description.computed
         block = _block_at(target, matrix * rows)
         for stored, row in self._made_of(target, matrix * rows, block):
