@@ -1,6 +1,8 @@
 """A model run layer by layer against transformers' ordinary forward."""
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quantkit.calibrate.lockstep.run import run
+from quantkit.calibrate.lockstep.scaled import scaled
 from quantkit.calibrate.lockstep.squares import Squares
 from quantkit.calibrate.lockstep.states import States
 from quantkit.core.errors import CalibrationError, CheckpointError
@@ -221,3 +224,65 @@ def test_code_that_comes_with_a_model_is_not_run(folders: dict[str, Path], tmp_p
     with pytest.raises(CalibrationError, match="no model of the type"):
         opened(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_whose_experts_are_in_memory_all_at_once() -> None:
+    """Those of transformers' decoders that do not ask for a function to run their experts.
+
+    Bamba has none, for all that it speaks of them.
+    """
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    models = Path(spec.submodule_search_locations[0]) / "models"
+    kinds = {
+        *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    }
+    found = set()
+    for folder in {configuration_auto.model_type_to_module_name(kind) for kind in kinds}:
+        for file in (models / folder).glob("modeling_*.py"):
+            text = file.read_text()
+            has_experts = re.search(r"num_(local_|routed_)?experts\b|moe_num_experts", text)
+            if has_experts and "use_experts_implementation" not in text:
+                found.add(folder)
+    assert found <= {"bamba", "dbrx", "doge", "jetmoe", "llama4", "longcat_flash", "step3p7"}
+
+
+def test_scales_of_blocks_of_which_the_last_is_cut_off() -> None:
+    from tests.architectures.forms import spread
+
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(3, 200, 150, generator=generator)
+    for scales, block in (
+        (torch.rand(3, 2, 2, generator=generator), (128, 128)),
+        (torch.rand(3, 7, 3, generator=generator), (32, 64)),
+    ):
+        wide = torch.stack([spread(s, *block, weights.shape[1:]) for s in scales])
+        assert torch.equal(scaled(weights, scales, block), weights * wide)
+    row = torch.rand(3, 200, 1, generator=generator)
+    assert torch.equal(scaled(weights, row, (128, 128)), weights * row)
+    assert torch.equal(scaled(weights, torch.tensor(0.5), None), weights / 2)
+    with pytest.raises(ValueError, match="3 scales"):
+        scaled(weights[0], torch.rand(3, 2), (128, 128))
+
+
+def test_fp8_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
+    """In bfloat16, to which transformers rounds a weight times its scale."""
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
+    from tests.architectures.make import make_checkpoint
+
+    folder = tmp_path / "qwen35-fp8"
+    make_checkpoint(folder.name, folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        quantization_config=FineGrainedFP8Config(dequantize=True),
+    )
+    state = model.state_dict()
+    found = opened(folder).parameters.load(list(state))
+    for name, values in state.items():
+        assert torch.equal(found[name].to(values.dtype), values), name
