@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibrate.calibrate import Settings
+from quantkit.calibrate.calibrate import Settings, Step
 from quantkit.calibrate.lockstep import calibrate as lockstep
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.imatrix import load_imatrix
@@ -74,12 +74,9 @@ def test_an_importance_matrix_that_was_stopped_is_the_same(
     assert_complete(whole, model)
     again = tmp_path / "again.gguf"
 
-    class StopError(KeyboardInterrupt):
-        pass
-
-    def stop(step: lockstep.Step) -> None:
+    def stop(step: Step) -> None:
         if step.layers == 1:
-            raise StopError
+            raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="1 of 2 layers"):
         lockstep.calibrate(checkpoint, model, corpus, again, Settings(), stop)

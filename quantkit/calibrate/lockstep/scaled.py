@@ -33,8 +33,9 @@ def scaled(weights: Tensor, scales: Tensor, block: tuple[int, int] | None) -> Te
 
     Args:
         weights: shape (..., rows, columns).
-        scales: one; or a row of blocks for each row of them, of equal size if ``block`` is None.
-        block: rows and columns of a block, of which the last may be cut off.
+        scales: one, or one for each block.
+        block: rows and columns of a block, of which the last may be cut off. Where there are as
+            many scales as rows or columns, or one, or this is None, blocks are of equal size.
 
     Raises:
         ValueError: there are not as many scales as blocks.
@@ -46,7 +47,9 @@ def scaled(weights: Tensor, scales: Tensor, block: tuple[int, int] | None) -> Te
         scales = scales[:, None]
     for axis in (-2, -1):
         length, count = weights.shape[axis], scales.shape[axis]
-        size = -(-length // count) if block is None or count == 1 else block[axis]
+        size = -(-length // count)
+        if block is not None and -(-length // block[axis]) == count > 1:
+            size = block[axis]
         if -(-length // size) != count:
             raise ValueError(f"{count} scales for {length} weights in blocks of {size}")
         scales = scales.repeat_interleave(size, axis).narrow(axis, 0, length)

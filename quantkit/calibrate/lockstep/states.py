@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantkit.core.documents import parse_object
 from quantkit.core.errors import CalibrationError, OutputError
 from quantkit.core.files import open_file
 from quantkit.core.writing import create, is_own
@@ -137,7 +138,7 @@ class States:
             if _crc_of(file) != crc:
                 raise damaged
             file.seek(0)
-            header = json.loads(file.read(_HEADER))
+            header = parse_object(file.read(_HEADER), path, error=OutputError, fix=self._anew)
             leaves = [(dtype, tuple(shape)) for dtype, shape in header["leaves"]]
             self._resumed = header["structure"], self._map(file, leaves, "r")
         self._turn = 1 - turn
