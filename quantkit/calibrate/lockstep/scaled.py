@@ -34,8 +34,8 @@ def scaled(weights: Tensor, scales: Tensor, block: tuple[int, int] | None) -> Te
     Args:
         weights: shape (..., rows, columns).
         scales: one, or one for each block.
-        block: rows and columns of a block, of which the last may be cut off. Where there are as
-            many scales as rows or columns, or one, or this is None, blocks are of equal size.
+        block: rows and columns of a block, of which the last may be cut off; None for as many as
+            there are scales. One scale, or as many as rows or columns, need no block.
 
     Raises:
         ValueError: there are not as many scales as blocks.
@@ -48,7 +48,7 @@ def scaled(weights: Tensor, scales: Tensor, block: tuple[int, int] | None) -> Te
     for axis in (-2, -1):
         length, count = weights.shape[axis], scales.shape[axis]
         size = -(-length // count)
-        if block is not None and -(-length // block[axis]) == count > 1:
+        if block is not None and count not in (1, length):
             size = block[axis]
         if -(-length // size) != count:
             raise ValueError(f"{count} scales for {length} weights in blocks of {size}")
