@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from quantkit.cli.gguf_matrix import experts_of, gather_from_gguf, gguf_wish, open_gguf_here
+from quantkit.cli.gguf_matrix import experts_in, gather_from_gguf, gguf_wish, open_gguf_here
 from quantkit.cli.joined import require_continuable
 from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
 from quantkit.cli.output import (
@@ -105,7 +105,9 @@ def calibrate(
     if is_gguf:
         wish = gguf_wish(text, chunks, context, gpu_layers=gpu_layers)
         gguf = open_gguf_here(checkpoint)
-        refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts_of(gguf)))
+        assert gguf.header is not None  # noqa: S101 - it is a GGUF
+        experts = experts_in(gguf.header)
+        refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts=experts))
         if plot is not None:
             require_drawable(plot)
         require_continuable(earlier or (), open_model(gguf).targets)
@@ -123,17 +125,21 @@ def calibrate(
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
     stored = open_stored(checkpoint)
     if is_foreign(stored):
-        refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, experts=0))
+        refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, lends=False))
+        if plot is not None:
+            require_drawable(plot)
         corpus_wish = CorpusWish(text or (), chunks, context, random_tokens)
-        found = calibrate_described(checkpoint, corpus_wish, out, settings, earlier or ())
-        _finish(found, found.routing, "layers", None, 0, as_json)
+        found = calibrate_described(
+            checkpoint, corpus_wish, out, settings, earlier or (), draws=plot is not None
+        )
+        _finish(found, found.routing, "layers", plot, 0, as_json)
         return
     source, model = open_noted(
         stored,
         "build a bf16 GGUF of it and make the importance matrix with llama-imatrix, for --imatrix",
     )
     experts = model.hparams.num_local_experts
-    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts))
+    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts=experts))
     if plot is not None:
         require_drawable(plot)
     require_continuable(earlier or (), model.targets)

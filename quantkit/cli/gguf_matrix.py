@@ -12,6 +12,7 @@ from quantkit.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.gguf import Header
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.verify.imatrix import Gathered, Step, Wish
 
@@ -154,9 +155,9 @@ def open_gguf_here(path: Path) -> "Checkpoint":
     return open_checkpoint(path)
 
 
-def experts_of(gguf: "Checkpoint") -> int:
+def experts_in(header: "Header") -> int:
     """How many experts a layer of a GGUF has; 0 for a model that is no mixture."""
-    metadata = gguf.header.metadata if gguf.header is not None else {}
+    metadata = header.metadata
     return int(metadata.get(f"{metadata.get('general.architecture')}.expert_count", 0))
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantkit.cli.gguf_matrix import experts_in
 from quantkit.cli.joined import require_continuable
 from quantkit.cli.output import note
+from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Calibration, Settings
@@ -25,11 +27,18 @@ class CorpusWish:
 
 
 def calibrate_described(
-    folder: Path, wish: CorpusWish, out: Path, settings: "Settings", earlier: Sequence[Path]
+    folder: Path,
+    wish: CorpusWish,
+    out: Path,
+    settings: "Settings",
+    earlier: Sequence[Path],
+    *,
+    draws: bool,
 ) -> "Calibration":
-    """Calibrate with a progress bar.
+    """Calibrate with a progress bar; ``draws`` says whether it is to be drawn where tokens went.
 
     Raises:
+        PlanError: there is nothing to draw.
         MissingPackageError: transformers is not installed.
         CalibrationError, CheckpointError, ConverterError, OutputError: as `calibrate` of lockstep
             and `open_checkpoint` do.
@@ -44,6 +53,11 @@ def calibrate_described(
 
     stand_ready(open_stored(folder), wish.context, settings)
     checkpoint = open_checkpoint(folder)
+    assert checkpoint.description is not None  # noqa: S101 - it is foreign
+    if draws and not experts_in(checkpoint.description.header):
+        raise PlanError(
+            "--plot draws where the tokens of a MoE went; this model has no experts; leave it out."
+        )
     for remark in checkpoint.remarks:
         note(remark)
     model = open_model(checkpoint)

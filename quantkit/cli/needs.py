@@ -253,6 +253,7 @@ class CalibrateWish:
 
     random_tokens: bool
     is_gguf: bool = False
+    lends: bool = True
     experts: int | None = None
 
     @property
@@ -280,6 +281,12 @@ CALIBRATE: tuple[Need[CalibrateWish], ...] = (
         "text",
         lambda wish: not wish.random_tokens,
         "does nothing beside --random-tokens, which runs without text; leave out --text",
+    ),
+    Need(
+        "--min-tokens",
+        "min_tokens",
+        lambda wish: wish.lends,
+        "is for Mixtral: experts of other architectures borrow no tokens yet; leave it out",
     ),
     Need(
         "--min-tokens",

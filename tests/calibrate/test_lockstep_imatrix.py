@@ -23,16 +23,18 @@ CHUNKS, CONTEXT = 4, 128
 # What llama.cpp multiplies otherwise than the model: latent attention's halves of one matrix, of
 # which one is turned around.
 ABSORBED = ("attn_k_b", "attn_v_b")
-NAMES = (
-    *("qwen3", "gemma2", "phi-mini", "stablelm", "falcon", "olmoe", "granitemoe"),
-    *("deepseek2", "qwen3next"),
-)
+# One dense, one mixture, one with latent attention; the others are compared by hand.
+NAMES = ("qwen3", "olmoe", "deepseek2")
 # llama.cpp does not read it, but knows what the published ones have: the length of a head.
 PUBLISHED = {"gemma2": {"query_pre_attn_scalar": 64}}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_counts_and_sums_are_llama_imatrixs(name: str, tmp_path: Path) -> None:
+    compare_matrices(name, tmp_path)
+
+
+def compare_matrices(name: str, tmp_path: Path) -> None:
     folder = small_model(name, tmp_path / "model", **PUBLISHED.get(name, {}))
     text = text_file(tmp_path)
     checkpoint = open_checkpoint(folder)
@@ -55,11 +57,9 @@ def test_counts_and_sums_are_llama_imatrixs(name: str, tmp_path: Path) -> None:
     )
     mine, reference = read_imatrix(ours), read_imatrix(theirs)
     lacking = reference.keys() - mine.keys()
-    assert all(any(part in key for part in ABSORBED) for key in lacking), lacking
+    assert {key for key in reference if any(part in key for part in ABSORBED)} == lacking
     assert mine.keys() <= reference.keys()
     for key in mine.keys() & reference.keys():
-        if any(part in key for part in ABSORBED):
-            continue
         wanted = reference[key]
         assert mine[key].shape == wanted.shape
         if key.endswith(".counts"):

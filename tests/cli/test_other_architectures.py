@@ -115,3 +115,8 @@ def test_a_model_that_transformers_does_not_know(folder: Path, text: Path, tmp_p
     assert "no model of the type" in refusal(
         quantkit("perplexity", other, "-t", text, "--context", CONTEXT)
     )
+
+
+def test_what_another_mixture_does_not_do(folder: Path, tmp_path: Path) -> None:
+    wish = ("calibrate", folder, "-o", tmp_path / "i.gguf", "--min-tokens", 8)
+    assert "experts of other architectures borrow no tokens" in refusal(quantkit(*wish))

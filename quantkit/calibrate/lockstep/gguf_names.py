@@ -13,6 +13,9 @@ from quantkit.calibrate.statistics import Sums
 from quantkit.checkpoint.checkpoint import Checkpoint, Range
 from quantkit.families.model import Block, Model, Target
 
+# Halves of a matrix of latent attention, which llama.cpp multiplies by what the model never has.
+_ABSORBED = ("attn_k_b.weight", "attn_v_b.weight")
+
 
 class Inputs:
     """Finds what goes into the matrices of a GGUF's tensors."""
@@ -47,6 +50,9 @@ class Inputs:
         found, without = {}, []
         for target in model.targets:
             if target.layer is None or not target.name.endswith(".weight"):
+                continue
+            if target.name.endswith(_ABSORBED):
+                without.append(target.name)
                 continue
             parts = [self._seen(target, number, sites, sums) for number in range(_matrices(target))]
             seen = [part for part in parts if part is not None]
