@@ -11,6 +11,7 @@ from rich.table import Table
 
 from quantkit.cli.calibrate import ChunksOption, ContextOption, Device, DeviceOption, TextOption
 from quantkit.cli.calibrated import (
+    NO_FOLDERS,
     UNCOMPUTED,
     GptqWish,
     OnText,
@@ -265,7 +266,7 @@ def build(
             "checkpoint that it was converted from",
         )
     if (auto and not is_gguf) or any(chosen.format != "gguf" for chosen in quants):
-        require_layers(source, UNCOMPUTED)
+        require_layers(source, UNCOMPUTED if auto else NO_FOLDERS)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)

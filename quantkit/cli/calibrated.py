@@ -30,6 +30,9 @@ UNCOMPUTED = (
 )
 """What to do instead with a model whose layers quantkit does not compute."""
 
+NO_FOLDERS = "build GGUF quants of it, and leave bitsandbytes and GPTQ out"
+"""The same where the quants that were asked for take no importance matrix."""
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -237,7 +240,7 @@ def plan_gptq_quants(
     from quantkit.formats.gguf.metadata import describe_checkpoint
     from quantkit.formats.gptq.plan import lay_out_gptq
 
-    checkpoint, model = open_noted(source, UNCOMPUTED)
+    checkpoint, model = open_noted(source, NO_FOLDERS)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     layouts = [
         replace(

@@ -41,6 +41,12 @@ class ConverterError(QuantkitError):
     """llama.cpp's converter cannot be had, or does not describe a checkpoint."""
 
 
+class ConverterEndedError(QuantkitError):
+    """The converter's process is gone, whoever ended it: nothing is said of the checkpoint."""
+
+    exit_code = 1
+
+
 class TokenizerError(CheckpointError):
     """The tokenizer is missing or of a kind that llama.cpp cannot hold."""
 

@@ -1,8 +1,5 @@
-"""Building what llama.cpp's converter describes: each byte read once, and its process may die."""
+"""Building what llama.cpp's converter describes: each byte of the source is read once."""
 
-import os
-import random
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +13,8 @@ from quantkit.build.work import Work, prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.converter.describe import ConvertedRows
 from quantkit.checkpoint.open import open_checkpoint
-from quantkit.core.errors import ConverterError
 from quantkit.plan.quants import find_quants
-from tests.build.builds import artifacts_in, build_work, names_in, small_slabs
+from tests.build.builds import artifacts_in, build_work, small_slabs
 from tests.large_experts import BLOCK, large_experts
 
 QUANTS = ("q8_0", "q4_k_m")
@@ -118,32 +114,3 @@ def test_what_is_not_held_is_read_again(
     with small_slabs(2**14):
         build_work(work_of(checkpoint), tmp_path)
     assert artifacts_in(tmp_path) == whole
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_converters_process_is_killed(
-    seed: int, folder: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At a request that comes by chance: one sentence, and the same command goes on."""
-    checkpoint = open_checkpoint(folder)
-    description = checkpoint.description
-    assert description is not None
-    assert isinstance(description.rows, ConvertedRows)
-    rows, left = description.rows.rows, random.Random(seed).randrange(3, 60)
-
-    def killing(self: ConvertedRows, *arguments: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(self.pid, signal.SIGKILL)
-        return rows(*arguments)
-
-    monkeypatch.setattr(ConvertedRows, "rows", killing)
-    with small_slabs(2**14), pytest.raises(ConverterError, match=r"ended .*SIGKILL.*run the same"):
-        build_work(work_of(checkpoint), tmp_path)
-    assert not artifacts_in(tmp_path)
-    monkeypatch.undo()
-    with small_slabs(2**14):
-        build_work(work_of(open_checkpoint(folder)), tmp_path)
-    assert artifacts_in(tmp_path) == whole
-    assert names_in(tmp_path) == {*whole, "quantkit.json"}

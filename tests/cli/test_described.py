@@ -14,6 +14,9 @@ from tests.cli.command import quantkit, refusal
 from tests.large_experts import large_experts
 
 ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, and quantkit computes no layers"
+FOLDERS = (
+    "layers of such a model yet; build GGUF quants of it, and leave bitsandbytes and GPTQ out."
+)
 IMATRIX = "an importance matrix that llama-imatrix makes of its bf16 GGUF (--imatrix FILE)"
 
 
@@ -39,9 +42,9 @@ def forbidden(*_: object, **__: object) -> None:
     ("command", "fix"),
     [
         (("densify", "MODEL", "-o", "OUT", "--expert", "0"), "takes Mixtrals"),
-        (("build", "MODEL", "-o", "OUT", "-q", "bnb-nf4"), IMATRIX),
-        (("build", "MODEL", "-o", "OUT", "-q", "gptq-int4"), IMATRIX),
-        (("build", "MODEL", "-o", "OUT", "-q", "q8_0", "-q", "bnb-nf4", "--dry-run"), IMATRIX),
+        (("build", "MODEL", "-o", "OUT", "-q", "bnb-nf4"), FOLDERS),
+        (("build", "MODEL", "-o", "OUT", "-q", "gptq-int4"), FOLDERS),
+        (("build", "MODEL", "-o", "OUT", "-q", "q8_0", "-q", "bnb-nf4", "--dry-run"), FOLDERS),
         (("build", "MODEL", "-o", "OUT", "-q", "q4_k_m", "--imatrix", "auto"), IMATRIX),
     ],
 )

@@ -48,6 +48,16 @@ def text(name: str, content: str) -> Change:
     return change
 
 
+def link(name: str, target: str) -> Change:
+    """A link instead of a file."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return change
+
+
 def tensor(name: str, shape: list[int] | None, dtype: str = "F32") -> Change:
     """One more tensor, another one, or, without a shape, none of this name."""
 
@@ -99,9 +109,17 @@ CASES: dict[str, tuple[Change, str | None]] = {
     "a matrix too few": (tensor(QUERY, None), None),
     "a matrix of another shape": (tensor(QUERY, [3, 7]), None),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
-    "half a tokenizer": (text("tokenizer.json", "{"), "cannot describe"),
-    "a nested tokenizer": (text("tokenizer.json", DEEP), "cannot describe"),
-    "settings that are a list": (text("tokenizer_config.json", "[1]"), "cannot describe"),
+    "half a tokenizer": (text("tokenizer.json", "{"), "tokenizer.json is not JSON"),
+    "an empty tokenizer": (text("tokenizer.json", ""), "tokenizer.json is not JSON"),
+    "a tokenizer in a list": (text("tokenizer.json", "[1]"), "tokenizer.json is not a JSON object"),
+    "a tokenizer of nothing": (text("tokenizer.json", "{}"), "tokenizer.json cannot be used"),
+    "a nested tokenizer": (text("tokenizer.json", DEEP), "tokenizer.json is nested too deeply"),
+    "a tokenizer that is elsewhere": (
+        link("tokenizer.json", "nowhere"),
+        "tokenizer.json is a link",
+    ),
+    "a tokenizer in a circle": (link("tokenizer.json", "tokenizer.json"), "tokenizer.json cannot"),
+    "settings that are a list": (text("tokenizer_config.json", "[1]"), "tokenizer_config.json is"),
 }
 
 

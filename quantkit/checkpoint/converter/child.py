@@ -82,7 +82,7 @@ def _answer_all(channel: Channel, setup: dict[str, Any], folders: set[str]) -> N
         except MemoryError:
             channel.send({"failed": f"more than {setup['memory'] >> 20} MiB of memory"})
         except Exception as error:  # noqa: BLE001 - whatever somebody else's code raises is told
-            channel.send({"failed": _said(error), "kind": type(error).__name__})
+            channel.send({"failed": _said(error), "is_of_the_form": _is_of_the_form(error)})
 
 
 def _remove(folder: str) -> None:
@@ -100,13 +100,27 @@ def _remove(folder: str) -> None:
 def _said(error: BaseException) -> str:
     """What failed: its kind, its first line, and where in the converter it was."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    frames = _frames_in_converter(error)
+    if frames and not lines and isinstance(error, AssertionError):
+        lines = [frames[-1].line or ""]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    places = [
-        f"{Path(frame.filename).name}, line {frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).parent.name == "conversion"
-    ]
+    places = [f"{Path(frame.filename).name}, line {frame.lineno}" for frame in frames]
     return f"{text} in {places[-1]}" if places else text
+
+
+def _is_of_the_form(error: BaseException) -> bool:
+    """Whether the converter does not read weights that are stored so, rather than this checkpoint.
+
+    ``ModelBase.dequant_model`` asserts what it did not meet yet.
+    """
+    is_assertion = isinstance(error, AssertionError)
+    names = (frame.name for frame in _frames_in_converter(error))
+    return isinstance(error, NotImplementedError) or (is_assertion and "dequant_model" in names)
+
+
+def _frames_in_converter(error: BaseException) -> list[traceback.FrameSummary]:
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if Path(frame.filename).parent.name == "conversion"]
 
 
 _FORBIDDEN = (

@@ -2,8 +2,6 @@
 
 import atexit
 import re
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +17,15 @@ from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, Store
 from quantkit.checkpoint.converter.plausible import require_plausible
 from quantkit.checkpoint.converter.process import ConverterProcess, said
 from quantkit.checkpoint.converter.provision import Converter, find_converter
-from quantkit.checkpoint.converter.scales import require_scales
+from quantkit.checkpoint.converter.scales import require_groups, require_scales
+from quantkit.checkpoint.converter.small_files import link_small_files, remove, require_sound
 from quantkit.checkpoint.converter.tokens import mend
 from quantkit.checkpoint.gguf import Header, read_entries, read_header
 from quantkit.checkpoint.gguf_source import as_ggml_counts, named_target
 from quantkit.checkpoint.names import is_for_converters
 from quantkit.checkpoint.rows import read_stored
 from quantkit.core.errors import (
+    CheckpointError,
     ConverterError,
     GGUFError,
     TokenizerError,
@@ -252,7 +252,7 @@ class ConvertedRows:
             process = self._process
             if self._converter is None:
                 self._converter = find_converter(self.wish.tree)
-            folder = self._folder or _folder_of_small_files(self.stored)
+            folder = self._folder or self._link_small_files()
             if process is None:
                 process = ConverterProcess(self._converter, folder.parent)
             try:
@@ -261,7 +261,7 @@ class ConvertedRows:
                 if process is not self._process:
                     process.close()
                 if self._folder is None:
-                    _remove(folder)
+                    remove(folder)
         if "class" in answer:
             return answer
         refused = str(answer.get("refused", ""))
@@ -344,6 +344,8 @@ class ConvertedRows:
     def _ask_for_description(self) -> tuple[dict[str, Any], Path]:
         require_plausible(self.stored.config, self.stored.tensors, self.stored.path)
         require_scales(self.stored.config, self.stored.tensors, self.stored.path)
+        if self.stored.repo is None:  # the Hub would be asked once per matrix
+            require_groups(self.stored.tensors, self.read, self.stored.path)
         if self._converter is None:
             self._converter = find_converter(self.wish.tree, self.wish.say)
             if self._version not in (None, self._converter.version):
@@ -352,7 +354,7 @@ class ConvertedRows:
                     f"{self._converter.version}; install the same everywhere."
                 )
             self._version = self._converter.version
-        folder = self._folder = _folder_of_small_files(self.stored)
+        folder = self._folder = self._link_small_files()
         header = folder.parent / "header.gguf"
         stored = self.stored
         request = {
@@ -378,8 +380,11 @@ class ConvertedRows:
         Who is killed would leave them.
         """
         if self._folder is not None:
-            _remove(self._folder)
+            remove(self._folder)
             self._folder = None
+
+    def _link_small_files(self) -> Path:
+        return link_small_files(_place_of_small_files(self.stored), self.stored.name)
 
     def _name_pre_tokenizer(self) -> str:
         from quantkit.checkpoint.tokenizer import name_pre_tokenizer
@@ -482,11 +487,15 @@ def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, converter: Conve
             f"{what} has none that the converter knows; leave it out."
         )
     reason = said(answer) or str(answer.get("refused"))
-    if answer.get("kind") == "NotImplementedError":
+    if answer.get("is_of_the_form"):
         return ConverterError(
             f"{path} is stored in a form that llama.cpp's converter does not read ({reason}); give "
             "the original checkpoint that it was made from, or a GGUF of it."
         )
+    try:
+        require_sound(_place_of_small_files(checkpoint))
+    except CheckpointError as error:
+        return error
     return ConverterError(
         f"llama.cpp's converter cannot describe {path} ({reason}); check that it is whole, or "
         "give a GGUF of it."
@@ -506,22 +515,6 @@ def _read_header(file: Path, checkpoint: Checkpoint) -> Header:
         ) from None
 
 
-def _folder_of_small_files(checkpoint: Checkpoint) -> Path:
-    """A folder of the model's name with links to its small files, in one of its own.
-
-    The converter looks for nothing else, and what came as code is not even there.
-    """
-    place = _place_of_small_files(checkpoint).resolve()
-    folder = Path(tempfile.mkdtemp(prefix="quantkit-converter-")) / checkpoint.name
-    _link(place, folder)
-    return folder
-
-
-def _remove(folder: Path) -> None:
-    """Remove what `_folder_of_small_files` made."""
-    shutil.rmtree(folder.parent, ignore_errors=True)
-
-
 def _place_of_small_files(checkpoint: Checkpoint) -> Path:
     """The checkpoint's folder; on a machine that lacks it, what the Hub's cache there has.
 
@@ -537,15 +530,6 @@ def _place_of_small_files(checkpoint: Checkpoint) -> Path:
     wanted = [name for name in repo.sizes if is_for_converters(name) or name == "README.md"]
     found = {name: download(repo, name) for name in wanted}
     return found["config.json"].parent
-
-
-def _link(source: Path, target: Path, *, is_top: bool = True) -> None:
-    target.mkdir()
-    for entry in source.iterdir():
-        if entry.is_dir() and is_top and not entry.name.startswith("."):
-            _link(entry, target / entry.name, is_top=False)
-        elif (is_for_converters(entry.name) or entry.name == "README.md") and entry.is_file():
-            (target / entry.name).symlink_to(entry.resolve())
 
 
 def _in_converters_order(checkpoint: Checkpoint) -> list[SourceTensor]:

@@ -14,7 +14,7 @@ from quantkit.checkpoint.checkpoint import StoredReader
 from quantkit.checkpoint.converter.channel import Channel
 from quantkit.checkpoint.converter.provision import Converter
 from quantkit.core.child import child_environment
-from quantkit.core.errors import ConverterError, TokenizerError
+from quantkit.core.errors import ConverterEndedError, ConverterError, TokenizerError
 from quantkit.core.printable import one_line
 
 # Of data, PyTorch's and the largest vocabularies' included; what it describes is in none of it.
@@ -55,6 +55,8 @@ class ConverterProcess:
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
+            # Importing torch makes this folder, where it would keep what it compiles. It is there.
+            "TORCHINDUCTOR_CACHE_DIR": str(converter.packages),
         }
         try:
             self._process = subprocess.Popen(
@@ -90,7 +92,8 @@ class ConverterProcess:
             name_pre_tokenizer: names how the tokenizer splits text, where the converter can't.
 
         Raises:
-            ConverterError: it died, or said nothing for `PATIENCE`.
+            ConverterEndedError: it was killed, or died.
+            ConverterError: it said nothing for `PATIENCE`.
 
         """
         try:
@@ -111,7 +114,7 @@ class ConverterProcess:
                 "check that config.json is that of the model, or give a GGUF of it."
             ) from None
         except (EOFError, OSError):
-            raise ConverterError(
+            raise ConverterEndedError(
                 f"llama.cpp's converter ended without an answer ({self._end()}); run the same "
                 "command again, which goes on where it was."
             ) from None

@@ -5,6 +5,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from quantkit.checkpoint.checkpoint import StoredReader
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import SourceTensor
@@ -16,6 +19,8 @@ _OF_OTHERS = ("input_", "activation_", "qscale_act", "k_", "v_", "q_", "prob_", 
 # The scale of NVFP4's scales, as ModelOpt and compressed-tensors call it.
 _SECOND = ("weight_scale_2", "weight_global_scale")
 _INVERSE = "_scale_inv"
+# Of GPTQ: which scale each input has. A model's longest has some hundred thousand bytes.
+_GROUPS, _MOST_BYTES = ".g_idx", 2**24
 
 
 def require_scales(
@@ -38,6 +43,30 @@ def require_scales(
         for second in _SECOND:
             _require(names, lambda name, k=second: k in kinds[_module(name)], second, dtype, path)
     _require_blocks(config, tensors, path)
+
+
+def require_groups(tensors: Mapping[str, SourceTensor], read: StoredReader, path: Path) -> None:
+    """Check that the groups that GPTQ's ``g_idx`` name are there.
+
+    The converter takes a negative one for one from the end, and fails of a larger one when it
+    computes the matrix, which may be hours after a build began.
+
+    Raises:
+        CheckpointError: they are not.
+
+    """
+    for name, groups in tensors.items():
+        scales = tensors.get(f"{name.removesuffix(_GROUPS)}.scales")
+        if not name.endswith(_GROUPS) or groups.dtype != "I32" or groups.n_bytes > _MOST_BYTES:
+            continue
+        if scales is None or not scales.shape or len(groups.shape) != 1:
+            continue  # which the converter says
+        named = np.asarray(read(name, 0, groups.shape[0])).view("<i4")
+        if named.size and not 0 <= named.min() <= named.max() < scales.shape[0]:
+            raise CheckpointError(
+                f"{quoted(name)} of {path} names groups that are none of its "
+                f"{scales.shape[0]:,}; download the checkpoint again."
+            )
 
 
 def _require(names: list[str], has: Any, what: str, dtype: str, path: Path) -> None:

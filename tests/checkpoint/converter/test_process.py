@@ -11,7 +11,7 @@ from quantkit.checkpoint.converter import process
 from quantkit.checkpoint.converter.channel import Channel
 from quantkit.checkpoint.converter.process import ConverterProcess
 from quantkit.checkpoint.converter.provision import Converter
-from quantkit.core.errors import ConverterError
+from quantkit.core.errors import ConverterEndedError, ConverterError
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_death_is_told(converter: Converter) -> None:
     dying = ConverterProcess(converter)
     os.kill(dying.pid, signal.SIGKILL)
     try:
-        with pytest.raises(ConverterError, match=r"ended without an answer \(SIGKILL\)"):
+        with pytest.raises(ConverterEndedError, match=r"ended without an answer \(SIGKILL\)"):
             dying.ask({"ask": "describe"}, no_rows)
     finally:
         dying.close()

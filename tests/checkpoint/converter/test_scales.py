@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from quantkit.checkpoint.converter.scales import require_scales
+from quantkit.checkpoint.converter.scales import require_groups, require_scales
 from quantkit.core.errors import CheckpointError
 from quantkit.core.tensors import SourceTensor
 
@@ -56,3 +57,15 @@ def test_more_blocks_than_config_says(block: list[int]) -> None:
     config = {"quantization_config": {"weight_block_size": block}}
     with pytest.raises(CheckpointError, match=r"\[2, 2\], which is not what the weight_block_size"):
         require_scales(config, there, FOLDER)
+
+
+@pytest.mark.parametrize("named", [[0, 1, 2, 1], [0, 1, -1, 1]])
+def test_groups_that_are_not_there(named: list[int]) -> None:
+    there = {
+        "a.g_idx": SourceTensor("a.g_idx", "I32", (4,), FOLDER, 0, 16),
+        "a.scales": SourceTensor("a.scales", "F16", (2, 8), FOLDER, 16, 32),
+    }
+
+    require_groups(there, lambda *_: np.array([0, 1, 1, 0], "<i4").view(np.uint8), FOLDER)
+    with pytest.raises(CheckpointError, match=r"'a\.g_idx' of model names groups that are none of"):
+        require_groups(there, lambda *_: np.array(named, "<i4").view(np.uint8), FOLDER)
