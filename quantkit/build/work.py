@@ -14,7 +14,7 @@ from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.checkpoint.names import folder_name
 from quantkit.checkpoint.open import open_checkpoint, open_decoder, open_model
 from quantkit.core.errors import PlanError
-from quantkit.encodings.encoding import Encoding, encodings
+from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
@@ -23,7 +23,6 @@ from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
-from quantkit.plan.llama_quantize import is_quantized
 from quantkit.plan.plan import Plan, make_plan
 from quantkit.plan.quants import Quant
 from quantkit.plan.recipe import Override, recipe_of
@@ -181,22 +180,14 @@ def _check_requantizing(checkpoint: Checkpoint, plans: Sequence[Plan], *, allowe
         PlanError: a plan would, or none does and it is ``allowed`` for nothing.
 
     """
-    known = encodings()
-    again = (
-        (tensor.target.name, tensor.target.stored)
-        for plan in plans
-        for tensor in plan.tensors
-        if is_quantized(known[tensor.target.stored])
-        and tensor.target.stored != tensor.encoding.name
-    )
-    name, stored = next(again, ("", ""))
-    if name and not allowed:
+    again = next(filter(None, (plan.requantized for plan in plans)), None)
+    if again and not allowed:
         raise PlanError(
-            f"{checkpoint.path} is quantized already ({name} is {stored}), and quants of quants "
-            "are worse; give a GGUF in bf16, f16 or f32, or take it all the same with "
+            f"{checkpoint.path} is quantized already ({again.name} is {again.stored}), and quants "
+            "of quants are worse; give a GGUF in bf16, f16 or f32, or take it all the same with "
             "--allow-requantize."
         )
-    if allowed and not name:
+    if allowed and not again:
         raise PlanError(
             f"--allow-requantize does nothing: no quantized weight of {checkpoint.path} would be "
             "encoded anew; leave it out."

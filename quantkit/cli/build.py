@@ -313,7 +313,7 @@ def build(
         if work is not None and asked.has("gguf"):
             work, part = plan_projector(work, mmproj, name)
         if work is not None:
-            require_loadable(work)
+            require_loadable(work, part)
         _show_plans(work, source, gptq, name, as_json, part)
         return
 
@@ -392,7 +392,8 @@ def _show_plans(
 ) -> None:
     """What a dry run shows: of slabs, if there are any, of GPTQ, and of a vision or audio part."""
     title, layouts = plan_gptq_quants(source, gptq, name) if gptq.quants else ("", [])
-    for remark in work.remarks if work is not None else ():
+    remarks = (remark for part in (work, projector) if part is not None for remark in part.remarks)
+    for remark in dict.fromkeys(remarks):
         note(remark)
     planned = work.layouts if work is not None else ()
     show_plan(
@@ -468,7 +469,7 @@ def run_build(
     from quantkit.build.projector import knowing
     from quantkit.formats.folder import FolderLayout
 
-    require_loadable(work)
+    require_loadable(work, projector)
     origin = get_ready(work, folder, memory, smoke=smoke)
     part = layout_of(projector)
     if projector is not None:
@@ -490,7 +491,7 @@ def run_build(
     if smoke or has_several_tokenizers(work.checkpoint):
         tokens = expect_tokens_of(work.checkpoint)
         work = work.remarking(tokens.remarks if tokens is not None else ())
-    for remark in work.remarks:
+    for remark in dict.fromkeys((*work.remarks, *(projector.remarks if projector else ()))):
         note(remark)
     meter = open_meter()
 

@@ -15,33 +15,58 @@ if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
     from quantkit.formats.gguf.layout import Layout
+    from quantkit.verify.hollow import Hollow
     from quantkit.verify.tokens import ExpectedTokens
 
 # What an artifact that is no GGUF is exported to for its smoke test.
 SMOKE_QUANT = "q8_0"
 
 
-def require_loadable(work: "Work") -> None:
-    """Refuse, before a weight is read, a described model that llama.cpp would not load.
+def require_loadable(work: "Work", projector: "Work | None" = None) -> None:
+    """Refuse, before a weight is read, what llama.cpp would not load.
+
+    That is a model that is described by others (llama.cpp's converter, or a GGUF's own header), and
+    the vision or audio part of one.
 
     Raises:
-        CheckpointError: it lacks a tensor, or has one of another shape.
+        CheckpointError: it lacks a tensor, or has one of another shape, or metadata that cannot be.
 
     """
+    from quantkit.cli.projector import layout_of
     from quantkit.core.errors import CheckpointError, NativeError
     from quantkit.formats.gguf.layout import Layout
-    from quantkit.verify.hollow import Hollow, refusal
+    from quantkit.verify.hollow import refusal
+    from quantkit.verify.projector import projector_refusal
 
+    checkpoint, whole = work.checkpoint, "the checkpoint is whole and its config.json its own"
     layout = next((x for x in work.layouts if isinstance(x, Layout)), None)
-    if work.checkpoint.description is None or layout is None:
+    if checkpoint.header is not None:
+        whole = "it is whole and its metadata its own"
+    elif checkpoint.description is None:
         return
-    files = [Hollow(Path(file.name).name, file.header, file.n_bytes) for file in layout.files]
+    if layout is None:
+        return
     with suppress(NativeError):  # the smoke test says so
-        if reason := refusal(files):
+        if reason := refusal(_hollow(layout)):
             raise CheckpointError(
-                f"{work.checkpoint.path} would become a GGUF that llama.cpp does not load "
-                f"({reason}); check that the checkpoint is whole and its config.json its own."
+                f"{checkpoint.path} would become a GGUF that llama.cpp does not load ({reason}); "
+                f"check that {whole}."
             )
+        part = layout_of(projector)
+        if part is None:
+            return
+        if reason := projector_refusal(_hollow(part)[0], _hollow(layout), part.takes or ()):
+            raise CheckpointError(
+                f"The vision or audio part of {checkpoint.path} would become a GGUF that llama.cpp "
+                f"does not load ({reason}); check that the checkpoint is whole, or build it "
+                "without that part (--mmproj none)."
+            )
+
+
+def _hollow(layout: "Layout") -> "list[Hollow]":
+    from quantkit.verify.hollow import Hollow
+
+    return [Hollow(Path(file.name).name, file.header, file.n_bytes) for file in layout.files]
 
 
 def has_several_tokenizers(checkpoint: "Checkpoint") -> bool:
@@ -131,11 +156,9 @@ def check_artifact(
 def check_projector(path: Path, threads: int, model: "Layout", takes: "Sequence[str]") -> "Check":
     """Load a projector in llama.cpp, with the header of a model that it is for."""
     from quantkit.build.engine import Check
-    from quantkit.verify.hollow import Hollow
     from quantkit.verify.projector import smoke_projector
 
-    hollow = [Hollow(file.name, file.header, file.n_bytes) for file in model.files]
-    result = smoke_projector(path, hollow, takes=takes, threads=threads)
+    result = smoke_projector(path, _hollow(model), takes=takes, threads=threads)
     return Check(result.ok, result.verdict, asdict(result))
 
 

@@ -286,7 +286,7 @@ def _cells(row: "Row", recommended: str | None) -> tuple[str, ...]:
     spare = _figure(placement.spare / GIB)
     if not placement.fits:
         spare = f"[red]-{_figure(placement.short / GIB)}[/]"
-    star = " *" if variant.needs_imatrix else ""
+    star = (" *" if variant.needs_imatrix else "") + (" +" if variant.requantizes else "")
     arrow = " <" if variant.name == recommended else ""
     return (
         f"{variant.name}{star}{arrow}",
@@ -350,6 +350,8 @@ def _footnotes(result: "Answer") -> str:
     lines = []
     if any(row.variant.needs_imatrix for row in result.rows):
         lines.append("* needs an importance matrix, whose name the file's header holds too")
+    if any(row.variant.requantizes for row in result.rows):
+        lines.append("+ encodes weights anew that are quantized: build with --allow-requantize")
     labels = {
         part.label
         for row in result.rows

@@ -78,7 +78,8 @@ class Variant:
 
     ``file_bytes`` counts all files with their headers. It is exact where the tokenizer is known;
     for a bundled model the vocabulary's share of the header is estimated (``file_is_exact``).
-    ``download_bytes`` is the checkpoint that a build reads and is not here yet.
+    ``download_bytes`` is the checkpoint that a build reads and is not here yet. One that
+    ``requantizes`` encodes anew what is stored in blocks, which a build does where it is allowed.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Variant:
     needs_imatrix: bool
     good_for: str = ""
     format: str = "gguf"
+    requantizes: bool = False
 
     @cached_property
     def tensor_bytes(self) -> int:
@@ -471,6 +473,7 @@ def _planned(
                 source_bytes=source_bytes,
                 needs_imatrix=needed,
                 good_for=quant.good_for,
+                requantizes=plan.requantized is not None,
             )
         )
     return tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes))

@@ -347,6 +347,7 @@ def _row_numbers(row: Row) -> dict[str, Any]:
         "files": variant.n_files,
         "bits_per_weight": variant.bits_per_weight,
         "needs_imatrix": variant.needs_imatrix,
+        "needs_allow_requantize": variant.requantizes,
         "download_to_build": variant.download_bytes,
         "disk_to_build": row.disk_to_build,
         "disk_to_run": row.disk_to_run,

@@ -8,7 +8,7 @@ from quantkit.checkpoint.imatrix import Imatrix, require_same_model
 from quantkit.core.errors import ImatrixError, PlanError
 from quantkit.encodings.encoding import Encoding, encodings
 from quantkit.families.model import Decoder, Model, Target
-from quantkit.plan.llama_quantize import assign, in_file_order, needs_imatrix
+from quantkit.plan.llama_quantize import assign, in_file_order, is_quantized, needs_imatrix
 from quantkit.plan.names import may_be_quantized
 from quantkit.plan.quants import SOURCE, Quant
 from quantkit.plan.recipe import Override, Recipe, recipe_of
@@ -49,6 +49,16 @@ class Plan:
     def bits_per_weight(self) -> float:
         """Mean bits per weight over all tensors."""
         return 8 * self.n_bytes / sum(tensor.target.n_elements for tensor in self.tensors)
+
+    @property
+    def requantized(self) -> Target | None:
+        """The first tensor that is stored in blocks and encoded anew, as others."""
+        known = encodings()
+        for tensor in self.tensors:
+            stored = tensor.target.stored
+            if stored != tensor.encoding.name and is_quantized(known[stored]):
+                return tensor.target
+        return None
 
 
 def make_plan(

@@ -1,12 +1,13 @@
 """Whether llama.cpp loads a GGUF that has not been built yet: its header is enough to ask."""
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.core.writing import write_file
-from quantkit.verify.llama import run_worker
+from quantkit.verify.llama import Run, run_worker
 from quantkit.verify.machine import memory
 
 _TIMEOUT = 300.0
@@ -15,7 +16,12 @@ _OF_THE_PROCESS = 2**30
 _F16 = 1  # ggml's number
 _SHORT = {"n_ctx": 256, "n_seq": 1, "kv_type": _F16, "flash_attn": False}
 # What says nothing of the file: this llama.cpp is too old for it, or this machine too small.
-_OF_OTHERS = ("unknown model architecture", "memory", "failed to allocate", "bad_alloc")
+_OF_OTHERS = (
+    *("unknown model architecture", "unknown projector type"),
+    *("memory", "failed to allocate", "bad_alloc"),
+)
+# What those who tell the reason say themselves.
+_AGAIN = re.compile(r"^llama\.cpp does not load [^:]+: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ def most_bytes() -> int | None:
 
 
 def refusal(files: Sequence[Hollow]) -> str | None:
-    """Why llama.cpp does not load a model: a tensor or a key is missing, or of another shape.
+    """Why llama.cpp does not load a model: a tensor or a key is missing, or not what it can be.
 
     It is written to sparse files, which llama.cpp loads without allocating anything.
 
@@ -65,7 +71,21 @@ def refusal(files: Sequence[Hollow]) -> str | None:
             "settings": [_SHORT],
         }
         run = run_worker(request, timeout=_TIMEOUT)
-    reason = None if run.failure or run.result is None else run.result.get("refused")
-    if reason is None or any(words in reason for words in _OF_OTHERS):
+    return complaint(run)
+
+
+def complaint(run: Run) -> str | None:
+    """What llama.cpp has against a file that a worker asked it to load.
+
+    Returns:
+        one line, without its full stop; None where it loads it, or says nothing of the file.
+
+    """
+    if run.signal == "SIGABRT":  # a check of its own failed
+        reason, said = str(run.failure), run.log
+    else:
+        result = run.result or {}
+        reason = said = str(result.get("refused") or result.get("verdict") or "")
+    if reason in ("", "passed") or any(words in said for words in _OF_OTHERS):
         return None
-    return str(reason).rstrip(".")
+    return _AGAIN.sub("", reason).rstrip(".")

@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from quantkit.core.errors import GGUFError
-from quantkit.verify.hollow import Hollow, write_hollow
-from quantkit.verify.llama import run_worker
+from quantkit.verify.hollow import Hollow, complaint, write_hollow
+from quantkit.verify.llama import Run, run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.smoke import SmokeResult, compare_files, failed, judge, time_limit
 
@@ -46,13 +46,45 @@ def smoke_projector(
         raise GGUFError(f"{artifact} is not there; build or copy it again.")
     if damage := compare_files([artifact], expected or {}):
         return failed(damage)
+    limit = timeout or time_limit(artifact.stat().st_size)
+    return judge(_load(artifact, model, takes, threads, limit))
+
+
+def projector_refusal(
+    projector: Hollow, model: Sequence[Hollow], takes: Sequence[str]
+) -> str | None:
+    """Why llama.cpp does not load a projector that has not been built yet.
+
+    Args:
+        projector: its file.
+        model: the files of the model that it is for.
+        takes: what it must take: ``vision``, ``audio``.
+
+    Returns:
+        one line; None where it loads, or where llama.cpp cannot be asked.
+
+    Raises:
+        NativeError: llama.cpp is not installed.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        file = write_hollow(Path(folder), [projector])
+        return complaint(_load(file, model, takes, None, time_limit(projector.n_bytes)))
+
+
+def _load(
+    file: Path,
+    model: Sequence[Hollow],
+    takes: Sequence[str],
+    threads: int | None,
+    timeout: float,
+) -> Run:
     with tempfile.TemporaryDirectory(prefix="quantkit-") if model else nullcontext() as folder:
         request = {
             "task": "projector",
-            "file": str(artifact),
+            "file": str(file),
             "model": str(write_hollow(Path(folder), model)) if folder else None,
             "takes": list(takes),
             "threads": threads or usable_cores(),
         }
-        limit = timeout or time_limit(artifact.stat().st_size)
-        return judge(run_worker(request, timeout=limit))
+        return run_worker(request, timeout=timeout)

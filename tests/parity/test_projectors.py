@@ -246,9 +246,53 @@ def test_killed_in_the_middle_of_it(
     assert (tmp_path / model).stat().st_mtime_ns == before
 
 
-def test_one_that_llama_cpp_does_not_load_is_rejected(
+def test_one_that_llama_cpp_does_not_load_is_refused(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
+    """Before a weight is read, and the rest can be built without it."""
+    command = ("build", checkpoints[HEARS], *Q8, "-o", tmp_path / "out")
+    for option in ("--dry-run", "--no-smoke"):
+        said = refusal(quantkit(*command, option))
+        assert "crashed with SIGABRT while loading the projector" in said
+        assert "or build it without that part (--mmproj none)" in said
+        assert not (tmp_path / "out").exists()
+    run(*command[1:], "--mmproj", "none")
+
+
+def test_tensors_that_the_converter_does_not_miss(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """llama.cpp misses some of them, and computes without the others."""
+    out = tmp_path / "out"
+    folder = without(checkpoints[SEES], tmp_path / "one", "visual.merger.linear_fc2.weight")
+    said = refusal(quantkit("build", folder, *Q8, "-o", out))
+    assert said.startswith(f"The vision or audio part of {folder} would become a GGUF that")
+    assert "mm.2.weight" in said
+    assert not out.exists()
+
+    folder = without(checkpoints[SEES], tmp_path / "other", "visual.blocks.0.norm2.weight")
+    outcome = run(folder, *Q8, "-o", out)
+    said = "The checkpoint has nothing for v.blk.0.ln2.weight, which other layers have; llama.cpp "
+    assert said in outcome.err
+    entries = json.loads((out / "quantkit.json").read_text())["artifacts"]
+    [remarks] = [entry["remarks"] for name, entry in entries.items() if name.startswith("mmproj")]
+    assert any(remark.startswith(said) for remark in remarks)
+
+
+def without(folder: Path, target: Path, name: str) -> Path:
+    """A copy of a checkpoint that lacks a tensor."""
+    shutil.copytree(folder, target)
+    weights = read_safetensors(target / "model.safetensors")
+    kept = {n: to_bf16(values) for n, values in weights.items() if not n.endswith(name)}
+    assert len(kept) == len(weights) - 1
+    write_safetensors(target / "model.safetensors", kept)
+    return target
+
+
+def test_one_that_does_not_pass_its_smoke_test_is_rejected(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantkit.cli.build.require_loadable", lambda *_: None)
     outcome = quantkit("build", checkpoints[HEARS], "-q", "q8_0", "-o", tmp_path, "--json")
 
     assert outcome.code == 1

@@ -37,7 +37,8 @@ from quantkit.families.facts import facts_of
 from quantkit.families.model import Block, Model
 
 _MOST_ASKED = 4096  # units in a question: a large model has hundreds of thousands
-_LAYER_PREFIX = "blk."
+_LAYERS = "blk."  # of a text model
+_IN_A_LAYER = re.compile(r"((?:[av]\.)?blk\.)(\d+)\.(.+)")
 _TOKENS = "tokenizer.ggml.tokens"
 # What no GGUF needs: constants, and ranges of activations.
 _BESIDE = (
@@ -414,17 +415,25 @@ class ConvertedRows:
 
 
 def _uneven(names: Sequence[str]) -> tuple[str, ...]:
-    """A remark on biases that some layers have and others lack: llama.cpp runs without them."""
-    layers: dict[str, set[str]] = defaultdict(set)
+    """A remark on what some layers have and others lack, where llama.cpp runs without it.
+
+    In a text model those are biases. Of a part that sees or hears llama.cpp misses next to nothing,
+    not even the weight of a bias that is there.
+    """
+    layers: dict[tuple[str, str], set[str]] = defaultdict(set)
+    there = set(names)
+    lone = []
     for name in names:
-        if name.startswith(_LAYER_PREFIX):
-            number, _, part = name.removeprefix(_LAYER_PREFIX).partition(".")
-            layers[part].add(number)
-    lacking = [
-        f"{_LAYER_PREFIX}{number}.{part}"
-        for part, having in layers.items()
-        if part.endswith(".bias")
-        for number in sorted(layers.get(part.removesuffix("bias") + "weight", set()) - having)
+        weight = name.removesuffix("bias") + "weight"
+        if match := _IN_A_LAYER.fullmatch(name):
+            tower, number, part = match.groups()
+            layers[tower, part].add(number)
+            if tower != _LAYERS and name.endswith(".bias") and weight not in there:
+                lone.append(weight)
+    lacking = lone + [
+        f"{tower}{number}.{part}"
+        for (tower, part), having in layers.items()
+        for number in sorted(_needing(tower, part, layers) - having)
     ]
     if not lacking:
         return ()
@@ -433,6 +442,15 @@ def _uneven(names: Sequence[str]) -> tuple[str, ...]:
         f"The checkpoint has nothing for {lacking[0]}{more}, which other layers have; llama.cpp "
         "runs without it, and so may not be the model.",
     )
+
+
+def _needing(tower: str, part: str, layers: Mapping[tuple[str, str], set[str]]) -> set[str]:
+    """The layers that should have a part, since others have it."""
+    if tower != _LAYERS:
+        return {n for (of, _), numbers in layers.items() if of == tower for n in numbers}
+    if part.endswith(".bias"):
+        return layers.get((tower, part.removesuffix("bias") + "weight"), set())
+    return set()
 
 
 def described_model(checkpoint: Checkpoint) -> Model:
