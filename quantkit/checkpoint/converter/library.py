@@ -15,6 +15,10 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from quantkit.checkpoint.converter.child import RefusedError
+from quantkit.checkpoint.tokenizer import add_keys
+from quantkit.checkpoint.tokenizer.source import TEKKEN, read_source
+from quantkit.checkpoint.tokenizer.tekken import tekken_metadata
+from quantkit.core.errors import CheckpointError
 
 _LOADER, _ASKER = "get_class_from_dynamic_module", "resolve_trust_remote_code"
 _SETTINGS, _FAST = "tokenizer_config.json", "tokenizer.json"
@@ -93,7 +97,10 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def vocabularies() -> Iterator[tuple[Any, str, Any]]:
-    """What stands in for steps that want the code's tokenizer: (owner, attribute, value) each."""
+    """What stands in for steps that want other libraries: (owner, attribute, value) each."""
+    from conversion.base import TextModel
+
+    yield TextModel, "_set_vocab_mistral", _set_vocab_of_tekken
     try:
         from conversion.hunyuan import HunYuanMoEModel
     except ImportError:
@@ -106,6 +113,16 @@ def vocabularies() -> Iterator[tuple[Any, str, Any]]:
         self._set_vocab_gpt2() if has_fast else ranked(self)
 
     yield HunYuanMoEModel, "set_vocab", set_vocab
+
+
+def _set_vocab_of_tekken(model: Any) -> None:
+    """Of a ``tekken.json`` alone the converter wants mistral-common; quantkit reads it itself."""
+    folder = Path(model.dir_model)
+    try:
+        keys = tekken_metadata(read_source(folder, model.hparams), folder / TEKKEN)
+    except CheckpointError as error:
+        raise RefusedError(f"tokenizer:{error}".replace(f"{folder}/", "")) from None
+    add_keys(model.gguf_writer, keys)
 
 
 def tell(folder: Path, *, whole: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from quantkit.core.errors import TokenizerError
 if TYPE_CHECKING:
     import gguf
 
-__all__ = ["add_tokenizer", "name_pre_tokenizer", "tokenizer_files"]
+__all__ = ["add_keys", "add_tokenizer", "name_pre_tokenizer", "tokenizer_files"]
 
 # The vocabulary sizes by which the converter knows two model families, and what it writes for them.
 _CODE_LLAMA = 32016
@@ -53,6 +53,11 @@ def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, config: Mapping[str, 
         error=TokenizerError,
         fix="download it again",
     )
+    add_keys(writer, keys)
+
+
+def add_keys(writer: "gguf.GGUFWriter", keys: Metadata) -> None:
+    """Add keys to a GGUF writer, but empty ones."""
     for key, value in keys.items():
         if value == "" or value == []:
             continue

@@ -1,5 +1,6 @@
 """llama.cpp gives the tokens of a described checkpoint's own tokenizer, or it is told why not."""
 
+import json
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from quantkit.verify.tokens import ExpectedTokens
 from tests.architectures.ggufs import make_checkpoints
 from tests.architectures.tokens import write_tokenizer
 from tests.checkpoint.converter.shared import one_converter
+from tests.checkpoint.vocabularies import tekken
 
 pytestmark = pytest.mark.native
 
@@ -62,6 +64,23 @@ def test_vocabulary_of_a_tokenizer_json_merges_in_its_order(tmp_path: Path) -> N
     assert "tokenizer.ggml.scores" in checkpoint.description.tokens.mended
     assert any("same score" in remark for remark in checkpoint.remarks)
     assert differing(checkpoint, expected, tmp_path / "jamba.gguf") == []
+
+
+def test_tekken_alone(tmp_path: Path) -> None:
+    """The converter wants mistral-common for it."""
+    folder = make_checkpoints(["mistral3"], tmp_path)["mistral3"]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    (folder / "tekken.json").write_text(json.dumps(tekken()))
+
+    checkpoint = open_checkpoint(folder)
+
+    expected = expect_tokens_of(checkpoint)
+    assert expected is not None
+    assert expected.file == "tekken.json"
+    assert checkpoint.description is not None
+    assert not checkpoint.description.tokens.mended
+    assert differing(checkpoint, expected, tmp_path / "tekken.gguf") == []
 
 
 def differing(checkpoint: Checkpoint, expected: ExpectedTokens, file: Path) -> list[str]:
