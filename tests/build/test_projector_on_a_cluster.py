@@ -15,10 +15,10 @@ pytestmark = pytest.mark.native
 
 def test_the_same_two_files(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     source = stored_checkpoints(tmp_path_factory, ["smolvlm"])["smolvlm"]
-    command = [sys.executable, "-m", "quantkit", "build", source, "-q", "q8_0", "--no-smoke"]
+    command = [sys.executable, "-m", "quantkit", "build", str(source), "-q", "q8_0", "--no-smoke"]
     for out, options in (("threads", ()), ("cluster", ("--cluster", "local", "--jobs", "1"))):
         built = subprocess.run(
-            [*command, "-o", tmp_path / out, *options],
+            [*command, "-o", str(tmp_path / out), *options],
             env=os.environ | {"RAY_AUTH_MODE": "disabled"},
             capture_output=True,
             text=True,
