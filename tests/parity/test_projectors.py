@@ -16,6 +16,7 @@ from quantkit.build.projector import KINDS, knowing, prepare_projector, projecto
 from quantkit.build.source import read_exactly
 from quantkit.build.work import Work, prepare
 from quantkit.checkpoint.open import open_checkpoint
+from quantkit.core.errors import ConverterEndedError
 from quantkit.plan.quants import find_quants
 from quantkit.verify.hollow import Hollow
 from quantkit.verify.projector import smoke_projector
@@ -347,6 +348,15 @@ def test_what_cannot_be_described_is_missing_and_said(
     assert "has no preprocessor_config.json, which says how" in remark
     sentence = refusal(quantkit("build", folder, *Q8, "-o", tmp_path / "x", "--mmproj", "f16"))
     assert "Leave out --mmproj to build the rest." in sentence
+
+
+def test_a_converter_that_is_killed_leaves_none_out(
+    texts: dict[str, Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if there were nothing to see."""
+    monkeypatch.setattr("quantkit.checkpoint.converter.process.sys.executable", "/bin/false")
+    with pytest.raises(ConverterEndedError, match=r"ended without an answer \(status 1\)"):
+        prepare_projector(texts["smolvlm"], "f16")
 
 
 def test_a_model_whose_tower_was_taken_out(checkpoints: dict[str, Path], tmp_path: Path) -> None:
