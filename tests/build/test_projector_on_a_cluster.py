@@ -10,7 +10,7 @@ import pytest
 from tests.architectures.ggufs import stored_checkpoints
 from tests.build.builds import artifacts_in, timeless_manifest_of
 
-pytestmark = pytest.mark.native
+pytestmark = pytest.mark.search
 
 
 def test_the_same_two_files(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
