@@ -20,6 +20,9 @@ from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.sound import is_sound
 
 _LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+# Where every weighted square leaves float32, ggml finds no nearest point and ends the process.
+_ON_GRIDS = frozenset({"IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M"})
+_LARGEST_ON_GRID = 1e12
 _REINSTALL = "reinstall it with: pip install --force-reinstall llama-cpp-python"
 
 
@@ -104,6 +107,8 @@ def encode(
     n_rows, columns = rows.shape
     if encoding.name == "F32":
         return rows.view(np.uint8).reshape(n_rows, -1)
+    if encoding.name in _ON_GRIDS and max(rows.max(), -rows.min()) > _LARGEST_ON_GRID:
+        raise OverflowError(f"the weights are too large for {encoding.name}")
     out = np.empty((n_rows, encoding.row_bytes(columns)), np.uint8)
     library().ggml_quantize_chunk(
         encoding.id,

@@ -12,8 +12,9 @@ import quantkit
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import Encoding
-from quantkit.encodings.fast import iq4, k_quants, legacy
+from quantkit.encodings.fast import iq1, iq2, iq3, iq4, k_quants, legacy
 from quantkit.encodings.fast.best import make_scratch
+from quantkit.encodings.fast.grids import Lists, make_lists
 from quantkit.encodings.slab import Slab
 
 _SUPERBLOCK, _BLOCK = 256, 32
@@ -28,6 +29,15 @@ _IQ4 = {
     "IQ4_XS": iq4.encode_iq4_xs,
     "IQ4_NL": iq4.encode_iq4_nl,
 }
+_ON_GRIDS = {
+    "IQ3_S": iq3.encode_iq3_s,
+    "IQ3_XXS": iq3.encode_iq3_xxs,
+    "IQ2_S": iq2.encode_iq2_s,
+    "IQ2_XS": iq2.encode_iq2_xs,
+    "IQ2_XXS": iq2.encode_iq2_xxs,
+    "IQ1_S": iq1.encode_iq1_s,
+    "IQ1_M": iq1.encode_iq1_m,
+}
 # These search only for an importance; without one ggml is as fast as memory.
 _LEGACY = {
     "Q4_0": legacy.encode_q4_0,
@@ -35,7 +45,9 @@ _LEGACY = {
     "Q5_0": legacy.encode_q5_0,
     "Q5_1": legacy.encode_q5_1,
 }
-_KERNELS = {**_K_QUANTS, **_IQ4, **_LEGACY}
+_KERNELS = {**_K_QUANTS, **_IQ4, **_ON_GRIDS, **_LEGACY}
+# ggml has no legacy search without an importance, and the others it refuses.
+_WEIGHTED_ONLY = {*_LEGACY, "IQ2_XS", "IQ2_XXS", "IQ1_S"}
 
 
 def encode(
@@ -72,13 +84,15 @@ def encode(
     out = np.empty((slab.n_rows, encoding.row_bytes(slab.columns)), np.uint8)
     odd = np.empty(slab.n_rows * slab.columns // width, np.uint8)
     columns = None if importance is None else np.array(importance, np.float32)
-    more: list[NDArray[np.float32] | None] = []
+    more: list[NDArray[np.float32] | Lists | None] = []
     if encoding.name in _LEGACY:
         means = np.empty(slab.n_rows, np.float32)
         legacy.row_means(slab.rows, means)
         more = [means]
     elif encoding.name in _K_QUANTS:
         more = [make_scratch() if search == "best" else None]
+    elif encoding.name in _ON_GRIDS:
+        more = [make_lists(encoding.name)]
     _KERNELS[encoding.name](tiles, columns, *more, out.reshape(-1).view(np.uint16), odd)
     strange = np.flatnonzero(odd)
     if not strange.size:
@@ -94,7 +108,7 @@ def encode(
 
 def has_kernel(encoding: Encoding, weighted: bool) -> bool:
     """Whether ``encode`` has a kernel of ours for a format, with or without importance."""
-    return encoding.name in _KERNELS and (weighted or encoding.name not in _LEGACY)
+    return encoding.name in _KERNELS and (weighted or encoding.name not in _WEIGHTED_ONLY)
 
 
 def version() -> str:
