@@ -32,6 +32,7 @@ TINY = Path(__file__).resolve().parents[1] / "tests/checkpoints/tiny-mixtral"
 KERNELS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL")
 LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 K_QUANTS = KERNELS[:5]
+ON_GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M")
 COLUMNS = 4096
 SLAB = 4 * 2**20  # weights; as in a build
 console = Console(highlight=False)
@@ -92,11 +93,13 @@ def main() -> int:
     ]
     console.print(f"{cpu_name()}, one core, {options.weights / 1e6:.0f} million weights each")
     console.print(table(results))
-    for weighted in (False, True):
-        ratios = [r.ratio for r in results if r.encoding in K_QUANTS and r.weighted == weighted]
-        if ratios:
-            how = "with" if weighted else "without"
-            console.print(f"K-quants {how} imatrix: {geometric_mean(ratios):.1f} times as fast")
+    for kinds, group in (("K-quants", K_QUANTS), ("i-quants on grids", ON_GRIDS)):
+        for weighted in (False, True):
+            ratios = [r.ratio for r in results if r.encoding in group and r.weighted == weighted]
+            if ratios:
+                how = "with" if weighted else "without"
+                mean = geometric_mean(ratios)
+                console.print(f"{kinds} {how} imatrix: {mean:.1f} times as fast")
     if options.json:
         report = {"machine": cpu_name(), "results": [asdict(r) for r in results]}
         options.json.write_text(json.dumps(report, indent=2))
@@ -107,7 +110,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--encodings", nargs="+", default=[*KERNELS, *LEGACY])
+    parser.add_argument("--encodings", nargs="+", default=[*KERNELS, *ON_GRIDS, *LEGACY])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument(
         "--weights", type=int, default=2 * SLAB, help="of each kind; 13 slabs are 54 million"
