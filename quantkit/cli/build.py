@@ -31,7 +31,7 @@ from quantkit.cli.cluster import join_cluster
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.gguf_matrix import OnGguf, foresee, gguf_wish, named_folder, plan_on_gguf
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
-from quantkit.cli.joined import foresee_joined, write_joined
+from quantkit.cli.joined import foresee_joined, require_room, write_joined
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
@@ -304,7 +304,7 @@ def build(
         folder = out or named_folder(source, name, only_gguf=only_gguf)
         place = folder / "imatrix.gguf"
     if joined:
-        matrix = foresee_joined(joined, context, place)
+        matrix = foresee_joined(source, joined, context, place)
     if dry_run:
         if auto:
             matrix = foresee(source, place, text or (), chunks)
@@ -363,7 +363,10 @@ def build(
         work = plan(source, matrix)
     assert work is not None  # noqa: S101 - there are slabs, for there is no GPTQ alone
     if joined:
-        work = plan(source, write_joined(joined, context, place))
+        matrix = write_joined(
+            joined, context, place, lambda matrix: require_room(plan(source, matrix), folder)
+        )
+        work = plan(source, matrix)
     part = None
     if asked.has("gguf"):
         work, part = plan_projector(work, mmproj, name)

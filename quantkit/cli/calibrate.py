@@ -100,8 +100,11 @@ def calibrate(
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
     from quantkit.calibrate.plot import require_drawable
+    from quantkit.core.errors import OutputError
 
     _require_file(out, overwrite=overwrite)
+    if plot is not None and plot.resolve() == out.resolve():
+        raise OutputError(f"{out} cannot be the matrix and --plot's picture; name two files.")
     if is_gguf:
         wish = gguf_wish(text, chunks, context, gpu_layers=gpu_layers)
         gguf = open_gguf_here(checkpoint)
@@ -154,9 +157,10 @@ def calibrate(
 
 
 def _require_file(out: Path, *, overwrite: bool) -> None:
-    """Refuse a place where no file can be written, or one that is there."""
+    """Refuse a place where no file can be written, or where one lies that may not be replaced."""
     from quantkit.build.output import require_place
-    from quantkit.core.errors import OutputError
+    from quantkit.checkpoint.imatrix import load_imatrix
+    from quantkit.core.errors import ImatrixError, OutputError
 
     require_place(out.absolute().parent)
     if out.exists() and not (out.is_file() or out.is_dir()):
@@ -165,6 +169,14 @@ def _require_file(out: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{out} is there already; --overwrite replaces it, or name another file with -o."
         )
+    if out.is_file():
+        try:
+            load_imatrix(out)
+        except ImatrixError:
+            raise OutputError(
+                f"{out} is no importance matrix, and --overwrite replaces nothing else; name "
+                "another file with -o."
+            ) from None
 
 
 def open_noted(source: "Path | Checkpoint", fix: str) -> "tuple[Checkpoint, Decoder]":

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 UNCOMPUTED = (
-    "build GGUF quants of it, with an importance matrix that llama-imatrix makes of its bf16 GGUF "
-    "(--imatrix FILE)"
+    "make its importance matrix with quantkit calibrate, which lets transformers compute them, and "
+    "give it with --imatrix FILE"
 )
 """What to do instead with a model whose layers quantkit does not compute."""
 

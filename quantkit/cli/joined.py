@@ -1,12 +1,15 @@
 """Importance matrices added up: ``build --imatrix A --imatrix B``, ``calibrate --continue``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.cli.checks import refuse_other_matrix
 
 if TYPE_CHECKING:
+    from quantkit.build.work import Work
+    from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.gathered import Gathered
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.families.model import Target
@@ -24,36 +27,67 @@ def add_up(files: Sequence[Path], context: int) -> "Gathered":
     return add_sums([(file, load_sums(file, context)) for file in files])
 
 
-def foresee_joined(files: Sequence[Path], context: int, path: Path) -> "Imatrix":
-    """The importance matrix that `write_joined` would write; nothing is written."""
-    from quantkit.checkpoint.gathered import as_imatrix
+def foresee_joined(
+    source: "Path | Checkpoint", files: Sequence[Path], context: int, path: Path
+) -> "Imatrix":
+    """The importance matrix that `write_joined` would write; nothing is written.
 
+    Raises:
+        ImatrixError: as `add_up` does, or a file is not of the source's model.
+
+    """
+    from quantkit.checkpoint.gathered import as_imatrix
+    from quantkit.checkpoint.open import open_checkpoint, open_model
+
+    checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
+    require_continuable(files, open_model(checkpoint).targets)
     return as_imatrix(path, add_up(files, context))
 
 
-def write_joined(files: Sequence[Path], context: int, path: Path) -> "Imatrix":
+def write_joined(
+    files: Sequence[Path], context: int, path: Path, accept: Callable[["Imatrix"], None]
+) -> "Imatrix":
     """Write the sum of some files, unless it is there already.
+
+    Args:
+        files: what to add up.
+        context: tokens per sequence of files that do not say it.
+        path: the file to write.
+        accept: called with the sum before it gets that name; what it raises leaves nothing.
 
     Raises:
         OutputError: another file is there.
         ImatrixError: as `add_up` does.
 
     """
-    from quantkit.build.output import locked
     from quantkit.checkpoint.gathered import write_gathered
     from quantkit.checkpoint.imatrix import load_imatrix
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".partial")
-    with locked(path.parent):
+    try:
         write_gathered(unfinished, add_up(files, context))
-        if path.exists() and load_imatrix(unfinished).sha256 == load_imatrix(path).sha256:
-            unfinished.unlink()
-        elif path.exists():
-            unfinished.unlink()
-            refuse_other_matrix(path)
-        else:
+        made = replace(load_imatrix(unfinished), path=path)
+        if not path.exists():
+            accept(made)
             unfinished.replace(path)
-    return load_imatrix(path)
+        elif load_imatrix(path).sha256 != made.sha256:
+            refuse_other_matrix(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return made
+
+
+def require_room(work: "Work", folder: Path) -> None:
+    """Refuse a folder that holds files of the same names which are built otherwise.
+
+    Raises:
+        OutputError: it does.
+
+    """
+    from quantkit.build import engine
+
+    engine.look_ahead(work, folder)
 
 
 def require_continuable(files: Sequence[Path], targets: Iterable["Target"]) -> None:

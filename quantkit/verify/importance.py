@@ -122,11 +122,12 @@ def _split(model: Model, file: Path, context: int, most: int) -> list[list[int]]
     if len(tokens) < most * context:
         tokens = model.tokenize(text, add_special=True)
     count = min(most, len(tokens) // context)
-    if count < _FEWEST_CHUNKS:
+    fewest = min(most, _FEWEST_CHUNKS)
+    if count < fewest:
         raise SmokeError(
-            f"The text has {len(tokens)} tokens, but calibrating takes at least "
-            f"{_FEWEST_CHUNKS * context} ({_FEWEST_CHUNKS} chunks of {context}); give more text or "
-            "a smaller --context."
+            f"The text's tokens are {len(tokens)}, but calibrating takes at least "
+            f"{fewest * context} (chunks of {context}: {fewest}); give more text or a smaller "
+            "--context."
         )
     chunks = [tokens[i * context : (i + 1) * context] for i in range(count)]
     if model.first_token is not None and not model.translates:

@@ -17,7 +17,7 @@ ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, and quantkit compute
 FOLDERS = (
     "layers of such a model yet; build GGUF quants of it, and leave bitsandbytes and GPTQ out."
 )
-IMATRIX = "an importance matrix that llama-imatrix makes of its bf16 GGUF (--imatrix FILE)"
+IMATRIX = "make its importance matrix with quantkit calibrate"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.checkpoint.imatrix import load_imatrix
+from tests.build.builds import names_in
 from tests.calibrate.runs import TINY, text_file
 from tests.cli.command import quantkit, refusal
 from tests.gguf_sources import unquantized
@@ -113,6 +114,7 @@ def test_it_continues_and_adds_up(source: Path, tmp_path: Path) -> None:
     assert planned["artifacts"][0]["bytes"] == (out / "Tiny-Q4_K_S.gguf").stat().st_size
     assert quantkit(*several).code == 0
     other = refusal(quantkit(*wish, "--imatrix", first, "--imatrix", first))
+    assert names_in(out) == {"Tiny-Q4_K_S.gguf", "imatrix.gguf", "quantkit.json"}
     assert "made from another model, text or settings" in other
     assert "quantkit calibrate --continue" in refusal(
         quantkit(*wish, "--imatrix", "auto", "--imatrix", first)
@@ -141,3 +143,48 @@ def test_layers_on_a_gpu_that_is_not_there(source: Path, command: str) -> None:
     done = quantkit(command, source, "--gpu-layers", 2)
     assert done.code != 0
     assert "has no GPU backend; leave out --gpu-layers" in " ".join(done.err.split())
+
+
+def test_nothing_is_added_up_for_what_is_built_otherwise(source: Path, tmp_path: Path) -> None:
+    first, second = (tmp_path / f"{name}.gguf" for name in ("first", "second"))
+    for seed, out in enumerate((first, second)):
+        text = tmp_path / f"{seed}.txt"
+        text.write_text(text_file(tmp_path).read_text()[seed * 3000 : seed * 3000 + 3000])
+        assert quantkit("calibrate", source, "-o", out, "-t", text, *SMALL).code == 0
+    out = tmp_path / "out"
+    wish = ("build", source, "-q", "q4_k_s", "-o", out, "--no-smoke", "--kernel", "ggml")
+    assert quantkit(*wish, "--imatrix", first).code == 0
+    before = names_in(out)
+    said = refusal(quantkit(*wish, "--imatrix", first, "--imatrix", second))
+    assert "was not built from this checkpoint with these settings" in said
+    assert names_in(out) == before
+
+
+def test_the_one_of_several_that_is_of_another_model_is_named(source: Path, tmp_path: Path) -> None:
+    right, wrong = tmp_path / "right.gguf", tmp_path / "wrong.gguf"
+    assert quantkit("calibrate", source, "-o", right, *SMALL).code == 0
+    assert quantkit("calibrate", TINY / "tiny-mistral", "-o", wrong, *SMALL).code == 0
+    wish = ("build", source, "-q", "q4_k_s", "--imatrix", right, "--imatrix", wrong, "--dry-run")
+    assert refusal(quantkit(*wish)).startswith(f"{wrong} was made for another model")
+
+
+def test_only_a_matrix_is_replaced(source: Path, tmp_path: Path) -> None:
+    """Not the model itself, not a text, and not by a picture of the same name."""
+    model, text = tmp_path / "model.gguf", text_file(tmp_path)
+    model.write_bytes(source.read_bytes())
+    for out in (model, text):
+        before = out.read_bytes()
+        wish = ("calibrate", model, "-t", text, "-o", out, *SMALL, "--overwrite")
+        assert "is no importance matrix, and --overwrite replaces nothing else" in refusal(
+            quantkit(*wish)
+        )
+        assert out.read_bytes() == before
+    both = tmp_path / "both.png"
+    drawn = quantkit("calibrate", model, "-o", both, *SMALL, "--plot", both)
+    assert "cannot be the matrix and --plot's picture" in refusal(drawn)
+    assert not both.exists()
+
+
+def test_a_single_chunk(source: Path, tmp_path: Path) -> None:
+    wish = ("calibrate", source, "-o", tmp_path / "i.gguf", "--chunks", 1, "--context", 16)
+    assert quantkit(*wish).code == 0

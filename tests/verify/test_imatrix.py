@@ -129,7 +129,7 @@ def test_too_little_text_leaves_nothing(ggufs: dict[str, Path], tmp_path: Path) 
     text = tmp_path / "short.txt"
     text.write_text("too short")
     wish = Wish([text], CHUNKS, CONTEXT)
-    with pytest.raises(CalibrationError, match=r"has \d+ tokens.*at least 256"):
+    with pytest.raises(CalibrationError, match=r"tokens are \d+, .*at least 256"):
         gather(open_checkpoint(ggufs["tiny-mistral"]), wish, tmp_path / "imatrix.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
