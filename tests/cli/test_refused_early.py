@@ -246,9 +246,13 @@ def test_calibrate_overwrites_nothing_unasked(model: Path, tmp_path: Path) -> No
     wish = ("calibrate", model, "-o", out, "--text", text, "--chunks", "2", "--context", "64")
     out.write_bytes(b"mine")
     assert f"{out} is there already; --overwrite replaces it" in refusal(quantkit(*wish))
+    assert "is no importance matrix" in refusal(quantkit(*wish, "--overwrite"))
     assert out.read_bytes() == b"mine"
+    out.unlink()
+    assert quantkit(*wish).code == 0
+    made = out.stat().st_mtime_ns
     assert quantkit(*wish, "--overwrite").code == 0
-    assert out.read_bytes() != b"mine"
+    assert out.stat().st_mtime_ns != made
 
 
 @pytest.mark.usefixtures("nothing_runs")
