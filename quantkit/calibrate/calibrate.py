@@ -124,20 +124,44 @@ def calibrate(
         perplexity = run.forward.perplexity(run.states, corpus.tokens)
         run.require_unchanged()
         entries = _gather(run)
-        unfinished = run.folder / "imatrix.gguf"
-        write_imatrix(
-            unfinished,
-            entries,
-            corpus.names,
-            corpus.chunks,
-            corpus.context,
-            {MADE_FROM: digest(identity)},
-        )
-        chunks, context = corpus.chunks, corpus.context
-        total = add_earlier(unfinished, earlier, context) if earlier else chunks
-        unfinished.replace(out)
+        total = write_matrix(entries, corpus, identity, run.folder, out, earlier)
     routing = dict(enumerate(run.routing))
-    return Calibration(out, chunks, total, context, corpus.names, perplexity, routing, run.resumed)
+    return Calibration(
+        out,
+        corpus.chunks,
+        total,
+        corpus.context,
+        corpus.names,
+        perplexity,
+        routing,
+        run.resumed,
+    )
+
+
+def write_matrix(
+    entries: Mapping[str, Sums],
+    corpus: Corpus,
+    identity: Mapping[str, Any],
+    folder: Path,
+    out: Path,
+    earlier: Sequence[Path],
+) -> int:
+    """Write what a run gathered; the chunks that are in it, those of ``earlier`` files included.
+
+    It gets its name last; until then it lies in ``folder``.
+
+    Raises:
+        ImatrixError: an earlier file is of another model.
+
+    """
+    unfinished = folder / "imatrix.gguf"
+    notes = {MADE_FROM: digest(identity)}
+    write_imatrix(unfinished, entries, corpus.names, corpus.chunks, corpus.context, notes)
+    total = corpus.chunks
+    if earlier:
+        total = add_earlier(unfinished, earlier, corpus.context)
+    unfinished.replace(out)
+    return total
 
 
 def is_made_from(file: Path, checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> bool:

@@ -96,6 +96,16 @@ def add_sums(files: Sequence[tuple[Path, Gathered]]) -> Gathered:
     return Gathered(entries, int(most) // context, context, datasets)
 
 
+def add_files(files: Sequence[Path], context: int) -> Gathered:
+    """What several files have gathered, together; ``context`` is that of files that say none.
+
+    Raises:
+        ImatrixError: one cannot be read, or they are of several models.
+
+    """
+    return add_sums([(file, load_sums(file, context)) for file in files])
+
+
 def write_gathered(path: Path, gathered: Gathered) -> None:
     """Write the sums of several runs, as `write_imatrix` does, without a word on their making."""
     path.unlink(missing_ok=True)
@@ -117,7 +127,6 @@ def add_earlier(new: Path, earlier: Sequence[Path], context: int) -> int:
 
     ``context`` is that of files of the old format.
     """
-    files = [*earlier, new]
-    together = add_sums([(file, load_sums(file, context)) for file in files])
+    together = add_files([*earlier, new], context)
     write_gathered(new, together)
     return together.chunk_count

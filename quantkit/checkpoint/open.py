@@ -31,7 +31,7 @@ def open_source(name: str, wish: Wish = _WISH) -> Path | Checkpoint:
 
     """
     source = find_source(name)
-    return source if isinstance(source, Path) else _described(source, wish)
+    return source if isinstance(source, Path) else described(source, wish)
 
 
 def find_source(name: str) -> Path | Checkpoint:
@@ -71,7 +71,7 @@ def open_checkpoint(path: Path, wish: Wish = _WISH) -> Checkpoint:
         ConverterError: the converter is needed and cannot be had, or does not describe it.
 
     """
-    return _described(open_stored(path), wish)
+    return described(open_stored(path), wish)
 
 
 def open_stored(path: Path) -> Checkpoint:
@@ -101,7 +101,7 @@ def open_once(source: Path | Checkpoint, wish: Wish) -> Path | Checkpoint:
     if isinstance(source, Path) and not is_gguf_file(source):
         source = open_checkpoint(source, wish)
     elif isinstance(source, Checkpoint):
-        source = _described(source, wish)
+        source = described(source, wish)
     if not isinstance(source, Checkpoint) or source.description is None:
         refuse_idle(wish, str(source if isinstance(source, Path) else source.repo or source.path))
     return source
@@ -121,8 +121,14 @@ def refuse_idle(wish: Wish, name: str) -> None:
         )
 
 
-def _described(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
-    """A checkpoint with what its tensors are in a GGUF, where only the converter can tell."""
+def described(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
+    """A checkpoint with what its tensors are in a GGUF, where only the converter can tell.
+
+    Raises:
+        ConverterError: the converter is needed and cannot be had, or does not describe it.
+        CheckpointError: it is damaged.
+
+    """
     if checkpoint.description is not None or not is_foreign(checkpoint):
         return checkpoint
     return describe_by_converter(checkpoint, wish)

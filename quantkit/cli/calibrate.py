@@ -133,7 +133,7 @@ def calibrate(
             require_drawable(plot)
         corpus_wish = CorpusWish(text or (), chunks, context, random_tokens)
         found = calibrate_described(
-            checkpoint, corpus_wish, out, settings, earlier or (), draws=plot is not None
+            stored, corpus_wish, out, settings, earlier or (), draws=plot is not None
         )
         _finish(found, found.routing, "layers", plot, 0, as_json)
         return

@@ -10,21 +10,8 @@ from quantkit.cli.checks import refuse_other_matrix
 if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.checkpoint.gathered import Gathered
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.families.model import Target
-
-
-def add_up(files: Sequence[Path], context: int) -> "Gathered":
-    """What several files have gathered, together; ``context`` is that of files that say none.
-
-    Raises:
-        ImatrixError: one cannot be read, or they are of several models.
-
-    """
-    from quantkit.checkpoint.gathered import add_sums, load_sums
-
-    return add_sums([(file, load_sums(file, context)) for file in files])
 
 
 def foresee_joined(
@@ -33,15 +20,15 @@ def foresee_joined(
     """The importance matrix that `write_joined` would write; nothing is written.
 
     Raises:
-        ImatrixError: as `add_up` does, or a file is not of the source's model.
+        ImatrixError: as `add_files` does, or a file is not of the source's model.
 
     """
-    from quantkit.checkpoint.gathered import as_imatrix
+    from quantkit.checkpoint.gathered import add_files, as_imatrix
     from quantkit.checkpoint.open import open_checkpoint, open_model
 
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
     require_continuable(files, open_model(checkpoint).targets)
-    return as_imatrix(path, add_up(files, context))
+    return as_imatrix(path, add_files(files, context))
 
 
 def write_joined(
@@ -57,16 +44,16 @@ def write_joined(
 
     Raises:
         OutputError: another file is there.
-        ImatrixError: as `add_up` does.
+        ImatrixError: as `add_files` does.
 
     """
-    from quantkit.checkpoint.gathered import write_gathered
+    from quantkit.checkpoint.gathered import add_files, write_gathered
     from quantkit.checkpoint.imatrix import load_imatrix
 
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".partial")
     try:
-        write_gathered(unfinished, add_up(files, context))
+        write_gathered(unfinished, add_files(files, context))
         made = replace(load_imatrix(unfinished), path=path)
         if not path.exists():
             accept(made)

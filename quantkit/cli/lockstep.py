@@ -27,7 +27,7 @@ class CorpusWish:
 
 
 def calibrate_described(
-    folder: Path,
+    stored: "Checkpoint",
     wish: CorpusWish,
     out: Path,
     settings: "Settings",
@@ -41,18 +41,19 @@ def calibrate_described(
         PlanError: there is nothing to draw.
         MissingPackageError: transformers is not installed.
         CalibrationError, CheckpointError, ConverterError, OutputError: as `calibrate` of lockstep
-            and `open_checkpoint` do.
+            and `described` do.
 
     """
     from quantkit.core.packages import require
 
     require("transformers", "transformers", "transformers", "Calibrating such a model")
     from quantkit.calibrate.lockstep.calibrate import calibrate, stand_ready
-    from quantkit.checkpoint.open import open_checkpoint, open_model, open_stored
+    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.open import described, open_model
     from quantkit.cli.calibrate import metered, remarks_on
 
-    stand_ready(open_stored(folder), wish.context, settings)
-    checkpoint = open_checkpoint(folder)
+    stand_ready(stored, wish.context, settings)
+    checkpoint = described(stored, Wish())
     assert checkpoint.description is not None  # noqa: S101 - it is foreign
     if draws and not experts_in(checkpoint.description.header):
         raise PlanError(

@@ -15,9 +15,9 @@ from quantkit.calibrate.calibrate import (
     Calibration,
     Settings,
     Step,
-    digest,
     find_device,
     identify,
+    write_matrix,
 )
 from quantkit.calibrate.forward import losses_of
 from quantkit.calibrate.lockstep.forward import LockstepForward
@@ -31,8 +31,6 @@ from quantkit.calibrate.statistics import Sums
 from quantkit.calibrate.sums import read_sums, write_sums
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.gathered import add_earlier
-from quantkit.checkpoint.imatrix_file import MADE_FROM, write_imatrix
 from quantkit.core.errors import Interrupted, OutputError
 from quantkit.families.model import Model
 
@@ -137,21 +135,12 @@ def calibrate(
                 f"{len(without)} tensors have no entry, {without[0]} first: nothing in the model "
                 "shows what llama.cpp multiplies them by."
             )
-        unfinished = folder / "imatrix.gguf"
-        write_imatrix(
-            unfinished,
-            entries,
-            corpus.names,
-            corpus.chunks,
-            corpus.context,
-            {MADE_FROM: digest(identity)},
-        )
-        chunks, context = corpus.chunks, corpus.context
-        total = add_earlier(unfinished, earlier, context) if earlier else chunks
-        unfinished.replace(out)
+        total = write_matrix(entries, corpus, identity, folder, out, earlier)
     routing = {n: layer.routing for n, layer in enumerate(journal.layers) if layer.routing}
     perplexity = float(np.exp(np.concatenate(losses).mean()))
-    return Calibration(out, chunks, total, context, corpus.names, perplexity, routing, resumed)
+    return Calibration(
+        out, corpus.chunks, total, corpus.context, corpus.names, perplexity, routing, resumed
+    )
 
 
 def stand_ready(stored: Checkpoint, context: int, settings: Settings) -> None:

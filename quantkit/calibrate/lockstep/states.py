@@ -98,7 +98,7 @@ class States:
         if self._durable and self._spill:
             path = self._file(self._turn)
             for array in self._arrays:
-                array.flush()  # type: ignore[attr-defined]
+                array.flush()  # type: ignore[attr-defined] # of a mapped array
             with open_file(path, error=OutputError, fix=self._anew, follow=False) as file:
                 crc = _crc_of(file)
                 os.fsync(file.fileno())

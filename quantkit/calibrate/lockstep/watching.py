@@ -60,7 +60,7 @@ _WITH_A_MATRIX_SECOND = frozenset(
 )
 
 
-class Watching(TorchFunctionMode):  # type: ignore[misc]
+class Watching(TorchFunctionMode):  # type: ignore[misc] # torch gives it no type
     """Within it, each product with one of some matrices is seen, in this thread.
 
     Not by the modules, because routers are seldom an ``nn.Linear``.
