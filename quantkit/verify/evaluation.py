@@ -62,10 +62,11 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
     load_seconds = time.perf_counter() - start
     if model.embeds:
         return _measure_embeddings(model, request, load_seconds, begin)
+    if request["task"] == "logits":
+        begin("evaluating the tokens")
+        return _dump(model, request["tokens"], request["last"], Path(request["out"]))
     begin("tokenizing the text")
     text = _split(model, Path(request["text"]), context, request["windows"])
-    if request["task"] == "logits":
-        return _dump(model, text, Path(request["out"]), begin)
     if request["task"] == "perplexity":
         return _perplexity(model, text, begin)
     reference = Path(request["reference"])
@@ -252,21 +253,15 @@ def _generation_speed(model: Model, text: Text) -> float:
     return _N_GENERATED / seconds
 
 
-def _dump(model: Model, text: Text, out: Path, begin: Callable[[str], None]) -> dict[str, Any]:
-    """All logits of all positions of every window into a file of raw float32, with the tokens."""
+def _dump(model: Model, tokens: list[int], last: int, out: Path) -> dict[str, Any]:
+    """The logits of the last tokens into a file of raw float32."""
     if model.translates:
         raise SmokeError(
             "It has an encoder and a decoder, whose logits cannot be compared position by position."
         )
-    rows = Text(text.tokens.copy(), text.n_vocab)
-    if model.first_token is not None:
-        rows.tokens[:, 0] = model.first_token
     with create(out) as file:
-        for index in range(rows.n_windows):
-            begin(f"evaluating window {index + 1} of {rows.n_windows}")
-            model.forget()
-            file.write(model.evaluate(rows.tokens[index].tolist()).tobytes())
-    return {"tokens": rows.tokens.tolist(), "n_vocab": model.n_vocab}
+        file.write(model.evaluate(tokens, len(tokens) - last).tobytes())
+    return {"n_vocab": model.n_vocab}
 
 
 def _resident() -> int | None:

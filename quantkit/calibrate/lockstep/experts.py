@@ -51,6 +51,7 @@ def run(
     calls: Sequence[tuple[Tensor, Tensor, Tensor]],
     read: Callable[[str, int], Tensor],
     see: Callable[[str, int, Tensor], None],
+    alter: Callable[[int, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """What the experts of a layer make of all chunks, with one matrix in memory.
 
@@ -62,6 +63,7 @@ def run(
             weights, (tokens, k).
         read: gives the matrix of a parameter and an expert.
         see: shown the inputs of each.
+        alter: gives other inputs instead of a chunk's.
 
     """
     results = [torch.zeros_like(hidden) for hidden, _, _ in calls]
@@ -78,12 +80,14 @@ def run(
         inner = []
         for number, token, _ in batches:
             x = calls[number][0][token]
+            x = alter(number, x) if alter else x
             see(into, expert, x)
             made = _apply(module, into, x, weight, expert)
             inner.append(module._apply_gate(made) if module.has_gate else module.act_fn(made))
             del x, made
         weight = read("down_proj", expert)
         for (number, token, place), x in zip(batches, inner, strict=True):
+            x = alter(number, x) if alter else x
             see("down_proj", expert, x)
             made = _apply(module, "down_proj", x, weight, expert)
             if module.has_post_expert_norm:

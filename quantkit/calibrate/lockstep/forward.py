@@ -1,10 +1,11 @@
 """A model of any architecture, ready to be run over text with a layer's weights at a time."""
 
+import inspect
 from collections.abc import Mapping
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantkit.calibrate.lockstep import experts
 from quantkit.calibrate.lockstep.model import (
@@ -59,6 +60,18 @@ class LockstepForward:
         }
         for parts in self.parts.values():
             self.parameters.require(stored_names(parts))
+
+        wanted = inspect.signature(self.model.forward).parameters
+        self.keeps_last = "logits_to_keep" in wanted
+
+    def scores(self, ids: Tensor, last: int) -> Tensor:
+        """Logits after the last of some tokens, shape (1, last, vocabulary).
+
+        Where the class can score only some (``keeps_last``), it scores no others.
+        """
+        some = {"logits_to_keep": last} if self.keeps_last else {}
+        logits: Tensor = self.model(input_ids=ids, use_cache=False, **some).logits
+        return logits[:, -last:]
 
     @property
     def n_parameters(self) -> int:

@@ -37,6 +37,8 @@ def run(
     watcher: Watcher | None = None,
     finish_layer: Callable[[int], None] = lambda _: None,
     resumed: int = 0,
+    alter: Callable[[int, Tensor], Tensor] | None = None,
+    last: int | None = None,
 ) -> None:
     """Run a model over chunks of tokens.
 
@@ -44,18 +46,21 @@ def run(
         forward: the model.
         tokens: shape (chunks, context).
         states: where what layers hand on is kept.
-        finish: called with the number of each chunk and its logits, (context, vocabulary), by
-            several threads.
+        finish: called with the number of each chunk and its logits, (context or ``last``,
+            vocabulary), by several threads.
         watcher: sees what goes into the matrices of the layers.
         finish_layer: called with the number of a layer when all chunks went through it.
         resumed: how many layers an earlier run did, whose states are in ``states``.
+        alter: gives, of the number of a chunk and what goes into a matrix of a layer, what is to
+            go into it instead.
+        last: how many tokens at the end of a chunk are scored; by default all.
 
     Raises:
         CalibrationError: an activation is not finite.
         CheckpointError: a weight cannot be read.
 
     """
-    _Run(forward, tokens, states, finish, watcher, finish_layer, resumed).execute()
+    _Run(forward, tokens, states, finish, watcher, finish_layer, resumed, alter, last).execute()
 
 
 class _Run:
@@ -68,6 +73,8 @@ class _Run:
         watcher: Watcher | None,
         finish_layer: Callable[[int], None],
         resumed: int,
+        alter: Callable[[int, Tensor], Tensor] | None,
+        last: int | None,
     ) -> None:
         self._forward = forward
         self._tokens = torch.from_numpy(tokens)
@@ -77,6 +84,8 @@ class _Run:
         self._watcher = watcher
         self._finish_layer = finish_layer
         self._resumed = self._done = resumed
+        self._alter = alter
+        self._last = last or tokens.shape[1]
         at_once = torch.get_num_threads() if forward.device.type == "cpu" else 1
         self._chunks = Chunks(len(tokens), at_once)
         self._heads = self._head_permits()
@@ -114,9 +123,10 @@ class _Run:
 
     def _run_chunk(self, number: int) -> None:
         ids = self._tokens[number : number + 1].to(self._forward.device)
+        alter = partial(self._alter, number) if self._alter is not None else None
         try:
-            with Watching(self._matrices, self._see):
-                logits = self._forward.model(input_ids=ids, use_cache=False).logits
+            with Watching(self._matrices, self._see, alter):
+                logits = self._forward.scores(ids, self._last)
             require_finite(logits, "the scores of the tokens")
             self._finish(number, logits[0])
         finally:
@@ -127,7 +137,8 @@ class _Run:
     def _head_permits(self) -> threading.Semaphore:
         """How many chunks may have scores for the whole vocabulary at once."""
         vocabulary = int(self._forward.model.config.get_text_config().vocab_size)
-        one = _COPIES * 4 * self._tokens.shape[1] * vocabulary
+        scored = self._last if self._forward.keeps_last else self._tokens.shape[1]
+        one = _COPIES * 4 * scored * vocabulary
         return threading.Semaphore(max(1, _MOST_SCORES // one))
 
     def _enter_head(self, _module: nn.Module, _inputs: Any) -> None:
@@ -168,6 +179,7 @@ class _Run:
                 values,
                 lambda matrix, expert: forward.parameters.expert(f"{name}.{matrix}", expert),
                 partial(self._see_expert, name),
+                self._alter,
             )
         parts = forward.parts[name]
         if place == "before":

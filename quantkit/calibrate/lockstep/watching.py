@@ -67,12 +67,16 @@ class Watching(TorchFunctionMode):  # type: ignore[misc] # torch gives it no typ
     """
 
     def __init__(
-        self, matrices: Matrices, see: Callable[[str, int | None, Tensor, Tensor], None]
+        self,
+        matrices: Matrices,
+        see: Callable[[str, int | None, Tensor, Tensor], None],
+        alter: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """See name, expert, inputs and results."""
+        """``see`` gets name, expert, inputs and results; ``alter`` gives other inputs instead."""
         super().__init__()
         self._matrices = matrices
         self._see = see
+        self._alter = alter
 
     def __torch_function__(
         self,
@@ -81,14 +85,18 @@ class Watching(TorchFunctionMode):  # type: ignore[misc] # torch gives it no typ
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        place = 0
+        if func is torch.addmm and len(args) > 2:  # transformers' Conv1D
+            place = 1
+        elif func not in _WITH_A_MATRIX_SECOND or len(args) < 2:
+            return func(*args, **(kwargs or {}))
+        x, matrix = args[place : place + 2]
+        found = self._matrices.find(matrix) if matrix.ndim == 2 else None
+        if found is not None and self._alter is not None:
+            x = self._alter(x)
+            args = (*args[:place], x, *args[place + 1 :])
         result = func(*args, **(kwargs or {}))
-        if func in _WITH_A_MATRIX_SECOND and len(args) > 1:
-            x, matrix = args[:2]
-        elif func is torch.addmm and len(args) > 2:  # transformers' Conv1D
-            x, matrix = args[1:3]
-        else:
-            return result
-        if matrix.ndim == 2 and (found := self._matrices.find(matrix)) is not None:
+        if found is not None:
             self._see(*found, x, result)
         return result
 

@@ -1,0 +1,91 @@
+"""What a checkpoint of any architecture predicts after some tokens, with a layer in memory."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantkit.build.output import check_space
+from quantkit.build.source import identify_source, require_unchanged
+from quantkit.calibrate.calibrate import Settings, find_device
+from quantkit.calibrate.lockstep.forward import LockstepForward
+from quantkit.calibrate.lockstep.run import run
+from quantkit.calibrate.lockstep.states import States, spilled_bytes
+from quantkit.checkpoint.checkpoint import Checkpoint
+
+# What ggml rounds the inputs of a matrix to that is stored in such a type.
+ROUNDINGS = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Logits, each shape (last, vocabulary): exact, and with what goes into matrices rounded."""
+
+    exact: NDArray[np.float32]
+    rounded: dict[str, NDArray[np.float32]]
+
+
+def predict(
+    checkpoint: Checkpoint,
+    tokens: NDArray[np.int64],
+    last: int,
+    roundings: Sequence[str],
+    settings: Settings,
+    report: Callable[[int, int], None] = lambda _done, _layers: None,
+) -> Predictions:
+    """Run some tokens through a model in float32, as it is and with rounded activations.
+
+    The second shows what rounding alone does to this model: its layers may damp it or blow it up.
+
+    Args:
+        checkpoint: with its tensors as they are stored.
+        tokens: shape (context,).
+        last: how many of them are scored, at the end.
+        roundings: names in `ROUNDINGS`.
+        settings: the device, and above how many bytes activations go to a temporary file.
+        report: told the layers that are done, of how many.
+
+    Raises:
+        CalibrationError: transformers has no such model, or it cannot be run over these tokens.
+        CheckpointError: a weight cannot be read, or a file of them changed meanwhile.
+        NoSpaceError: the activations do not fit on the disk of temporary files.
+
+    """
+    source = identify_source(checkpoint)
+    forward = LockstepForward(checkpoint, find_device(settings.device))
+    forward.require_context(len(tokens))
+    chunks = np.tile(tokens, (1 + len(roundings), 1))
+    kept: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(chunks)
+
+    def finish(number: int, logits: Tensor) -> None:
+        kept[number] = logits.float().cpu().numpy().copy()
+
+    def rounded(number: int, x: Tensor) -> Tensor:
+        return x.to(ROUNDINGS[roundings[number - 1]]).to(x.dtype) if number else x
+
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as temporary:
+        folder = Path(temporary)
+        n_bytes = spilled_bytes(forward, chunks.shape, settings.max_memory)
+        check_space(folder, n_bytes)
+        states = States(folder, len(chunks), forward.device, spill=n_bytes > 0, durable=False)
+
+        def finish_layer(layer: int) -> None:
+            states.turn_over()
+            report(layer + 1, len(forward.layers))
+
+        run(
+            forward,
+            chunks,
+            states,
+            finish,
+            finish_layer=finish_layer,
+            alter=rounded,
+            last=last,
+        )
+    require_unchanged(checkpoint, source)
+    return Predictions(kept[0], dict(zip(roundings, kept[1:], strict=True)))
