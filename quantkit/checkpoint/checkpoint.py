@@ -1,7 +1,7 @@
 """A source model as quantkit sees it: names, shapes, dtypes and rows, whatever it is stored as."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -122,3 +122,11 @@ class Checkpoint:
         if self.header is not None:
             return without_shard(self.path.name)
         return self.repo.repo_id.rpartition("/")[2] if self.repo else folder_name(self.path)
+
+
+def stored_view(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint with its tensors as they are stored, not as llama.cpp's converter has them."""
+    if checkpoint.description is None:
+        return checkpoint
+    tensors = dict(checkpoint.description.stored)
+    return replace(checkpoint, tensors=tensors, read_rows=None, description=None)

@@ -36,6 +36,7 @@ from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
 from quantkit.cli.projector import MmprojOption, layout_of, plan_projector
+from quantkit.cli.proven import prove_build, require_provable, with_proof
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
@@ -148,6 +149,10 @@ def build(
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Run every artifact in llama.cpp.")
     ] = True,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="First compare what llama.cpp computes with transformers."),
+    ] = False,
     verify: VerifyOption = False,
     allow_requantize: Annotated[
         bool,
@@ -238,7 +243,9 @@ def build(
             "--imatrix auto makes one; to add it to others, make it with quantkit calibrate "
             "--continue FILE, and give what that writes."
         )
-    asked = BuildWish(quants, overrides, of_two, matrices, cluster, publish, delete_published)
+    asked = BuildWish(
+        quants, overrides, of_two, matrices, cluster, publish, delete_published, smoke
+    )
     refuse_idle(command, BUILD, asked)
     publication = plan_publication(
         publish,
@@ -257,6 +264,8 @@ def build(
     wish = Wish(llama_cpp, mtp=mtp, say=note)
     source = find_source(checkpoint)
     is_gguf = is_gguf_source(source)
+    if prove:
+        require_provable(is_gguf)
     if is_gguf and auto and device is not Device.CPU:
         raise PlanError("--device is for checkpoints, and llama.cpp runs a GGUF; leave it out.")
     if any(chosen.format != "gguf" for chosen in quants):
@@ -376,6 +385,7 @@ def build(
         threads,
         memory,
         smoke=smoke,
+        prove=prove,
         as_json=as_json,
         hashed=verify,
         others=artifacts,
@@ -452,6 +462,7 @@ def run_build(
     *,
     smoke: bool,
     as_json: bool,
+    prove: bool = False,
     hashed: bool = False,
     others: "Sequence[Artifact]" = (),
     publication: Publication | None = None,
@@ -496,6 +507,7 @@ def run_build(
         work = work.remarking(tokens.remarks if tokens is not None else ())
     for remark in dict.fromkeys((*work.remarks, *(projector.remarks if projector else ()))):
         note(remark)
+    proof = prove_build(work, threads) if prove else None
     meter = open_meter()
 
     def report(progress: "Progress") -> None:
@@ -506,7 +518,8 @@ def run_build(
         meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)
 
     def check(path: Path) -> "Check":
-        return check_artifact(path, threads, memory, tokens)
+        found = check_artifact(path, threads, memory, tokens)
+        return found if path.is_dir() else with_proof(found, proof)
 
     def check_part(path: Path) -> "Check":
         assert part is not None  # noqa: S101 - it was built

@@ -13,7 +13,6 @@ import typer
 from rich import box
 from rich.table import Table
 
-from quantkit.cli.needs import COMPARE, CompareWish, refuse_idle
 from quantkit.cli.output import (
     GpuLayersOption,
     JsonOption,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 
 def compare(
-    command: typer.Context,
     artifacts: Annotated[
         list[Path] | None, typer.Argument(help="Folders that quantkit built, or GGUF files.")
     ] = None,
@@ -70,13 +68,6 @@ def compare(
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Draw the pictures, SVG and PNG.")
     ] = None,
-    against_transformers: Annotated[
-        bool,
-        typer.Option(
-            "--against-transformers",
-            help="Check a checkpoint's conversion: f32 in llama.cpp against transformers.",
-        ),
-    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure artifacts against the unquantized reference, as llama.cpp runs them, and judge.
@@ -86,27 +77,12 @@ def compare(
     embeds, the cosines of embeddings are measured; of one with encoder and decoder, the decoder's
     predictions.
     """
-    from quantkit.checkpoint.open import require_checkpoint
     from quantkit.verify.compare import as_numbers
     from quantkit.verify.compare import compare as run_compare
     from quantkit.verify.subjects import export_all, is_quantized, outline_subjects
 
-    if not artifacts and not (against_transformers and checkpoint):
+    if not artifacts:
         raise QuantkitError("Give what to compare: folders that quantkit built, or GGUF files.")
-    artifacts = artifacts or []
-    refuse_idle(command, COMPARE, CompareWish(against_transformers))
-    if against_transformers:
-        if len(artifacts) + (checkpoint is not None) > 1:
-            raise QuantkitError(
-                "--against-transformers looks at one checkpoint, and more are given; leave out all "
-                "but one."
-            )
-        require_checkpoint(
-            checkpoint or artifacts[0],
-            "--against-transformers takes the checkpoint that it was converted from",
-        )
-        _check_conversion(checkpoint or artifacts[0], text, chunks, context, threads, as_json)
-        return
     if layers is not None or html is not None or plots is not None:
         require("matplotlib", "matplotlib", "plot", "Drawing pictures")
     for out in (html, plots):
@@ -265,35 +241,6 @@ def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: P
             note(f"Wrote {html}.")
         if html is None or plots is not None:
             note("Drew " + ", ".join(str(path) for path in pictures) + ".")
-
-
-def _check_conversion(
-    checkpoint: Path,
-    text: Path | None,
-    chunks: int | None,
-    context: int,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    from quantkit.verify.conversion import LIMIT, against_transformers
-
-    found = against_transformers(
-        checkpoint, text=text, windows=chunks or 2, context=context, threads=threads
-    )
-    if as_json:
-        emit_json({**found.as_numbers(), "limit": LIMIT})
-    else:
-        console.print(
-            f"{escape(checkpoint.name)}: largest logit difference {found.largest:.2g} over "
-            f"{found.n_positions:,} positions x {found.n_vocab:,} tokens "
-            f"(f32 in llama.cpp against transformers {found.transformers}; limit {LIMIT:g})",
-            soft_wrap=True,
-        )
-    if not found.largest < LIMIT:
-        raise CompareError(
-            f"The conversion of {checkpoint} changes logits by up to {found.largest:.2g}, above "
-            f"{LIMIT:g}: the GGUF does not compute what the checkpoint does."
-        )
 
 
 def _show(result: "Comparison") -> None:

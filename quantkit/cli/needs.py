@@ -65,6 +65,7 @@ class BuildWish:
     cluster: str | None
     publish: str | None
     delete_published: bool
+    smoke: bool
 
     def has(self, *formats: str) -> bool:
         """Whether a quant of one of these formats is asked for."""
@@ -171,6 +172,18 @@ BUILD: tuple[_Build, ...] = (
         "mmproj",
         lambda wish: wish.has("gguf"),
         "is for GGUF quants, and none is asked for; leave it out",
+    ),
+    Need(
+        "--prove",
+        "prove",
+        lambda wish: wish.has("gguf"),
+        "is for GGUF quants, and none is asked for; leave it out",
+    ),
+    Need(
+        "--prove",
+        "prove",
+        lambda wish: wish.smoke,
+        "is part of what a smoke test records; leave out --no-smoke",
     ),
     Need(
         "--kernel",
@@ -364,28 +377,6 @@ PERPLEXITY: tuple[Need[PerplexityWish], ...] = (
         lambda wish: bool(wish.artifacts),
         "is for llama.cpp, and none of these is run in it; leave it out",
     ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class CompareWish:
-    """What of a comparison other options depend on."""
-
-    against_transformers: bool
-
-
-def _comparing(option: str) -> Need[CompareWish]:
-    return Need(
-        option,
-        option.removeprefix("--").replace("-", "_"),
-        lambda wish: not wish.against_transformers,
-        "does nothing beside --against-transformers, which looks at one checkpoint; leave one of "
-        "them out",
-    )
-
-
-COMPARE: tuple[Need[CompareWish], ...] = tuple(
-    map(_comparing, ("--reference", "--timeout", "--gpu-layers", "--layers", "--html", "--plots"))
 )
 
 

@@ -3,7 +3,7 @@
 import atexit
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from quantkit.cli.checks import expect_tokens_of
 from quantkit.cli.output import GpuLayersOption, JsonOption, console, emit_json, escape, note
+from quantkit.cli.proven import prove_file
 from quantkit.core.errors import CompareError, GGUFError, SmokeError
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ def smoke(
         Path | None,
         typer.Option(metavar="FOLDER", help="Its checkpoint, whose tokens it must give."),
     ] = None,
+    prove: Annotated[
+        bool | None,
+        typer.Option(
+            "--prove/--no-prove",
+            help="With --checkpoint: it must compute what transformers does.  [default: prove]",
+        ),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds  [default: grows with the size]")
     ] = None,
@@ -43,17 +51,26 @@ def smoke(
 
     Where the folder has a manifest (quantkit.json), the file is first compared with its sha256.
     With --checkpoint its tokens are compared with those of the checkpoint's own tokenizer, as a
-    build does. With --reference it is also measured over a short text, as quantkit compare does.
+    build does, and what it computes with what transformers does, layer by layer; large models by
+    their first layers. With --reference it is also measured over a short text, as quantkit compare
+    does.
     """
     from quantkit.build.manifest import known_files
     from quantkit.checkpoint.open import open_checkpoint
     from quantkit.checkpoint.tokenizer.deviations import describe_tokens
     from quantkit.verify.projector import smoke_projector
+    from quantkit.verify.proof import describe_proof
     from quantkit.verify.smoke import smoke as run_smoke
     from quantkit.verify.subjects import is_projector
 
-    tokens = expect_tokens_of(open_checkpoint(checkpoint)) if checkpoint else None
+    opened = open_checkpoint(checkpoint) if checkpoint else None
+    tokens = expect_tokens_of(opened) if opened else None
     file, built = _as_gguf(artifact)
+    if prove and (opened is None or built is not None):
+        raise GGUFError(
+            "--prove compares a GGUF with the checkpoint that it was converted from; give both, "
+            "with --checkpoint FOLDER."
+        )
     expected = known_files(file) if built is None else {}
     if built is None and file.is_file() and is_projector(file):
         if reference is not None or checkpoint is not None or gpu_layers:
@@ -74,10 +91,17 @@ def smoke(
     measured = None
     if result.ok and reference is not None:
         measured = _measure(file, reference, timeout, threads, gpu_layers)
+    proof = None
+    if result.ok and opened and built is None and prove is not False:
+        proof = prove_file(opened, file, threads)
+        if proof.outcome == "wrong":
+            verdict = f"it is not the model: {proof.reason}"
+            result = replace(result, ok=False, verdict=verdict)
     if built is not None:
         shutil.rmtree(file.parents[1], ignore_errors=True)
     if as_json:
-        emit_json(asdict(result) | ({"compare": asdict(measured)} if measured else {}))
+        more = {"compare": measured and asdict(measured), "proof": proof and asdict(proof)}
+        emit_json(asdict(result) | {key: value for key, value in more.items() if value})
     elif result.ok:
         checked = "sha256 as built, " if expected or built else ""
         speed = f"{result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second else "ran"
@@ -86,6 +110,8 @@ def smoke(
         console.print(escape(_outcome(result)))
         if tokens:
             console.print(escape(describe_tokens(result.details["tokens"])), soft_wrap=True)
+        if proof is not None:
+            console.print(escape(describe_proof(asdict(proof))), soft_wrap=True)
         if measured is not None and measured.cosines is not None:
             c = measured.cosines
             console.print(

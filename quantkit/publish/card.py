@@ -22,6 +22,7 @@ from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
 from quantkit.publish.measured import Measured
 from quantkit.publish.metadata import Source
 from quantkit.verify.compare import Result
+from quantkit.verify.proof import describe_proof
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$])")
@@ -151,6 +152,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "forced": [a.name for a in facts.artifacts if not a.passed],
         "projectors": [_projector(artifact) for artifact in facts.projectors],
         "token_comparisons": _token_comparisons(artifacts),
+        "proofs": _proofs(artifacts),
         "remarks": list(dict.fromkeys(r for a in artifacts for r in a.entry.get("remarks") or ())),
         "embeds": _embeds(artifacts),
         "measured": facts.measured.comparison if facts.measured else None,
@@ -252,6 +254,13 @@ def _token_comparisons(artifacts: Sequence[Artifact]) -> list[str]:
     details = [(artifact.entry.get("smoke") or {}).get("details") or {} for artifact in artifacts]
     records = [found["tokens"] for found in details if "tokens" in found]
     return list(dict.fromkeys(map(describe_tokens, records)))
+
+
+def _proofs(artifacts: Sequence[Artifact]) -> list[str]:
+    """How conversions were proven, once each."""
+    details = [(artifact.entry.get("smoke") or {}).get("details") or {} for artifact in artifacts]
+    records = [found["proof"] for found in details if "proof" in found]
+    return list(dict.fromkeys(map(describe_proof, records)))
 
 
 def _kernel(kernel: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ _REQUIRED = (
 )
 _OPTIONAL = (
     ("torch", "torch", "calibration, GPTQ and bitsandbytes quants"),
-    ("transformers", "transformers", "loading bitsandbytes quants, compare --against-transformers"),
+    ("transformers", "transformers", "loading bitsandbytes quants, build --prove"),
     ("bitsandbytes", "bitsandbytes", "bitsandbytes quants"),
     ("accelerate", "accelerate", "loading bitsandbytes quants"),
     ("matplotlib", "matplotlib", "pictures"),

@@ -34,7 +34,9 @@ class WeightError:
     error: float
 
 
-def weight_errors(artifact: Path, reference: Path, *, rows: int | None = None) -> list[WeightError]:
+def weight_errors(
+    artifact: Path, reference: Path, *, rows: int | None = None, partial: bool = False
+) -> list[WeightError]:
     """The error of every tensor of an artifact, experts one by one.
 
     Args:
@@ -42,6 +44,7 @@ def weight_errors(artifact: Path, reference: Path, *, rows: int | None = None) -
         reference: the same, with the same tensors.
         rows: about how many rows of each tensor or expert to look at, in evenly spaced runs; by
             default all.
+        partial: the reference is of some first layers only, and the others are not looked at.
 
     Raises:
         CompareError: the two do not hold the same tensors.
@@ -49,6 +52,8 @@ def weight_errors(artifact: Path, reference: Path, *, rows: int | None = None) -
 
     """
     ours, theirs = _tensors(artifact), _tensors(reference)
+    if partial:
+        ours = {name: tensor for name, tensor in ours.items() if name in theirs}
     odd = sorted(ours.keys() ^ theirs.keys())
     odd += [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
     if odd:

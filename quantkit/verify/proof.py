@@ -6,7 +6,7 @@ matrix rounded as ggml rounds it, because some models damp such noise and others
 error in the conversion (a name, a permutation, a norm, the rotation, a window) lies far above.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.checkpoint.gguf import read_header
-from quantkit.core.errors import CalibrationError, QuantkitError, TokenizerError
+from quantkit.checkpoint.shortened import count_layers, text_config
+from quantkit.core.errors import CalibrationError, TokenizerError
 from quantkit.core.packages import why_missing
 from quantkit.verify.llama import run_worker
 from quantkit.verify.machine import usable_cores
@@ -32,10 +33,10 @@ _FEWEST = 32
 _MOST = 8192 + _BEYOND
 _SECONDS = 3600  # of llama.cpp, with a model of any size and the longest text
 # How many times what rounding alone does to the scores llama.cpp may be away from them.
-_ROOM = 4.0
+_ROOM = 3.0
 _LEAST = 1e-5  # relative: float32 itself, where a model damps all else
 _QUANTILES = (50, 90)
-_PLAIN = {"F32", "F16", "BF16"}
+PLAIN = frozenset({"F32", "F16", "BF16"})
 
 Outcome = Literal["proven", "wrong", "not proven"]
 
@@ -106,11 +107,10 @@ def prove(
     except ImportError as error:
         return not_proven(why_missing(str(error.name), "transformers", "Proving a conversion"))
     from quantkit.calibrate.calibrate import Settings
-    from quantkit.calibrate.lockstep.calibrate import stored_view
     from quantkit.calibrate.lockstep.logits import predict
 
     kinds = {t.encoding.name for file in artifact_files(gguf) for t in read_header(file).tensors}
-    if odd := kinds - _PLAIN:
+    if odd := kinds - PLAIN:
         return not_proven(f"Its weights are rounded to {', '.join(sorted(odd))}.")
     roundings = [kind for kind in ("F16", "BF16") if kind in kinds] or ["F16"]
     config = text_config(checkpoint.config)
@@ -126,7 +126,7 @@ def prove(
         if isinstance(ours, str):
             return not_proven(ours)
         found = _judge(ours, theirs)
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    layers = count_layers(checkpoint)
     return Proof(
         *found,
         tokens=n_tokens,
@@ -137,17 +137,27 @@ def prove(
     )
 
 
+def describe_proof(record: Mapping[str, Any]) -> str:
+    """What a proof found, as a sentence, from its JSON values."""
+    if record["outcome"] != "proven":
+        words = {"wrong": "It is not the model", "not proven": "Not proven to be the model"}
+        return f"{words[record['outcome']]}: {record['reason']}"
+    layers = f"all {record['of_layers']} layers"
+    if record["layers"] < record["of_layers"]:
+        layers = f"the first {record['layers']} of {record['of_layers']} layers"
+    text = (
+        f"Proven against transformers {record['transformers']} over {record['tokens']:,} tokens, "
+        f"{layers}: mean KLD {record['kld']:.1e}, scores {record['error']:.1e} standard deviations "
+        f"apart where rounding explains {record['noise']:.1e}."
+    )
+    if record["open"]:
+        text += f" Not proven: {'; '.join(record['open'])}."
+    return text
+
+
 def not_proven(reason: str) -> Proof:
     """Of what could not be compared."""
     return Proof("not proven", reason)
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config.json that is about text."""
-    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
-        if isinstance(inner := config.get(key), Mapping):
-            return text_config(inner)
-    return config
 
 
 def length(config: Mapping[str, Any]) -> tuple[int, list[str]]:
@@ -173,7 +183,9 @@ def length(config: Mapping[str, Any]) -> tuple[int, list[str]]:
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     kind = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, dict) else None
     if kind in ("longrope", "dynamic"):
-        unreached.append(f"what its rotation ({kind}) does beyond its first context was not reached")
+        unreached.append(
+            f"what its rotation ({kind}) does beyond its first context was not reached"
+        )
     return min(wanted, most), unreached
 
 
@@ -182,10 +194,12 @@ def _tokens(checkpoint: Checkpoint, count: int) -> NDArray[np.int64]:
     from quantkit.calibrate.text import make_corpus, random_corpus
 
     try:
-        return make_corpus(checkpoint, (), 2, count).tokens[0]
+        corpus = make_corpus(checkpoint, (), 2, count)
     except TokenizerError:
         vocabulary = int(text_config(checkpoint.config).get("vocab_size") or 256)
-        return random_corpus(vocabulary, 1, count).tokens[0]
+        corpus = random_corpus(vocabulary, 1, count)
+    tokens: NDArray[np.int64] = corpus.tokens[0]
+    return tokens
 
 
 def _in_llama(
@@ -252,6 +266,5 @@ def _mean_kld(theirs: NDArray[np.float32], ours: NDArray[np.float32]) -> float:
 
 def _log_probs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64) - logits.max()
-    return wide - np.log(np.exp(wide).sum())
-
-
+    log_probs: NDArray[np.float64] = wide - np.log(np.exp(wide).sum())
+    return log_probs

@@ -5,6 +5,7 @@ two bits a norm that is a tenth too large drowns in the rounding. So a few rows 
 the settings in the header are compared with the reference's as well.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import acos, cos, pi, sqrt
 from typing import Any
@@ -197,17 +198,29 @@ def _settings_faults(subject: Subject, reference: Subject) -> list[str]:
 
 def _weight_faults(subject: Subject, reference: Subject) -> list[str]:
     """The worst of the tensors that differ more than their encoding explains."""
-    limits: dict[str, float] = load_profile("quality.toml")["weights"]
 
     def encoded_as(error: WeightError) -> str:
         # An export holds in F16 what a folder's quant had rounded, and norms and routers in F32.
         is_rounded = subject.how != _AS_IT_IS and error.encoding == "F16"
         return subject.quant or "" if is_rounded else error.encoding
 
+    return weight_faults(weight_errors(subject.gguf, reference.gguf, rows=_ROWS), encoded_as)
+
+
+def weight_faults(
+    errors: Iterable[WeightError],
+    encoded_as: Callable[[WeightError], str] = lambda error: error.encoding,
+) -> list[str]:
+    """The worst of the tensors that are further off than their encoding explains, in words.
+
+    Args:
+        errors: of the tensors.
+        encoded_as: what a tensor was rounded to.
+
+    """
+    limits: dict[str, float] = load_profile("quality.toml")["weights"]
     broken = [
-        error
-        for error in weight_errors(subject.gguf, reference.gguf, rows=_ROWS)
-        if not error.error <= limits.get(encoded_as(error), float("inf"))
+        error for error in errors if not error.error <= limits.get(encoded_as(error), float("inf"))
     ]
     if not broken:
         return []

@@ -173,19 +173,10 @@ def test_smoke_measures_against_a_reference(folder: Path, tmp_path: Path) -> Non
     assert json.loads(outcome.out)["compare"]["verdict"]["reason"] == "healthy"
 
 
-def test_a_conversion_is_checked() -> None:
-    outcome = quantkit("compare", TINY, "--against-transformers", "--chunks", 1, "--json")
-    assert outcome.code in (0, None)
-    found = json.loads(outcome.out)
-    assert 0 < found["largest"] < found["limit"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         ((), "Give what to compare"),
-        (("--against-transformers",), "Give what to compare"),
-        (("{empty}", "--against-transformers"), "config.json"),
         (("/nowhere",), "is not there"),
         (("{empty}",), "holds no artifact"),
         (("{folder}", "--reference", "/nowhere.gguf"), "is not there"),

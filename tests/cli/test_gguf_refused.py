@@ -26,7 +26,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("build SOURCE -q q4_k_m -q gptq-int4 -o OUT", "only other GGUFs can be made of it"),
         ("build SOURCE -q bnb-nf4 --dry-run", "only other GGUFs can be made of it"),
         ("densify SOURCE --expert 0 -o OUT", "give the checkpoint that it was converted from"),
-        ("compare --against-transformers --checkpoint SOURCE", "takes the checkpoint that it was"),
+        ("build SOURCE -q q4_k_m -o OUT --prove", "give the checkpoint that it was converted from"),
     ],
 )
 def test_what_needs_a_checkpoint(source: Path, tmp_path: Path, arguments: str, fix: str) -> None:

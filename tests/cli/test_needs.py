@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.cli import build, calibrate, compare, densify, fit, needs, perplexity, publish
+from quantkit.cli import build, calibrate, densify, fit, needs, perplexity, publish
 from tests.build.builds import build as build_quants
 from tests.calibrate.runs import TINY
 from tests.cli.command import quantkit, refusal
@@ -42,6 +42,7 @@ BNB_4_BIT: tuple[Words, ...] = (
 BNB: tuple[Words, ...] = (("--keep", "lm_head"),)
 GGUF: tuple[Words, ...] = (
     ("--mmproj", "none"),
+    ("--prove",),
     ("--kernel", "ggml"),
     ("--output-tensor-type", "q8_0"),
     ("--token-embedding-type", "q8_0"),
@@ -70,6 +71,7 @@ def pairs(given: Words, *idle: Iterable[Words]) -> list[tuple[Words, Words]]:
 BUILDS: list[tuple[Words, Words]] = [
     *pairs(("-q", "q4_k_m"), CALIBRATION, GPTQ, BNB_4_BIT, BNB, PUBLISHING),
     *pairs(("-q", "q4_k_m", "--imatrix", "absent.gguf"), CALIBRATION),
+    *pairs(("-q", "q8_0", "--no-smoke"), [("--prove",)]),
     *pairs(("-q", "q8_0"), K_QUANTS, CALIBRATION, [("--imatrix", "auto")]),
     *pairs(("-q", "mxfp4_moe"), K_QUANTS, [("--imatrix", "auto")]),
     *pairs(("-q", "q8_0", "--token-embedding-type", "tq2_0"), K_QUANTS, [("--imatrix", "auto")]),
@@ -103,17 +105,6 @@ OTHERS: list[tuple[Words, Words]] = [
     ),
     *pairs(("perplexity", "absent"), [("--threads", "2")]),
     *pairs(("perplexity", "absent", "absent.gguf"), [("--experts",)]),
-    *pairs(
-        ("compare", "absent", "--against-transformers"),
-        [
-            ("--reference", "q8_0"),
-            ("--timeout", "9"),
-            ("--gpu-layers", "2"),
-            ("--layers", "absent.gguf"),
-            ("--html", "page.html"),
-            ("--plots", "plots"),
-        ],
-    ),
     *pairs(
         ("publish", "absent", "--repo", "a/b", "--card-only"),
         [("--sign", "absent.pem"), ("--private",)],
@@ -183,7 +174,6 @@ TABLES: dict[str, tuple[Sequence[needs.Need[Any]], Callable[..., None]]] = {
     "calibrate": (needs.CALIBRATE, calibrate.calibrate),
     "densify": (needs.DENSIFY, densify.densify),
     "perplexity": (needs.PERPLEXITY, perplexity.perplexity),
-    "compare": (needs.COMPARE, compare.compare),
     "publish": (needs.PUBLISH, publish.publish),
     "fit": (needs.FIT, fit.fit),
 }

@@ -32,6 +32,7 @@ SMALL: Mapping[str, Any] = {
     "max_position_embeddings": 512,
     "torch_dtype": "float32",
 }
+LIMIT = 2e-3  # how far logits may be apart
 _N_CTX = 256  # llama.cpp rounds up to that
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from quantkit.families import find_family
-from quantkit.verify.conversion import LIMIT
 from tests import native_tools
 from tests.families import both
-from tests.families.both import Llama, LlamaError
+from tests.families.both import LIMIT, Llama, LlamaError
 
 TOKENS = 96
 

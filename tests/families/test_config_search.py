@@ -19,9 +19,8 @@ from hypothesis.strategies import DrawFn
 
 from quantkit.core.errors import QuantkitError
 from quantkit.families.model import Decoder
-from quantkit.verify.conversion import LIMIT
 from tests.families import both
-from tests.families.both import Llama
+from tests.families.both import LIMIT, Llama
 
 TOKENS = 40
 ABSENT = object()

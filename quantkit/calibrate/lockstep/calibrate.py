@@ -30,7 +30,7 @@ from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.statistics import Sums
 from quantkit.calibrate.sums import read_sums, write_sums
 from quantkit.calibrate.text import Corpus
-from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.core.errors import Interrupted, OutputError
 from quantkit.families.model import Model
 
@@ -151,14 +151,6 @@ def stand_ready(stored: Checkpoint, context: int, settings: Settings) -> None:
 
     """
     LockstepForward(stored, find_device(settings.device)).require_context(context)
-
-
-def stored_view(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint with its tensors as they are stored, not as llama.cpp's converter has them."""
-    if checkpoint.description is None:
-        return checkpoint
-    tensors = dict(checkpoint.description.stored)
-    return replace(checkpoint, tensors=tensors, read_rows=None, description=None)
 
 
 def _teller(

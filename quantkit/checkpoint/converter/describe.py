@@ -99,6 +99,20 @@ def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
     return rows.describe()
 
 
+def describe_alike(part: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
+    """A part of a checkpoint, described by whom and as the whole was; as it is, if that was not.
+
+    Raises:
+        ConverterError, CheckpointError: as `describe_by_converter` does.
+
+    """
+    if checkpoint.description is None:
+        return part
+    rows = checkpoint.description.rows
+    assert isinstance(rows, ConvertedRows)  # noqa: S101 - it described
+    return describe_by_converter(part, rows.wish)
+
+
 def describe_projector(checkpoint: Checkpoint, kind: str) -> Checkpoint | None:
     """The vision or audio part of a checkpoint whose text part is described, as a checkpoint.
 

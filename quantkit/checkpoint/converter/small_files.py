@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quantkit.checkpoint.names import is_for_converters
@@ -33,12 +33,26 @@ def link_small_files(place: Path, name: str) -> Path:
     """
     found = list(_small_files(place))
     folder = Path(tempfile.mkdtemp(prefix="quantkit-converter-")) / name
+    _link(found, place, folder)
+    return folder
+
+
+def link_into(folder: Path, place: Path) -> None:
+    """A new folder with links to the small files of another.
+
+    Raises:
+        CheckpointError: one of them is a link to nowhere, a pipe or the like.
+
+    """
+    _link(list(_small_files(place)), place, folder)
+
+
+def _link(files: Sequence[Path], place: Path, folder: Path) -> None:
     folder.mkdir()
-    for file in found:
+    for file in files:
         link = folder / file.relative_to(place)
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(file.resolve())
-    return folder
 
 
 def remove(folder: Path) -> None:

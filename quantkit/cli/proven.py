@@ -1,0 +1,84 @@
+"""Proofs, as commands ask for them: with progress, and in words."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.cli.output import note, open_meter
+from quantkit.core.errors import PlanError, SmokeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quantkit.build.engine import Check
+    from quantkit.build.work import Work
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.verify.proof import Proof
+
+
+def require_provable(is_gguf: bool) -> None:
+    """Refuse to prove what was converted by others.
+
+    Raises:
+        PlanError: it is a GGUF.
+
+    """
+    if is_gguf:
+        raise PlanError(
+            "--prove compares with a checkpoint, and this is a GGUF already; leave it out, or give "
+            "the checkpoint that it was converted from."
+        )
+
+
+def prove_build(work: "Work", threads: int) -> "Proof":
+    """Prove the conversion that a build is about to do, and say how that ended.
+
+    Raises:
+        SmokeError: the GGUFs would not be the model.
+
+    """
+    from quantkit.checkpoint.gguf import parse_header
+    from quantkit.formats.folder import FolderLayout
+    from quantkit.verify.proof import describe_proof
+    from quantkit.verify.proving import prove_conversion
+
+    layout = next(x for x in work.layouts if not isinstance(x, FolderLayout))
+    header = parse_header(layout.files[0].header, layout.files[0].n_bytes)
+    assert header is not None  # noqa: S101 - it is whole
+    proof = _metered(
+        lambda report: prove_conversion(
+            work.checkpoint, header.metadata, threads=threads, report=report
+        )
+    )
+    if proof.outcome == "wrong":
+        raise SmokeError(
+            f"The GGUFs of {work.base_name} would not be the model, and none was built: "
+            f"{proof.reason}"
+        )
+    note(describe_proof(proof.as_numbers()))
+    return proof
+
+
+def prove_file(checkpoint: "Checkpoint", artifact: Path, threads: int | None) -> "Proof":
+    """Prove that a GGUF is the model of a checkpoint."""
+    from quantkit.verify.proving import prove_artifact
+
+    return _metered(
+        lambda report: prove_artifact(checkpoint, artifact, threads=threads, report=report)
+    )
+
+
+def _metered(work: "Callable[[Callable[[int, int], None]], Proof]") -> "Proof":
+    meter = open_meter("layer")
+    try:
+        return work(lambda done, layers: meter.show("Running the original", done, layers))
+    finally:
+        meter.close()
+
+
+def with_proof(check: "Check", proof: "Proof | None") -> "Check":
+    """A smoke test whose record holds the proof of the conversion."""
+    if proof is None:
+        return check
+    details = {**check.record["details"], "proof": proof.as_numbers()}
+    return replace(check, record={**check.record, "details": details})

@@ -1,0 +1,171 @@
+"""The conversion of a checkpoint is proven once, and its artifacts by what they share with that.
+
+A specimen is built: the same keys and tensors, every weight in float32, of so many of the first
+layers as there is room for. If llama.cpp computes with it what the checkpoint does, an artifact
+with the same settings, whose tensors are the specimen's but for the rounding of their types, is
+the model, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from quantkit.build.output import check_space
+from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
+from quantkit.checkpoint.converter.describe import describe_alike
+from quantkit.checkpoint.gguf import read_header
+from quantkit.checkpoint.shortened import count_layers, fewest_layers, shortened
+from quantkit.core.errors import NoSpaceError, QuantkitError
+from quantkit.verify.layers import weight_errors
+from quantkit.verify.machine import memory, usable_cores
+from quantkit.verify.proof import PLAIN, Proof, not_proven, prove
+from quantkit.verify.quality import weight_faults
+from quantkit.verify.smoke import artifact_files
+
+_SHARE = 2  # of free memory that a specimen may fill: llama.cpp maps it
+_WITHOUT_MEMORY = 8 * 2**30  # bytes, where nobody knows how much is free
+_NOT_COMPARED = "weights from layer {} on were not compared with the checkpoint's"
+_BY_LAYER = ("block_count", "leading_dense_block_count")
+
+
+def prove_conversion(
+    checkpoint: Checkpoint,
+    settings: Mapping[str, Any],
+    artifact: Path | None = None,
+    *,
+    threads: int | None = None,
+    report: Callable[[int, int], None] = lambda _done, _layers: None,
+) -> Proof:
+    """Prove that GGUFs made of a checkpoint in this way are the model.
+
+    Args:
+        checkpoint: opened, and described where that is needed.
+        settings: the metadata that they have.
+        artifact: one of them, whose weights are compared as well.
+        threads: by default the cores this process may use.
+        report: told the layers of the original that are done, of how many.
+
+    Raises:
+        CheckpointError: a weight cannot be read.
+        CompareError: the artifact does not hold the specimen's tensors.
+
+    """
+    stored = stored_view(checkpoint)
+    of_layers = count_layers(stored)
+    with TemporaryDirectory(prefix="quantkit-proof-") as temporary:
+        folder = Path(temporary)
+        try:
+            layers = _affordable(checkpoint, stored, of_layers)
+            part = checkpoint
+            if layers < of_layers:
+                part = shortened(stored, layers, folder / checkpoint.name)
+                part = describe_alike(part, checkpoint)
+            specimen = _build(part, folder / "specimen", threads)
+        except NoSpaceError as error:
+            return not_proven(f"There is no room for its specimen: {error}")
+        except QuantkitError as error:
+            return not_proven(f"No specimen can be made of its first {layers} layers: {error}")
+        proof = prove(part, specimen, threads=threads, report=report)
+        proof = replace(proof, layers=layers, of_layers=of_layers)
+        if proof.outcome != "proven":
+            return proof
+        whole = layers == of_layers
+        faults = _other_settings(settings, read_header(specimen).metadata, whole=whole)
+        if artifact is not None and not faults:
+            faults = weight_faults(weight_errors(artifact, specimen, partial=not whole))
+            if not whole:
+                proof = replace(proof, open=(*proof.open, _NOT_COMPARED.format(layers)))
+    if faults:
+        return replace(proof, outcome="wrong", reason=f"{'; '.join(faults)}.")
+    return proof
+
+
+def prove_artifact(
+    checkpoint: Checkpoint,
+    artifact: Path,
+    *,
+    threads: int | None = None,
+    report: Callable[[int, int], None] = lambda _done, _layers: None,
+) -> Proof:
+    """Prove that a GGUF is the model of a checkpoint.
+
+    One of floats for which there is room is run itself, any other is compared with a specimen.
+
+    Args:
+        checkpoint: opened, and described where that is needed.
+        artifact: the GGUF, or its first shard.
+        threads: by default the cores this process may use.
+        report: told the layers of the original that are done, of how many.
+
+    Raises:
+        CheckpointError: a weight cannot be read.
+        CompareError: the two do not hold the same tensors.
+        GGUFError: the file is not there, or unsound.
+
+    """
+    files = artifact_files(artifact)
+    headers = [read_header(file) for file in files]
+    kinds = {tensor.encoding.name for header in headers for tensor in header.tensors}
+    if kinds <= PLAIN and sum(file.stat().st_size for file in files) <= _room():
+        return prove(checkpoint, artifact, threads=threads, report=report)
+    settings = headers[0].metadata
+    return prove_conversion(checkpoint, settings, artifact, threads=threads, report=report)
+
+
+def _room() -> int:
+    """Bytes that a specimen may have."""
+    free = memory()
+    return free.available // _SHARE if free else _WITHOUT_MEMORY
+
+
+def _affordable(checkpoint: Checkpoint, stored: Checkpoint, of_layers: int) -> int:
+    """How many of the first layers a specimen has: all if there is room, at least one per kind."""
+    n_bytes = 4 * sum(tensor.n_elements for tensor in checkpoint.tensors.values())
+    room = _room()
+    if n_bytes <= room or not of_layers:
+        return of_layers
+    fewest = fewest_layers(stored)
+    outside = 4 * sum(
+        tensor.n_elements for name, tensor in stored.tensors.items() if ".layers." not in name
+    )
+    per_layer = max(1, (n_bytes - outside) // of_layers)
+    return min(of_layers, max(fewest, (room - outside) // per_layer))
+
+
+def _build(checkpoint: Checkpoint, folder: Path, threads: int | None) -> Path:
+    from quantkit.build import engine
+    from quantkit.build.work import prepare
+    from quantkit.plan.quants import find_quants
+
+    work = prepare(checkpoint, find_quants(["f32"]))
+    check_space(folder.parent, work.n_bytes)
+    [artifact] = engine.build(work, folder, jobs=threads or usable_cores(), max_memory=2**30)
+    path = artifact.path
+    return path if path.is_file() else sorted(path.glob("*.gguf"))[0]
+
+
+def _other_settings(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], *, whole: bool
+) -> list[str]:
+    """Hyperparameters that are not the specimen's."""
+    architecture = theirs.get("general.architecture")
+    if ours.get("general.architecture") != architecture:
+        return [f"it is of the architecture {ours.get('general.architecture')}, not {architecture}"]
+    prefix = f"{architecture}."
+    found = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        mine, other = ours.get(key), theirs.get(key)
+        if not key.startswith(prefix) or mine == other:
+            continue
+        if not whole and (key.removeprefix(prefix) in _BY_LAYER or _is_start(other, mine)):
+            continue
+        found.append(f"its {key} is {mine!r}, of a fresh conversion {other!r}")
+    return found
+
+
+def _is_start(some: Any, whole: Any) -> bool:
+    """Whether a list has an entry for each of the first layers, and another for all layers."""
+    is_list = isinstance(some, Sequence) and isinstance(whole, Sequence)
+    return is_list and not isinstance(some, str) and list(whole[: len(some)]) == list(some)
