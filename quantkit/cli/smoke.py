@@ -66,7 +66,8 @@ def smoke(
     opened = open_checkpoint(checkpoint) if checkpoint else None
     tokens = expect_tokens_of(opened) if opened else None
     file, built = _as_gguf(artifact)
-    if prove and (opened is None or built is not None):
+    provable = opened is not None and opened.header is None and built is None
+    if prove and not provable:
         raise GGUFError(
             "--prove compares a GGUF with the checkpoint that it was converted from; give both, "
             "with --checkpoint FOLDER."
@@ -92,7 +93,7 @@ def smoke(
     if result.ok and reference is not None:
         measured = _measure(file, reference, timeout, threads, gpu_layers)
     proof = None
-    if result.ok and opened and built is None and prove is not False:
+    if result.ok and opened is not None and provable and prove is not False:
         proof = prove_file(opened, file, threads)
         if proof.outcome == "wrong":
             verdict = f"it is not the model: {proof.reason}"

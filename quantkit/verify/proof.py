@@ -35,6 +35,9 @@ _SECONDS = 3600  # of llama.cpp, with a model of any size and the longest text
 # How many times what rounding alone does to the scores llama.cpp may be away from them.
 _ROOM = 3.0
 _LEAST = 1e-5  # relative: float32 itself, where a model damps all else
+# Standard deviations: what differs less rejects nothing, and is not proven. It is what bfloat16 does
+# by its rounding. llama.cpp cuts off YaRN's ramp at whole numbers, for one, and gpt-oss does not.
+_SMALL = 0.01
 _QUANTILES = (50, 90)
 PLAIN = frozenset({"F32", "F16", "BF16"})
 
@@ -236,10 +239,10 @@ def _judge(
     kld = _mean_kld(exact, ours)
     outcome, reason = "proven", ""
     if not mine.within(noise, _ROOM):
-        outcome = "wrong"
+        outcome = "wrong" if mine.overall > _SMALL else "not proven"
         reason = (
             f"llama.cpp's scores are {mine.overall:.2g} standard deviations from the original's, "
-            f"where rounding explains {noise.overall:.2g}."
+            f"where rounding explains {noise.overall:.2g} (mean KLD {kld:.1e})."
         )
     return outcome, reason, mine.overall, noise.overall, kld  # type: ignore[return-value]
 

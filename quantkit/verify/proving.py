@@ -26,7 +26,10 @@ from quantkit.verify.smoke import artifact_files
 
 _SHARE = 2  # of free memory that a specimen may fill: llama.cpp maps it
 _WITHOUT_MEMORY = 8 * 2**30  # bytes, where nobody knows how much is free
+_SLACK = 0.01  # the limits are of whole matrices of common sizes; those of small ones vary
 _NOT_COMPARED = "weights from layer {} on were not compared with the checkpoint's"
+# Architectures that llama.cpp computes otherwise for some numbers of layers (src/models/NAME.cpp).
+_BY_COUNT = frozenset({"baichuan", "deepseek2", "exaone4", "gemma2", "gemma3"})
 _BY_LAYER = ("block_count", "leading_dense_block_count")
 
 
@@ -62,19 +65,25 @@ def prove_conversion(
             if layers < of_layers:
                 part = shortened(stored, layers, folder / checkpoint.name)
                 part = describe_alike(part, checkpoint)
-            specimen = _build(part, folder / "specimen", threads)
+            specimen = build_specimen(part, folder / "specimen", threads)
         except NoSpaceError as error:
             return not_proven(f"There is no room for its specimen: {error}")
         except QuantkitError as error:
             return not_proven(f"No specimen can be made of its first {layers} layers: {error}")
         proof = prove(part, specimen, threads=threads, report=report)
         proof = replace(proof, layers=layers, of_layers=of_layers)
+        if proof.outcome == "wrong" and layers < of_layers and _tells_by_count(specimen):
+            return not_proven(
+                f"llama.cpp tells such models by their number of layers, and the first {layers} of "
+                f"{of_layers} are all that there was room for."
+            )
         if proof.outcome != "proven":
             return proof
         whole = layers == of_layers
         faults = _other_settings(settings, read_header(specimen).metadata, whole=whole)
         if artifact is not None and not faults:
-            faults = weight_faults(weight_errors(artifact, specimen, partial=not whole))
+            errors = weight_errors(artifact, specimen, partial=not whole)
+            faults = weight_faults(errors, slack=_SLACK)
             if not whole:
                 proof = replace(proof, open=(*proof.open, _NOT_COMPARED.format(layers)))
     if faults:
@@ -134,7 +143,17 @@ def _affordable(checkpoint: Checkpoint, stored: Checkpoint, of_layers: int) -> i
     return min(of_layers, max(fewest, (room - outside) // per_layer))
 
 
-def _build(checkpoint: Checkpoint, folder: Path, threads: int | None) -> Path:
+def _tells_by_count(specimen: Path) -> bool:
+    return read_header(specimen).metadata.get("general.architecture") in _BY_COUNT
+
+
+def build_specimen(checkpoint: Checkpoint, folder: Path, threads: int | None) -> Path:
+    """Build a checkpoint's GGUF with every weight in float32.
+
+    Raises:
+        QuantkitError: as a build does; there may be no space.
+
+    """
     from quantkit.build import engine
     from quantkit.build.work import prepare
     from quantkit.plan.quants import find_quants

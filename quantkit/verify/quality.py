@@ -210,17 +210,21 @@ def _weight_faults(subject: Subject, reference: Subject) -> list[str]:
 def weight_faults(
     errors: Iterable[WeightError],
     encoded_as: Callable[[WeightError], str] = lambda error: error.encoding,
+    slack: float = 0.0,
 ) -> list[str]:
     """The worst of the tensors that are further off than their encoding explains, in words.
 
     Args:
         errors: of the tensors.
         encoded_as: what a tensor was rounded to.
+        slack: how much further off they may be.
 
     """
     limits: dict[str, float] = load_profile("quality.toml")["weights"]
     broken = [
-        error for error in errors if not error.error <= limits.get(encoded_as(error), float("inf"))
+        error
+        for error in errors
+        if not error.error <= limits.get(encoded_as(error), float("inf")) + slack
     ]
     if not broken:
         return []

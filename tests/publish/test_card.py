@@ -13,6 +13,7 @@ from quantkit.core.units import format_count, format_size
 from quantkit.publish.card import Facts, render_card
 from quantkit.publish.metadata import Source
 from quantkit.publish.prompt import render_prompt
+from quantkit.verify.proof import Proof
 from tests.publish.cards import CARDS, GOLDEN, gguf
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +122,20 @@ def test_what_the_manifest_says_is_what_the_card_says(change: str) -> None:
     assert before != after
     new = set(NUMBER.findall(after)) - set(NUMBER.findall(before))
     assert new <= _traced(replace(facts, artifacts=other))
+
+
+def test_a_proof_is_told_once() -> None:
+    proof = Proof("proven", "", 2e-6, 2e-4, 7e-12, 512, 4, 56, "5.23.0", ("experts were few",))
+    facts = gguf()
+    artifacts = []
+    for artifact in facts.artifacts:
+        entry = copy.deepcopy(dict(artifact.entry))
+        entry["smoke"]["details"]["proof"] = proof.as_numbers()
+        artifacts.append(replace(artifact, entry=entry))
+    card = render_card(replace(facts, artifacts=tuple(artifacts)))
+    said = "Proven against transformers 5.23.0 over 512 tokens, the first 4 of 56 layers: mean KLD"
+    assert card.count(said) == 1
+    assert "Not proven: experts were few." in card
 
 
 @pytest.mark.parametrize("family", ["mixtral", "mistral"])

@@ -1,0 +1,57 @@
+"""``build --prove`` and ``smoke --checkpoint``: what they say, write down and refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantkit.verify import proving
+from tests.cli.command import quantkit, refusal
+from tests.verify.faults import change_rope_base, with_fault
+
+TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built") / "out"
+    outcome = quantkit("build", TINY, "-q", "q8_0", "--prove", "-o", folder, "--jobs", 1)
+    assert outcome.code in (0, None), outcome.err
+    assert "Proven against transformers 5" in outcome.err
+    return folder
+
+
+def test_the_manifest_holds_the_proof(built: Path) -> None:
+    manifest = json.loads((built / "quantkit.json").read_text())
+    [entry] = manifest["artifacts"].values()
+    proof = entry["smoke"]["details"]["proof"]
+    assert (proof["outcome"], proof["layers"], proof["open"]) == ("proven", 4, [])
+
+
+def test_smoke_proves_a_file_against_its_checkpoint(built: Path, tmp_path: Path) -> None:
+    [file] = built.glob("*.gguf")
+    faulty = with_fault(file, tmp_path / "faulty.gguf", change_rope_base)
+    outcome = quantkit("smoke", faulty, "--checkpoint", TINY, "--threads", 1)
+    assert outcome.code == 1
+    assert "it is not the model: its llama.rope.freq_base is 10000.0, of a" in outcome.err
+    outcome = quantkit("smoke", faulty, "--checkpoint", TINY, "--no-prove", "--threads", 1)
+    assert outcome.code in (0, None)
+    assert "roven" not in outcome.out
+    said = refusal(quantkit("smoke", file, "--prove"))
+    assert "--checkpoint FOLDER" in said
+
+
+def test_nothing_is_built_of_what_would_not_be_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = proving.build_specimen
+
+    def faulty(*how: object) -> Path:
+        return with_fault(sound(*how), tmp_path / "faulty.gguf", change_rope_base)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(proving, "build_specimen", faulty)
+    out = tmp_path / "out"
+    outcome = quantkit("build", TINY, "-q", "q4_k_m", "--prove", "-o", out, "--jobs", 1)
+    assert outcome.code == 1
+    assert "would not be the model, and none was built: llama.cpp's scores are" in outcome.err
+    assert not list(out.rglob("*.gguf*"))

@@ -1,0 +1,127 @@
+"""Whether llama.cpp computes what the checkpoint does: sound files, faulty ones, first layers."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantkit.build import engine
+from quantkit.build.work import prepare
+from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.open import open_checkpoint
+from quantkit.plan.quants import find_quants
+from quantkit.verify import proving
+from quantkit.verify.proof import Proof, describe_proof, length, prove
+from quantkit.verify.proving import prove_artifact, prove_conversion
+from tests.build.builds import build
+from tests.calibrate.small_models import small_model
+from tests.verify.faults import FAULTS, with_fault
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def mixtral() -> Checkpoint:
+    return open_checkpoint(CHECKPOINTS / "tiny-mixtral")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """tiny-mixtral in f32 and in q4_k_m."""
+    folder = tmp_path_factory.mktemp("built")
+    exact, rounded = build(CHECKPOINTS / "tiny-mixtral", folder, "f32", "q4_k_m")
+    return exact.path, rounded.path
+
+
+def test_a_sound_file_is_proven(mixtral: Checkpoint, built: tuple[Path, Path]) -> None:
+    told: list[tuple[int, int]] = []
+    proof = prove(mixtral, built[0], threads=1, report=lambda *done: told.append(done))
+    assert (proof.outcome, proof.reason, proof.open) == ("proven", "", ())
+    assert proof.error is not None
+    assert proof.noise is not None
+    assert 0 < 20 * proof.error < proof.noise < 0.01
+    assert told == [(layer, 4) for layer in (1, 2, 3, 4)]
+    assert (proof.tokens, proof.layers, proof.of_layers) == (512, 4, 4)
+    assert "all 4 layers: mean KLD" in describe_proof(proof.as_numbers())
+
+
+def test_faults_of_a_quantized_file_are_found(
+    mixtral: Checkpoint, built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prove_artifact(mixtral, built[1], threads=1).outcome == "proven"
+    # The conversion has been proven: now the file is compared with it.
+    monkeypatch.setattr(proving, "prove", lambda *_args, **_more: Proof("proven"))
+    for name, fault in FAULTS.items():
+        faulty = with_fault(built[1], tmp_path / "faulty.gguf", fault)
+        found = prove_artifact(mixtral, faulty, threads=1)
+        words = "freq_base" if "rope" in name else "weights of blk"
+        assert found.outcome == "wrong", name
+        assert words in found.reason
+
+
+def test_of_a_large_model_the_first_layers_are_proven(
+    mixtral: Checkpoint, built: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proving, "_room", lambda: built[0].stat().st_size // 2)
+    proof = prove_artifact(mixtral, built[1], threads=1)
+    assert (proof.outcome, proof.layers, proof.of_layers) == ("proven", 1, 4)
+    assert proof.open == ("weights from layer 1 on were not compared with the checkpoint's",)
+
+
+def test_first_layers_of_what_the_converter_describes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of layer is among them: here a dense one before those with experts."""
+    small = {"num_hidden_layers": 3, "moe_intermediate_size": 32, "intermediate_size": 128}
+    folder = small_model("dots1", tmp_path / "model", **small)
+    checkpoint = open_checkpoint(folder)
+    monkeypatch.setattr(proving, "_room", lambda: 1)
+    (artifact,) = engine.build(
+        prepare(checkpoint, find_quants(["q8_0"])), tmp_path / "out", jobs=1, max_memory=2**30
+    )
+    proof = prove_artifact(checkpoint, artifact.path, threads=1)
+    assert (proof.outcome, proof.layers, proof.of_layers) == ("proven", 2, 3), proof
+
+
+def test_what_cannot_be_compared_is_not_proven(
+    mixtral: Checkpoint,
+    built: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proof = prove(mixtral, built[1])
+    assert (proof.outcome, proof.error) == ("not proven", None)
+    assert "rounded to Q4_K, Q5_K, Q6_K" in proof.reason
+    broken = tmp_path / "broken.gguf"
+    shutil.copyfile(built[0], broken)
+    with broken.open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\xff\xff\xff\x7f")
+    assert "llama.cpp does not run broken.gguf: " in prove(mixtral, broken).reason
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    proof = prove_conversion(mixtral, {})
+    assert proof.outcome == "not proven"
+    assert "transformers" in proof.reason
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "unreached"),
+    [
+        ({}, 512, ""),
+        ({"max_position_embeddings": 256}, 256, ""),
+        ({"sliding_window": None, "max_position_embeddings": 32768}, 512, ""),
+        ({"sliding_window": 4096, "max_position_embeddings": 32768}, 4224, ""),
+        ({"sliding_window": 4096, "use_sliding_window": False}, 512, ""),
+        ({"sliding_window": 32768, "max_position_embeddings": 131072}, 512, "window of 32,768"),
+        ({"sliding_window": 300, "max_position_embeddings": 310}, 310, "window of 300"),
+        ({"sliding_window": 512, "max_position_embeddings": 512}, 512, ""),  # is none
+        ({"rope_scaling": {"type": "longrope"}}, 512, "longrope"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, 512, ""),
+    ],
+)
+def test_how_many_tokens_show_all(config: dict[str, object], tokens: int, unreached: str) -> None:
+    count, sentences = length(config)
+    assert count == tokens
+    assert len(sentences) == bool(unreached)
+    assert unreached in "".join(sentences)
