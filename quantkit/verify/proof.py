@@ -35,7 +35,7 @@ _SECONDS = 3600  # of llama.cpp, with a model of any size and the longest text
 # How many times what rounding alone does to the scores llama.cpp may be away from them.
 _ROOM = 3.0
 _LEAST = 1e-5  # relative: float32 itself, where a model damps all else
-# Standard deviations: what differs less rejects nothing, and is not proven. It is what bfloat16 does
+# Standard deviations: what differs less rejects nothing, and is not proven; bfloat16 does as much
 # by its rounding. llama.cpp cuts off YaRN's ramp at whole numbers, for one, and gpt-oss does not.
 _SMALL = 0.01
 _QUANTILES = (50, 90)
