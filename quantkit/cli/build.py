@@ -36,7 +36,7 @@ from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
 from quantkit.cli.projector import MmprojOption, layout_of, plan_projector
-from quantkit.cli.proven import prove_build, require_provable, with_proof
+from quantkit.cli.proven import prove_build, with_proof
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
@@ -265,7 +265,9 @@ def build(
     source = find_source(checkpoint)
     is_gguf = is_gguf_source(source)
     if prove:
-        require_provable(is_gguf)
+        require_checkpoint(
+            source, "leave --prove out, or give the checkpoint that it was converted from"
+        )
     if is_gguf and auto and device is not Device.CPU:
         raise PlanError("--device is for checkpoints, and llama.cpp runs a GGUF; leave it out.")
     if any(chosen.format != "gguf" for chosen in quants):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.cli.output import note, open_meter
-from quantkit.core.errors import PlanError, SmokeError
+from quantkit.core.errors import SmokeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,20 +14,6 @@ if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.verify.proof import Proof
-
-
-def require_provable(is_gguf: bool) -> None:
-    """Refuse to prove what was converted by others.
-
-    Raises:
-        PlanError: it is a GGUF.
-
-    """
-    if is_gguf:
-        raise PlanError(
-            "--prove compares with a checkpoint, and this is a GGUF already; leave it out, or give "
-            "the checkpoint that it was converted from."
-        )
 
 
 def prove_build(work: "Work", threads: int) -> "Proof":

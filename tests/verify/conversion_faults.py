@@ -39,11 +39,6 @@ def rope_scaling_dropped(file: Path) -> None:
         factors[:] = 1
 
 
-def rope_factor_dropped(file: Path) -> None:
-    """Of YaRN and the linear kind."""
-    _key(file, "rope.scaling.factor")[0] = 1
-
-
 def rows_not_permuted(file: Path) -> None:
     """Rows of q and k in the order of the checkpoint."""
     heads = {"q": int(_key(file, "attention.head_count")[0])}
