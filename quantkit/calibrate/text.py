@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.calibrate.chats import render_chats
+from quantkit.calibrate.sources import Conversation, Piece, Source, grouped, pieces_of
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.tokenizer.encode import encode_text
+from quantkit.checkpoint.shortened import text_config
+from quantkit.checkpoint.tokenizer.encode import encode_pieces
 from quantkit.core.errors import CalibrationError
-from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.files import read_file
 
 BUILT_IN = "built-in text (Python's help topics and standard library)"
 ON_BUILT_IN = (
@@ -45,10 +48,14 @@ _PIECE = 4000  # characters of one kind before the other kind's turn
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What a model is run over: token ids, shape (chunks, context), and where they came from."""
+    """What a model is run over: token ids, shape (chunks, context), and where they came from.
+
+    ``vocabulary`` is how many tokens there are; 0 where nobody says.
+    """
 
     tokens: NDArray[np.int64]
     names: tuple[str, ...]
+    vocabulary: int = 0
 
     @property
     def chunks(self) -> int:
@@ -56,12 +63,19 @@ class Corpus:
         return int(self.tokens.shape[0])
 
     @property
+    def n_different(self) -> int:
+        """How many tokens of the vocabulary occur."""
+        return int(np.unique(self.tokens).size)
+
+    @property
     def context(self) -> int:
         """Tokens per sequence."""
         return int(self.tokens.shape[1])
 
 
-def make_corpus(checkpoint: Checkpoint, files: Sequence[Path], chunks: int, context: int) -> Corpus:
+def make_corpus(
+    checkpoint: Checkpoint, sources: Sequence[Source], chunks: int, context: int
+) -> Corpus:
     """Cut text into at most ``chunks`` sequences of ``context`` tokens, as llama-imatrix does.
 
     Its ``compute_imatrix`` puts the beginning-of-sequence token in front of the whole text, and
@@ -69,24 +83,26 @@ def make_corpus(checkpoint: Checkpoint, files: Sequence[Path], chunks: int, cont
 
     Args:
         checkpoint: its tokenizer is used.
-        files: UTF-8 text, one after the other; the built-in text where there are none.
+        sources: files; the built-in text where there are none.
         chunks: the most sequences.
         context: tokens per sequence.
 
     Raises:
-        CalibrationError: a file cannot be read, or there is too little text.
+        CalibrationError: a file cannot be used, or there is too little text.
         TokenizerError: the checkpoint's tokenizer cannot be used.
 
     """
-    text, names = join_texts(files)
-    start = text[: chunks * context * CHARACTERS]
-    encoded = encode_text(checkpoint.path, checkpoint.config, start)
-    if len(encoded.ids) < chunks * context and len(start) < len(text):
-        encoded = encode_text(checkpoint.path, checkpoint.config, text)
-    ids = encoded.ids if encoded.bos is None else [encoded.bos, *encoded.ids]
+    most = chunks * context * CHARACTERS
+    pieces, names = read_sources(checkpoint, sources, most)
+    encoded = encode_pieces(checkpoint.path, checkpoint.config, within(pieces, most))
+    if len(encoded.ids) < chunks * context and sum(len(piece.text) for piece in pieces) > most:
+        encoded = encode_pieces(checkpoint.path, checkpoint.config, pieces)
+    ids = encoded.ids
+    if encoded.bos is not None and ids[:1] != [encoded.bos]:
+        ids = [encoded.bos, *ids]
     available = len(ids) // context
     if available < _FEWEST_CHUNKS:
-        where = ", ".join(map(str, files)) or "The built-in text"
+        where = ", ".join(names) if sources else "The built-in text"
         raise CalibrationError(
             f"{where} has {len(ids)} tokens, but calibrating takes at least "
             f"{_FEWEST_CHUNKS * context} ({_FEWEST_CHUNKS} chunks of {context}); give more text "
@@ -96,19 +112,42 @@ def make_corpus(checkpoint: Checkpoint, files: Sequence[Path], chunks: int, cont
     tokens = np.array(ids[: count * context], np.int64).reshape(count, context)
     if encoded.bos is not None:
         tokens[:, 0] = encoded.bos
-    return Corpus(tokens, names)
+    vocabulary = text_config(checkpoint.config).get("vocab_size")
+    return Corpus(tokens, names, vocabulary if isinstance(vocabulary, int) else 0)
 
 
-def join_texts(files: Sequence[Path]) -> tuple[str, tuple[str, ...]]:
-    """Files one after the other, or the built-in text where there are none; and their names.
+def read_sources(
+    checkpoint: Checkpoint, sources: Sequence[Source], most: int
+) -> tuple[list[Piece], tuple[str, ...]]:
+    """The text of some sources, or the built-in one where there are none; and their names.
+
+    Args:
+        checkpoint: or a GGUF; conversations are rendered by its chat template.
+        sources: files.
+        most: characters that are needed; of files that are mixed there may be no more.
 
     Raises:
-        CalibrationError: a file cannot be read, or is not UTF-8.
+        CalibrationError: a file cannot be used, or there is no template for conversations.
 
     """
-    if not files:
-        return built_in_text(), (BUILT_IN,)
-    return "\n\n".join(map(_read, files)), tuple(map(str, files))
+    if not sources:
+        return [Piece(built_in_text())], (BUILT_IN,)
+
+    def render(chats: Sequence[Conversation]) -> list[str | None]:
+        return render_chats(checkpoint, chats)
+
+    return pieces_of(sources, render, most), tuple(source.name for source in sources)
+
+
+def within(pieces: Sequence[Piece], most: int) -> list[Piece]:
+    """The pieces up to so many characters, the last one cut."""
+    chosen = []
+    for piece in pieces:
+        if most <= 0:
+            break
+        chosen.append(Piece(piece.text[:most], piece.special))
+        most -= len(piece.text)
+    return chosen
 
 
 def random_corpus(vocab_size: int, chunks: int, context: int) -> Corpus:
@@ -126,7 +165,7 @@ def built_in_text() -> str:
     It needs no network and no file of ours. It is weak where text of the world is wide: no other
     language, no dialogue, no fiction, hardly any mathematics.
     """
-    kinds = (_pieces(_topics()), _pieces(_sources()))
+    kinds = (grouped(_topics(), _PIECE), grouped(_sources(), _PIECE))
     return "\n\n".join(piece for pair in zip_longest(*kinds) for piece in pair if piece)
 
 
@@ -147,25 +186,3 @@ def _sources() -> Iterator[str]:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             yield from read_file(Path(spec.origin)).decode().split("\n\n\n")
-
-
-def _pieces(parts: Iterator[str]) -> Iterator[str]:
-    """Parts joined until they are long enough."""
-    held: list[str] = []
-    for part in parts:
-        held.append(part)
-        if sum(map(len, held)) >= _PIECE:
-            yield "\n\n".join(held)
-            held.clear()
-    if held:
-        yield "\n\n".join(held)
-
-
-def _read(file: Path) -> str:
-    raw = read_file(file, most=MOST_TEXT, error=CalibrationError, fix="give a text file")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        raise CalibrationError(f"{file} is not UTF-8 text; convert it first.") from None
-    # llama.cpp's tools drop the newline that ends a file.
-    return text.removesuffix("\n")

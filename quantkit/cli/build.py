@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.calibrate import ChunksOption, ContextOption, Device, DeviceOption, TextOption
+from quantkit.cli.calibrate import (
+    ChatOption,
+    ChunksOption,
+    ContextOption,
+    Device,
+    DeviceOption,
+    TextOption,
+)
 from quantkit.cli.calibrated import (
     NO_FOLDERS,
     UNCOMPUTED,
@@ -112,6 +119,7 @@ def build(
         typer.Option(metavar="FILE", help="Importance matrix; several add up; `auto` makes one."),
     ] = None,
     text: TextOption = None,
+    chat: ChatOption = None,
     chunks: ChunksOption = 128,
     context: ContextOption = 512,
     device: DeviceOption = Device.CPU,
@@ -210,6 +218,7 @@ def build(
     """
     from quantkit.build.output import require_place
     from quantkit.build.work import prepare
+    from quantkit.calibrate.sources import parse_sources
     from quantkit.checkpoint.converter.describe import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.checkpoint.open import (
@@ -247,6 +256,7 @@ def build(
         quants, overrides, of_two, matrices, cluster, publish, delete_published, smoke
     )
     refuse_idle(command, BUILD, asked)
+    sources = parse_sources(text, chat)
     publication = plan_publication(
         publish,
         checkpoint,
@@ -318,7 +328,7 @@ def build(
         matrix = foresee_joined(source, joined, context, place)
     if dry_run:
         if auto:
-            matrix = foresee(source, place, text or (), chunks)
+            matrix = foresee(source, place, sources, chunks)
         work = plan(source, matrix) if slabs else None
         part = None
         if work is not None and asked.has("gguf"):
@@ -330,11 +340,11 @@ def build(
 
     def plan_text() -> OnText | OnGguf:
         if is_gguf:
-            wish = gguf_wish(text, chunks, context, threads=threads)
+            wish = gguf_wish(sources, chunks, context, threads=threads)
             return plan_on_gguf(source, wish, name, out)
         return plan_on_text(
             source,
-            Text(text or (), chunks, context, device),
+            Text(sources, chunks, context, device),
             name,
             out,
             wants_matrix=auto,

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from quantkit.cli.gguf_matrix import experts_in, gather_from_gguf, gguf_wish, open_gguf_here
+from quantkit.cli.gguf_matrix import (
+    experts_in,
+    gather_from_gguf,
+    gguf_wish,
+    open_gguf_here,
+    remarks_on_coverage,
+)
 from quantkit.cli.joined import require_continuable
 from quantkit.cli.needs import CALIBRATE, CalibrateWish, refuse_idle
 from quantkit.cli.output import (
@@ -43,8 +49,21 @@ class Device(StrEnum):
 
 
 TextOption = Annotated[
-    list[Path] | None,
-    typer.Option("--text", "-t", help="Text to run over; again for more  [default: built in]"),
+    list[str] | None,
+    typer.Option(
+        "--text",
+        "-t",
+        metavar="FILE[:WEIGHT]",
+        help="Text to run over; again for more  [default: built in]",
+    ),
+]
+ChatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chat",
+        metavar="FILE.jsonl[:WEIGHT]",
+        help="Conversations to run over, by the model's own chat template.",
+    ),
 ]
 ChunksOption = Annotated[int, typer.Option(min=1, help="The most sequences of text.")]
 ContextOption = Annotated[int, typer.Option(min=16, help="Tokens per sequence.")]
@@ -60,6 +79,7 @@ def calibrate(
         "imatrix.gguf"
     ),
     text: TextOption = None,
+    chat: ChatOption = None,
     chunks: ChunksOption = 128,
     context: ContextOption = 512,
     device: DeviceOption = Device.CPU,
@@ -100,13 +120,15 @@ def calibrate(
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
     from quantkit.calibrate.plot import require_drawable
+    from quantkit.calibrate.sources import parse_sources
     from quantkit.core.errors import OutputError
 
+    sources = parse_sources(text, chat)
     _require_file(out, overwrite=overwrite)
     if plot is not None and plot.resolve() == out.resolve():
         raise OutputError(f"{out} cannot be the matrix and --plot's picture; name two files.")
     if is_gguf:
-        wish = gguf_wish(text, chunks, context, gpu_layers=gpu_layers)
+        wish = gguf_wish(sources, chunks, context, gpu_layers=gpu_layers)
         gguf = open_gguf_here(checkpoint)
         assert gguf.header is not None  # noqa: S101 - it is a GGUF
         experts = experts_in(gguf.header)
@@ -131,7 +153,7 @@ def calibrate(
         refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, lends=False))
         if plot is not None:
             require_drawable(plot)
-        corpus_wish = CorpusWish(text or (), chunks, context, random_tokens)
+        corpus_wish = CorpusWish(sources, chunks, context, random_tokens)
         found = calibrate_described(
             stored, corpus_wish, out, settings, earlier or (), draws=plot is not None
         )
@@ -149,7 +171,7 @@ def calibrate(
     if random_tokens:
         corpus = random_corpus(model.hparams.vocab_size, chunks, context)
     else:
-        corpus = make_corpus(source, text or (), chunks, context)
+        corpus = make_corpus(source, sources, chunks, context)
     check_space(out.absolute().parent, look_ahead(source, model, corpus, settings))
     remarks = remarks_on(corpus, chunks)
     result = run(source, model, corpus, out, settings, remarks, earlier or ())
@@ -206,6 +228,8 @@ def remarks_on(corpus: "Corpus", asked: int) -> list[str]:
         )
     if corpus.chunks < asked:
         remarks.append(f"The text fills {corpus.chunks} chunks of the {asked} asked for.")
+    if corpus.names != (RANDOM,):
+        remarks += remarks_on_coverage(corpus.n_different, corpus.vocabulary)
     return remarks
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check
     from quantkit.calibrate.calibrate import Settings, Step
     from quantkit.calibrate.gptq import GptqBuild
+    from quantkit.calibrate.sources import Source
     from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
@@ -38,7 +39,7 @@ NO_FOLDERS = "build GGUF quants of it, and leave bitsandbytes and GPTQ out"
 class Text:
     """What to run through the checkpoint, and where."""
 
-    files: Sequence[Path]
+    sources: "Sequence[Source]"
     chunks: int
     context: int
     device: Device
@@ -194,7 +195,7 @@ def plan_on_text(
 
     checkpoint, model = open_noted(source, UNCOMPUTED)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
-    corpus = make_corpus(checkpoint, text.files, text.chunks, text.context)
+    corpus = make_corpus(checkpoint, text.sources, text.chunks, text.context)
     settings = Settings(text.device.value)
     builds = tuple(
         plan_gptq(

@@ -1,6 +1,6 @@
 """``quantkit densify``: a mixture of experts into a dense model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantkit.cli.calibrate import (
+    ChatOption,
     ChunksOption,
     ContextOption,
     Device,
@@ -25,6 +26,7 @@ from quantkit.core.units import parse_size
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Step
     from quantkit.calibrate.densify import Merged
+    from quantkit.calibrate.sources import Source
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
 
@@ -48,6 +50,7 @@ def densify(
         typer.Option(metavar="W,W,...", help="linear: a weight per expert  [default: all alike]"),
     ] = None,
     text: TextOption = None,
+    chat: ChatOption = None,
     chunks: ChunksOption = 128,
     context: ContextOption = 512,
     rounds: Annotated[
@@ -67,6 +70,7 @@ def densify(
     """
     from quantkit.build.output import check_space
     from quantkit.build.rewrite import look_ahead, require_free
+    from quantkit.calibrate.sources import parse_sources
     from quantkit.checkpoint.densified import densified, require_experts
     from quantkit.formats.merge_card import write_merge_card
 
@@ -75,6 +79,7 @@ def densify(
     wish = DensifyWish(merge.value if merge else None)
     refuse_idle(command, DENSIFY, wish)
     require_free(out)
+    sources = parse_sources(text, chat)
     memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None
     source, model = open_source(checkpoint, "quantkit densify takes Mixtrals")
     require_experts(source, model)
@@ -91,7 +96,9 @@ def densify(
         like = densified(source, model, [[1.0] * experts] * layers)
         needed = look_ahead(*like, out, max_memory=memory, shard_size=most_bytes)
         check_space(out.absolute().parent, needed)
-        on_text = _on_text(source, model, out, merge, text, chunks, context, rounds, device, needed)
+        on_text = _on_text(
+            source, model, out, merge, sources, chunks, context, rounds, device, needed
+        )
         with on_text as (made, how):
             finish(made.checkpoint, made.model, how, {"merge": made.identity})
         return
@@ -113,7 +120,7 @@ def _on_text(
     model: "Decoder",
     out: Path,
     merge: Merge | None,
-    text: list[Path] | None,
+    sources: "Sequence[Source]",
     chunks: int,
     context: int,
     rounds: int,
@@ -128,7 +135,7 @@ def _on_text(
     from quantkit.calibrate.densify import merged
     from quantkit.calibrate.text import make_corpus
 
-    corpus = make_corpus(source, text or (), chunks, context)
+    corpus = make_corpus(source, sources, chunks, context)
     for remark in remarks_on(corpus, chunks):
         note(remark)
     meter = open_meter("layer")

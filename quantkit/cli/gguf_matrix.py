@@ -11,10 +11,14 @@ from quantkit.cli.plans import default_folder
 from quantkit.core.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from quantkit.calibrate.sources import Source
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.gguf import Header
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.verify.imatrix import Gathered, Step, Wish
+
+
+_LITTLE = 0.02  # of a vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class OnGguf:
 
         if self.has_matrix:
             return load_imatrix(self.matrix)
-        return foresee(self.source, self.matrix, self.wish.files, self.wish.chunks)
+        return foresee(self.source, self.matrix, self.wish.sources, self.wish.chunks)
 
     def look_ahead(self, *, hashed: bool) -> int:  # noqa: ARG002 - as OnText has it
         """The bytes that making it needs on the disk."""
@@ -104,7 +108,7 @@ def named_folder(source: "Path | Checkpoint", name: str | None, *, only_gguf: bo
 
 
 def foresee(
-    source: "Path | Checkpoint", matrix: Path, text: Sequence[Path], chunks: int
+    source: "Path | Checkpoint", matrix: Path, text: "Sequence[Source]", chunks: int
 ) -> "Imatrix":
     """What stands for the matrix of ``--imatrix auto``: no text is read, and nothing is run.
 
@@ -117,12 +121,12 @@ def foresee(
     from quantkit.checkpoint.open import open_checkpoint, open_model
 
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
-    names = tuple(map(str, text)) or (BUILT_IN,)
+    names = tuple(source.name for source in text) or (BUILT_IN,)
     return stand_in(matrix, open_model(checkpoint).targets, chunks, names)
 
 
 def gguf_wish(
-    text: Sequence[Path] | None,
+    text: "Sequence[Source]",
     chunks: int,
     context: int,
     *,
@@ -132,7 +136,7 @@ def gguf_wish(
     """What to run a GGUF over, as it was asked for."""
     from quantkit.verify.imatrix import Wish
 
-    return Wish(tuple(text or ()), chunks, context, threads, gpu_layers)
+    return Wish(tuple(text), chunks, context, threads, gpu_layers)
 
 
 def open_gguf_here(path: Path) -> "Checkpoint":
@@ -168,7 +172,7 @@ def gather_from_gguf(
     from quantkit.calibrate.text import ON_BUILT_IN
     from quantkit.verify.imatrix import gather
 
-    remarks = [] if wish.files else [ON_BUILT_IN]
+    remarks = [] if wish.sources else [ON_BUILT_IN]
     meter = open_meter("chunk")
 
     def report(step: "Step") -> None:
@@ -183,9 +187,22 @@ def gather_from_gguf(
         meter.close()
     if found.chunks < wish.chunks:
         note(f"The text fills {found.chunks} chunks of the {wish.chunks} asked for.")
+    for remark in remarks_on_coverage(found.n_different, found.vocabulary):
+        note(remark)
     if found.context > found.trained:
         note(
             f"The model was trained for at most {found.trained} tokens at a time; give --context "
             f"{found.trained} or less."
         )
     return found
+
+
+def remarks_on_coverage(different: int, vocabulary: int) -> list[str]:
+    """What to say of text that shows little of a model's vocabulary."""
+    if not vocabulary or different >= _LITTLE * vocabulary:
+        return []
+    return [
+        f"The text has {different:,} of the model's {vocabulary:,} tokens "
+        f"({different / vocabulary:.1%}), and importance is weighed by those alone; give text of "
+        "more kinds and languages with --text, or more --chunks."
+    ]

@@ -12,6 +12,7 @@ from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
     from quantkit.calibrate.calibrate import Calibration, Settings
+    from quantkit.calibrate.sources import Source
     from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class CorpusWish:
     """What to run a model over: files, or the built-in text, or noise."""
 
-    files: Sequence[Path]
+    sources: "Sequence[Source]"
     chunks: int
     context: int
     noise: bool
@@ -74,7 +75,7 @@ def _make_corpus(checkpoint: "Checkpoint", wish: CorpusWish) -> "Corpus":
     from quantkit.calibrate.text import make_corpus, random_corpus
 
     if not wish.noise:
-        return make_corpus(checkpoint, wish.files, wish.chunks, wish.context)
+        return make_corpus(checkpoint, wish.sources, wish.chunks, wish.context)
     assert checkpoint.description is not None  # noqa: S101 - it is described
     (table,) = (t for t in checkpoint.description.targets if t.name == "token_embd.weight")
     return random_corpus(table.shape[0], wish.chunks, wish.context)

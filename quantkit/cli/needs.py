@@ -153,7 +153,7 @@ def _publishing(option: str, parameter: str) -> _Build:
 
 
 BUILD: tuple[_Build, ...] = (
-    *map(_calibration, ("--text", "--chunks", "--context", "--device")),
+    *map(_calibration, ("--text", "--chat", "--chunks", "--context", "--device")),
     _gptq("--group-size", "group_size"),
     _gptq("--desc-act", "desc_act"),
     _gptq("--sym/--asym", "symmetric"),
@@ -281,6 +281,11 @@ def _of_checkpoints(option: str) -> Need[CalibrateWish]:
     return Need(option, parameter, lambda wish: not wish.is_gguf, why)
 
 
+def _of_text(option: str) -> Need[CalibrateWish]:
+    why = f"does nothing beside --random-tokens, which runs without text; leave out {option}"
+    return Need(option, option.removeprefix("--"), lambda wish: not wish.random_tokens, why)
+
+
 CALIBRATE: tuple[Need[CalibrateWish], ...] = (
     *map(_of_checkpoints, ("--device", "--min-tokens", "--max-memory", "--random-tokens")),
     Need(
@@ -289,12 +294,8 @@ CALIBRATE: tuple[Need[CalibrateWish], ...] = (
         lambda wish: wish.is_gguf,
         "is for GGUFs, which llama.cpp runs; a checkpoint is run on a GPU by --device cuda",
     ),
-    Need(
-        "--text",
-        "text",
-        lambda wish: not wish.random_tokens,
-        "does nothing beside --random-tokens, which runs without text; leave out --text",
-    ),
+    _of_text("--text"),
+    _of_text("--chat"),
     Need(
         "--min-tokens",
         "min_tokens",
@@ -346,7 +347,7 @@ DENSIFY: tuple[Need[DensifyWish], ...] = (
         lambda wish: wish.merge == "fit",
         "goes with --merge fit alone; leave it out",
     ),
-    *map(_merging, ("--text", "--chunks", "--context", "--device")),
+    *map(_merging, ("--text", "--chat", "--chunks", "--context", "--device")),
 )
 
 

@@ -174,10 +174,11 @@ def _stream(
 ) -> list[_Row]:
     """A checkpoint, and where it is asked for what becomes of its experts."""
     from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.sources import Source
     from quantkit.calibrate.text import make_corpus
     from quantkit.checkpoint.densified import densified
 
-    corpus = make_corpus(checkpoint, (text,), chunks or _ALL, context)
+    corpus = make_corpus(checkpoint, (Source(text),), chunks or _ALL, context)
     settings = Settings(device.value, 0, memory)
     title = Path(name).name
     variants = [(title, checkpoint, model)]

@@ -12,7 +12,8 @@ from typing import Any
 from quantkit.build.output import PARTIAL, check_space, working_folder
 from quantkit.build.source import identify_source
 from quantkit.calibrate.routing import Routing
-from quantkit.calibrate.text import join_texts
+from quantkit.calibrate.sources import Piece, Source
+from quantkit.calibrate.text import CHARACTERS, read_sources
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.gathered import add_earlier
 from quantkit.checkpoint.imatrix_file import MADE_FROM, read_note
@@ -35,11 +36,11 @@ _UNFINISHED = "unfinished.gguf"
 class Wish:
     """What to run a GGUF over, and how.
 
-    ``files`` are texts, the built-in one if there are none; ``chunks`` the most sequences of
+    ``sources`` are texts, the built-in one if there are none; ``chunks`` the most sequences of
     ``context`` tokens; ``gpu_layers`` how many layers a GPU takes.
     """
 
-    files: Sequence[Path] = ()
+    sources: Sequence[Source] = ()
     chunks: int = 128
     context: int = 512
     threads: int | None = None
@@ -61,7 +62,8 @@ class Gathered:
 
     ``total`` counts the chunks of earlier matrices, too. ``perplexity`` is None where the model
     predicts nothing. ``resumed`` chunks were an earlier run's. ``trained`` is the longest context
-    that the model was trained for. ``routing`` is by the numbers of layers that have experts.
+    that the model was trained for. ``n_different`` tokens of its ``vocabulary`` were seen.
+    ``routing`` is by the numbers of layers that have experts.
     """
 
     path: Path
@@ -72,6 +74,8 @@ class Gathered:
     perplexity: float | None
     resumed: int
     trained: int
+    n_different: int
+    vocabulary: int
     routing: Mapping[int, Routing]
 
 
@@ -103,20 +107,20 @@ def gather(
     """
     if out.is_dir():
         raise OutputError(f"{out} is a folder; name the file to write with -o.")
-    text, names = join_texts(wish.files)
+    pieces, names = _text_of(source, wish)
     folder = out.with_name(out.name + PARTIAL)
     needed = look_ahead(source)
     with working_folder(folder, needed):
         check_space(folder, needed)
-        write_file(folder / "text.txt", text.encode())
+        write_file(folder / "text.json", json.dumps(pieces).encode())
         request = {
             "task": "importance",
             "file": str(source.path.absolute()),
-            "text": str(folder.absolute() / "text.txt"),
+            "text": str(folder.absolute() / "text.json"),
             "names": names,
             "out": str(folder.absolute() / "imatrix.gguf"),
             "unfinished": str(folder.absolute() / _UNFINISHED),
-            "identity": identify(source, wish, text, names),
+            "identity": identify(source, wish, pieces, names),
             "chunks": wish.chunks,
             "context": wish.context,
             "threads": wish.threads or usable_cores(),
@@ -173,8 +177,13 @@ def _run(
     return run.result
 
 
-def identify(source: Checkpoint, wish: Wish, text: str, names: Sequence[str]) -> str:
+def _text_of(source: Checkpoint, wish: Wish) -> tuple[list[Piece], tuple[str, ...]]:
+    return read_sources(source, wish.sources, wish.chunks * wish.context * CHARACTERS)
+
+
+def identify(source: Checkpoint, wish: Wish, pieces: Sequence[Piece], names: Sequence[str]) -> str:
     """A short name for everything that a matrix depends on, but the last bits' rounding."""
+    text = pieces[0].text if len(pieces) == 1 else json.dumps(pieces)
     known = {
         "algorithm": _ALGORITHM,
         "source": identify_source(source),
@@ -189,7 +198,7 @@ def is_made_from(file: Path, source: Checkpoint, wish: Wish) -> bool:
     """Whether a file is the importance matrix that these would give."""
     if not file.is_file():
         return False
-    return read_note(file, MADE_FROM) == identify(source, wish, *join_texts(wish.files))
+    return read_note(file, MADE_FROM) == identify(source, wish, *_text_of(source, wish))
 
 
 def look_ahead(source: Checkpoint) -> int:

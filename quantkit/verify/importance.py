@@ -7,14 +7,15 @@ stay in float32.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit.calibrate.text import CHARACTERS
+from quantkit.calibrate.sources import Piece
+from quantkit.calibrate.text import CHARACTERS, within
 from quantkit.checkpoint.gathered import load_sums
 from quantkit.checkpoint.imatrix_file import MADE_FROM, read_note, write_imatrix
 from quantkit.core.documents import parse_object
@@ -94,6 +95,8 @@ def answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]
         "resumed": resumed,
         "perplexity": exp(loss / (n_scored * len(chunks))) if predicts else None,
         "trained": model.trained_context,
+        "n_different": len({token for chunk in chunks for token in chunk}),
+        "vocabulary": model.n_vocab,
         "routing": {
             name: one.counts.tolist() for name, one in watch.seen.items() if one.counts.size > 1
         },
@@ -117,10 +120,11 @@ def _split(model: Model, file: Path, context: int, most: int) -> list[list[int]]
             f"It reads at most {model.most_tokens} tokens at a time; give --context "
             f"{model.most_tokens}."
         )
-    text = read_file(file, most=MOST_TEXT, error=SmokeError, fix="give a text file").decode()
-    tokens = model.tokenize(text[: most * context * CHARACTERS], add_special=True)
+    raw = read_file(file, most=2 * MOST_TEXT, error=SmokeError, fix="give a text file")
+    pieces = [Piece(*piece) for piece in json.loads(raw)]
+    tokens = _tokenize(model, within(pieces, most * context * CHARACTERS))
     if len(tokens) < most * context:
-        tokens = model.tokenize(text, add_special=True)
+        tokens = _tokenize(model, pieces)
     count = min(most, len(tokens) // context)
     fewest = min(most, _FEWEST_CHUNKS)
     if count < fewest:
@@ -133,6 +137,17 @@ def _split(model: Model, file: Path, context: int, most: int) -> list[list[int]]
     if model.first_token is not None and not model.translates:
         chunks = [[model.first_token, *chunk[1:]] for chunk in chunks]
     return chunks
+
+
+def _tokenize(model: Model, pieces: Sequence[Piece]) -> list[int]:
+    """The tokens of all pieces, with those around a text about the first."""
+    tokens: list[int] = []
+    for text, special in pieces:
+        found = model.tokenize(text, add_special=not tokens, parse_special=special)
+        if special and found[:2] == [model.first_token] * 2:  # the template writes it as well
+            found = found[1:]
+        tokens += found
+    return tokens
 
 
 def _evaluate(model: Model, tokens: list[int]) -> float:

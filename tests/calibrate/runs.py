@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.calibrate.calibrate import Calibration, Settings, calibrate
+from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_checkpoint
@@ -29,7 +30,7 @@ def text_file(folder: Path) -> Path:
 
 
 def corpus_of(checkpoint: Checkpoint, folder: Path, chunks: int, context: int) -> Corpus:
-    return make_corpus(checkpoint, [text_file(folder)], chunks, context)
+    return make_corpus(checkpoint, [Source(text_file(folder))], chunks, context)
 
 
 def calibrated(

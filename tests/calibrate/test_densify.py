@@ -14,6 +14,7 @@ from quantkit.calibrate.calibrate import Settings, Step
 from quantkit.calibrate.densify import Merged, merged
 from quantkit.calibrate.least_squares import Part, Samples, fit
 from quantkit.calibrate.perplexity import token_losses
+from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.densified import densified
@@ -36,7 +37,7 @@ def mixtral() -> tuple[Checkpoint, Decoder]:
 def corpus_of(folder: Path, text: str, chunks: int, context: int = 512) -> Corpus:
     file = folder / "text"
     file.write_text(text)
-    return make_corpus(mixtral()[0], (file,), chunks, context)
+    return make_corpus(mixtral()[0], (Source(file),), chunks, context)
 
 
 def test_routed_beats_linear_and_fit_closes_half_of_the_gap(tmp_path: Path) -> None:

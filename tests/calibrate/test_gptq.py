@@ -17,6 +17,7 @@ from quantkit.calibrate.activations import Activations
 from quantkit.calibrate.calibrate import Settings
 from quantkit.calibrate.forward import Forward, Site
 from quantkit.calibrate.gptq import build_gptq, plan_gptq
+from quantkit.calibrate.sources import Source
 from quantkit.calibrate.statistics import SecondMoment
 from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.folder import open_quantized
@@ -111,7 +112,7 @@ def test_perplexity(name: str, tmp_path: Path) -> None:
     model = TINY / name
     held_out = tmp_path / "held-out.txt"
     held_out.write_text(heldout_text(), encoding="utf-8")
-    corpus = make_corpus(opened(model)[0], [held_out], 64, 256)
+    corpus = make_corpus(opened(model)[0], [Source(held_out)], 64, 256)
     original = substitutes.run(model, corpus, tmp_path / "work", substitutes.original)
     nearest = substitutes.run(model, corpus, tmp_path / "work", substitutes.nearest(Grid(4)))
     ours = {}

@@ -57,6 +57,19 @@ def test_it_says_what_it_runs_over(tmp_path: Path) -> None:
     assert load_imatrix(out).datasets == ("random tokens",)
 
 
+def test_it_says_where_text_shows_little_of_the_vocabulary(tmp_path: Path) -> None:
+    text, chats = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    text.write_text("the " * 4000)
+    chats.write_text('[{"role": "user", "content": "the the"}]\n' * 20)
+    wish = ("--text", f"{text}:2", "--chat", chats, "-o", tmp_path / "i.gguf", *SMALL)
+    done = quantkit("calibrate", TINY / "tiny-mistral", *wish)
+    assert "of the model's 1,024 tokens (" in done.err
+    assert load_imatrix(tmp_path / "i.gguf").datasets == (
+        f"{text} (weight 2)",
+        f"{chats} (conversations)",
+    )
+
+
 def test_an_imatrix_made_on_the_way(tmp_path: Path) -> None:
     out, text = tmp_path / "out", text_file(tmp_path)
     wish = (

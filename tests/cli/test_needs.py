@@ -20,6 +20,7 @@ Words = tuple[str, ...]
 # Options of quantkit build, as they would be typed.
 CALIBRATION: tuple[Words, ...] = (
     ("--text", "absent.txt"),
+    ("--chat", "absent.jsonl"),
     ("--chunks", "4"),
     ("--context", "64"),
     ("--device", "cpu"),
@@ -85,7 +86,10 @@ BUILDS: list[tuple[Words, Words]] = [
     *pairs(("-q", "q8_0", "--publish", "a/b"), [("--max-disk", "1GB"), ("--cluster-jobs", "2")]),
 ]
 OTHERS: list[tuple[Words, Words]] = [
-    *pairs(("calibrate", "absent", "--random-tokens"), [("--text", "absent.txt")]),
+    *pairs(
+        ("calibrate", "absent", "--random-tokens"),
+        [("--text", "absent.txt"), ("--chat", "a.jsonl")],
+    ),
     *pairs(
         ("densify", "absent", "-o", "out", "--expert", "0"),
         CALIBRATION,

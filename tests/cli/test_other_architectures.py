@@ -10,6 +10,7 @@ import torch
 
 from quantkit.calibrate.calibrate import Settings, Step
 from quantkit.calibrate.lockstep import calibrate as lockstep
+from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import open_checkpoint, open_model, open_stored
@@ -35,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def corpus_of(folder: Path, text: Path) -> Corpus:
-    return make_corpus(open_stored(folder), (text,), CHUNKS, CONTEXT)
+    return make_corpus(open_stored(folder), (Source(text),), CHUNKS, CONTEXT)
 
 
 def in_transformers(folder: Path, corpus: Corpus) -> float:

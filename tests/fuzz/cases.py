@@ -502,9 +502,9 @@ def _small_file(rng: random.Random, sound: Path, folder: Path) -> Case:
 
 
 def _read_text(folder: Path) -> None:
-    from quantkit.calibrate.text import _read
+    from quantkit.calibrate.sources import read_text
 
-    _read(folder / "text.txt")
+    read_text(folder / "text.txt")
 
 
 def _read_comparison(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Importance matrices of GGUFs, which llama.cpp runs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from quantkit.calibrate.calibrate import Settings, calibrate
+from quantkit.calibrate.sources import Source
+from quantkit.calibrate.text import make_corpus
 from quantkit.checkpoint.gathered import load_sums
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import open_checkpoint
@@ -32,7 +35,7 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def gathered(gguf: Path, folder: Path, report: object = None) -> Gathered:
-    wish = Wish([text_file(folder)], CHUNKS, CONTEXT, threads=1)
+    wish = Wish([Source(text_file(folder))], CHUNKS, CONTEXT, threads=1)
     source = open_checkpoint(gguf)
     out = folder / "imatrix.gguf"
     return gather(source, wish, out, report) if callable(report) else gather(source, wish, out)
@@ -59,6 +62,27 @@ def test_it_is_that_of_the_checkpoint(name: str, ggufs: dict[str, Path], tmp_pat
         assert (ours.entries[tensor].counts == sums.counts).all(), tensor
         np.testing.assert_allclose(ours.entries[tensor].squares, sums.squares, rtol=1e-3)
     assert load_imatrix(found.path).datasets == (str(tmp_path / "training.txt"),)
+
+
+def test_conversations_and_shares_are_those_of_the_checkpoint(
+    ggufs: dict[str, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Once more?"}, {"role": "assistant", "content": "Yes."}]
+    file.write_text("".join(f"{json.dumps(turns)}\n" for _ in range(100)))
+    sources = [Source(text_file(tmp_path), weight=1), Source(file, is_chat=True, weight=2)]
+    checkpoint, model = opened(TINY / "tiny-mistral")
+    corpus = make_corpus(checkpoint, sources, CHUNKS, CONTEXT)
+    assert 2 in corpus.tokens  # an answer's end
+    settings = Settings(fewest_tokens=0)
+    expected = calibrate(checkpoint, model, corpus, tmp_path / "theirs.gguf", settings)
+    wish = Wish(sources, CHUNKS, CONTEXT, threads=1)
+    found = gather(open_checkpoint(ggufs["tiny-mistral"]), wish, tmp_path / "imatrix.gguf")
+    assert found.text == corpus.names
+    assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-4)
+    ours, theirs = (load_sums(one.path, CONTEXT) for one in (found, expected))
+    for tensor, sums in theirs.entries.items():
+        np.testing.assert_allclose(ours.entries[tensor].squares, sums.squares, rtol=1e-3)
 
 
 def test_stopped_it_goes_on(ggufs: dict[str, Path], tmp_path: Path) -> None:
@@ -117,9 +141,10 @@ def test_other_text_does_not_resume_what_was_begun(
 
 def test_it_knows_what_it_was_made_from(ggufs: dict[str, Path], tmp_path: Path) -> None:
     found = gathered(ggufs["tiny-mistral"], tmp_path).path
-    source, wish = open_checkpoint(ggufs["tiny-mistral"]), Wish([tmp_path / "training.txt"], 4, 128)
+    source = open_checkpoint(ggufs["tiny-mistral"])
+    wish = Wish([Source(tmp_path / "training.txt")], 4, 128)
     assert is_made_from(found, source, wish)
-    assert not is_made_from(found, source, Wish(wish.files, 5, 128))
+    assert not is_made_from(found, source, Wish(wish.sources, 5, 128))
     assert not is_made_from(found, open_checkpoint(ggufs["tiny-mixtral"]), wish)
     (tmp_path / "training.txt").write_text("other text")
     assert not is_made_from(found, source, wish)
@@ -128,7 +153,7 @@ def test_it_knows_what_it_was_made_from(ggufs: dict[str, Path], tmp_path: Path) 
 def test_too_little_text_leaves_nothing(ggufs: dict[str, Path], tmp_path: Path) -> None:
     text = tmp_path / "short.txt"
     text.write_text("too short")
-    wish = Wish([text], CHUNKS, CONTEXT)
+    wish = Wish([Source(text)], CHUNKS, CONTEXT)
     with pytest.raises(CalibrationError, match=r"tokens are \d+, .*at least 256"):
         gather(open_checkpoint(ggufs["tiny-mistral"]), wish, tmp_path / "imatrix.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]

@@ -53,18 +53,24 @@ def chat_remarks(folder: Path, keys: Mapping[str, Any]) -> tuple[str, ...]:
     if prefix not in keys and has_tokenizer_file(folder / "tekken.json"):
         return (_NO_TEMPLATE,)
     names = {"default": prefix} | {n: f"{prefix}.{n}" for n in keys.get(f"{prefix}s", ())}
-    tokens = keys.get("tokenizer.ggml.tokens", ())
-    special = {}
-    for kind in ("bos", "eos"):
-        token_id = keys.get(f"tokenizer.ggml.{kind}_token_id")
-        if isinstance(token_id, int) and token_id < len(tokens):
-            special[f"{kind}_token"] = str(tokens[token_id])
+    special = named_tokens(keys)
     return template_remarks(
         {name: str(keys[key]) for name, key in names.items() if key in keys},
         special | special_tokens(folder),
         special,
         adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", assumes_bos(keys))),
     )
+
+
+def named_tokens(keys: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a GGUF's keys name: ``bos_token`` and ``eos_token``."""
+    tokens = keys.get("tokenizer.ggml.tokens", ())
+    special = {}
+    for kind in ("bos", "eos"):
+        token_id = keys.get(f"tokenizer.ggml.{kind}_token_id")
+        if isinstance(token_id, int) and token_id < len(tokens):
+            special[f"{kind}_token"] = str(tokens[token_id])
+    return special
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
