@@ -18,7 +18,7 @@ from quantkit.calibrate.sources import Piece
 from quantkit.calibrate.text import CHARACTERS, within
 from quantkit.checkpoint.gathered import load_sums
 from quantkit.checkpoint.imatrix_file import MADE_FROM, read_note, write_imatrix
-from quantkit.core.documents import parse_object
+from quantkit.core.documents import parse_json, parse_object
 from quantkit.core.errors import SmokeError
 from quantkit.core.files import MOST_TEXT, read_file
 from quantkit.verify.bindings import Model
@@ -121,7 +121,7 @@ def _split(model: Model, file: Path, context: int, most: int) -> list[list[int]]
             f"{model.most_tokens}."
         )
     raw = read_file(file, most=2 * MOST_TEXT, error=SmokeError, fix="give a text file")
-    pieces = [Piece(*piece) for piece in json.loads(raw)]
+    pieces = [Piece(*piece) for piece in parse_json(raw, file, error=SmokeError)]
     tokens = _tokenize(model, within(pieces, most * context * CHARACTERS))
     if len(tokens) < most * context:
         tokens = _tokenize(model, pieces)
