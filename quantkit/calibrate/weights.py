@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.rows import open_rows
 from quantkit.families.model import Block, Decoder, Target
 
@@ -20,7 +21,7 @@ class Weights:
         self.model = model
         self.device = device
         self._sources = checkpoint.tensors
-        self._read_rows = open_rows(checkpoint)
+        self._read_rows = open_rows(with_rows(checkpoint))
         self._targets = {(target.layer, target.role): target for target in model.targets}
 
     def target(self, layer: int | None, role: str) -> Target:

@@ -19,7 +19,6 @@ from quantkit.cli.calibrate import (
 )
 from quantkit.cli.calibrated import (
     NO_FOLDERS,
-    UNCOMPUTED,
     GptqWish,
     OnText,
     Text,
@@ -39,6 +38,7 @@ from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.gguf_matrix import OnGguf, foresee, gguf_wish, named_folder, plan_on_gguf
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.joined import foresee_joined, require_room, write_joined
+from quantkit.cli.lockstep import OnDescribed, plan_on_described
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
@@ -219,6 +219,7 @@ def build(
     from quantkit.build.output import require_place
     from quantkit.build.work import prepare
     from quantkit.calibrate.sources import parse_sources
+    from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.converter.describe import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.checkpoint.open import (
@@ -286,8 +287,7 @@ def build(
             "only other GGUFs can be made of it, so leave the other quants out, or give the "
             "checkpoint that it was converted from",
         )
-    if (auto and not is_gguf) or any(chosen.format != "gguf" for chosen in quants):
-        require_layers(source, UNCOMPUTED if auto else NO_FOLDERS)
+        require_layers(source, NO_FOLDERS)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)
@@ -338,13 +338,17 @@ def build(
         _show_plans(work, source, gptq, name, as_json, part)
         return
 
-    def plan_text() -> OnText | OnGguf:
+    text_wish = Text(sources, chunks, context, device)
+
+    def plan_text() -> OnText | OnGguf | OnDescribed:
         if is_gguf:
             wish = gguf_wish(sources, chunks, context, threads=threads)
             return plan_on_gguf(source, wish, name, out)
+        if isinstance(source, Checkpoint) and source.description is not None:
+            return plan_on_described(source, text_wish, name, out)
         return plan_on_text(
             source,
-            Text(sources, chunks, context, device),
+            text_wish,
             name,
             out,
             wants_matrix=auto,
@@ -354,8 +358,8 @@ def build(
 
     on_text, work = None, None
     if asked.calibrates:
-        if not is_gguf:
-            require_folder(source, kept, "GPTQ" if gptq.quants else "--imatrix auto")
+        if gptq.quants:
+            require_folder(source, kept, "GPTQ")
         on_text = plan_text()
         foreseen = plan(source, matrix or on_text.foresee_matrix()) if slabs else None
         _refuse_early(on_text, foreseen, memory, publication, hashed=verify)
@@ -430,7 +434,7 @@ def _show_plans(
 
 
 def _refuse_early(
-    on_text: OnText | OnGguf,
+    on_text: OnText | OnGguf | OnDescribed,
     work: "Work | None",
     memory: int,
     publication: Publication | None,

@@ -73,7 +73,10 @@ DeviceOption = Annotated[Device, typer.Option(help="Where the model is run.")]
 def calibrate(
     command: typer.Context,
     checkpoint: Annotated[
-        Path, typer.Argument(help="A Hugging Face checkpoint folder, or a GGUF of any model.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint: a folder or HUB_ID[@REVISION]; or a GGUF."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
         "imatrix.gguf"
@@ -113,7 +116,7 @@ def calibrate(
     from quantkit.checkpoint.open import is_gguf_file, open_model
     from quantkit.core.packages import require
 
-    is_gguf = is_gguf_file(checkpoint)
+    is_gguf = is_gguf_file(Path(checkpoint))
     refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf))
     if not is_gguf:
         require("torch", "PyTorch", "calibrate", "Calibrating a checkpoint")
@@ -129,7 +132,7 @@ def calibrate(
         raise OutputError(f"{out} cannot be the matrix and --plot's picture; name two files.")
     if is_gguf:
         wish = gguf_wish(sources, chunks, context, gpu_layers=gpu_layers)
-        gguf = open_gguf_here(checkpoint)
+        gguf = open_gguf_here(Path(checkpoint))
         assert gguf.header is not None  # noqa: S101 - it is a GGUF
         experts = experts_in(gguf.header)
         refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts=experts))
@@ -143,12 +146,14 @@ def calibrate(
     from quantkit.calibrate.calibrate import Settings, look_ahead
     from quantkit.calibrate.text import make_corpus, random_corpus
     from quantkit.checkpoint.folder import is_foreign
-    from quantkit.checkpoint.open import open_stored
+    from quantkit.checkpoint.hub_rows import with_rows
+    from quantkit.checkpoint.open import find_source, open_stored
     from quantkit.cli.lockstep import CorpusWish, calibrate_described
     from quantkit.core.units import parse_size
 
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
-    stored = open_stored(checkpoint)
+    source = find_source(checkpoint)
+    stored = open_stored(source) if isinstance(source, Path) else with_rows(source)
     if is_foreign(stored):
         refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, lends=False))
         if plot is not None:
@@ -159,7 +164,7 @@ def calibrate(
         )
         _finish(found, found.routing, "layers", plot, 0, as_json)
         return
-    source, model = open_noted(
+    known, model = open_noted(
         stored,
         "build a bf16 GGUF of it and make the importance matrix with llama-imatrix, for --imatrix",
     )
@@ -171,10 +176,10 @@ def calibrate(
     if random_tokens:
         corpus = random_corpus(model.hparams.vocab_size, chunks, context)
     else:
-        corpus = make_corpus(source, sources, chunks, context)
-    check_space(out.absolute().parent, look_ahead(source, model, corpus, settings))
+        corpus = make_corpus(known, sources, chunks, context)
+    check_space(out.absolute().parent, look_ahead(known, model, corpus, settings))
     remarks = remarks_on(corpus, chunks)
-    result = run(source, model, corpus, out, settings, remarks, earlier or ())
+    result = run(known, model, corpus, out, settings, remarks, earlier or ())
     _finish(result, result.routing, "layers", plot, min_tokens, as_json)
 
 

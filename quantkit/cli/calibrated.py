@@ -25,14 +25,8 @@ if TYPE_CHECKING:
     from quantkit.plan.quants import Quant
 
 
-UNCOMPUTED = (
-    "make its importance matrix with quantkit calibrate, which lets transformers compute them, and "
-    "give it with --imatrix FILE"
-)
-"""What to do instead with a model whose layers quantkit does not compute."""
-
 NO_FOLDERS = "build GGUF quants of it, and leave bitsandbytes and GPTQ out"
-"""The same where the quants that were asked for take no importance matrix."""
+"""What to do instead with a model whose layers quantkit does not compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +187,7 @@ def plan_on_text(
     from quantkit.calibrate.text import make_corpus
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    checkpoint, model = open_noted(source, UNCOMPUTED)
+    checkpoint, model = open_noted(source, NO_FOLDERS)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     corpus = make_corpus(checkpoint, text.sources, text.chunks, text.context)
     settings = Settings(text.device.value)

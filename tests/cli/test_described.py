@@ -17,7 +17,6 @@ ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, and quantkit compute
 FOLDERS = (
     "layers of such a model yet; build GGUF quants of it, and leave bitsandbytes and GPTQ out."
 )
-IMATRIX = "make its importance matrix with quantkit calibrate"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,6 @@ def forbidden(*_: object, **__: object) -> None:
         (("build", "MODEL", "-o", "OUT", "-q", "bnb-nf4"), FOLDERS),
         (("build", "MODEL", "-o", "OUT", "-q", "gptq-int4"), FOLDERS),
         (("build", "MODEL", "-o", "OUT", "-q", "q8_0", "-q", "bnb-nf4", "--dry-run"), FOLDERS),
-        (("build", "MODEL", "-o", "OUT", "-q", "q4_k_m", "--imatrix", "auto"), IMATRIX),
     ],
 )
 def test_what_computes_layers_says_what_to_do_instead(

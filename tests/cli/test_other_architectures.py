@@ -89,6 +89,30 @@ def test_an_importance_matrix_that_was_stopped_is_the_same(
     assert not again.with_name("again.gguf.partial").exists()
 
 
+def test_a_build_makes_its_matrix_on_the_way(folder: Path, text: Path, tmp_path: Path) -> None:
+    wish: list[object] = ["-q", "iq3_xxs", "--imatrix", "auto", "-t", text, "--no-smoke"]
+    wish += ["-o", tmp_path / "out", "--chunks", CHUNKS, "--context", CONTEXT]
+    outcome = quantkit("build", folder, *wish)
+    assert outcome.code in (None, 0), outcome.err
+    made = tmp_path / "out" / "imatrix.gguf"
+    checkpoint, expected = open_checkpoint(folder), tmp_path / "expected.gguf"
+    lockstep.calibrate(
+        checkpoint, open_model(checkpoint), corpus_of(folder, text), expected, Settings()
+    )
+    ours, theirs = (load_imatrix(file).entries for file in (made, expected))
+    assert ours.keys() == theirs.keys()
+    for name, importance in theirs.items():
+        np.testing.assert_allclose(ours[name], importance, rtol=1e-6)
+    (entry,) = json.loads((tmp_path / "out" / "quantkit.json").read_text())["artifacts"].values()
+    assert entry["imatrix"]["file"] == "imatrix.gguf"
+    outcome = quantkit("build", folder, *wish)
+    assert "was there already" in outcome.err
+    other = tmp_path / "other.txt"
+    other.write_text(heldout_text()[6000:12000])
+    sentence = refusal(quantkit("build", folder, *wish, "-t", other))
+    assert "imatrix.gguf is there already and was made from another model, text" in sentence
+
+
 def assert_complete(file: Path, model: Model) -> None:
     """Each matrix of the GGUF has an entry, with numbers."""
     entries = load_imatrix(file).entries

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from quantkit.calibrate.calibrate import (
     Calibration,
     Settings,
     Step,
+    digest,
     find_device,
     identify,
     write_matrix,
@@ -31,6 +33,7 @@ from quantkit.calibrate.statistics import Sums
 from quantkit.calibrate.sums import read_sums, write_sums
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
+from quantkit.checkpoint.imatrix_file import MADE_FROM, read_note
 from quantkit.core.errors import Interrupted, OutputError
 from quantkit.families.model import Model
 
@@ -69,22 +72,15 @@ def calibrate(
         Interrupted: Ctrl-C; what was done is kept.
 
     """
-    import transformers
-
     if out.is_dir():
         raise OutputError(f"{out} is a folder; name the file to write with -o.")
     stored = stored_view(checkpoint)
-    settings = replace(settings, fewest_tokens=0)
-    identity = {
-        **identify(stored, corpus, settings),
-        "text": corpus.names,
-        "transformers": transformers.__version__,
-    }
+    identity = _identify(stored, corpus, settings)
     forward = LockstepForward(stored, find_device(settings.device))
     forward.require_context(corpus.context)
     folder = out.with_name(out.name + PARTIAL)
     spilled = spilled_bytes(forward, corpus.tokens.shape, settings.max_memory)
-    n_bytes = spilled or _KEPT * forward.state_bytes(corpus.tokens.shape)
+    n_bytes = _disk_bytes(forward, corpus, settings)
     losses: list[NDArray[np.float64]] = [np.empty(0)] * corpus.chunks
 
     def finish(number: int, logits: Tensor) -> None:
@@ -141,6 +137,40 @@ def calibrate(
     return Calibration(
         out, corpus.chunks, total, corpus.context, corpus.names, perplexity, routing, resumed
     )
+
+
+def is_made_from(file: Path, checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> bool:
+    """Whether a file is the importance matrix that these would give."""
+    identity = _identify(stored_view(checkpoint), corpus, settings)
+    return file.is_file() and read_note(file, MADE_FROM) == digest(identity)
+
+
+def look_ahead(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> int:
+    """The bytes of disk that a run needs for activations. Reads no weights, writes nothing.
+
+    Raises:
+        CalibrationError, CheckpointError: as `stand_ready` does.
+
+    """
+    forward = LockstepForward(stored_view(checkpoint), find_device(settings.device))
+    forward.require_context(corpus.context)
+    return _disk_bytes(forward, corpus, settings)
+
+
+def _disk_bytes(forward: LockstepForward, corpus: Corpus, settings: Settings) -> int:
+    spilled = spilled_bytes(forward, corpus.tokens.shape, settings.max_memory)
+    return spilled or _KEPT * forward.state_bytes(corpus.tokens.shape)
+
+
+def _identify(stored: Checkpoint, corpus: Corpus, settings: Settings) -> dict[str, Any]:
+    """Everything that a matrix depends on; no expert borrows tokens."""
+    import transformers
+
+    return {
+        **identify(stored, corpus, replace(settings, fewest_tokens=0)),
+        "text": corpus.names,
+        "transformers": transformers.__version__,
+    }
 
 
 def stand_ready(stored: Checkpoint, context: int, settings: Settings) -> None:
