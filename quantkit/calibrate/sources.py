@@ -122,16 +122,15 @@ def read_text(file: Path) -> str:
     return text.removesuffix("\n")
 
 
-def grouped(parts: Iterable[str], size: int = PIECE) -> Iterator[str]:
-    """Parts joined until they have so many characters."""
-    held: list[str] = []
-    for part in parts:
-        held.append(part)
-        if sum(map(len, held)) >= size:
-            yield "\n\n".join(held)
-            held.clear()
-    if held:
-        yield "\n\n".join(held)
+def _cut(text: str) -> Iterator[str]:
+    """A text in pieces that end with a paragraph, else with a line, else with a word."""
+    start = 0
+    while start < len(text):
+        least, most = start + PIECE, start + 2 * PIECE
+        ends = (text.find(mark, least, most) + len(mark) for mark in ("\n\n", "\n", " "))
+        end = next((end for end in ends if end > least), least)
+        yield text[start:end]
+        start = end
 
 
 def _in_turns(sources: Sequence[Source], streams: Sequence[Iterator[Piece]]) -> Iterator[Piece]:
@@ -154,8 +153,7 @@ def _one_by_one(streams: Iterable[Iterator[Piece]]) -> Iterator[Piece]:
 
 def _stream(source: Source, render: Renderer) -> Iterator[Piece]:
     if not source.is_chat:
-        for part in grouped(read_text(source.file).split("\n\n")):
-            yield Piece(f"{part}\n\n")
+        yield from map(Piece, _cut(f"{read_text(source.file)}\n\n"))
         return
     lines = list(_conversations(source.file))
     for start in range(0, len(lines), _AT_ONCE):

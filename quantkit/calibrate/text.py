@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.calibrate.chats import render_chats
-from quantkit.calibrate.sources import Conversation, Piece, Source, grouped, pieces_of
+from quantkit.calibrate.sources import Conversation, Piece, Source, pieces_of
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.shortened import text_config
 from quantkit.checkpoint.tokenizer.encode import encode_pieces
@@ -165,7 +165,7 @@ def built_in_text() -> str:
     It needs no network and no file of ours. It is weak where text of the world is wide: no other
     language, no dialogue, no fiction, hardly any mathematics.
     """
-    kinds = (grouped(_topics(), _PIECE), grouped(_sources(), _PIECE))
+    kinds = (_pieces(_topics()), _pieces(_sources()))
     return "\n\n".join(piece for pair in zip_longest(*kinds) for piece in pair if piece)
 
 
@@ -186,3 +186,15 @@ def _sources() -> Iterator[str]:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             yield from read_file(Path(spec.origin)).decode().split("\n\n\n")
+
+
+def _pieces(parts: Iterator[str]) -> Iterator[str]:
+    """Parts joined until they are long enough."""
+    held: list[str] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= _PIECE:
+            yield "\n\n".join(held)
+            held.clear()
+    if held:
+        yield "\n\n".join(held)

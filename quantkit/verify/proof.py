@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.shortened import count_layers, text_config
-from quantkit.core.errors import CalibrationError, TokenizerError
+from quantkit.core.errors import QuantkitError, TokenizerError
 from quantkit.core.packages import why_missing
 from quantkit.verify.llama import run_worker
 from quantkit.verify.machine import usable_cores
@@ -100,7 +100,6 @@ def prove(
         the outcome; what cannot be compared is not proven.
 
     Raises:
-        CheckpointError: a weight cannot be read.
         GGUFError: the file is not there, or unsound.
 
     """
@@ -122,7 +121,7 @@ def prove(
         tokens = _tokens(checkpoint, n_tokens)
         last = min(SCORED, n_tokens // 2)
         theirs = predict(stored_view(checkpoint), tokens, last, roundings, Settings(), report)
-    except CalibrationError as error:
+    except QuantkitError as error:  # stored as only others read it, or of no class
         return not_proven(str(error))
     with TemporaryDirectory(prefix="quantkit-") as folder:
         ours = _in_llama(gguf, tokens, last, Path(folder), threads)

@@ -51,7 +51,6 @@ def prove_conversion(
         report: told the layers of the original that are done, of how many.
 
     Raises:
-        CheckpointError: a weight cannot be read.
         CompareError: the artifact does not hold the specimen's tensors.
 
     """
@@ -109,7 +108,6 @@ def prove_artifact(
         report: told the layers of the original that are done, of how many.
 
     Raises:
-        CheckpointError: a weight cannot be read.
         CompareError: the two do not hold the same tensors.
         GGUFError: the file is not there, or unsound.
 

@@ -64,6 +64,17 @@ def test_shares_hold_from_the_beginning_on(tmp_path: Path) -> None:
     assert sum(len(piece.text) for piece in few[:-1]) < 10_000
 
 
+def test_text_is_cut_where_it_may_be_and_nothing_is_lost(tmp_path: Path) -> None:
+    lines = "\n".join("word " * 30 for _ in range(100))
+    for text in ("x" * 5000, "word " * 2000, lines, "p" * 1500 + "\n\n" + "q" * 100):
+        (tmp_path / "t").write_text(text)
+        pieces = pieces_of([Source(tmp_path / "t", weight=1)], rendered, 10**9)
+        assert "".join(piece.text for piece in pieces) == text + "\n\n"
+        assert all(len(piece.text) <= 2 * PIECE + 2 for piece in pieces)
+        if "word" in text:
+            assert all(piece.text[-1] in " \n" for piece in pieces)
+
+
 def test_without_weights_all_follow_each_other(tmp_path: Path) -> None:
     text = Source(paragraphs(tmp_path / "a", "a", 2))
     chat = Source(write_chats(tmp_path / "chats.jsonl"), is_chat=True)
