@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, StoredReader, Tokens
+from quantkit.checkpoint.converter.known import unknown_architecture
 from quantkit.checkpoint.converter.plausible import require_plausible
 from quantkit.checkpoint.converter.process import ConverterProcess, said
 from quantkit.checkpoint.converter.provision import Converter, find_converter
@@ -369,6 +370,9 @@ class ConvertedRows:
                     f"{self._converter.version}; install the same everywhere."
                 )
             self._version = self._converter.version
+        unknown = unknown_architecture(self._converter.tree, self.stored.config)
+        if unknown is not None and self.wish.projector is None:
+            raise _refusal({"refused": f"unknown:{unknown}"}, self.stored, self._converter)
         folder = self._folder = self._link_small_files()
         header = folder.parent / "header.gguf"
         stored = self.stored
