@@ -29,6 +29,15 @@ def processes_that_can_be_interrupted() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="module")
+def shared_converter() -> Iterator[None]:
+    """One process of llama.cpp's converter for a module's checkpoints, where that is not tested."""
+    from tests.checkpoint.converter.shared import one_converter
+
+    with one_converter():
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_to_say_at_the_end() -> Iterator[None]:
     """Warnings are errors here, also those that come when the interpreter ends."""

@@ -22,6 +22,8 @@ from tests.build.builds import artifacts_in, build_work, manifest_of, names_in, 
 from tests.hub_server import COMMIT, HubServer, client_of, serve
 from tests.large_experts import large_experts
 
+pytestmark = pytest.mark.usefixtures("shared_converter")
+
 QUANTS = ("q8_0", "q4_k_m")
 ID = "someone/Model"
 SLAB = 2**14

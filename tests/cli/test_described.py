@@ -13,6 +13,8 @@ from quantkit.checkpoint.converter import describe
 from tests.cli.command import quantkit, refusal
 from tests.large_experts import large_experts
 
+pytestmark = pytest.mark.usefixtures("shared_converter")
+
 ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, and quantkit computes no layers"
 FOLDERS = (
     "layers of such a model yet; build GGUF quants of it, and leave bitsandbytes and GPTQ out."

@@ -11,6 +11,8 @@ from tests.cli.command import quantkit, refusal
 from tests.gguf_sources import unquantized
 from tests.large_experts import large_experts
 
+pytestmark = pytest.mark.usefixtures("shared_converter")
+
 TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
 WEIGHTS = "model-00001-of-00001.safetensors"
 

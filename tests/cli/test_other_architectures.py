@@ -20,6 +20,8 @@ from tests.calibrate.small_models import ordinary_logits, small_model
 from tests.checkpoints.text import heldout_text
 from tests.cli.command import quantkit, refusal
 
+pytestmark = pytest.mark.usefixtures("shared_converter")
+
 CHUNKS, CONTEXT = 2, 64
 
 

@@ -18,6 +18,8 @@ from tests.hub_server import HubServer, client_of, serve
 from tests.large_experts import large_experts
 from tests.parity.cases import TRAINED
 
+pytestmark = pytest.mark.usefixtures("shared_converter")
+
 BOX = ("--gpu", "24GB", "--ram", "32GB")
 SETTINGS = Settings(512)
 ID = "someone/Model"

@@ -15,6 +15,8 @@ from tests.hub_server import COMMIT, HubServer, client_of
 from tests.hub_writes import WRITER, HubStore
 from tests.large_experts import large_experts
 
+pytestmark = pytest.mark.usefixtures("shared_converter")
+
 ID, REPO = "someone/Model", "me/Model-GGUF"
 CARD = "---\nlicense: mit\nlanguage: [en]\ntags: [small]\n---\nA model.\n"
 OWN = "llama.cpp in /home/somebody/llama.cpp"
