@@ -8,17 +8,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _OBJECT_STORE = 80 * 10**6  # the least that Ray takes
-_STARTS = 10  # of a node, which gives up by itself after half a minute where others are busy
+_STARTS = 10  # again, of nodes that gave up, after half a minute, because others were busy
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
-_COUNT = (
-    "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL'); "
-    "print(sum(node['Alive'] for node in ray.nodes()))"
-)
+# Ends with 0 once so many nodes are there, and with 1 after a while: one may have given up.
+_WAIT_FOR = """
+import ray, sys, time
+ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')
+for _ in range(100):
+    if sum(node["Alive"] for node in ray.nodes()) >= int(sys.argv[2]):
+        sys.exit()
+    time.sleep(0.2)  # time: asked again and again
+sys.exit(1)
+"""
 
 
 class RayNodes:
@@ -59,24 +65,29 @@ class RayNodes:
             command = [*wrap, *_RAY, "start", *where, *sizes, "--block"]
             self._commands.append(command)
             self._nodes.append(self._begin(command))
-            self._wait_for(len(self._nodes) - 1)
+            if len(self._nodes) == 1:
+                self._wait_until(lambda: _listens(self.address))
+        self._wait_until(self._has_all)
 
     def restart(self, number: int) -> None:
         """Start a node again that was killed, and wait for it."""
         self._nodes[number] = self._begin(self._commands[number])
-        self._wait_for(number)
+        self._wait_until(self._has_all)
 
-    def _wait_for(self, number: int) -> None:
-        starts = 1
-        while not self._has(len(self._nodes)):
-            if self._nodes[number].poll() is None:
-                continue
-            if starts == _STARTS:
-                logs = "\n".join(log.read_text() for log in self._folder.glob("*.log"))
-                raise AssertionError(f"Ray does not start:\n{logs}")
-            self.kill(number)
-            self._nodes[number] = self._begin(self._commands[number])
-            starts += 1
+    def _wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait, and start nodes again that give up meanwhile."""
+        starts = 0
+        while not ready():
+            time.sleep(0.2)  # time: asked again and again, for as long as the nodes are there
+            for number, node in enumerate(self._nodes):
+                if node.poll() is None:
+                    continue
+                if starts == _STARTS:
+                    logs = "\n".join(log.read_text() for log in self._folder.glob("*.log"))
+                    raise AssertionError(f"Ray does not start:\n{logs}")
+                self.kill(number)
+                self._nodes[number] = self._begin(self._commands[number])
+                starts += 1
 
     def kill(self, number: int) -> None:
         """Kill every process of a node at once, as a power cut would."""
@@ -129,19 +140,19 @@ class RayNodes:
                 self.kill(number)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _has(self, count: int) -> bool:
-        """Whether so many nodes can be used."""
+    def _has_all(self) -> bool:
+        """Whether all nodes can be used."""
         if not _listens(self.address):
-            time.sleep(0.2)  # time: asked again and again, for as long as the node is there
             return False
+        command = [sys.executable, "-W", "ignore", "-c", _WAIT_FOR, self.address]
         asked = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _COUNT, self.address],
+            [*command, str(len(self._nodes))],
             env=self.environment,
-            capture_output=True,
-            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             check=False,
         )
-        return asked.returncode == 0 and int(asked.stdout.split()[-1]) >= count
+        return asked.returncode == 0
 
 
 @contextmanager

@@ -66,6 +66,14 @@ def by_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def ladder_by_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ladder of tiny-mixtral alone."""
+    out = tmp_path_factory.mktemp("ladder") / "out"
+    build(TINY, out, *LADDER)
+    return out
+
+
 def command(
     checkpoint: Path | str, out: Path, *quants: str, start: tuple[str, ...] = ("-m", "quantkit")
 ) -> list[str]:
@@ -146,19 +154,21 @@ def test_a_cluster_at_an_address(nodes: RayNodes, by_threads: Path, tmp_path: Pa
 
 
 def test_a_cluster_builds_a_large_model(nodes: RayNodes, tmp_path: Path) -> None:
-    """0.7 G parameters: hundreds of slabs of full size."""
+    """0.2 G parameters in four files: some fifty slabs, most of full size."""
     large = large_checkpoint(
         tmp_path / "large",
-        shard_size=500 * 10**6,
+        shard_size=100 * 10**6,
         hidden_size=2048,
         intermediate_size=5632,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
+        num_local_experts=4,
         num_attention_heads=32,
         num_key_value_heads=8,
-        vocab_size=32000,
+        vocab_size=8000,
     )
-    build(large, tmp_path / "threads", *LADDER)
-    built = run(nodes, command(large, tmp_path / "out", *LADDER), "--cluster", "auto")
+    quants = ("q8_0", "q4_k_m")
+    build(large, tmp_path / "threads", *quants)
+    built = run(nodes, command(large, tmp_path / "out", *quants), "--cluster", "auto")
     assert built.returncode == 0, built.stderr
     assert artifacts_in(tmp_path / "out") == artifacts_in(tmp_path / "threads")
     ours, theirs = (timeless_manifest_of(tmp_path / name) for name in ("out", "threads"))
@@ -233,7 +243,9 @@ def test_a_quant_is_added_to_what_threads_began(nodes: RayNodes, tmp_path: Path)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c(nodes: RayNodes, tmp_path: Path, sent: signal.Signals) -> None:
+def test_ctrl_c(
+    nodes: RayNodes, ladder_by_threads: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
     out = tmp_path / "out"
     arguments = command(TINY, out, *LADDER, start=SMALL)
     with begun(nodes, arguments, out) as process:
@@ -244,8 +256,7 @@ def test_ctrl_c(nodes: RayNodes, tmp_path: Path, sent: signal.Signals) -> None:
     assert "slabs encoded; run the same command to go on from there." in said.splitlines()[-1]
     resumed = run(nodes, arguments, "--cluster", "auto")
     assert resumed.returncode == 0, resumed.stderr
-    build(TINY, tmp_path / "threads", *LADDER)
-    assert same(out, tmp_path / "threads")
+    assert same(out, ladder_by_threads)
 
 
 def test_a_checkpoint_on_the_hub(tmp_path: Path) -> None:
@@ -279,28 +290,31 @@ def test_a_checkpoint_on_the_hub(tmp_path: Path) -> None:
     assert not any(weights["verified"] for weights in entry["source"]["weights"])
 
 
-def test_a_gguf_here_and_on_the_hub(tmp_path: Path) -> None:
+def test_a_gguf_here_and_on_the_hub(nodes: RayNodes, tmp_path: Path) -> None:
     """The source's shards, read by nodes: the same bytes as by threads, from here or by range."""
     first = unquantized(TINY, tmp_path / "repo", name="Tiny", shard_size=10**7)
-    build(first, tmp_path / "threads", "q8_0", "q4_k_m")
+    quants = ("q8_0", "q4_k_m")
+    build(first, tmp_path / "threads", *quants)
+    here = run(nodes, command(first, tmp_path / "here", *quants), "--cluster", "auto")
+    assert here.returncode == 0, here.stderr
+    assert same(tmp_path / "here", tmp_path / "threads")
     with serve(HubServer(first.parent)) as server:
         environment = os.environ | {
             "HF_ENDPOINT": server.url,
             "HF_HOME": str(tmp_path / "cache"),
             "RAY_AUTH_MODE": "disabled",
         }
-        for folder, source in (("here", str(first)), ("hub", f"{ID}/{first.name}")):
-            built = subprocess.run(
-                [*command(source, tmp_path / folder, "q8_0", "q4_k_m"), "--cluster", "local"],
-                env=environment,
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert built.returncode == 0, built.stderr
-            assert artifacts_in(tmp_path / folder) == artifacts_in(tmp_path / "threads")
-    assert same(tmp_path / "here", tmp_path / "threads")
+        source = f"{ID}/{first.name}"
+        built = subprocess.run(
+            [*command(source, tmp_path / "hub", *quants), "--cluster", "local"],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert built.returncode == 0, built.stderr
+    assert artifacts_in(tmp_path / "hub") == artifacts_in(tmp_path / "threads")
 
 
 def test_nodes_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
