@@ -15,7 +15,7 @@ from tests.architectures.tree import lenient_tree
 from tests.parity.compare import differences
 from tests.parity.described import USUAL, close, compare_architecture, mended
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("shared_converter")]
 
 TINY = Path(__file__).resolve().parents[1] / "checkpoints"
 

@@ -13,7 +13,7 @@ from tests.parity.described import (
     compare_form,
 )
 
-pytestmark = pytest.mark.search
+pytestmark = [pytest.mark.search, pytest.mark.usefixtures("shared_converter")]
 
 
 @pytest.mark.parametrize("name", [name for name in FOREIGN if name not in USUAL])

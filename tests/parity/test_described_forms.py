@@ -6,7 +6,7 @@ import pytest
 
 from tests.parity.described import FORMS, compare_form
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("shared_converter")]
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -328,8 +328,7 @@ def _open_model(folder: Path, request: Mapping[str, Any]) -> Any:
     if mtp is None and hasattr(found, "opt_num_mtp_layers"):
         # Those classes fail where their config promises no such layers, and none are there.
         mtp = any("mtp." in name for name in request["tensors"])
-    if mtp is False:
-        found.no_mtp = True  # as convert_hf_to_gguf.py does; this process describes one model
+    found.no_mtp = mtp is False  # of the class, as convert_hf_to_gguf.py does: anew for each model
     return found(
         folder,
         _TYPES[request["type"]],

@@ -52,7 +52,8 @@ def one_converter() -> Iterator[None]:
     begun = ConvertedRows._begun
 
     def described(rows: ConvertedRows) -> ConverterProcess:
-        if isinstance(rows._process, Shared) and not rows._process.is_last:
+        process: Any = rows._process
+        if isinstance(process, Shared) and not process.is_last:
             rows._process = None
         return begun(rows)
 
