@@ -57,7 +57,10 @@ def test_every_byte_is_llama_quantizes(
 
 
 def test_an_expert_that_no_token_reached(sources: dict[str, Source], tmp_path: Path) -> None:
-    """Its count is 0, and all of its columns then matter the same."""
+    """Its count is 0, and all of its columns then matter the same, whoever encodes them.
+
+    Quants whose tables take llama-quantize seconds are left to tiny-mistral.
+    """
     from gguf import GGUFReader
 
     imatrix = make_imatrix(sources["mixtral"], tmp_path / "imatrix.gguf")
@@ -67,7 +70,7 @@ def test_an_expert_that_no_token_reached(sources: dict[str, Source], tmp_path: P
     entry = load_imatrix(imatrix).entries["blk.0.ffn_up_exps.weight"].reshape(8, 256)
     assert (entry[3] == 1).all()
     assert not (entry[2] == 1).any()
-    sources["mixtral"].compare(ALL_QUANTS, tmp_path, imatrix=imatrix)
+    sources["mixtral"].compare([*PLAIN_QUANTS, "iq3_xxs", "q2_k_s"], tmp_path, imatrix=imatrix)
 
 
 def test_an_odd_imatrix(sources: dict[str, Source], tmp_path: Path) -> None:
