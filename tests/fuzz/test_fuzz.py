@@ -21,7 +21,7 @@ _COMMAND = (
     "import resource, sys; from quantkit.cli.main import main; "
     f"resource.setrlimit(resource.RLIMIT_CPU, ({4 * CPU_SECONDS},) * 2); main()"
 )
-_THROUGH_THE_COMMAND_LINE = 50
+_THROUGH_THE_COMMAND_LINE = 20
 _MANY = 20_000
 _BEYOND = 10**6  # the first seed of the many, which the others are not among
 
