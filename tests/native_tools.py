@@ -22,6 +22,16 @@ PYTHON = BUILD / "venv" / "bin" / "python"
 TRANSFORMERS4 = BUILD / "transformers4"
 CONVERTER = BUILD / "llama.cpp" / "convert_hf_to_gguf.py"
 
+# What publishers call these mixtures where output and embeddings are in Q8_0.
+VARIANTS = {
+    "q6_k_l": "q6_k",
+    "q5_k_l": "q5_k_m",
+    "q4_k_l": "q4_k_m",
+    "q3_k_xl": "q3_k_l",
+    "q2_k_l": "q2_k",
+}
+ENDS_IN_8_BITS = ("--output-tensor-type", "q8_0", "--token-embedding-type", "q8_0")
+
 TIME_LIMIT_SECONDS = 3600
 OUTPUT_TAIL_LINES = 20
 
@@ -87,6 +97,7 @@ def quantize(
 ) -> None:
     """Quantize a GGUF; each of ``tensor_types`` is a ``pattern=type``.
 
+    A quant may be one of `VARIANTS`.
     One that is quantized already is refused unless ``requantize`` is set.
     The path of ``imatrix`` becomes metadata of ``dst`` just as it is given here.
     """
@@ -95,7 +106,10 @@ def quantize(
         options += ["--tensor-type", tensor_type]
     if requantize:
         options.append("--allow-requantize")
-    run([tool("llama-quantize"), *options, src, dst, quant, str(threads)], makes=dst)
+    if quant in VARIANTS:
+        options += ENDS_IN_8_BITS
+    mixture = VARIANTS.get(quant, quant)
+    run([tool("llama-quantize"), *options, src, dst, mixture, str(threads)], makes=dst)
 
 
 def imatrix(

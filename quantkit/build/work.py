@@ -23,7 +23,7 @@ from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import describe_checkpoint
-from quantkit.plan.plan import Plan, make_plan
+from quantkit.plan.plan import Plan, make_plan, make_plans
 from quantkit.plan.quants import Quant
 from quantkit.plan.recipe import Override, recipe_of
 
@@ -131,11 +131,12 @@ def prepare(
     model = decoder or open_model(checkpoint)
     if imatrix_file is not None:
         imatrix = load_imatrix(imatrix_file)
-    plans = [
-        make_plan(model, quant, imatrix, recipe_of(quant, overrides, output, token_embedding))
+    wanted = [
+        (quant, recipe_of(quant, overrides, output, token_embedding))
         for quant in quants
         if quant.format == "gguf"
     ]
+    plans = make_plans(model, wanted, imatrix)
     _check_requantizing(checkpoint, plans, allowed=allow_requantize)
     metadata = describe_checkpoint(checkpoint, model, name)
     base_name = metadata.base_name

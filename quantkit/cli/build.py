@@ -86,7 +86,9 @@ def build(
     ],
     quant: Annotated[
         list[str],
-        typer.Option("--quant", "-q", help="What to build; again for more. `gguf-all` for all."),
+        typer.Option(
+            "--quant", "-q", help="What to build, or `ladder`, `publish`, `all`; again for more."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output folder  [default: ./NAME-GGUF]")

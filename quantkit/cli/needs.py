@@ -116,6 +116,11 @@ class BuildWish:
         )
 
     @property
+    def leaves_variants(self) -> bool:
+        """Whether each variant that is asked for keeps a type of its own."""
+        return len(self.of_two) < 2 or not any(quant.base for quant in self.quants)
+
+    @property
     def has_4_bit_bnb(self) -> bool:
         """Whether some quant has the blocks of bitsandbytes."""
         return any(q.format == "bnb" and q.name != "bnb-int8" for q in self.quants)
@@ -221,6 +226,13 @@ BUILD: tuple[_Build, ...] = (
         "token_embedding_type",
         lambda wish: wish.has("gguf"),
         "is for GGUF quants, and none is asked for; leave it out",
+    ),
+    Need(
+        "--output-tensor-type beside --token-embedding-type",
+        "output_tensor_type",
+        lambda wish: wish.leaves_variants,
+        "leaves nothing of variants such as q6_k_l, which are q6_k and the like but for these two "
+        "types; ask for what they are variants of, or leave one of the options out",
     ),
     Need(
         "--imatrix",

@@ -24,7 +24,13 @@ def quants(as_json: JsonOption = False) -> None:
     """
     from quantkit.core.profiles import load_profile
     from quantkit.families import describe
-    from quantkit.plan.quants import SOURCE, all_quants, folder_quants, known_quants
+    from quantkit.plan.quants import (
+        SOURCE,
+        all_quants,
+        folder_quants,
+        known_groups,
+        known_quants,
+    )
 
     models = {}
     for name in _MODELS:
@@ -55,7 +61,12 @@ def quants(as_json: JsonOption = False) -> None:
         )
     show_table(table)
     console.print(f"Besides, {SOURCE}: {known_quants()[SOURCE].good_for}")
-    console.print("In the group gguf-all: " + ", ".join(r["name"] for r in rows if r["groups"]))
+    for group, members in known_groups().items():
+        absent = [name for name in all_quants() if name not in members]
+        listed = ", ".join(members)
+        if len(absent) < len(members) / 2:
+            listed = f"every GGUF quant but {', '.join(absent)}"
+        console.print(f"In the group {group}: {listed}")
 
 
 def _folder_row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:

@@ -3,11 +3,11 @@
 A folder may be a checkpoint, its config.json alone, what a build left, or one of its artifacts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from quantkit.build.projector import projector_bytes
 from quantkit.checkpoint.checkpoint import Checkpoint, Description
@@ -59,6 +59,7 @@ from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import Plan, make_plan, outline_plan
 from quantkit.plan.quants import Quant, all_quants
 from quantkit.plan.recipe import recipe_of
+from quantkit.plan.recognize import quant_of
 from quantkit.verify.hollow import Hollow
 from quantkit.verify.subjects import artifacts_in, holds_artifacts, projectors_in
 
@@ -539,8 +540,9 @@ def _from_gguf(
     metadata = headers[0].metadata
     shape = shape_of_header(files[0], metadata, tensors)
     pieces = tuple(piece(tensor.name, tensor.shape, tensor.n_bytes) for tensor in tensors)
+    quant = quant_of(headers)
     variant = Variant(
-        name=_quant_name(metadata.get("general.file_type")),
+        name=quant.name if quant else "as built",
         pieces=pieces,
         file_name=names[0],
         n_files=len(files),
@@ -567,11 +569,6 @@ def _from_gguf(
 def _hollow(name: str, file: Path, header: Header, n_bytes: int) -> Hollow:
     with open_file(file, error=GGUFError) as stream:
         return Hollow(name, stream.read(header.data_offset), n_bytes)
-
-
-def _quant_name(file_type: object) -> str:
-    names: Mapping[Any, str] = {quant.file_type: quant.name for quant in all_quants().values()}
-    return names.get(file_type, "as built")
 
 
 def _read_shards(path: Path) -> tuple[list[Path], list[Header], list[int]]:

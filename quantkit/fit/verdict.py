@@ -16,7 +16,7 @@ from quantkit.fit.subject import Stored, Subject, Variant
 from quantkit.plan.quants import all_quants
 
 _HALF_BITS = 4.0  # fewer bits per weight than this cost quality that shows
-_OF_PUBLISHERS = "gguf-all"
+_USUAL = "ladder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +254,7 @@ def _recommend(rows: Sequence[Row]) -> Row | None:
     beside q8_0, which loses practically nothing. Those for models that were trained to their few
     levels are not for a model of which nothing is known.
     """
-    usual = {q.name for q in all_quants().values() if _OF_PUBLISHERS in q.groups} - {"f16"}
+    usual = {q.name for q in all_quants().values() if _USUAL in q.groups} - {"f16"}
     fitting = [row for row in _for_any_model(rows) if row.placement.fits]
     candidates = [row for row in fitting if row.variant.name in usual] or fitting
 

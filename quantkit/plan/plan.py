@@ -1,6 +1,6 @@
 """The plan of one quant: every tensor, its encoding and its bytes, in the order of the file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import methodcaller
 
@@ -10,7 +10,7 @@ from quantkit.encodings.encoding import Encoding, encodings
 from quantkit.families.model import Decoder, Model, Target
 from quantkit.plan.llama_quantize import assign, in_file_order, is_quantized, needs_imatrix
 from quantkit.plan.names import may_be_quantized
-from quantkit.plan.quants import SOURCE, Quant
+from quantkit.plan.quants import SOURCE, Quant, all_quants
 from quantkit.plan.recipe import Override, Recipe, recipe_of
 
 
@@ -73,24 +73,64 @@ def make_plan(
         recipe: where it is not the quant's own.
 
     Raises:
-        ImatrixError: the quant needs an importance matrix that is absent or lacks a tensor, or it
-            is of another model.
+        ImatrixError, PlanError: as `make_plans`.
+
+    """
+    (plan,) = make_plans(model, [(quant, recipe or recipe_of(quant))], imatrix)
+    return plan
+
+
+def make_plans(
+    model: Model, wanted: Sequence[tuple[Quant, Recipe]], imatrix: Imatrix | None = None
+) -> list[Plan]:
+    """The plans of several quants of one model.
+
+    Args:
+        model: of which.
+        wanted: what is asked for, each with its recipe.
+        imatrix: the importance matrix, if there is one.
+
+    Raises:
+        ImatrixError: quants need an importance matrix that is absent or lacks a tensor, or it is
+            of another model.
         PlanError: an override matches no tensor, or llama-quantize could not write one.
 
     """
-    recipe = recipe or recipe_of(quant)
-    plan = outline_plan(model, quant, imatrix is not None, recipe)
+    has_imatrix = imatrix is not None
+    plans = [outline_plan(model, quant, has_imatrix, recipe) for quant, recipe in wanted]
+    recipes = [recipe for _, recipe in wanted]
+    remarked = [
+        replace(plan, remarks=tuple(_remarks(plan, recipe, model, imatrix)))
+        for plan, recipe in zip(plans, recipes, strict=True)
+    ]
+    lacking = [_lacking(plan, recipe, imatrix) for plan, recipe in zip(plans, recipes, strict=True)]
+    if any(lacking):
+        raise ImatrixError(_why_imatrix(plans, lacking, imatrix))
+    return remarked
+
+
+def _lacking(plan: Plan, recipe: Recipe, imatrix: Imatrix | None) -> PlannedTensor | None:
+    """The first tensor that cannot go without importance and has none."""
     for tensor in plan.tensors:
         if not tensor.encoding.is_block:
             continue
         columns = None if imatrix is None else imatrix.columns_of(tensor.target)
         if columns is None and needs_imatrix(tensor.target, tensor.encoding, recipe):
-            raise ImatrixError(_why_imatrix(tensor, quant, imatrix))
-    if imatrix is None:
-        return plan
-    wanted = [tensor.target for tensor in plan.tensors if tensor.encoding.is_block]
-    remark = require_same_model(imatrix, model.targets, wanted)
-    return replace(plan, remarks=(remark,)) if remark else plan
+            return tensor
+    return None
+
+
+def _remarks(plan: Plan, recipe: Recipe, model: Model, imatrix: Imatrix | None) -> Iterator[str]:
+    quant = plan.quant
+    if quant.base is not None:
+        plain = replace(recipe, output=None, token_embedding=None)
+        base = outline_plan(model, all_quants()[quant.base], imatrix is not None, plain)
+        if base.tensors == plan.tensors:
+            yield f"{quant.name} stores every tensor of this model as {quant.base} does."
+    if imatrix is not None:
+        blocks = [tensor.target for tensor in plan.tensors if tensor.encoding.is_block]
+        if remark := require_same_model(imatrix, model.targets, blocks):
+            yield remark
 
 
 def outline_plan(
@@ -146,15 +186,23 @@ def _require_effect(overrides: Sequence[Override], targets: Sequence[Target], ar
             )
 
 
-def _why_imatrix(tensor: PlannedTensor, quant: Quant, imatrix: Imatrix | None) -> str:
-    name = tensor.target.name
+def _why_imatrix(
+    plans: Sequence[Plan], lacking: Sequence[PlannedTensor | None], imatrix: Imatrix | None
+) -> str:
+    """Of plans and the tensor that each lacks importance for, if any: what the user must hear."""
+    found = [(p.quant.name, tensor) for p, tensor in zip(plans, lacking, strict=True) if tensor]
+    names = [name for name, _ in found]
+    first, tensor = found[0]
     if imatrix is not None:
         return (
-            f"{imatrix.path} has no entry for {name}, which {quant.name} stores as "
+            f"{imatrix.path} has no entry for {tensor.target.name}, which {first} stores as "
             f"{tensor.encoding.name}; make the importance matrix from more text."
         )
+    need = f"{first} needs"
+    if len(names) > 1:
+        need = f"{', '.join(names[:-1])} and {names[-1]} need"
     return (
-        f"{quant.name} needs an importance matrix: without one {name} as {tensor.encoding.name} "
-        "would be garbage. Make one with --imatrix auto, or pass one with --imatrix FILE; or "
-        "choose q2_k or larger."
+        f"{need} an importance matrix: without one {tensor.target.name} as "
+        f"{tensor.encoding.name} would be garbage. Make one with --imatrix auto, or pass one with "
+        "--imatrix FILE; or choose q2_k or larger."
     )

@@ -1,9 +1,10 @@
 """Quants by their public names."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from quantkit.core.errors import UnknownQuantError
 from quantkit.core.profiles import load_profile
@@ -12,8 +13,8 @@ from quantkit.encodings.encoding import Encoding, encoding
 # No quant of llama-quantize's: the model unquantized, or in the blocks that it was published in.
 SOURCE = "source"
 
-# llama-quantize's own shorthands.
-_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+# llama-quantize's own shorthands, and the name that the ladder had first.
+_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "gguf_all": "ladder"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Quant:
     """What a user asks for: a public name, and what llama.cpp calls it (``llama_ftype``).
 
     One that is ``trained_only`` is for models that were trained to its few levels, and no others.
+    A variant is what its ``base`` is, but for the types of ``output`` and ``token_embedding``.
     """
 
     name: str
@@ -30,6 +32,14 @@ class Quant:
     groups: tuple[str, ...]
     good_for: str
     trained_only: bool = False
+    base: str | None = None
+    output: Encoding | None = None
+    token_embedding: Encoding | None = None
+
+    @property
+    def mixture(self) -> str:
+        """The name of llama-quantize's mixture whose rules choose: its own or its base's."""
+        return self.base or self.name
 
 
 @cache
@@ -47,18 +57,28 @@ def folder_quants() -> dict[str, Quant]:
 @cache
 def all_quants() -> dict[str, Quant]:
     """Every GGUF quant by name, best first, from ``profiles/quants.toml``."""
-    return {
-        name: Quant(
-            name,
-            "gguf",
-            row["file_type"],
-            encoding(row["encoding"]),
-            tuple(f"gguf-{group}" for group in row.get("groups", ())),
-            row["good_for"],
-            row.get("trained_only", False),
-        )
-        for name, row in load_profile("quants.toml").items()
-    }
+    profile = load_profile("quants.toml")
+    return {name: _from_row(name, row, profile) for name, row in profile.items()}
+
+
+def _from_row(name: str, row: Mapping[str, Any], profile: Mapping[str, Any]) -> Quant:
+    base = row.get("base")
+    mixture = row if base is None else profile[base]
+    output, embedding = (
+        encoding(row[part]) if part in row else None for part in ("output", "token_embedding")
+    )
+    return Quant(
+        name,
+        "gguf",
+        mixture["file_type"],
+        encoding(mixture["encoding"]),
+        tuple(row.get("groups", ())),
+        row["good_for"],
+        row.get("trained_only", False),
+        base,
+        output,
+        embedding,
+    )
 
 
 @cache
@@ -67,6 +87,15 @@ def known_quants() -> dict[str, Quant]:
     kept = "every weight in the type it has in a GGUF or, as llama.cpp's converter says, would have"
     source = Quant(SOURCE, "gguf", -1, encoding("F32"), (), kept)
     return {SOURCE: source, **all_quants(), **folder_quants()}
+
+
+@cache
+def known_groups() -> dict[str, tuple[str, ...]]:
+    """The names of the quants in every group, best first; the smallest group first."""
+    quants = all_quants().values()
+    groups = {group for quant in quants for group in quant.groups}
+    members = {group: tuple(q.name for q in quants if group in q.groups) for group in groups}
+    return dict(sorted(members.items(), key=lambda item: len(item[1])))
 
 
 def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
@@ -80,18 +109,18 @@ def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
     """
     names = list(names)
     quants = known_quants()
-    groups = {group for quant in quants.values() for group in quant.groups}
+    groups = known_groups()
     chosen: set[str] = set()
     for name in (part for listed in names for part in listed.split(",")):
         if not name.strip():
             continue  # a comma at the end
         key = name.strip().lower().replace("-", "_")
-        group = key.replace("_", "-")
-        key = group if group in quants else _ALIASES.get(key, key)
+        folder = key.replace("_", "-")
+        key = folder if folder in quants else _ALIASES.get(key, key)
         if key in quants:
             chosen.add(key)
-        elif group in groups:
-            chosen.update(quant.name for quant in quants.values() if group in quant.groups)
+        elif key in groups:
+            chosen.update(groups[key])
         else:
             near = difflib.get_close_matches(key, [*quants, *_ALIASES, *groups], n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "quantkit quants lists them."

@@ -62,8 +62,14 @@ def recipe_of(
     output: Encoding | None = None,
     token_embedding: Encoding | None = None,
 ) -> Recipe:
-    """The recipe of a quant, with what a user wants otherwise."""
-    return Recipe(quant.name, quant.encoding, output, token_embedding, tuple(overrides))
+    """The recipe of a quant, with what a user wants otherwise, which comes before a variant's."""
+    return Recipe(
+        quant.mixture,
+        quant.encoding,
+        output or quant.output,
+        token_embedding or quant.token_embedding,
+        tuple(overrides),
+    )
 
 
 def parse_override(text: str) -> Override:

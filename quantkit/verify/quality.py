@@ -12,6 +12,7 @@ from typing import Any
 
 from quantkit.checkpoint.gguf import read_header
 from quantkit.core.profiles import load_profile
+from quantkit.plan.quants import all_quants
 from quantkit.verify.divergence import Measures
 from quantkit.verify.embeddings import Cosines
 from quantkit.verify.layers import WeightError, weight_errors
@@ -59,7 +60,7 @@ class Verdict:
 def find_limits(quant: str | None, n_parameters: int) -> Limits | None:
     """The limits of a quant for a model of this size; None where none are known."""
     profile = load_profile("quality.toml")
-    row: dict[str, Any] = profile.get(quant or "", {})
+    row: dict[str, Any] = profile.get(_mixture_of(quant), {})
     kind = "small" if n_parameters < _SMALL else "large"
     basis = profile["basis"][kind]
     if kind not in row and "like" in row:
@@ -72,8 +73,14 @@ def find_limits(quant: str | None, n_parameters: int) -> Limits | None:
 def find_cosine_limit(quant: str | None) -> CosineLimit | None:
     """The limit of a quant's embeddings, of a model of any size; None where none is known."""
     profile = load_profile("quality.toml")
-    least = profile["cosine"].get(quant or "")
+    least = profile["cosine"].get(_mixture_of(quant))
     return CosineLimit(least, profile["basis"]["cosine"]) if least is not None else None
+
+
+def _mixture_of(quant: str | None) -> str:
+    """The name under which limits are kept: a variant rounds nothing more than its base does."""
+    known = all_quants().get(quant or "")
+    return known.mixture if known else quant or ""
 
 
 def judge(

@@ -15,6 +15,7 @@ from quantkit.core.errors import GGUFError, QuantkitError
 from quantkit.core.files import has_file
 from quantkit.encodings.encoding import encodings
 from quantkit.plan.quants import all_quants, find_quants
+from quantkit.plan.recognize import quant_of
 from quantkit.verify.smoke import artifact_files
 
 _UNQUANTIZED = ("f32", "bf16", "f16")
@@ -176,13 +177,11 @@ def open_subject(path: Path) -> Subject:
         raise GGUFError(f"{path} is a folder without artifacts that llama.cpp can run.")
     files = artifact_files(path)
     headers = [read_header(file) for file in files]
-    by_type: dict[int | None, str] = {
-        q.file_type: q.name for q in all_quants().values() if q.format == "gguf"
-    }
+    quant = quant_of(headers)
     return Subject(
         name=files[0].name,
         gguf=files[0],
-        quant=by_type.get(headers[0].metadata.get("general.file_type")),
+        quant=quant.name if quant else None,
         n_bytes=sum(file.stat().st_size for file in files),
         n_parameters=sum(prod(t.shape) for header in headers for t in header.tensors),
     )

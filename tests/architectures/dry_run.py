@@ -67,7 +67,7 @@ def dry_run(
 
     Args:
         file: a GGUF, or the first of a split one; it may be sparse.
-        ftype: one of `FILE_TYPES`, in any case.
+        ftype: one of `FILE_TYPES`, in any case, or of `native_tools.VARIANTS`.
         imatrix: an importance matrix, as `imatrix_of_nothing` makes one.
         options: further ones, such as ``["--pure"]`` or ``["--tensor-type", "ffn_down=q8_0"]``.
 
@@ -85,7 +85,10 @@ def report(file: Path, ftype: str, imatrix: Path | None = None, options: Sequenc
     """All that a dry run prints, for `types`, `mebibytes` and what it warns of."""
     matrix = [] if imatrix is None else ["--imatrix", str(imatrix)]
     tool = native_tools.tool("llama-quantize")
-    return native_tools.run([tool, "--dry-run", *matrix, *options, file, ftype])
+    if ftype in native_tools.VARIANTS:
+        options = [*options, *native_tools.ENDS_IN_8_BITS]
+    mixture = native_tools.VARIANTS.get(ftype, ftype)
+    return native_tools.run([tool, "--dry-run", *matrix, *options, file, mixture])
 
 
 def types(printed: str) -> dict[str, str]:

@@ -47,14 +47,16 @@ def test_quants_lists_every_quant() -> None:
     rows = json.loads(quantkit("quants", "--json").out)["quants"]
     assert [row["name"] for row in rows] == [*all_quants(), *folder_quants()]
     by_name = {row["name"]: row for row in rows}
-    assert [n for n, row in by_name.items() if "gguf-all" in row["groups"]] == [
+    assert [n for n, row in by_name.items() if "ladder" in row["groups"]] == [
         "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k",
     ]  # fmt: skip
     assert by_name["iq2_xxs"]["needs_imatrix"]
     assert not by_name["q2_k"]["needs_imatrix"]
     size = by_name["q4_k_m"]["models"]["Mixtral-8x22B"]["tensor_bytes"]
     assert round(size / 2**20) == 81_626  # as llama-quantize --dry-run prints
-    assert "q4_k_m" in quantkit("quants").out
+    shown = quantkit("quants").out
+    assert "In the group ladder: f16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m, q2_k\n" in shown
+    assert "In the group all: every GGUF quant but mxfp4_moe, q2_0, " in shown
 
 
 def test_a_dry_run_predicts_every_byte(built: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.random_checkpoints import config_of, random_checkpoint
 
 MISTRAL = TRAINED / "tiny-mistral"
 BOX = ("--gpu", "24GB", "--ram", "32GB")
-QUANTS = ("f16", "q4_k_m", "bnb-nf4")
+QUANTS = ("f16", "q4_k_l", "q4_k_m", "bnb-nf4")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_bundled_models_are_their_parameters(name: str) -> None:
 
 def test_an_output_folder_is_its_artifacts(built: Path) -> None:
     found = answer(built)
-    assert [quant["quant"] for quant in found["quants"]] == ["f16", "q4_k_m"]
+    assert [quant["quant"] for quant in found["quants"]] == ["f16", "q4_k_l", "q4_k_m"]
     for quant in found["quants"]:
         [file] = built.glob(f"*{quant['quant'].upper()}.gguf")
         assert quant["file_bytes"] == file.stat().st_size

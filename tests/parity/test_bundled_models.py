@@ -9,8 +9,7 @@ from quantkit.families import find_family
 from quantkit.families.model import Decoder
 from quantkit.plan.plan import outline_plan
 from quantkit.plan.quants import all_quants
-from tests import native_tools
-from tests.architectures.dry_run import mebibytes, types
+from tests.architectures.dry_run import mebibytes, report, types
 from tests.parity.test_dry_run import write_header
 
 pytestmark = pytest.mark.native
@@ -32,8 +31,7 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("quant", all_quants())
 @pytest.mark.parametrize("name", NAMES)
 def test_size_is_llama_quantizes(headers: dict[str, Path], name: str, quant: str) -> None:
-    tool = native_tools.tool("llama-quantize")
-    output = native_tools.run([tool, "--dry-run", headers[name], quant])
+    output = report(headers[name], quant)
 
     plan = outline_plan(model_of(name), all_quants()[quant], has_imatrix=False)
 

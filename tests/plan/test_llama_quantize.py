@@ -30,6 +30,7 @@ SIZES = {
         iq3_xs 55535.27  iq3_xxs 55090.37  q2_k 49693.98  q2_k_s 45861.48  iq2_m 44548.37
         iq2_s 40621.37  iq2_xs 40056.33  iq2_xxs 36129.33  iq1_m 31220.58  iq1_s 28275.33
         mxfp4_moe 73953.59  q2_0 38408.43  tq2_0 35289.93  tq1_0 29052.93  q1_0 19618.32
+        q6_k_l 110273.09  q5_k_l 95457.59  q4_k_l 81765.59  q3_k_xl 69386.09  q2_k_l 49877.09
     """,
     "Mistral-22B": """
         f32 84830.65  bf16 42416.65  f16 42416.65  q8_0 22535.09  q6_k 17399.02
@@ -39,6 +40,7 @@ SIZES = {
         iq3_xs 8744.65  iq3_xxs 8536.00  q2_k 7882.98  q2_k_s 7289.73  iq2_m 7260.25
         iq2_s 6703.75  iq2_xs 6332.95  iq2_xxs 5713.45  iq1_m 5017.83  iq1_s 4600.45
         mxfp4_moe 22535.09  q2_0 6120.93  tq2_0 5632.68  tq1_0 4656.18  q1_0 3112.32
+        q6_k_l 17489.84  q5_k_l 15102.40  q4_k_l 12855.40  q3_k_xl 11344.71  q2_k_l 8066.09
     """,
     "Mixtral-4x7B": """
         f32 92139.02  bf16 46071.02  f16 46071.02  q8_0 24476.64  q6_k 18898.09
@@ -48,6 +50,7 @@ SIZES = {
         iq3_xs 9432.27  iq3_xxs 9326.66  q2_k 8432.57  q2_k_s 7862.57  iq2_m 7625.66
         iq2_s 6961.66  iq2_xs 6785.97  iq2_xxs 6105.97  iq1_m 5275.97  iq1_s 4777.97
         mxfp4_moe 13052.64  q2_0 6583.87  tq2_0 6049.87  tq1_0 4981.87  q1_0 3327.13
+        q6_k_l 18958.64  q5_k_l 16417.14  q4_k_l 14025.14  q3_k_xl 12071.64  q2_k_l 8554.64
     """,
     "Llama-3-70B": """
         f32 269141.03  bf16 134573.03  f16 134573.03  q8_0 71494.28  q6_k 55198.94
@@ -57,6 +60,7 @@ SIZES = {
         iq3_xs 27942.53  iq3_xxs 27326.95  q2_k 25145.77  q2_k_s 23330.77  iq2_m 22994.45
         iq2_s 21204.45  iq2_xs 20155.19  iq2_xxs 18205.19  iq1_m 15967.69  iq1_s 14625.19
         mxfp4_moe 71494.28  q2_0 19750.61  tq2_0 18220.61  tq1_0 15160.61  q1_0 10147.89
+        q6_k_l 55684.28  q5_k_l 48246.78  q4_k_l 41286.78  q3_k_xl 36289.28  q2_k_l 26124.28
     """,
     "SmolLM2-135M": """
         f32 513.13  bf16 256.63  f16 256.63  q8_0 136.40  q6_k 130.27  q5_1 104.76
@@ -65,6 +69,7 @@ SIZES = {
         iq3_s 82.41  q3_k_s 82.41  iq3_xs 82.41  iq3_xxs 82.75  q2_k 82.41  q2_k_s 80.44
         iq2_m 79.92  iq2_s 79.21  iq2_xs 78.95  iq2_xxs 78.24  iq1_m 77.35  iq1_s 76.82
         mxfp4_moe 136.40  q2_0 57.30  tq2_0 78.06  tq1_0 76.88
+        q6_k_l 130.27  q5_k_l 105.21  q4_k_l 98.87  q3_k_xl 91.31  q2_k_l 82.41
     """,
 }
 
@@ -429,9 +434,9 @@ def test_a_list_with_commas_is_several_quants() -> None:
             find_quants([nothing])
 
 
-def test_the_group_is_the_usual_ladder() -> None:
+def test_the_usual_ladder() -> None:
     ladder = ["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
-    assert names("gguf-all") == names("GGUF_ALL", "q6_k") == ladder
+    assert names("ladder") == names("gguf-all") == names("GGUF_ALL", "q6_k") == ladder
 
 
 def test_shorthands() -> None:
@@ -441,7 +446,7 @@ def test_shorthands() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("q4_k_n", "q4_k_m"), ("q4km", "q4_k_m"), ("iq4xs", "iq4_xs"), ("gguf_al", "gguf-all")],
+    [("q4_k_n", "q4_k_m"), ("q4km", "q4_k_m"), ("iq4xs", "iq4_xs"), ("publsh", "publish")],
 )
 def test_near_misses_are_suggested(wrong: str, right: str) -> None:
     with pytest.raises(UnknownQuantError, match=f"no quant '{wrong}'; did you mean {right}?"):

@@ -37,7 +37,7 @@ def test_every_type_is_llama_quantizes(ggufs: dict[str, Path], name: str) -> Non
     targets = in_file_order(
         Target(row.name, "", row.shape, stored=row.encoding.name) for row in header.tensors
     )
-    for quant in all_quants().values():
+    for quant in (quant for quant in all_quants().values() if not quant.base):
         try:
             theirs = list(dry_run(ggufs[name], quant.name).items())
         except ToolError:
