@@ -8,8 +8,8 @@ DEMO := build-demo
 .PHONY: demo test test-native lint vendor clean
 
 demo: $(VENV)/.ready
-	$(BIN)/quantkit build tests/checkpoints/tiny-mixtral --quant gguf-all -o $(DEMO)/tiny-mixtral
-	$(BIN)/quantkit build tests/checkpoints/tiny-mistral --quant gguf-all -o $(DEMO)/tiny-mistral
+	$(BIN)/quantkit build tests/checkpoints/tiny-mixtral --quant ladder -o $(DEMO)/tiny-mixtral
+	$(BIN)/quantkit build tests/checkpoints/tiny-mistral --quant ladder -o $(DEMO)/tiny-mistral
 	$(BIN)/quantkit build $(DEMO)/tiny-mistral/*-F16.gguf --quant q4_k_s,iq4_xs -o $(DEMO)/from-gguf
 
 # Two processes, whose idle OpenMP threads must not spin for each other's cores. A file's tests share

@@ -1,7 +1,8 @@
-"""Six quants of a mixture, side by side: the usual way and ``quantkit build``.
+"""Quants of a mixture, side by side: the usual way and ``quantkit build``.
 
 ``python benchmarks/build.py`` makes a checkpoint with random weights and times both on the same
-cores, in turn. They must leave the same bytes, or the status is 1.
+cores, in turn, for six quants; ``--set publish`` for a publisher's 24. They must leave the same
+bytes, or the status is 1.
 """
 
 import argparse
@@ -21,8 +22,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.random_imatrix import imatrix_for
 from benchmarks.unit_costs import cost_tables, measure_unit_costs
+from quantkit.build.work import prepare
 from quantkit.core.units import format_size
+from quantkit.plan.quants import find_quants, known_groups
 from quantkit.verify.machine import cpu_name, usable_cores
 from tests.large_checkpoints import large_checkpoint
 from tests.large_experts import large_experts
@@ -53,8 +57,14 @@ def main() -> int:
     unwind_on_sigterm()
     # Every process below inherits this: neither contestant can use more cores than the other.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    if options.set:
+        options.quants = known_groups()[options.set]
     with working_folder(options.folder) as folder:
         checkpoint = make_checkpoint(folder / "checkpoint", options)
+        quants = find_quants(options.quants)
+        options.imatrix = imatrix_for(checkpoint, quants, folder / "imatrix.gguf")
+        if options.kernel == "fast":
+            compile_kernels(checkpoint, options)
         source_bytes = sum(read_through(file) for file in checkpoint.glob("*.safetensors"))
         runs = [
             run(name, command, checkpoint, folder / "out", options)
@@ -65,7 +75,12 @@ def main() -> int:
         costs = None
         if options.units:
             costs = measure_unit_costs(
-                checkpoint, options.quants, folder, options.units, options.threads
+                checkpoint,
+                options.quants,
+                folder,
+                options.units,
+                options.threads,
+                imatrix=options.imatrix,
             )
     identical = all(run.sha256 == runs[0].sha256 for run in runs)
     report = {
@@ -73,6 +88,7 @@ def main() -> int:
         "threads": options.threads,
         "source_bytes": source_bytes,
         "quants": options.quants,
+        "imatrix": options.imatrix is not None,
         "identical": identical,
         "runs": [asdict(run) for run in runs],
         "profile": profile,
@@ -81,6 +97,7 @@ def main() -> int:
     console.print(
         f"{cpu_name()}, {options.threads} threads; {format_size(source_bytes)} of bfloat16 "
         f"into {', '.join(options.quants)}"
+        + (", with an importance matrix" if options.imatrix else "")
     )
     console.print(cost_table(runs))
     console.print(steps_table([run for run in runs if run.contestant == USUAL]))
@@ -103,7 +120,9 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--folder", type=Path, help="work here; a checkpoint left here is reused")
-    parser.add_argument("--quants", nargs="+", default=list(QUANTS))
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--quants", nargs="+", default=list(QUANTS))
+    chosen.add_argument("--set", choices=[*known_groups()], help="the quants of a set instead")
     parser.add_argument("--kernel", default="fast", help="quantkit's")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=1, help="runs of each contestant, in turn")
@@ -174,12 +193,26 @@ def make_checkpoint(folder: Path, options: argparse.Namespace) -> Path:
     return folder
 
 
+def compile_kernels(checkpoint: Path, options: argparse.Namespace) -> None:
+    """Compile what quantkit needs, which it does once on a machine."""
+    work = prepare(checkpoint, find_quants(options.quants), imatrix_file=options.imatrix)
+    matrix = work.imatrix
+    wanted = {
+        (tensor.encoding, matrix is not None and matrix.columns_of(tensor.target) is not None)
+        for layout in work.layouts
+        for tensor in layout.plan.tensors
+    }
+    dtypes = {tensor.dtype for tensor in work.checkpoint.tensors.values()}
+    work.kernel.prepare(wanted, dtypes, lambda name: console.print(f"Compiling {name}"))
+
+
 Command = Callable[[Path, Path, argparse.Namespace], Sequence[str | Path]]
 
 
 def usual_way(checkpoint: Path, out: Path, options: argparse.Namespace) -> list[str | Path]:
     script = HERE / "usual_way.py"
-    return [sys.executable, script, checkpoint, out, str(options.threads), *options.quants]
+    matrix = options.imatrix or ""
+    return [sys.executable, script, checkpoint, out, str(options.threads), matrix, *options.quants]
 
 
 def quantkit_build(checkpoint: Path, out: Path, options: argparse.Namespace) -> list[str | Path]:
@@ -189,7 +222,11 @@ def quantkit_build(checkpoint: Path, out: Path, options: argparse.Namespace) -> 
 def build_arguments(checkpoint: Path, out: Path, options: argparse.Namespace) -> list[str | Path]:
     quants = [word for quant in options.quants for word in ("-q", quant)]
     jobs = ["--jobs", str(options.threads)]
-    how = ["--no-smoke", *(["--kernel", "ggml"] if options.kernel == "ggml" else [])]
+    how: list[str | Path] = ["--no-smoke"]
+    if options.kernel == "ggml":
+        how += ["--kernel", "ggml"]
+    if options.imatrix:
+        how += ["--imatrix", options.imatrix]
     return ["build", checkpoint, *quants, "-o", out, *jobs, *how]
 
 
@@ -263,11 +300,10 @@ def cost_table(runs: Sequence[Run]) -> Table:
 
 
 def steps_table(runs: Sequence[Run]) -> Table:
-    table = Table(title=f"Steps of the {USUAL}", title_justify="left")
+    table = Table("", "wall", title=f"Steps of the {USUAL}", title_justify="left")
     seconds = [json.loads(run.cost.output) for run in runs]
     for step in seconds[0]:
-        table.add_column(step, justify="right")
-    table.add_row(*(f"{median(s[step] for s in seconds):.1f} s" for step in seconds[0]))
+        table.add_row(step, f"{median(s[step] for s in seconds):.1f} s")
     return table
 
 

@@ -1,9 +1,10 @@
 """Peak memory of building all quants at once, at the true width of large models.
 
-``python benchmarks/memory.py --layers 1 2`` builds ``gguf-all`` from random checkpoints of one and
-of two layers. The status is 1 if all processes together exceed 1.5 GiB, or if more layers take more
-memory. ``--shape qwen3-235b`` has layers of 128 experts, ``--shape fp8`` of 256 in FP8 blocks, as
-wide as DeepSeek-V3's: llama.cpp's converter describes both, and computes the second one's numbers.
+``python benchmarks/memory.py --layers 1 2`` builds ``ladder`` from random checkpoints of one and of
+two layers; ``--quants publish`` a publisher's set, with an importance matrix. The status is 1 if
+all processes together exceed ``--limit``, or if more layers take more memory. ``--shape
+qwen3-235b`` has layers of 128 experts, ``--shape fp8`` of 256 in FP8 blocks, as wide as
+DeepSeek-V3's: llama.cpp's converter describes both, and computes the second one's numbers.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from quantkit.core.units import format_size
+from benchmarks.random_imatrix import imatrix_for
+from quantkit.core.units import format_size, parse_size
+from quantkit.plan.quants import find_quants
 from quantkit.verify.machine import usable_cores
 from tests.large_checkpoints import large_checkpoint
 from tests.large_experts import large_experts
@@ -60,7 +63,7 @@ def main() -> int:
         }
         options.json.write_text(json.dumps(figures, indent=2))
     peaks = [cost.peak_together for cost in costs.values()]
-    return 0 if max(peaks) < LIMIT and max(peaks) - peaks[0] < MOST_GROWTH else 1
+    return 0 if max(peaks) < options.limit and max(peaks) - peaks[0] < MOST_GROWTH else 1
 
 
 def parse_options() -> argparse.Namespace:
@@ -70,9 +73,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--shape", choices=["mixtral-8x22b", *EXPERTS], default="mixtral-8x22b")
     parser.add_argument("--experts", type=int, help="others than the shape has, for a small disk")
-    parser.add_argument("--quants", nargs="+", default=["gguf-all"])
+    parser.add_argument("--quants", nargs="+", default=["ladder"])
     parser.add_argument("--jobs", type=int, default=usable_cores())
-    parser.add_argument("--max-memory", default="1GiB")
+    parser.add_argument("--max-memory", default="1GiB", help="quantkit's option")
+    parser.add_argument("--limit", type=parse_size, default=LIMIT, help="the most memory allowed")
     parser.add_argument("--folder", help="work on this disk; two layers take 37 GB")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args()
@@ -86,11 +90,14 @@ def build(folder: Path, layers: int, options: argparse.Namespace) -> Cost:
         experts = options.experts or shape["experts"]
         large_experts(checkpoint, layers=layers, **{**shape, "experts": experts})
     else:
-        large_checkpoint(checkpoint, num_hidden_layers=layers, **MIXTRAL_8X22B)
+        fewer = {"num_local_experts": options.experts} if options.experts else {}
+        large_checkpoint(checkpoint, num_hidden_layers=layers, **MIXTRAL_8X22B, **fewer)
     console.print("Building")
     quants = [word for quant in options.quants for word in ("-q", quant)]
     limits = ["--jobs", str(options.jobs), "--max-memory", options.max_memory]
-    command = [sys.executable, "-m", "quantkit", "build", checkpoint, *quants, *limits]
+    imatrix = imatrix_for(checkpoint, find_quants(options.quants), folder / "imatrix.gguf")
+    matrix: list[str | Path] = ["--imatrix", imatrix] if imatrix else []
+    command = [sys.executable, "-m", "quantkit", "build", checkpoint, *quants, *limits, *matrix]
     return measure([*command, "-o", folder / "out", "--no-smoke"], folder)
 
 

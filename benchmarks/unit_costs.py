@@ -121,7 +121,12 @@ class _TimedArtifact(PartialArtifact):
 
 
 def measure_unit_costs(
-    checkpoint: Path, quants: Sequence[str], folder: Path, count: int = 5, busy: int = 1
+    checkpoint: Path,
+    quants: Sequence[str],
+    folder: Path,
+    count: int = 5,
+    busy: int = 1,
+    imatrix: Path | None = None,
 ) -> UnitCosts:
     """Measure on units of a checkpoint.
 
@@ -131,9 +136,10 @@ def measure_unit_costs(
         folder: on whose disk to write.
         count: units for each encoding.
         busy: cores that work meanwhile, this one included: they share caches, memory and clock.
+        imatrix: an importance matrix to build with.
 
     """
-    work = prepare(checkpoint, find_quants(quants))
+    work = prepare(checkpoint, find_quants(quants), imatrix_file=imatrix)
     with TemporaryDirectory(prefix="unit-costs-", dir=folder) as name, _neighbours(busy - 1):
         taken = _take_units(work, Path(name), count)
         read_back_costs = _read_back(Path(name), count)
