@@ -148,7 +148,13 @@ def outline_plan(
     recipe = recipe or recipe_of(quant)
     targets = in_file_order(model.targets)
     _require_effect(recipe.overrides, targets, model.arch)
-    chosen = assign(targets, model.arch, model.facts, recipe, has_imatrix)
+    try:
+        chosen = assign(targets, model.arch, model.facts, recipe, has_imatrix)
+    except PlanError as error:
+        if quant.base is None:
+            raise
+        message = f"{quant.name} cannot be built: {error} Or ask for {quant.base}."
+        raise PlanError(message) from None
     return Plan(quant, tuple(map(PlannedTensor, targets, chosen)))
 
 

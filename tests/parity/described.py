@@ -125,7 +125,8 @@ def quants_of(name: str, gguf: Path) -> list[str]:
     """Two that llama-quantize makes of a model."""
     if stored_blocks(gguf):
         return ["mxfp4_moe"]
-    usual = [q for q in PLAIN_QUANTS if q not in {*NEED_IMATRIX, *ABORTS, "bf16"}]
+    left_out = {*NEED_IMATRIX, *ABORTS, *native_tools.VARIANTS, "bf16"}
+    usual = [q for q in PLAIN_QUANTS if q not in left_out]
     first = 2 * FOREIGN.index(name)
     return [usual[(first + n) % len(usual)] for n in range(2)]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from quantkit.checkpoint.gguf import Header, parse_header
-from quantkit.core.errors import ImatrixError
+from quantkit.core.errors import ImatrixError, PlanError
 from quantkit.encodings.encoding import encoding
 from quantkit.families.model import Decoder
 from quantkit.formats.gguf.layout import lay_out
@@ -94,6 +94,17 @@ def test_a_variant_that_is_its_base_is_said_to_be(name: str, remarks: tuple[str,
     quant = all_quants()["q6_k_l"]
     (plan,) = make_plans(LARGE_MODELS[name], [(quant, recipe_of(quant))])
     assert plan.remarks == remarks
+
+
+def test_rows_that_no_variant_can_have_are_refused() -> None:
+    model = model_of("mistral", hidden_size=72, num_attention_heads=2, num_key_value_heads=2)
+    with pytest.raises(PlanError) as caught:
+        outline(model, "q6_k_l")
+    assert str(caught.value) == (
+        "q6_k_l cannot be built: output.weight cannot be stored as Q8_0: its rows of 72 are no "
+        "multiple of 32; choose another type for it. Or ask for q6_k."
+    )
+    assert outline(model, "q6_k")["output.weight"] == "F16"
 
 
 def test_a_variant_is_judged_as_its_base() -> None:
