@@ -21,13 +21,14 @@ from gguf.quants import dequantize
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.kernels import K_QUANTS, ROWS, console
+from benchmarks.kernels import K_QUANTS, ON_GRIDS, ROWS, console
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
 from quantkit.encodings.error import weighted_error
 from quantkit.encodings.fast.encode import encode
+from quantkit.encodings.kernel import is_searched
 from quantkit.encodings.slab import Slab
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "tests/checkpoints"
@@ -51,10 +52,11 @@ class Result:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=float, default=4.2e6, help="per kind of row")
+    parser.add_argument("--encodings", nargs="+", default=[*K_QUANTS, *ON_GRIDS])
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-    cases = [(name, weighted) for weighted in (False, True) for name in K_QUANTS]
+    cases = [(n, w) for w in (False, True) for n in args.encodings if is_searched(n, w)]
     results = []
     for name, weighted in track(cases, console=console, transient=True):
         for rows in ROWS:
@@ -110,7 +112,7 @@ def _random(rows: str, weights: float) -> Iterator[Slab]:
 
 
 def _matrices(checkpoint: str) -> Iterator[Slab]:
-    """Every matrix that a K-quant can hold; experts one by one."""
+    """Every matrix of whole superblocks; experts one by one."""
     for tensor in open_checkpoint(CHECKPOINTS / checkpoint).tensors.values():
         if len(tensor.shape) >= 2 and tensor.shape[-1] % 256 == 0:
             matrix = FLOAT_BYTES[tensor.dtype] * tensor.shape[-1] * tensor.shape[-2]

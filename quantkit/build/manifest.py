@@ -21,7 +21,7 @@ from quantkit.core.errors import CheckpointError, OutputError
 from quantkit.core.files import has_file, open_file, read_if_there
 from quantkit.core.names import resolve
 from quantkit.core.writing import replace_file
-from quantkit.encodings.kernel import IMPROVED
+from quantkit.encodings.kernel import is_searched
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import Layout as GGUFLayout
 
@@ -123,7 +123,8 @@ def _describe_part(layout: GGUFLayout) -> dict[str, list[str]]:
 def _search(work: Work, layout: Layout) -> str:
     """How the scales of an artifact were chosen; the same for all searches in most formats."""
     formats = {tensor.encoding.name for tensor in layout.plan.tensors}
-    return work.kernel.search if formats & IMPROVED else "ggml"
+    searched = any(is_searched(name, work.imatrix is not None) for name in formats)
+    return work.kernel.search if searched else "ggml"
 
 
 def _describe_imatrix(work: Work) -> dict[str, str] | None:

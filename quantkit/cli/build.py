@@ -69,7 +69,7 @@ class KernelName(StrEnum):
 
 
 class SearchName(StrEnum):
-    """How the scales of K-quants are chosen."""
+    """How K-quants, and IQ2 and IQ3 with importance, are searched."""
 
     GGML = "ggml"
     BEST = "best"
@@ -151,7 +151,7 @@ def build(
     ] = KernelName.FAST,
     search: Annotated[
         SearchName,
-        typer.Option(help="How K-quants choose scales: `best` has less error than llama-quantize."),
+        typer.Option(help="K-quants, IQ2, IQ3: `best` has less error than llama-quantize."),
     ] = SearchName.GGML,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan to the byte and stop.")

@@ -82,11 +82,13 @@ class BuildWish:
         return any(quant.format == "gguf" and quant.encoding.is_block for quant in self.quants)
 
     @property
-    def has_k_quants(self) -> bool:
-        """Whether some tensor may get a K-quant's format. Mixtures of blocks but two have."""
-        from quantkit.encodings.kernel import IMPROVED
+    def searches(self) -> bool:
+        """Whether the search changes some tensor. In mixtures of blocks, but for two, it may."""
+        from quantkit.encodings.kernel import is_searched
 
-        return self._mixes or any(kind.name in IMPROVED for kind in self._chosen)
+        return self._mixes or any(
+            is_searched(kind.name, bool(self.imatrix)) for kind in self._chosen
+        )
 
     @property
     def weighs(self) -> bool:
@@ -199,8 +201,9 @@ BUILD: tuple[_Build, ...] = (
     Need(
         "--search",
         "search",
-        lambda wish: wish.has_k_quants,
-        "is for K-quants, and no tensor of what is asked for is one; leave it out",
+        lambda wish: wish.searches,
+        "is for K-quants, and with an importance matrix for IQ2 and IQ3, and no tensor of what is "
+        "asked for is one; leave it out",
     ),
     Need(
         "--imatrix auto",

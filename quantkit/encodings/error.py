@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SUPERBLOCK = 256
+_ONE_MEAN_SQUARE = frozenset({"Q2_K", "IQ2_XS", "IQ2_XXS"})
 
 
 def weighted_error(
@@ -12,14 +13,14 @@ def weighted_error(
     decoded: NDArray[np.float32],
     importance: NDArray[np.float32] | None,
 ) -> NDArray[np.float64]:
-    """The error of each block of 256 weights of a K-quant, by the measure of ggml's own search.
+    """The error of each block of 256 weights, by the measure of ggml's own search for a format.
 
-    The measures are those of the ``quantize_row_q*_K`` functions of ``ggml/src/ggml-quants.c``,
-    squared differences for the most part. What they are multiplied by, where ``|x|`` is the
-    magnitude of a weight:
+    For the formats that the search ``best`` encodes otherwise. The measures are those of the
+    ``quantize_row_*`` functions of ``ggml/src/ggml-quants.c``, squared differences for the most
+    part. What they are multiplied by, where ``|x|`` is the magnitude of a weight:
 
     - with importance: importance * sqrt(s + x**2), where s is twice the mean square of the block
-      (Q2_K: once); for Q6_K importance alone;
+      (Q2_K, IQ2_XS and IQ2_XXS: once); for Q6_K importance alone;
     - without, Q2_K: ``|x|``, and absolute differences instead of squared ones;
     - without, Q4_K and Q5_K: ``|x|`` + the root mean square of the sub-block;
     - without, Q3_K and Q6_K: x**2.
@@ -40,7 +41,7 @@ def weighted_error(
         columns = importance.reshape(-1, _SUPERBLOCK).astype(np.float64)
         weights = np.tile(columns, (len(x) // len(columns), 1))
         if name != "Q6_K":
-            mean = np.mean(x * x, axis=1, keepdims=True) * (1 if name == "Q2_K" else 2)
+            mean = np.mean(x * x, axis=1, keepdims=True) * (1 if name in _ONE_MEAN_SQUARE else 2)
             weights *= np.sqrt(mean + x * x)
     elif name == "Q2_K":
         return np.asarray((np.abs(x) * off).sum(axis=1))

@@ -18,8 +18,13 @@ Encode: TypeAlias = Callable[[Slab, Encoding, NDArray[np.float32] | None], NDArr
 Prepare: TypeAlias = Callable[
     [Iterable[tuple[Encoding, bool]], Iterable[str], Callable[[str], None]], None
 ]
-# The formats that the search ``best`` encodes otherwise.
-IMPROVED = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+_SEARCHED = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+_SEARCHED_WEIGHTED = frozenset({"IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"})
+
+
+def is_searched(name: str, weighted: bool) -> bool:
+    """Whether the search ``best`` encodes a format otherwise, with or without importance."""
+    return name in _SEARCHED or (weighted and name in _SEARCHED_WEIGHTED)
 
 
 @dataclass(frozen=True, slots=True)

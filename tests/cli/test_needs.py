@@ -53,7 +53,7 @@ BLOCKS: tuple[Words, ...] = (
     ("--imatrix", "absent.gguf"),
     ("--imatrix", "auto"),
 )
-K_QUANTS: tuple[Words, ...] = (("--search", "best"), ("--search", "ggml"))
+SEARCHED: tuple[Words, ...] = (("--search", "best"), ("--search", "ggml"))
 PUBLISHING: tuple[Words, ...] = (
     ("--delete-published",),
     ("--private",),
@@ -73,16 +73,17 @@ BUILDS: list[tuple[Words, Words]] = [
     *pairs(("-q", "q4_k_m"), CALIBRATION, GPTQ, BNB_4_BIT, BNB, PUBLISHING),
     *pairs(("-q", "q4_k_m", "--imatrix", "absent.gguf"), CALIBRATION),
     *pairs(("-q", "q8_0", "--no-smoke"), [("--prove",)]),
-    *pairs(("-q", "q8_0"), K_QUANTS, CALIBRATION, [("--imatrix", "auto")]),
-    *pairs(("-q", "mxfp4_moe"), K_QUANTS, [("--imatrix", "auto")]),
-    *pairs(("-q", "q8_0", "--token-embedding-type", "tq2_0"), K_QUANTS, [("--imatrix", "auto")]),
+    *pairs(("-q", "q8_0"), SEARCHED, CALIBRATION, [("--imatrix", "auto")]),
+    *pairs(("-q", "mxfp4_moe"), SEARCHED, [("--imatrix", "auto")]),
+    *pairs(("-q", "q8_0", "--token-embedding-type", "tq2_0"), SEARCHED, [("--imatrix", "auto")]),
     *pairs(("-q", "q6_k_l", "--token-embedding-type", "f16"), [("--output-tensor-type", "f16")]),
-    *pairs(("-q", "f16"), K_QUANTS, BLOCKS, CALIBRATION),
-    *pairs(("-q", "f32", "-q", "bf16"), K_QUANTS, BLOCKS),
-    *pairs(("-q", "bnb-nf4"), CALIBRATION, GPTQ, GGUF, K_QUANTS, BLOCKS),
+    *pairs(("-q", "q8_0", "--tensor-type", "attn_v=iq3_s"), SEARCHED),  # without importance
+    *pairs(("-q", "f16"), SEARCHED, BLOCKS, CALIBRATION),
+    *pairs(("-q", "f32", "-q", "bf16"), SEARCHED, BLOCKS),
+    *pairs(("-q", "bnb-nf4"), CALIBRATION, GPTQ, GGUF, SEARCHED, BLOCKS),
     *pairs(("-q", "bnb-int8"), BNB_4_BIT),
-    *pairs(("-q", "bnb-int8", "-q", "f16"), BNB_4_BIT, K_QUANTS, BLOCKS),
-    *pairs(("-q", "gptq-int4"), BNB_4_BIT, BNB, GGUF, K_QUANTS, BLOCKS, [("--cluster", "local")]),
+    *pairs(("-q", "bnb-int8", "-q", "f16"), BNB_4_BIT, SEARCHED, BLOCKS),
+    *pairs(("-q", "gptq-int4"), BNB_4_BIT, BNB, GGUF, SEARCHED, BLOCKS, [("--cluster", "local")]),
     *pairs(("-q", "q8_0", "--cluster", "auto"), [("--keep-source", "kept")]),
     *pairs(("-q", "q8_0", "--publish", "a/b"), [("--max-disk", "1GB"), ("--cluster-jobs", "2")]),
 ]

@@ -12,7 +12,7 @@ import quantkit
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import Encoding
-from quantkit.encodings.fast import iq1, iq2, iq3, iq4, k_quants, legacy
+from quantkit.encodings.fast import best_grids, iq1, iq2, iq3, iq4, k_quants, legacy
 from quantkit.encodings.fast.best import make_scratch
 from quantkit.encodings.fast.grids import Lists, make_lists
 from quantkit.encodings.slab import Slab
@@ -58,8 +58,9 @@ def encode(
 ) -> NDArray[np.uint8]:
     """The bytes of a slab in a block format: those that ``ggml.encode`` gives, only sooner.
 
-    With the search ``best`` the K-quants get other bytes, with less of the error that ggml
-    minimizes (see ``fast.best``); every other format is the same.
+    With the search ``best`` the K-quants, and IQ2 and IQ3 with importance, get other bytes, with
+    less of the error that ggml minimizes (see ``fast.best`` and ``fast.best_grids``); every other
+    format is the same.
 
     Formats without a kernel of ours go to ggml, and so do rows with weights so large, small or
     strange that ggml's rounding wraps around in them.
@@ -95,14 +96,14 @@ def encode(
         more = [make_lists(encoding.name)]
     _KERNELS[encoding.name](tiles, columns, *more, out.reshape(-1).view(np.uint16), odd)
     strange = np.flatnonzero(odd)
-    if not strange.size:
-        return out
-    if importance is None:  # a block does not depend on where it lies
+    if strange.size and importance is None:  # a block does not depend on where it lies
         blocks = slab.rows.reshape(-1, width)[strange]
         out.reshape(odd.size, -1)[strange] = ggml.encode(blocks, encoding, None)
-    else:
+    elif strange.size:
         for row in np.unique(strange // (slab.columns // width)):
             out[row] = ggml.encode(slab.rows[row : row + 1], encoding, importance)
+    if search == "best" and encoding.name in best_grids.FORMATS and columns is not None:
+        best_grids.improve(tiles, columns, encoding.name, out.reshape(odd.size, -1))
     return out
 
 
