@@ -1,5 +1,6 @@
 """How far the weights of one artifact are from the reference's, tensor by tensor."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
@@ -15,6 +16,7 @@ from quantkit.verify.smoke import artifact_files
 
 _SLAB = 1 << 24  # elements dequantized at a time
 _NOT_IN_GGUF = {"Q1_0", "Q2_0"}  # what gguf 0.19 cannot decode
+_LAYER = re.compile(r"(?:\w+\.)?blk\.\d+(?=\.)")
 _RUNS = 4  # of consecutive rows, where only some rows are looked at
 
 
@@ -53,7 +55,8 @@ def weight_errors(
     """
     ours, theirs = _tensors(artifact), _tensors(reference)
     if partial:
-        ours = {name: tensor for name, tensor in ours.items() if name in theirs}
+        layers = {_layer_of(name) for name in theirs} | {None}
+        ours = {name: tensor for name, tensor in ours.items() if _layer_of(name) in layers}
     odd = sorted(ours.keys() ^ theirs.keys())
     odd += [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
     if odd:
@@ -62,6 +65,12 @@ def weight_errors(
             f"{odd[0]}; compare artifacts of one model."
         )
     return [error for name in ours for error in _errors(ours[name], theirs[name], rows)]
+
+
+def _layer_of(name: str) -> str | None:
+    """The layer that a tensor is of, as ``blk.3`` or ``enc.blk.3``."""
+    found = _LAYER.match(name)
+    return found[0] if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ _SHARE = 2  # of free memory that a specimen may fill: llama.cpp maps it
 _WITHOUT_MEMORY = 8 * 2**30  # bytes, where nobody knows how much is free
 _SLACK = 0.01  # the limits are of whole matrices of common sizes; those of small ones vary
 _NOT_COMPARED = "weights from layer {} on were not compared with the checkpoint's"
+_NOT_USED = "weights that these tokens do not use were not compared with the checkpoint's: {}"
 # Architectures that llama.cpp computes otherwise for some numbers of layers (src/models/NAME.cpp).
 _BY_COUNT = frozenset({"baichuan", "deepseek2", "exaone4", "gemma2", "gemma3"})
 _BY_LAYER = ("block_count", "leading_dense_block_count")
@@ -79,15 +80,9 @@ def prove_conversion(
         if proof.outcome != "proven":
             return proof
         whole = layers == of_layers
-        faults = _other_settings(settings, read_header(specimen).metadata, whole=whole)
-        if artifact is not None and not faults:
-            errors = weight_errors(artifact, specimen, partial=not whole)
-            faults = weight_faults(errors, slack=_SLACK)
-            if not whole:
-                proof = replace(proof, open=(*proof.open, _NOT_COMPARED.format(layers)))
-    if faults:
-        return replace(proof, outcome="wrong", reason=f"{'; '.join(faults)}.")
-    return proof
+        if artifact is not None and not whole:
+            proof = replace(proof, open=(*proof.open, _NOT_COMPARED.format(layers)))
+        return _compared(proof, settings, artifact, specimen, whole=whole)
 
 
 def prove_artifact(
@@ -99,7 +94,8 @@ def prove_artifact(
 ) -> Proof:
     """Prove that a GGUF is the model of a checkpoint.
 
-    One of floats for which there is room is run itself, any other is compared with a specimen.
+    One of floats for which there is room is run itself. All are compared with a specimen: a text
+    uses few rows of the embeddings, and perhaps not every expert.
 
     Args:
         checkpoint: opened, and described where that is needed.
@@ -115,10 +111,34 @@ def prove_artifact(
     files = artifact_files(artifact)
     headers = [read_header(file) for file in files]
     kinds = {tensor.encoding.name for header in headers for tensor in header.tensors}
-    if kinds <= PLAIN and sum(file.stat().st_size for file in files) <= _room():
-        return prove(checkpoint, artifact, threads=threads, report=report)
     settings = headers[0].metadata
-    return prove_conversion(checkpoint, settings, artifact, threads=threads, report=report)
+    if not kinds <= PLAIN or sum(file.stat().st_size for file in files) > _room():
+        return prove_conversion(checkpoint, settings, artifact, threads=threads, report=report)
+    proof = prove(checkpoint, artifact, threads=threads, report=report)
+    if proof.outcome != "proven":
+        return proof
+    with TemporaryDirectory(prefix="quantkit-proof-") as folder:
+        try:
+            specimen = build_specimen(checkpoint, Path(folder) / "specimen", threads)
+        except QuantkitError as error:
+            reason = str(error).removesuffix(".")
+            return replace(proof, open=(*proof.open, _NOT_USED.format(reason)))
+        return _compared(proof, settings, artifact, specimen, whole=True)
+
+
+def _compared(
+    proof: Proof,
+    settings: Mapping[str, Any],
+    artifact: Path | None,
+    specimen: Path,
+    *,
+    whole: bool,
+) -> Proof:
+    """A proof that holds for settings, and for the weights of an artifact, too: or what differs."""
+    faults = _other_settings(settings, read_header(specimen).metadata, whole=whole)
+    if artifact is not None and not faults:
+        faults = weight_faults(weight_errors(artifact, specimen, partial=not whole), slack=_SLACK)
+    return replace(proof, outcome="wrong", reason=f"{'; '.join(faults)}.") if faults else proof
 
 
 def _room() -> int:

@@ -5,13 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from gguf import GGUFReader
 
 from quantkit.build import engine
 from quantkit.build.work import prepare
+from quantkit.calibrate.lockstep.logits import round_as
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_checkpoint
+from quantkit.core.errors import CompareError, NoSpaceError
 from quantkit.plan.quants import find_quants
-from quantkit.verify import proving
+from quantkit.verify import layers, proving
 from quantkit.verify.proof import Proof, describe_proof, length, prove
 from quantkit.verify.proving import prove_artifact, prove_conversion
 from tests.build.builds import build
@@ -60,6 +64,32 @@ def test_faults_of_a_quantized_file_are_found(
         assert words in found.reason
 
 
+def test_weights_that_the_text_does_not_use_are_compared(
+    mixtral: Checkpoint, built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = tmp_path / "faulty.gguf"
+    shutil.copyfile(built[0], faulty)
+    embeddings = next(
+        t.data for t in GGUFReader(faulty, "r+").tensors if t.name == "token_embd.weight"
+    )
+    # Two of the bytes that texts fall back to, which plain English never does.
+    embeddings[[200, 201]] = embeddings[[201, 200]]
+    embeddings.base.flush()  # type: ignore[union-attr]
+    assert prove(mixtral, faulty, threads=1).outcome == "proven"
+    found = prove_artifact(mixtral, faulty, threads=1)
+    assert found.outcome == "wrong"
+    assert "weights of token_embd.weight" in found.reason
+
+    def full(*_how: object) -> Path:
+        raise NoSpaceError("The disk is full.")
+
+    monkeypatch.setattr(proving, "prove", lambda *_args, **_more: Proof("proven"))
+    monkeypatch.setattr(proving, "build_specimen", full)
+    found = prove_artifact(mixtral, faulty, threads=1)
+    assert (found.outcome, len(found.open)) == ("proven", 1)
+    assert found.open[0].endswith("were not compared with the checkpoint's: The disk is full")
+
+
 def test_of_a_large_model_the_first_layers_are_proven(
     mixtral: Checkpoint, built: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +97,21 @@ def test_of_a_large_model_the_first_layers_are_proven(
     proof = prove_artifact(mixtral, built[1], threads=1)
     assert (proof.outcome, proof.layers, proof.of_layers) == ("proven", 1, 4)
     assert proof.open == ("weights from layer 1 on were not compared with the checkpoint's",)
+    # What belongs to no layer is compared though the layers behind are not.
+    sound = layers._tensors
+
+    def with_another(artifact: Path) -> dict[str, layers._Stored]:
+        found = sound(artifact)
+        return (
+            found | {"rope_freqs.weight": found["output_norm.weight"]}
+            if artifact == built[1]
+            else found
+        )
+
+    monkeypatch.setattr(layers, "_tensors", with_another)
+    monkeypatch.setattr(proving, "prove", lambda *_args, **_more: Proof("proven"))
+    with pytest.raises(CompareError, match=r"rope_freqs\.weight"):
+        prove_artifact(mixtral, built[1], threads=1)
 
 
 def test_first_layers_of_what_the_converter_describes(
@@ -82,6 +127,12 @@ def test_first_layers_of_what_the_converter_describes(
     )
     proof = prove_artifact(checkpoint, artifact.path, threads=1)
     assert (proof.outcome, proof.layers, proof.of_layers) == ("proven", 2, 3), proof
+
+
+def test_rounding_leaves_what_float16_cannot_hold() -> None:
+    x = torch.tensor([1 / 3, 7e4, -1e9])
+    assert round_as(x, torch.float16).tolist() == [x[0].half().item(), 7e4, -1e9]
+    assert round_as(x, torch.bfloat16).tolist() == x.bfloat16().float().tolist()
 
 
 def test_what_cannot_be_compared_is_not_proven(

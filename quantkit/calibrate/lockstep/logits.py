@@ -66,7 +66,7 @@ def predict(
         kept[number] = logits.float().cpu().numpy().copy()
 
     def rounded(number: int, x: Tensor) -> Tensor:
-        return x.to(ROUNDINGS[roundings[number - 1]]).to(x.dtype) if number else x
+        return round_as(x, ROUNDINGS[roundings[number - 1]]) if number else x
 
     with tempfile.TemporaryDirectory(prefix="quantkit-") as temporary:
         folder = Path(temporary)
@@ -89,3 +89,18 @@ def predict(
         )
     require_unchanged(checkpoint, source)
     return Predictions(kept[0], dict(zip(roundings, kept[1:], strict=True)))
+
+
+def round_as(x: Tensor, kind: torch.dtype) -> Tensor:
+    """Numbers rounded to a type; those beyond it as they are.
+
+    Some models have sound activations above float16's largest number. Infinite ones would show
+    nothing of rounding.
+
+    Args:
+        x: float32, any shape.
+        kind: float16 or bfloat16.
+
+    """
+    rounded = x.to(kind).to(x.dtype)
+    return torch.where(rounded.isinf(), x, rounded)
