@@ -12,6 +12,7 @@ from quantkit.core.files import MOST_TEXT, read_file
 PIECE = 1000  # characters of one source before another's turn
 _AT_ONCE = 64  # conversations that are rendered by one process
 _FIX = "give a text file"
+_ONE_PER_LINE = "give one conversation per line, each as JSON of its own (JSONL)"
 # How datasets in ShareGPT's form call who speaks.
 _ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -177,7 +178,8 @@ def _conversations(file: Path) -> Iterator[tuple[int, Conversation]]:
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
-        document = parse_json(line.encode(), f"{file}, line {number}", error=CalibrationError)
+        where = f"{file}, line {number}"
+        document = parse_json(line.encode(), where, error=CalibrationError, fix=_ONE_PER_LINE)
         if isinstance(document, dict):
             document = document.get("messages", document.get("conversations"))
         messages = [_message(m) for m in document] if isinstance(document, list) else []

@@ -43,7 +43,7 @@ from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
 from quantkit.cli.projector import MmprojOption, layout_of, plan_projector
-from quantkit.cli.proven import prove_build, with_proof
+from quantkit.cli.proven import prove_build, with_proof, with_recorded
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
@@ -557,6 +557,7 @@ def run_build(
         artifacts = build_here(
             work, folder, check=check if smoke else None, workers=workers or ThisProcess()
         )
+        artifacts = [with_recorded(artifact, folder, proof) for artifact in artifacts]
         if projector is not None and part is not None:
             if work.checkpoint.description is not None:
                 work.checkpoint.description.rows.close()

@@ -10,7 +10,7 @@ from quantkit.core.errors import SmokeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quantkit.build.engine import Check
+    from quantkit.build.engine import Artifact, Check
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.verify.proof import Proof
@@ -68,3 +68,22 @@ def with_proof(check: "Check", proof: "Proof | None") -> "Check":
         return check
     details = {**check.record["details"], "proof": proof.as_numbers()}
     return replace(check, record={**check.record, "details": details})
+
+
+def with_recorded(artifact: "Artifact", folder: Path, proof: "Proof | None") -> "Artifact":
+    """An artifact that was there already, whose manifest entry holds the proof, as a fresh one's.
+
+    One that was never run in llama.cpp has no record that could hold it.
+    """
+    from quantkit.build.manifest import add_artifact
+    from quantkit.build.output import locked
+    from quantkit.formats.folder import FolderLayout
+
+    ran = artifact.entry.get("smoke")
+    if proof is None or artifact.fresh or not ran or isinstance(artifact.layout, FolderLayout):
+        return artifact
+    details = {**ran.get("details", {}), "proof": proof.as_numbers()}
+    entry = {**artifact.entry, "smoke": {**ran, "details": details}}
+    with locked(folder):
+        add_artifact(folder, artifact.layout.name, entry)
+    return replace(artifact, entry=entry)

@@ -108,7 +108,7 @@ def test_how_sources_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 1 .*JSON"),
+        ("[\n", "line 1 .*; give one conversation per line"),  # a file that is one document
         ('{"text": "Hello"}', "line 1 is no conversation"),
         ('{"messages": []}', "line 1 is no conversation"),
         ('{"messages": [{"role": "user"}]}', "line 1 is no conversation"),

@@ -28,6 +28,19 @@ def test_the_manifest_holds_the_proof(built: Path) -> None:
     assert (proof["outcome"], proof["layers"], proof["open"]) == ("proven", 4, [])
 
 
+def test_what_was_there_already_gets_the_proof_of_a_later_command(built: Path) -> None:
+    manifest = built / "quantkit.json"
+    proven = manifest.read_text()
+    without = json.loads(proven)
+    [entry] = without["artifacts"].values()
+    del entry["smoke"]["details"]["proof"]
+    manifest.write_text(json.dumps(without))
+    outcome = quantkit("build", TINY, "-q", "q8_0", "--prove", "-o", built, "--jobs", 1, "--json")
+    assert outcome.code in (0, None), outcome.err
+    assert json.loads(manifest.read_text()) == json.loads(proven)
+    assert '"outcome": "proven"' in outcome.out
+
+
 def test_smoke_proves_a_file_against_its_checkpoint(built: Path, tmp_path: Path) -> None:
     [file] = built.glob("*.gguf")
     faulty = with_fault(file, tmp_path / "faulty.gguf", change_rope_base)
