@@ -72,6 +72,11 @@ def smoke(
             "--prove compares a GGUF with the checkpoint that it was converted from; give both, "
             "with --checkpoint FOLDER."
         )
+    if opened is not None and opened.header is not None:
+        note(
+            f"Nothing is compared with {checkpoint}, a GGUF; give the checkpoint that it was "
+            "converted from, or use --reference."
+        )
     expected = known_files(file) if built is None else {}
     if built is None and file.is_file() and is_projector(file):
         if reference is not None or checkpoint is not None or gpu_layers:

@@ -111,7 +111,14 @@ def prove(
     from quantkit.calibrate.calibrate import Settings
     from quantkit.calibrate.lockstep.logits import predict
 
-    kinds = {t.encoding.name for file in artifact_files(gguf) for t in read_header(file).tensors}
+    headers = [read_header(file) for file in artifact_files(gguf)]
+    architecture = headers[0].metadata.get("general.architecture")
+    if headers[0].metadata.get(f"{architecture}.attention.causal") is False:
+        return not_proven(
+            "Its tokens see those after them, and only models that predict text token by token are "
+            "compared."
+        )
+    kinds = {tensor.encoding.name for header in headers for tensor in header.tensors}
     if odd := kinds - PLAIN:
         return not_proven(f"Its weights are rounded to {', '.join(sorted(odd))}.")
     roundings = [kind for kind in ("F16", "BF16") if kind in kinds] or ["F16"]

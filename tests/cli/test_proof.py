@@ -52,6 +52,9 @@ def test_smoke_proves_a_file_against_its_checkpoint(built: Path, tmp_path: Path)
     assert "roven" not in outcome.out
     said = refusal(quantkit("smoke", file, "--prove"))
     assert "--checkpoint FOLDER" in said
+    said = quantkit("smoke", file, "--checkpoint", faulty, "--threads", 1).err
+    assert "Nothing is compared with" in said
+    assert "faulty.gguf, a GGUF" in said
 
 
 def test_nothing_is_built_of_what_would_not_be_the_model(
