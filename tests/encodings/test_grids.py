@@ -5,19 +5,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantkit.encodings.fast.grids import FEW, ON_GRID, WHOLE_CELLS, Lists, make_lists, read_grid
+from quantkit.encodings.fast.grids import ON_GRID, WHOLE_CELLS, Lists, make_lists, read_grid
 from tests.encodings.rows import COLUMNS, importance, normal, slab_of
 from tests.encodings.test_fast import ON_GRIDS, WEIGHTED_ONLY, assert_same
 
 GRIDS = {"IQ3_XXS": 2, "IQ3_S": 3, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3}  # shells
 
 
-def points_of(lists: Lists, key: int, grid: NDArray[np.int64]) -> list[int]:
-    head, few = int(lists.heads[key]), FEW[grid.shape[1]]
+def points_of(lists: Lists, key: int) -> list[int]:
+    head = int(lists.heads[key])
     first = (head & (ON_GRID - 1)) >> 8
-    codes = lists.codes[first * few : (first + (head & 255)) * few]
-    points: list[int] = lists.numbers[codes].tolist()
-    return list(dict.fromkeys(points))  # without what fills a chunk
+    points: list[int] = lists.numbers[lists.codes[first : first + (head & 255)]].tolist()
+    return points
 
 
 def ranked(cell: NDArray[np.int64], grid: NDArray[np.int64], shells: int) -> list[int]:
@@ -47,7 +46,7 @@ def test_whole_cells_have_the_nearest_shells_in_order(name: str) -> None:
     for cell in np.random.default_rng(0).integers(0, n_levels, (200, size)):
         key = WHOLE_CELLS + int((cell << bits * np.arange(size)).sum())
         expected = ranked(cell, grid, GRIDS[name])
-        assert points_of(lists, key, grid) == expected
+        assert points_of(lists, key) == expected
         assert bool(lists.heads[key] & ON_GRID) == ((grid[expected[0]] == cell).all())
 
 

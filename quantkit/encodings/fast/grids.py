@@ -27,13 +27,11 @@ from quantkit.encodings.encoding import encoding
 from quantkit.encodings.fast.jit import compiled
 
 ON_GRID = 1 << 30  # beside the code of a point: the cell is a point itself
-FEW = {4: 4, 8: 8}  # points of a chunk, by the size of a group
 WHOLE_CELLS = 1 << 16  # where their keys begin; below are those of half cells
 _SHELLS = {"IQ3_XXS": 2, "IQ3_S": 3, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3}
 
-# ``heads[key]``: the first chunk << 8 | how many chunks, and ``ON_GRID``. ``codes``: the points of
-# all lists by their coordinates, ``FEW`` to a chunk; the last of a list fills its chunk.
-# ``numbers[code]``: which point of the grid that is.
+# ``heads[key]``: where the list begins << 8 | how many points it has, and ``ON_GRID``. ``codes``:
+# the points of all lists by their coordinates. ``numbers[code]``: which point of the grid that is.
 Lists = namedtuple("Lists", "heads codes numbers")
 
 
@@ -95,7 +93,7 @@ def make_lists(name: str) -> Lists:
 def _fill(grid, n_shells, point_codes):
     """The heads and codes of ``Lists``."""
     size = grid.shape[1]
-    n_levels, bits, few = (8, 3, 4) if size == 4 else (3, 2, 8)
+    n_levels, bits, few = (8, 3, 1) if size == 4 else (3, 2, 1)
     heads = np.zeros(WHOLE_CELLS + (1 << bits * size), np.int32)
     codes = np.empty(1 << 16, np.uint16)
     n_codes = 0
@@ -130,16 +128,13 @@ def _fill(grid, n_shells, point_codes):
                 continue
             else:
                 n_kept = _undominated(grid, cell, half, shell, n_shell, kept)
-            n_chunks = (n_kept + few - 1) // few
-            if n_codes + n_chunks * few > codes.size:
+            if n_codes + n_kept > codes.size:
                 codes = np.append(codes, np.empty(codes.size, np.uint16))
-            for k in range(n_chunks * few):
-                codes[n_codes + k] = point_codes[kept[min(k, n_kept - 1)]]
-            head = (n_codes // few) << 8 | n_chunks
-            n_new = n_chunks * few
+            for k in range(n_kept):
+                codes[n_codes + k] = point_codes[kept[k]]
+            head, n_new = n_codes << 8 | n_kept, n_kept
             for known in own[:n_own]:  # many halves of a cell have the same list
-                start = (known >> 8) * few
-                if known & 255 == n_chunks and _same(codes, start, n_codes, n_new):
+                if known & 255 == n_kept and _same(codes, known >> 8, n_codes, n_kept):
                     head, n_new = known, 0
                     break
             if n_new:

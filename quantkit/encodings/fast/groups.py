@@ -13,7 +13,15 @@ import numpy as np
 
 from quantkit.encodings.fast.grids import ON_GRID, WHOLE_CELLS
 from quantkit.encodings.fast.jit import inlined
-from quantkit.encodings.fast.nearest import find_points_of_eight, find_points_of_four
+from quantkit.encodings.fast.nearest import (
+    find_point_of_eight,
+    find_point_of_four,
+    find_points_of_eight,
+    find_points_of_four,
+    make_runs,
+    row_of,
+    to_rows,
+)
 from quantkit.encodings.fast.search import least, level_between, most, rounded
 from quantkit.encodings.fast.simd import (
     LANES,
@@ -39,25 +47,26 @@ TINIEST = 1e-30  # a magnitude or scale whose inverse is finite
 OFF_GRID, ANY_OFF_GRID, ALWAYS = range(3)
 
 # Working memory for a sub-block: tiles of what its name says.
-Room = namedtuple("Room", "x weight root inverses scales sum_qx sum_q2 points chosen signs")
+Room = namedtuple("Room", "x weight root inverses scales sum_qx sum_q2 points chosen signs runs")
 
 
 @inlined
 def make_room(n_candidates, n_groups, n):
     """Room for sub-blocks of ``n`` weights in ``n_groups`` groups."""
-    per_candidate = np.empty((3, n_candidates * LANES), np.float32)
+    per_candidate = np.empty((4, row_of(n_candidates) * LANES), np.float32)
     per_weight = np.empty((3, n * LANES), np.float32)
     return Room(
         per_weight[0],
         per_weight[1],
         per_weight[2],
         per_candidate[0],
-        np.empty(3 * n_candidates * LANES, np.float32),
         per_candidate[1],
         per_candidate[2],
-        np.empty(n_groups * n_candidates * LANES, np.int32).reshape(n_groups, -1),
+        per_candidate[3],
+        np.zeros((n_groups, row_of(n_candidates) * LANES), np.int32),
         np.empty(n_groups * LANES, np.int32),
         np.empty(n // 8 * LANES, np.int32),
+        make_runs(n_candidates),
     )
 
 
@@ -85,22 +94,19 @@ def find_cells(x, start, size, n_levels, inverses, n, keys):
 
 
 @inlined
-def _store_scale(room, candidate, scale, size):
-    """A scale, or what the levels of groups of eight stand for with it."""
-    store(room.scales, candidate * LANES, scale)
-    if size == 8:
-        stride = len(room.scales) // 3
-        store(room.scales, stride + candidate * LANES, f32(3) * scale)
-        store(room.scales, 2 * stride + candidate * LANES, f32(5) * scale)
+def _find_points(lists, points, n, room, start, size):
+    if size == 4:
+        find_points_of_four(lists, points, n, room.x, room.root, start, room.runs)
+    else:
+        find_points_of_eight(lists, points, n, room.x, room.root, start, room.runs)
 
 
 @inlined
-def _find_points(lists, points, n, room, start, size):
+def _find_point(lists, points, scales, room, start, size):
     if size == 4:
-        find_points_of_four(lists, points, room.scales, n, room.x, room.root, start)
+        find_point_of_four(lists, points, scales, room.x, room.root, start, room.runs)
     else:
-        stride = len(room.scales) // 3
-        find_points_of_eight(lists, points, room.scales, stride, n, room.x, room.root, start)
+        find_point_of_eight(lists, points, scales, LANES, room.x, room.root, start, room.runs)
 
 
 @inlined
@@ -245,9 +251,10 @@ def search_groups(room, lists, numerators, divisor, reach, scale, n, size, n_lev
     for candidate in range(n_candidates):
         inverse = f32(numerators[candidate]) / divisor
         store(room.inverses, candidate * LANES, inverse)
-        _store_scale(room, candidate, one / inverse, size)
+        store(room.scales, candidate * LANES, one / inverse)
         store(room.sum_qx, candidate * LANES, zero)
         store(room.sum_q2, candidate * LANES, zero)
+    to_rows(room.scales, n_candidates, room.runs.scales)
     for group in range(n_groups):
         points = room.points[group]
         find_cells(room.x, size * group, size, n_levels, room.inverses, n_candidates, points)
@@ -297,12 +304,13 @@ def _search_once_more(room, lists, reach, scale, n, size, n_levels, again):
     odd = wanted & (inverse * reach > f32(_FARTHEST))
     if any_lane(wanted):
         store(room.inverses, 0, inverse)
-        _store_scale(room, 0, scale, size)
+        for level in range(1 if size == 4 else 3):
+            store(room.scales, level * LANES, f32(2 * level + 1) * scale)
         sum_qx, sum_q2 = zero, zero
         for group in range(n_groups):
             points = room.points[group]
             find_cells(room.x, size * group, size, n_levels, room.inverses, 1, points)
-            _find_points(lists, points, 1, room, size * group, size)
+            _find_point(lists, points, room.scales, room, size * group, size)
             point = load(room.chosen, group * LANES)
             redone = wanted
             if again == OFF_GRID:

@@ -9,7 +9,7 @@ import numpy as np
 from quantkit.encodings.fast.halves import INFINITE, half_bits
 from quantkit.encodings.fast.jit import compiled, inlined
 from quantkit.encodings.fast.k_quants import sum_of_squares, weigh, weigh_by_square
-from quantkit.encodings.fast.nearest import number_points
+from quantkit.encodings.fast.nearest import make_runs, number_points
 from quantkit.encodings.fast.search import LARGEST
 from quantkit.encodings.fast.simd import (
     LANES,
@@ -103,6 +103,7 @@ def encode_iq1_s(tiles, importance, lists, out, odd_blocks):
     sums, point_scales = np.empty((6, 33 * LANES), np.float32), np.empty(3 * LANES, np.float32)
     chosen = np.empty((4, LANES), np.int32)
     firsts, seconds = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+    runs = make_runs(1)
     columns = np.empty(256 * LANES, np.float32)
     scales = np.empty(8 * LANES, np.float32)
     halves, flags = np.empty(25 * LANES, np.int32), np.empty(LANES, np.int32)
@@ -131,7 +132,17 @@ def encode_iq1_s(tiles, importance, lists, out, odd_blocks):
             sum_qx, sum_q2 = zero, zero
             for k in range(4):
                 on_grid = on_grid & place_group(
-                    lists, x32, weight, k, levels, turned, scale, centre, point_scales, chosen[k]
+                    lists,
+                    x32,
+                    weight,
+                    k,
+                    levels,
+                    turned,
+                    scale,
+                    centre,
+                    point_scales,
+                    chosen[k],
+                    runs,
                 )
                 code = load(chosen[k], 0)
                 for i in range(8):
@@ -239,6 +250,7 @@ def encode_iq1_m(tiles, importance, lists, out, odd_blocks):
     sums, point_scales = np.empty((10, 17 * LANES), np.float32), np.empty(3 * LANES, np.float32)
     chosen, codes = np.empty((2, LANES), np.int32), np.empty(32 * LANES, np.int32)
     firsts, seconds = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+    runs = make_runs(1)
     columns = np.empty(256 * LANES, np.float32)
     scales, shifts = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.int32)
     halves, flags = np.empty(28 * LANES, np.int32), np.empty(LANES, np.int32)
@@ -268,7 +280,17 @@ def encode_iq1_m(tiles, importance, lists, out, odd_blocks):
             for k in range(2):
                 centre = centre_of((shift & i32(2 - k)) == nothing)
                 on_grid = on_grid & place_group(
-                    lists, x16, weight, k, levels, turned, scale, centre, point_scales, chosen[k]
+                    lists,
+                    x16,
+                    weight,
+                    k,
+                    levels,
+                    turned,
+                    scale,
+                    centre,
+                    point_scales,
+                    chosen[k],
+                    runs,
                 )
                 code = load(chosen[k], 0)
                 for i in range(8):

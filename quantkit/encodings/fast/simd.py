@@ -25,25 +25,27 @@ from numba.extending import (
 )
 
 LANES = 32
+NARROW = 8
+_LANE = {"f32": ir.FloatType(), "i32": ir.IntType(32), "mask": ir.IntType(1)}
 
 
 class Vector(types.Type):
     """numba's type of a vector; ``kind`` is ``f32``, ``i32`` or ``mask``."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, lanes: int) -> None:
         self.kind = kind
-        super().__init__(name=f"{kind}x{LANES}")
+        self.lanes = lanes
+        self.llvm = ir.VectorType(_LANE[kind], lanes)
+        super().__init__(name=f"{kind}x{lanes}")
 
 
-F32, I32, MASK = Vector("f32"), Vector("i32"), Vector("mask")
-_LANE = {"f32": ir.FloatType(), "i32": ir.IntType(32), "mask": ir.IntType(1)}
-_LLVM = {kind: ir.VectorType(lane, LANES) for kind, lane in _LANE.items()}
+F32, I32, MASK = Vector("f32", LANES), Vector("i32", LANES), Vector("mask", LANES)
 
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector) -> None:
-        super().__init__(dmm, fe_type, _LLVM[fe_type.kind])
+        super().__init__(dmm, fe_type, fe_type.llvm)
 
 
 def _widest(builder: Any) -> None:
@@ -74,7 +76,9 @@ def _comparison(op: Callable[..., Any], sign: str) -> None:
     @type_callable(op)
     def _type(context: Any) -> Any:
         def typer(a: Any, b: Any) -> Any:
-            return MASK if isinstance(a, Vector) and a == b and a.kind != "mask" else None
+            if not isinstance(a, Vector) or a != b or a.kind == "mask":
+                return None
+            return Vector("mask", a.lanes)
 
         return typer
 
@@ -111,69 +115,123 @@ def _element(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return builder.gep(array.data, [args[1]])
 
 
-def _accepts(array: Any, index: Any) -> Vector:
+def _accepts(array: Any, index: Any, lanes: int) -> Vector:
     if not isinstance(array, types.Array) or not isinstance(index, types.Integer):
         raise TypeError("vectors lie in arrays, at an integer index")
-    return {types.float32: F32, types.int32: I32}[array.dtype]
+    return Vector({types.float32: "f32", types.int32: "i32"}[array.dtype], lanes)
+
+
+def _load_of(lanes: int) -> Any:
+    def load(typingctx: Any, array: Any, index: Any) -> Any:
+        vector = _accepts(array, index, lanes)
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            _widest(builder)
+            element = _element(context, builder, sig, args)
+            return builder.load(builder.bitcast(element, vector.llvm.as_pointer()), align=4)
+
+        return vector(array, types.intp), codegen
+
+    return intrinsic(load)
+
+
+def _store_of(lanes: int) -> Any:
+    def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            element = _element(context, builder, sig, args)
+            builder.store(args[2], builder.bitcast(element, value.llvm.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        if _accepts(array, index, lanes) != value:
+            raise TypeError("array and vector are of different kinds")
+        return types.void(array, types.intp, value), codegen
+
+    return intrinsic(store)
+
+
+# The vector at ``array[index : index + LANES]``, float32 or int32, and how to store it there.
+load, store = _load_of(LANES), _store_of(LANES)
+narrow_load, narrow_store = _load_of(NARROW), _store_of(NARROW)
+
+
+def _splat(builder: Any, value: Any, vector: Vector) -> Any:
+    undefined = ir.Constant(vector.llvm, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _splat_of(vector: Vector) -> Any:
+    scalar = {"f32": types.float32, "i32": types.int32}[vector.kind]
+
+    def splat(typingctx: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _splat(builder, args[0], vector)
+
+        return vector(scalar), codegen
+
+    return intrinsic(splat)
+
+
+# A vector with the same number, rounded to float32, or the same integer in every lane.
+f32, i32 = _splat_of(F32), _splat_of(I32)
+narrow_f32, narrow_i32 = _splat_of(Vector("f32", NARROW)), _splat_of(Vector("i32", NARROW))
 
 
 @intrinsic
-def load(typingctx: Any, array: Any, index: Any) -> Any:
-    """The vector at ``array[index : index + LANES]``, float32 or int32."""
-    vector = _accepts(array, index)
+def narrow_gather(typingctx: Any, array: Any, index: Any, stride: Any) -> Any:
+    """The narrow vector of ``array[index]``, ``array[index + stride]`` and so on."""
+    vector = _accepts(array, index, NARROW)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _widest(builder)
-        pointer = builder.bitcast(
-            _element(context, builder, sig, args), _LLVM[vector.kind].as_pointer()
-        )
-        return builder.load(pointer, align=4)
+        value, at = ir.Constant(vector.llvm, ir.Undefined), args[1]
+        array = context.make_array(sig.args[0])(context, builder, args[0])
+        for lane in range(NARROW):
+            element = builder.load(builder.gep(array.data, [at]))
+            value = builder.insert_element(value, element, ir.Constant(ir.IntType(32), lane))
+            at = builder.add(at, args[2])
+        return value
 
-    return vector(array, types.intp), codegen
+    return vector(array, types.intp, types.intp), codegen
 
 
 @intrinsic
-def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Store a vector at ``array[index : index + LANES]``."""
+def transpose(
+    typingctx: Any, source: Any, at: Any, stride: Any, target: Any, to: Any, target_stride: Any
+) -> Any:
+    """Exchange rows and columns of ``NARROW`` times ``NARROW`` elements.
+
+    Row ``i`` lies at ``source[at + i * stride]``, column ``i`` comes to
+    ``target[to + i * target_stride]``.
+    """
+    vector = _accepts(source, at, NARROW)
+    if vector != _accepts(target, to, NARROW):
+        raise TypeError("source and target are of different kinds")
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.bitcast(
-            _element(context, builder, sig, args), _LLVM[value.kind].as_pointer()
-        )
-        builder.store(args[2], pointer, align=4)
+        def place(array: Any, at: Any, stride: Any, row: int) -> Any:
+            at = builder.add(at, builder.mul(stride, ir.Constant(stride.type, row)))
+            return builder.bitcast(builder.gep(array.data, [at]), vector.llvm.as_pointer())
+
+        source = context.make_array(sig.args[0])(context, builder, args[0])
+        target = context.make_array(sig.args[3])(context, builder, args[3])
+        rows = [builder.load(place(source, *args[1:3], i), align=4) for i in range(NARROW)]
+        halfway = NARROW // 2
+        for _ in range(NARROW.bit_length() - 1):  # each takes one bit of the row into the column
+            pairs = zip(rows[:halfway], rows[halfway:], strict=True)
+            rows = [_interleaved(builder, *pair, part) for pair in pairs for part in (0, halfway)]
+        for i, row in enumerate(rows):
+            builder.store(row, place(target, *args[4:6], i), align=4)
         return context.get_dummy_value()
 
-    if _accepts(array, index) != value:
-        raise TypeError("array and vector are of different kinds")
-    return types.void(array, types.intp, value), codegen
+    place = types.intp
+    return types.void(source, place, place, target, place, place), codegen
 
 
-def _splat(builder: Any, value: Any, kind: str) -> Any:
-    vector = builder.insert_element(
-        ir.Constant(_LLVM[kind], ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
-    )
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(vector, ir.Constant(_LLVM[kind], ir.Undefined), lanes)
-
-
-@intrinsic
-def f32(typingctx: Any, value: Any) -> Any:
-    """A vector with the same number, rounded to float32, in every lane."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[0], "f32")
-
-    return F32(types.float32), codegen
-
-
-@intrinsic
-def i32(typingctx: Any, value: Any) -> Any:
-    """A vector with the same integer in every lane."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[0], "i32")
-
-    return I32(types.int32), codegen
+def _interleaved(builder: Any, a: Any, b: Any, first: int) -> Any:
+    """Elements of both in turn, from the first on."""
+    lanes = [i + which * NARROW for i in range(first, first + NARROW // 2) for which in (0, 1)]
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), NARROW), lanes))
 
 
 @intrinsic
@@ -183,7 +241,7 @@ def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.select(*args)
 
-    if mask != MASK or yes != no or not isinstance(yes, Vector):
+    if yes != no or not isinstance(yes, Vector) or mask != Vector("mask", yes.lanes):
         raise TypeError("select(mask, vector, vector of the same kind)")
     return yes(mask, yes, no), codegen
 
@@ -224,7 +282,7 @@ def _llvm_function(name: str) -> Callable[[Any, Any], Any]:
 sqrt = _unary("sqrt", F32, F32, _llvm_function("sqrt"))
 absolute = _unary("absolute", F32, F32, _llvm_function("fabs"))
 negative = _unary("negative", F32, F32, lambda b, v: b.fneg(v))  # 0 - x is not -0 for 0
-bits_of = _unary("bits_of", F32, I32, lambda b, v: b.bitcast(v, _LLVM["i32"]))
-from_bits = _unary("from_bits", I32, F32, lambda b, v: b.bitcast(v, _LLVM["f32"]))
-to_int = _unary("to_int", F32, I32, lambda b, v: b.fptosi(v, _LLVM["i32"]))
-to_float = _unary("to_float", I32, F32, lambda b, v: b.sitofp(v, _LLVM["f32"]))
+bits_of = _unary("bits_of", F32, I32, lambda b, v: b.bitcast(v, I32.llvm))
+from_bits = _unary("from_bits", I32, F32, lambda b, v: b.bitcast(v, F32.llvm))
+to_int = _unary("to_int", F32, I32, lambda b, v: b.fptosi(v, I32.llvm))
+to_float = _unary("to_float", I32, F32, lambda b, v: b.sitofp(v, F32.llvm))

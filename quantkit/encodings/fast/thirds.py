@@ -10,7 +10,7 @@ import numpy as np
 from quantkit.encodings.fast.grids import ON_GRID, WHOLE_CELLS
 from quantkit.encodings.fast.groups import TINIEST
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.nearest import find_points_of_eight
+from quantkit.encodings.fast.nearest import find_point_of_eight
 from quantkit.encodings.fast.search import level_between, most
 from quantkit.encodings.fast.simd import (
     LANES,
@@ -94,7 +94,7 @@ def centre_of(plus):
 
 
 @inlined
-def place_group(lists, x, weight, group, levels, turned, scale, centre, scales, chosen):
+def place_group(lists, x, weight, group, levels, turned, scale, centre, scales, chosen, runs):
     """The point of a group of levels, or that nearest to its weights; whether it is its own."""
     key = i32(WHOLE_CELLS)
     for i in range(8):
@@ -104,7 +104,7 @@ def place_group(lists, x, weight, group, levels, turned, scale, centre, scales, 
     store(chosen, 0, key)
     for level in range(3):
         store(scales, level * LANES, scale * (f32(level - 1) + centre))
-    find_points_of_eight(lists, chosen, scales, LANES, 1, x, weight, 8 * group)
+    find_point_of_eight(lists, chosen, scales, LANES, x, weight, 8 * group, runs)
     return (load(chosen, 0) & i32(ON_GRID)) == i32(ON_GRID)
 
 
