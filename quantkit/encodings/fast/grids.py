@@ -93,7 +93,7 @@ def make_lists(name: str) -> Lists:
 def _fill(grid, n_shells, point_codes):
     """The heads and codes of ``Lists``."""
     size = grid.shape[1]
-    n_levels, bits, few = (8, 3, 1) if size == 4 else (3, 2, 1)
+    n_levels, bits = (8, 3) if size == 4 else (3, 2)
     heads = np.zeros(WHOLE_CELLS + (1 << bits * size), np.int32)
     codes = np.empty(1 << 16, np.uint16)
     n_codes = 0

@@ -71,18 +71,24 @@ def make_room(n_candidates, n_groups, n):
 
 
 @inlined
+def half_cell(y, n_levels):
+    """In which half of a cell coordinates lie, from 0 on; the mask of those near to its border."""
+    y = most(least(y, f32(2 * n_levels - 1.25)), f32(1.25))
+    return to_int(y) - i32(1), absolute(y - rounded(y)) < f32(_NEAR)
+
+
+@inlined
 def find_cells(x, start, size, n_levels, inverses, n, keys):
     """The keys, for ``grids.Lists``, of one group under ``n`` inverse scales."""
-    low, high = f32(1.25), f32(2 * n_levels - 1.25)
     key_bits, level_bits = 16 // size, 3 if size == 4 else 2
     for candidate in range(n):
         inverse = load(inverses, candidate * LANES)
         key = i32(0)
-        unsure = low > high
+        unsure = inverse != inverse
         for i in range(size):
-            y = most(least(inverse * load(x, (start + i) * LANES), high), low)
-            unsure = unsure | (absolute(y - rounded(y)) < f32(_NEAR))
-            key = key | ((to_int(y) - i32(1)) << i32(key_bits * i))
+            side, near = half_cell(inverse * load(x, (start + i) * LANES), n_levels)
+            unsure = unsure | near
+            key = key | (side << i32(key_bits * i))
         if any_lane(unsure):
             cell = i32(WHOLE_CELLS)
             for i in range(size):

@@ -97,12 +97,15 @@ def _split_32(values, weights, sums):
 @compiled
 def encode_iq1_s(tiles, importance, lists, out, odd_blocks):
     """IQ1_S: sub-blocks of 32, each with a centre."""
-    tiles_of_32 = np.empty((4, 32 * LANES), np.float32)
-    x32, weight, values, weights = tiles_of_32[0], tiles_of_32[1], tiles_of_32[2], tiles_of_32[3]
-    order, levels = np.empty(32 * LANES, np.int32), np.empty(32 * LANES, np.int32)
+    x32, weight, weights = np.empty((3, 32 * LANES), np.float32)
+    values, order = (
+        np.full((32 + 1) * LANES, np.inf, np.float32),
+        np.empty((32 + 1) * LANES, np.int32),
+    )
+    levels = np.empty(32 * LANES, np.int32)
     sums, point_scales = np.empty((6, 33 * LANES), np.float32), np.empty(3 * LANES, np.float32)
     chosen = np.empty((4, LANES), np.int32)
-    firsts, seconds = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+    borders = np.empty(LANES, np.int32), np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     runs = make_runs(1)
     columns = np.empty(256 * LANES, np.float32)
     scales = np.empty(8 * LANES, np.float32)
@@ -121,9 +124,7 @@ def encode_iq1_s(tiles, importance, lists, out, odd_blocks):
             sort(SORT_32, values, weights, order)
             first, second, scale, shift = _split_32(values, weights, sums)
             blank = (far < f32(_SMALLEST_S)) | (first < nothing)
-            store(firsts, 0, first)
-            store(seconds, 0, second)
-            levels_by_rank(order, firsts, seconds, 32, levels)
+            levels_by_rank(x32, 32, values, order, first, second, borders, levels)
             turned = scale < zero
             scale = select(turned, negative(scale), scale)
             shift = select(turned, i32(1) - shift, shift)
@@ -244,12 +245,15 @@ def _weigh(x, start, importance, sigma2, columns, weight):
 @compiled
 def encode_iq1_m(tiles, importance, lists, out, odd_blocks):
     """IQ1_M: sub-blocks of 16, each of whose groups has a centre."""
-    tiles_of_16 = np.empty((4, 16 * LANES), np.float32)
-    x16, weight, values, weights = tiles_of_16[0], tiles_of_16[1], tiles_of_16[2], tiles_of_16[3]
-    order, levels = np.empty(16 * LANES, np.int32), np.empty(16 * LANES, np.int32)
+    x16, weight, weights = np.empty((3, 16 * LANES), np.float32)
+    values, order = (
+        np.full((16 + 1) * LANES, np.inf, np.float32),
+        np.empty((16 + 1) * LANES, np.int32),
+    )
+    levels = np.empty(16 * LANES, np.int32)
     sums, point_scales = np.empty((10, 17 * LANES), np.float32), np.empty(3 * LANES, np.float32)
     chosen, codes = np.empty((2, LANES), np.int32), np.empty(32 * LANES, np.int32)
-    firsts, seconds = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+    borders = np.empty(LANES, np.int32), np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     runs = make_runs(1)
     columns = np.empty(256 * LANES, np.float32)
     scales, shifts = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.int32)
@@ -268,9 +272,7 @@ def encode_iq1_m(tiles, importance, lists, out, odd_blocks):
             sort(SORT_16, values, weights, order)
             first, second, scale, shift = _split_16(values, weights, order, sums)
             blank = (far < f32(_SMALLEST_M)) | (first < nothing)
-            store(firsts, 0, first)
-            store(seconds, 0, second)
-            levels_by_rank(order, firsts, seconds, 16, levels)
+            levels_by_rank(x16, 16, values, order, first, second, borders, levels)
             turned = scale < zero
             scale = select(turned, negative(scale), scale)
             shift = select(blank, nothing, select(turned, i32(3) - shift, shift))

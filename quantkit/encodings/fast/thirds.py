@@ -8,8 +8,8 @@ weights stay in their order.
 import numpy as np
 
 from quantkit.encodings.fast.grids import ON_GRID, WHOLE_CELLS
-from quantkit.encodings.fast.groups import TINIEST
-from quantkit.encodings.fast.jit import compiled, inlined
+from quantkit.encodings.fast.groups import TINIEST, half_cell
+from quantkit.encodings.fast.jit import inlined
 from quantkit.encodings.fast.nearest import find_point_of_eight
 from quantkit.encodings.fast.search import level_between, most
 from quantkit.encodings.fast.simd import (
@@ -78,13 +78,33 @@ def sort(network, values, weights, order):
         store(weights, b, select(swap, w, v))
 
 
-@compiled
-def levels_by_rank(order, first, second, n, levels):
-    """Level 0 for the weights below rank ``first``, 1 below ``second``, else 2; lane by lane."""
+@inlined
+def _border(values, order, ranks, edge, places):
+    """The weight at a rank and its place, lane by lane."""
     for lane in range(LANES):
-        for j in range(n):
-            level = 0 if j < first[lane] else 1 if j < second[lane] else 2
-            levels[order[j * LANES + lane] * LANES + lane] = level
+        at = max(ranks[lane], 0) * LANES + lane
+        edge[lane], places[lane] = values[at], order[at]
+    return load(edge, 0), load(places, 0)
+
+
+@inlined
+def _before(value, place, border):
+    edge, edge_place = border
+    return (value < edge) | ((value == edge) & (place < edge_place))
+
+
+@inlined
+def levels_by_rank(x, n, values, order, first, second, room, levels):
+    """Level 0 for the weights below rank ``first``, 1 below ``second``, else 2."""
+    ranks, edge, places = room
+    store(ranks, 0, first)
+    low = _border(values, order, ranks, edge, places)
+    store(ranks, 0, second)
+    high = _border(values, order, ranks, edge, places)
+    for i in range(n):
+        value, place = load(x, i * LANES), i32(i)
+        level = select(_before(value, place, high), i32(1), i32(2))
+        store(levels, i * LANES, select(_before(value, place, low), i32(0), level))
 
 
 @inlined
@@ -95,13 +115,23 @@ def centre_of(plus):
 
 @inlined
 def place_group(lists, x, weight, group, levels, turned, scale, centre, scales, chosen, runs):
-    """The point of a group of levels, or that nearest to its weights; whether it is its own."""
-    key = i32(WHOLE_CELLS)
+    """The point of a group of levels, or that nearest to its weights; whether it is its own.
+
+    The split mostly gives each weight the level nearest to it. Then the short lists of half cells
+    serve, else those of whole cells.
+    """
+    whole, half = i32(WHOLE_CELLS), i32(0)
+    inverse = f32(1) / scale
+    apart = scale < f32(TINIEST)
     for i in range(8):
         level = load(levels, (8 * group + i) * LANES)
         level = select(turned, i32(2) - level, level)
-        key = key | (level << i32(2 * i))
-    store(chosen, 0, key)
+        whole = whole | (level << i32(2 * i))
+        y = f32(2) * (inverse * load(x, (8 * group + i) * LANES) - centre) + f32(3)
+        side, unsure = half_cell(y, 3)
+        apart = apart | unsure | (level != ((side + i32(1)) >> i32(1)))
+        half = half | (side << i32(2 * i))
+    store(chosen, 0, select(apart, whole, half))
     for level in range(3):
         store(scales, level * LANES, scale * (f32(level - 1) + centre))
     find_point_of_eight(lists, chosen, scales, LANES, x, weight, 8 * group, runs)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.simd import LANES, i32, select, store
+from quantkit.encodings.fast.simd import LANES, NARROW, i32, select, store, transpose
 
 
 def make_tiles(raw: NDArray[np.uint8], dtype: str, width: int) -> NDArray[np.float32]:
@@ -28,36 +28,46 @@ def make_tiles(raw: NDArray[np.uint8], dtype: str, width: int) -> NDArray[np.flo
     n_blocks = raw.size * 8 // {"F32": 32, "F16": 16, "BF16": 16}[dtype] // width
     tiles = np.empty((-(-n_blocks // LANES), width * LANES), np.float32)
     if dtype == "F32":
-        _tile_bits(raw.view(np.uint32), tiles.view(np.uint32), width, n_blocks, np.uint32(0))
+        _tile_bits(raw.view(np.uint32), tiles.view(np.int32), width, n_blocks, np.uint32(0))
     elif dtype == "BF16":
         # A bfloat16 is the upper half of a float32.
-        _tile_bits(raw.view(np.uint16), tiles.view(np.uint32), width, n_blocks, np.uint32(16))
+        _tile_bits(raw.view(np.uint16), tiles.view(np.int32), width, n_blocks, np.uint32(16))
     else:
         floats = raw.view(np.float16).astype(np.float32).view(np.uint32)
-        _tile_bits(floats, tiles.view(np.uint32), width, n_blocks, np.uint32(0))
+        _tile_bits(floats, tiles.view(np.int32), width, n_blocks, np.uint32(0))
     return tiles
 
 
 @compiled
 def _tile_bits(bits: Any, tiles: Any, width: int, n_blocks: int, shift: Any) -> None:
-    starts = np.empty(LANES, np.int64)
+    rows = np.empty(LANES * width, np.int32)
     for group in range(tiles.shape[0]):
-        tile = tiles[group]
         for lane in range(LANES):
-            starts[lane] = min(group * LANES + lane, n_blocks - 1) * width
-        for i in range(width):
-            for lane in range(LANES):
-                tile[i * LANES + lane] = np.uint32(bits[starts[lane] + i]) << shift
+            start = np.uintp(min(group * LANES + lane, n_blocks - 1) * width)
+            row = np.uintp(lane * width)
+            for i in range(np.uintp(width)):
+                rows[row + i] = np.uint32(bits[start + i]) << shift
+        _tile(rows, width, tiles[group])
+
+
+@inlined
+def _tile(rows, width, tile):
+    for lane in range(0, LANES, NARROW):
+        for i in range(0, width, NARROW):
+            transpose(rows, lane * width + i, width, tile, i * LANES + lane, LANES)
 
 
 @inlined
 def importance_tile(importance, group, width, tile):
     """The importance of each weight of a group: that of its column."""
     per_row = importance.size // width
+    rows = np.empty(LANES * width, np.float32)
     for lane in range(LANES):
-        start = (group * LANES + lane) % per_row * width
-        for i in range(width):
-            tile[i * LANES + lane] = importance[start + i]
+        start = np.uintp((group * LANES + lane) % per_row * width)
+        row = np.uintp(lane * width)
+        for i in range(np.uintp(width)):
+            rows[row + i] = importance[start + i]
+    _tile(rows, width, tile)
 
 
 @inlined
