@@ -94,6 +94,8 @@ def encode(
         more = [make_scratch() if search == "best" else None]
     elif encoding.name in _ON_GRIDS:
         more = [make_lists(encoding.name)]
+        if columns is None:
+            columns = np.empty(0, np.float32)  # one compilation serves with and without
     _KERNELS[encoding.name](tiles, columns, *more, out.reshape(-1).view(np.uint16), odd)
     strange = np.flatnonzero(odd)
     if strange.size and importance is None:  # a block does not depend on where it lies

@@ -3,8 +3,8 @@
 ggml tries a number of scales for each sub-block. For each it rounds every group to a cell, takes
 the point there or the nearest, and keeps the scale with which the points fit best; then it tries
 the scale that came of the fit. Here the candidates of a group are worked on together: their cells
-with a block per lane, the nearest points one by one (see ``nearest``), the sums again with a block
-per lane.
+with a block per lane, the nearest points with candidates in lanes (see ``nearest``), the sums again
+with a block per lane.
 """
 
 from collections import namedtuple
@@ -108,11 +108,11 @@ def _find_points(lists, points, n, room, start, size):
 
 
 @inlined
-def _find_point(lists, points, scales, room, start, size):
+def _find_point(lists, points, room, start, size):
     if size == 4:
-        find_point_of_four(lists, points, scales, room.x, room.root, start, room.runs)
+        find_point_of_four(lists, points, room.x, room.root, start, room.runs)
     else:
-        find_point_of_eight(lists, points, scales, LANES, room.x, room.root, start, room.runs)
+        find_point_of_eight(lists, points, room.x, room.root, start, room.runs)
 
 
 @inlined
@@ -311,12 +311,12 @@ def _search_once_more(room, lists, reach, scale, n, size, n_levels, again):
     if any_lane(wanted):
         store(room.inverses, 0, inverse)
         for level in range(1 if size == 4 else 3):
-            store(room.scales, level * LANES, f32(2 * level + 1) * scale)
+            store(room.runs.scales, level * LANES, f32(2 * level + 1) * scale)
         sum_qx, sum_q2 = zero, zero
         for group in range(n_groups):
             points = room.points[group]
             find_cells(room.x, size * group, size, n_levels, room.inverses, 1, points)
-            _find_point(lists, points, room.scales, room, size * group, size)
+            _find_point(lists, points, room, size * group, size)
             point = load(room.chosen, group * LANES)
             redone = wanted
             if again == OFF_GRID:

@@ -98,12 +98,9 @@ def _split_32(values, weights, sums):
 def encode_iq1_s(tiles, importance, lists, out, odd_blocks):
     """IQ1_S: sub-blocks of 32, each with a centre."""
     x32, weight, weights = np.empty((3, 32 * LANES), np.float32)
-    values, order = (
-        np.full((32 + 1) * LANES, np.inf, np.float32),
-        np.empty((32 + 1) * LANES, np.int32),
-    )
-    levels = np.empty(32 * LANES, np.int32)
-    sums, point_scales = np.empty((6, 33 * LANES), np.float32), np.empty(3 * LANES, np.float32)
+    values = np.full((32 + 1) * LANES, np.inf, np.float32)
+    order, levels = np.empty((2, (32 + 1) * LANES), np.int32)
+    sums = np.empty((6, 33 * LANES), np.float32)
     chosen = np.empty((4, LANES), np.int32)
     borders = np.empty(LANES, np.int32), np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     runs = make_runs(1)
@@ -133,17 +130,7 @@ def encode_iq1_s(tiles, importance, lists, out, odd_blocks):
             sum_qx, sum_q2 = zero, zero
             for k in range(4):
                 on_grid = on_grid & place_group(
-                    lists,
-                    x32,
-                    weight,
-                    k,
-                    levels,
-                    turned,
-                    scale,
-                    centre,
-                    point_scales,
-                    chosen[k],
-                    runs,
+                    lists, x32, weight, k, levels, turned, scale, centre, chosen[k], runs
                 )
                 code = load(chosen[k], 0)
                 for i in range(8):
@@ -236,7 +223,7 @@ def _split_16(values, weights, order, sums):
 
 @inlined
 def _weigh(x, start, importance, sigma2, columns, weight):
-    if importance is not None:
+    if importance.size:
         weigh(x, start, 16, sigma2, columns, weight)
     else:
         weigh_by_square(x, start, 16, weight)
@@ -246,12 +233,9 @@ def _weigh(x, start, importance, sigma2, columns, weight):
 def encode_iq1_m(tiles, importance, lists, out, odd_blocks):
     """IQ1_M: sub-blocks of 16, each of whose groups has a centre."""
     x16, weight, weights = np.empty((3, 16 * LANES), np.float32)
-    values, order = (
-        np.full((16 + 1) * LANES, np.inf, np.float32),
-        np.empty((16 + 1) * LANES, np.int32),
-    )
-    levels = np.empty(16 * LANES, np.int32)
-    sums, point_scales = np.empty((10, 17 * LANES), np.float32), np.empty(3 * LANES, np.float32)
+    values = np.full((16 + 1) * LANES, np.inf, np.float32)
+    order, levels = np.empty((2, (16 + 1) * LANES), np.int32)
+    sums = np.empty((10, 17 * LANES), np.float32)
     chosen, codes = np.empty((2, LANES), np.int32), np.empty(32 * LANES, np.int32)
     borders = np.empty(LANES, np.int32), np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     runs = make_runs(1)
@@ -261,7 +245,7 @@ def encode_iq1_m(tiles, importance, lists, out, odd_blocks):
     zero, nothing = f32(0), i32(0)
     for group in range(tiles.shape[0]):
         x = tiles[group]
-        if importance is not None:
+        if importance.size:
             importance_tile(importance, group, 256, columns)
         sum_x2 = sum_of_squares(x, 0, 256)
         sigma2 = f32(2) * sum_x2 / f32(256)
@@ -282,17 +266,7 @@ def encode_iq1_m(tiles, importance, lists, out, odd_blocks):
             for k in range(2):
                 centre = centre_of((shift & i32(2 - k)) == nothing)
                 on_grid = on_grid & place_group(
-                    lists,
-                    x16,
-                    weight,
-                    k,
-                    levels,
-                    turned,
-                    scale,
-                    centre,
-                    point_scales,
-                    chosen[k],
-                    runs,
+                    lists, x16, weight, k, levels, turned, scale, centre, chosen[k], runs
                 )
                 code = load(chosen[k], 0)
                 for i in range(8):

@@ -73,14 +73,14 @@ def encode_iq2_s(tiles, importance, lists, out, odd_blocks):
     halves, flags = np.empty(41 * LANES, np.int32), np.empty(LANES, np.int32)
     for group in range(tiles.shape[0]):
         x = tiles[group]
-        if importance is not None:
+        if importance.size:
             importance_tile(importance, group, 256, columns)
         sum_x2 = sum_of_squares(x, 0, 256)
         sigma2 = f32(2) * sum_x2 / f32(256)
         odd = sum_x2 > f32(LARGEST * LARGEST)
         high = i32(0)
         for sub in range(16):
-            if importance is not None:
+            if importance.size:
                 weigh(x, 16 * sub, 16, sigma2, columns, room.weight)
             else:
                 for i in range(16):

@@ -41,7 +41,7 @@ def _search(x, sub, sigma2, importance, columns, lists, numerators, xxs, room, s
 
     """
     zero = f32(0)
-    if importance is not None:
+    if importance.size:
         weigh(x, _SUB * sub, _SUB, sigma2, columns, room.weight)
     else:
         weigh_by_square(x, _SUB * sub, _SUB, room.weight)
@@ -79,7 +79,7 @@ def encode_iq3_s(tiles, importance, lists, out, odd_blocks):
     halves, flags = np.empty(55 * LANES, np.int32), np.empty(LANES, np.int32)
     for group in range(tiles.shape[0]):
         x = tiles[group]
-        if importance is not None:
+        if importance.size:
             importance_tile(importance, group, 256, columns)
         sum_x2 = sum_of_squares(x, 0, 256)
         sigma2 = f32(2) * sum_x2 / f32(256)
@@ -121,7 +121,7 @@ def encode_iq3_xxs(tiles, importance, lists, out, odd_blocks):
     halves, flags = np.empty(49 * LANES, np.int32), np.empty(LANES, np.int32)
     for group in range(tiles.shape[0]):
         x = tiles[group]
-        if importance is not None:
+        if importance.size:
             importance_tile(importance, group, 256, columns)
         sum_x2 = sum_of_squares(x, 0, 256)
         sigma2 = f32(2) * sum_x2 / f32(256)

@@ -16,7 +16,9 @@ _HERE = Path(__file__).resolve().parent
 _options = {"error_model": "numpy"}  # as in C, dividing by 0 gives infinity
 
 # Functions of vectors must become part of their caller: a call would pass vectors through memory.
-inlined: Callable[..., Any] = numba.njit(forceinline=True, **_options)
+inlined: Callable[..., Any] = numba.njit(
+    forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_options
+)
 
 
 def compiled(function: Callable[..., Any]) -> Any:

@@ -34,7 +34,8 @@ from quantkit.encodings.fast.simd import (
 _FARTHEST = np.finfo(np.float32).max
 
 # Working memory. In rows, one for each lane: ``keys``, ``points`` and ``scales`` of the candidates.
-# Of each run: where it ``starts`` and ``ends`` in the rows, and its head in ``grids.Lists``.
+# Of each run: where it ``starts`` and ``ends`` in the rows, and its head in ``grids.Lists``. And
+# two tables: ``order`` counts lanes, ``odd`` are the coordinates of levels.
 Runs = namedtuple("Runs", "keys points scales starts ends heads order odd")
 
 
@@ -62,7 +63,7 @@ def make_runs(n):
 
 @inlined
 def to_rows(tile, n, rows):
-    """Sort a tile of ``n`` vectors into a row for each lane."""
+    """Sort a tile of ``row_of(n)`` vectors into a row for each lane."""
     row = row_of(n)
     for lane in range(0, LANES, NARROW):
         for i in range(0, n, NARROW):
@@ -199,14 +200,14 @@ def _queue_alone(lists, points, queue, heads):
 
 
 @compiled
-def find_point_of_four(lists, points, scales, x, weight, start, runs):
-    """As ``find_points_of_four`` for a single candidate, the keys and scales of which are given."""
+def find_point_of_four(lists, points, x, weight, start, runs):
+    """``find_points_of_four`` for a single candidate, with its scales in ``runs.scales``."""
     for k in range(_queue_alone(lists, points, runs.starts, runs.heads)):
         lane = uintp(runs.starts[k])
         first = uintp(start * LANES) + lane
         begin = uintp(runs.heads[k] >> np.uint32(8))
         behind = begin + uintp(runs.heads[k] & np.uint32(255))
-        scale, best, winner = scales[lane], np.float32(_FARTHEST), np.int32(0)
+        scale, best, winner = runs.scales[lane], np.float32(_FARTHEST), np.int32(0)
         for j in range(begin, behind):
             code = uintp(lists.codes[j])
             error = np.float32(0)
@@ -221,10 +222,10 @@ def find_point_of_four(lists, points, scales, x, weight, start, runs):
 
 
 @compiled
-def find_point_of_eight(lists, points, scales, stride, x, weight, start, runs):
+def find_point_of_eight(lists, points, x, weight, start, runs):
     """``find_point_of_four`` for groups of eight.
 
-    ``scales`` are what the three levels stand for, each ``stride`` behind that before.
+    In ``runs.scales`` is what the three levels stand for, a vector each.
     """
     terms = np.empty(4 * 8, np.float32)
     for k in range(_queue_alone(lists, points, runs.starts, runs.heads)):
@@ -235,7 +236,7 @@ def find_point_of_eight(lists, points, scales, stride, x, weight, start, runs):
         xs = narrow_gather(x, first, LANES)
         weights = narrow_gather(weight, first, LANES)
         for level in range(3):
-            off = narrow_f32(scales[lane + uintp(level * stride)]) - xs
+            off = narrow_f32(runs.scales[lane + uintp(level * LANES)]) - xs
             narrow_store(terms, level * NARROW, weights * off * off)
         best, winner = np.float32(_FARTHEST), np.int32(0)
         for j in range(begin, behind):

@@ -95,7 +95,10 @@ def _before(value, place, border):
 
 @inlined
 def levels_by_rank(x, n, values, order, first, second, room, levels):
-    """Level 0 for the weights below rank ``first``, 1 below ``second``, else 2."""
+    """Level 0 for the weights below rank ``first``, 1 below ``second``, else 2.
+
+    ``values`` and ``order`` are sorted; a row of infinity follows them.
+    """
     ranks, edge, places = room
     store(ranks, 0, first)
     low = _border(values, order, ranks, edge, places)
@@ -114,7 +117,7 @@ def centre_of(plus):
 
 
 @inlined
-def place_group(lists, x, weight, group, levels, turned, scale, centre, scales, chosen, runs):
+def place_group(lists, x, weight, group, levels, turned, scale, centre, chosen, runs):
     """The point of a group of levels, or that nearest to its weights; whether it is its own.
 
     The split mostly gives each weight the level nearest to it. Then the short lists of half cells
@@ -133,8 +136,8 @@ def place_group(lists, x, weight, group, levels, turned, scale, centre, scales, 
         half = half | (side << i32(2 * i))
     store(chosen, 0, select(apart, whole, half))
     for level in range(3):
-        store(scales, level * LANES, scale * (f32(level - 1) + centre))
-    find_point_of_eight(lists, chosen, scales, LANES, x, weight, 8 * group, runs)
+        store(runs.scales, level * LANES, scale * (f32(level - 1) + centre))
+    find_point_of_eight(lists, chosen, x, weight, 8 * group, runs)
     return (load(chosen, 0) & i32(ON_GRID)) == i32(ON_GRID)
 
 
