@@ -209,19 +209,19 @@ def transpose(
         raise TypeError("source and target are of different kinds")
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        def place(array: Any, at: Any, stride: Any, row: int) -> Any:
+        def row_of(array: Any, at: Any, stride: Any, row: int) -> Any:
             at = builder.add(at, builder.mul(stride, ir.Constant(stride.type, row)))
             return builder.bitcast(builder.gep(array.data, [at]), vector.llvm.as_pointer())
 
         source = context.make_array(sig.args[0])(context, builder, args[0])
         target = context.make_array(sig.args[3])(context, builder, args[3])
-        rows = [builder.load(place(source, *args[1:3], i), align=4) for i in range(NARROW)]
+        rows = [builder.load(row_of(source, args[1], args[2], i), align=4) for i in range(NARROW)]
         halfway = NARROW // 2
         for _ in range(NARROW.bit_length() - 1):  # each takes one bit of the row into the column
             pairs = zip(rows[:halfway], rows[halfway:], strict=True)
             rows = [_interleaved(builder, *pair, part) for pair in pairs for part in (0, halfway)]
         for i, row in enumerate(rows):
-            builder.store(row, place(target, *args[4:6], i), align=4)
+            builder.store(row, row_of(target, args[4], args[5], i), align=4)
         return context.get_dummy_value()
 
     place = types.intp
