@@ -176,8 +176,8 @@ def find_points_of_eight(lists, keys, n, x, weight, start, runs):
                 code = uintp(lists.codes[j])
                 error = narrow_load(terms, (code & uintp(3)) * uintp(NARROW))
                 for i in range(1, 8):
-                    level = (code >> uintp(2 * i)) & uintp(3)
-                    error = error + narrow_load(terms, (uintp(4 * i) + level) * uintp(NARROW))
+                    term = uintp(4 * i) + ((code >> uintp(2 * i)) & uintp(3))
+                    error = error + narrow_load(terms, term * uintp(NARROW))
                 better = error < best
                 best = select(better, error, best)
                 winner = select(better, narrow_i32(code), winner)
