@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantkit.encodings.fast.grids import ON_GRID, WHOLE_CELLS, Lists, make_lists, read_grid
+from quantkit.encodings.fast.grids import (
+    LENGTH_BITS,
+    LONGEST,
+    ON_GRID,
+    WHOLE_CELLS,
+    Lists,
+    make_lists,
+    read_grid,
+)
 from tests.encodings.rows import COLUMNS, importance, normal, slab_of
 from tests.encodings.test_fast import ON_GRIDS, WEIGHTED_ONLY, assert_same
 
@@ -14,8 +22,8 @@ GRIDS = {"IQ3_XXS": 2, "IQ3_S": 3, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S
 
 def points_of(lists: Lists, key: int) -> list[int]:
     head = int(lists.heads[key])
-    first = (head & (ON_GRID - 1)) >> 8
-    points: list[int] = lists.numbers[lists.codes[first : first + (head & 255)]].tolist()
+    first = (head & (ON_GRID - 1)) >> LENGTH_BITS
+    points: list[int] = lists.numbers[lists.codes[first : first + (head & LONGEST)]].tolist()
     return points
 
 
@@ -43,7 +51,9 @@ def test_whole_cells_have_the_nearest_shells_in_order(name: str) -> None:
     grid, lists = read_grid(name).astype(np.int64), make_lists(name)
     size = grid.shape[1]
     n_levels, bits = (8, 3) if size == 4 else (3, 2)
-    for cell in np.random.default_rng(0).integers(0, n_levels, (200, size)):
+    cells = np.random.default_rng(0).integers(0, n_levels, (200, size))
+    longest = 1 - np.eye(size, dtype=np.int64)  # 292 points in IQ2_XS
+    for cell in np.concatenate([cells, longest]):
         key = WHOLE_CELLS + int((cell << bits * np.arange(size)).sum())
         expected = ranked(cell, grid, GRIDS[name])
         assert points_of(lists, key) == expected

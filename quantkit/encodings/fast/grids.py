@@ -27,11 +27,14 @@ from quantkit.encodings.encoding import encoding
 from quantkit.encodings.fast.jit import compiled
 
 ON_GRID = 1 << 30  # beside the code of a point: the cell is a point itself
+LENGTH_BITS = 9  # of a head: how many points its list has
+LONGEST = (1 << LENGTH_BITS) - 1
 WHOLE_CELLS = 1 << 16  # where their keys begin; below are those of half cells
 _SHELLS = {"IQ3_XXS": 2, "IQ3_S": 3, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3}
 
-# ``heads[key]``: where the list begins << 8 | how many points it has, and ``ON_GRID``. ``codes``:
-# the points of all lists by their coordinates. ``numbers[code]``: which point of the grid that is.
+# ``heads[key]``: where the list begins << ``LENGTH_BITS`` | how many points it has, and
+# ``ON_GRID``. ``codes``: the points of all lists by their coordinates. ``numbers[code]``: which
+# point of the grid that is.
 Lists = namedtuple("Lists", "heads codes numbers")
 
 
@@ -128,13 +131,16 @@ def _fill(grid, n_shells, point_codes):
                 continue
             else:
                 n_kept = _undominated(grid, cell, half, shell, n_shell, kept)
+            if n_kept > LONGEST or n_codes > (ON_GRID - 1) >> LENGTH_BITS:
+                raise OverflowError("a head does not hold the lists of this grid")
             if n_codes + n_kept > codes.size:
                 codes = np.append(codes, np.empty(codes.size, np.uint16))
             for k in range(n_kept):
                 codes[n_codes + k] = point_codes[kept[k]]
-            head, n_new = n_codes << 8 | n_kept, n_kept
+            head, n_new = n_codes << LENGTH_BITS | n_kept, n_kept
             for known in own[:n_own]:  # many halves of a cell have the same list
-                if known & 255 == n_kept and _same(codes, known >> 8, n_codes, n_kept):
+                start = known >> LENGTH_BITS
+                if known & LONGEST == n_kept and _same(codes, start, n_codes, n_kept):
                     head, n_new = known, 0
                     break
             if n_new:

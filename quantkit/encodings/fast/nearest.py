@@ -15,7 +15,7 @@ from collections import namedtuple
 import numpy as np
 from numpy import uintp
 
-from quantkit.encodings.fast.grids import ON_GRID
+from quantkit.encodings.fast.grids import LENGTH_BITS, LONGEST, ON_GRID
 from quantkit.encodings.fast.jit import compiled, inlined
 from quantkit.encodings.fast.simd import (
     LANES,
@@ -97,7 +97,7 @@ def _split_runs(lists, n, runs):
     for k in range(n_runs):
         place, end = runs.starts[k], runs.ends[k]
         head = np.uint32(lists.heads[runs.keys[uintp(place)]])
-        point = lists.codes[(head & np.uint32(ON_GRID - 1)) >> np.uint32(8)]
+        point = lists.codes[(head & np.uint32(ON_GRID - 1)) >> np.uint32(LENGTH_BITS)]
         # To the end of the row, and beyond: the runs behind it come later.
         store(runs.points, uintp(place), i32(np.int32(point) | np.int32(ON_GRID)))
         runs.starts[n_left], runs.ends[n_left], runs.heads[n_left] = place, end, head
@@ -131,8 +131,8 @@ def find_points_of_four(lists, keys, n, x, weight, start, runs):
     for k in range(_split_runs(lists, n, runs)):
         place, end = uintp(runs.starts[k]), uintp(runs.ends[k])
         first = uintp(start * LANES) + place // row
-        begin = uintp(runs.heads[k] >> np.uint32(8))
-        behind = begin + uintp(runs.heads[k] & np.uint32(255))
+        begin = uintp(runs.heads[k] >> np.uint32(LENGTH_BITS))
+        behind = begin + uintp(runs.heads[k] & np.uint32(LONGEST))
         while place < end:
             scale = narrow_load(runs.scales, place)
             best, winner = narrow_f32(_FARTHEST), narrow_i32(0)
@@ -161,8 +161,8 @@ def find_points_of_eight(lists, keys, n, x, weight, start, runs):
     for k in range(_split_runs(lists, n, runs)):
         place, end = uintp(runs.starts[k]), uintp(runs.ends[k])
         first = uintp(start * LANES) + place // row
-        begin = uintp(runs.heads[k] >> np.uint32(8))
-        behind = begin + uintp(runs.heads[k] & np.uint32(255))
+        begin = uintp(runs.heads[k] >> np.uint32(LENGTH_BITS))
+        behind = begin + uintp(runs.heads[k] & np.uint32(LONGEST))
         while place < end:
             scale = narrow_load(runs.scales, place)
             for level in range(3):
@@ -192,7 +192,7 @@ def _queue_alone(lists, points, queue, heads):
     n_left = uintp(0)
     for lane in range(uintp(LANES)):
         head = np.uint32(lists.heads[uintp(points[lane])])
-        point = lists.codes[(head & np.uint32(ON_GRID - 1)) >> np.uint32(8)]
+        point = lists.codes[(head & np.uint32(ON_GRID - 1)) >> np.uint32(LENGTH_BITS)]
         points[lane] = np.int32(point) | np.int32(ON_GRID)
         queue[n_left], heads[n_left] = lane, head
         n_left += uintp(head < np.uint32(ON_GRID))
@@ -205,8 +205,8 @@ def find_point_of_four(lists, points, x, weight, start, runs):
     for k in range(_queue_alone(lists, points, runs.starts, runs.heads)):
         lane = uintp(runs.starts[k])
         first = uintp(start * LANES) + lane
-        begin = uintp(runs.heads[k] >> np.uint32(8))
-        behind = begin + uintp(runs.heads[k] & np.uint32(255))
+        begin = uintp(runs.heads[k] >> np.uint32(LENGTH_BITS))
+        behind = begin + uintp(runs.heads[k] & np.uint32(LONGEST))
         scale, best, winner = runs.scales[lane], np.float32(_FARTHEST), np.int32(0)
         for j in range(begin, behind):
             code = uintp(lists.codes[j])
@@ -231,8 +231,8 @@ def find_point_of_eight(lists, points, x, weight, start, runs):
     for k in range(_queue_alone(lists, points, runs.starts, runs.heads)):
         lane = uintp(runs.starts[k])
         first = uintp(start * LANES) + lane
-        begin = uintp(runs.heads[k] >> np.uint32(8))
-        behind = begin + uintp(runs.heads[k] & np.uint32(255))
+        begin = uintp(runs.heads[k] >> np.uint32(LENGTH_BITS))
+        behind = begin + uintp(runs.heads[k] & np.uint32(LONGEST))
         xs = narrow_gather(x, first, LANES)
         weights = narrow_gather(weight, first, LANES)
         for level in range(3):
