@@ -17,6 +17,7 @@ from quantkit.core.writing import write_file
 
 _IN_A_LAYER = re.compile(r"(?:^|.*\.)(?:layers|h|blocks|block)\.(\d+)\.(.+)")
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_PERIODIC = re.compile(r"_(pattern|interval|period|every_n_layers|step|freq)$")
 # Layers that predict further tokens follow those that are counted.
 _PREDICTORS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
@@ -40,29 +41,33 @@ def fewest_layers(checkpoint: Checkpoint) -> int:
     """The fewest first layers among which is one of each kind.
 
     Layers are of one kind when their tensors have the same names and shapes and every list in
-    config.json that has an entry per layer has the same for both.
+    config.json that has an entry per layer has the same for both. Where config.json says instead
+    that each so-manieth layer is of another kind, so many are wanted.
 
     Args:
         checkpoint: with its tensors as they are stored.
 
     """
     count = count_layers(checkpoint)
-    lists = [
-        value
-        for value in text_config(checkpoint.config).values()
-        if isinstance(value, list) and len(value) == count
-    ]
+    config = text_config(checkpoint.config)
+    lists = [value for value in config.values() if isinstance(value, list) and len(value) == count]
     holds: dict[int, set[tuple[str, tuple[int, ...]]]] = defaultdict(set)
     for name, tensor in checkpoint.tensors.items():
         if found := _IN_A_LAYER.fullmatch(name):
             holds[int(found[1])].add((found[2], tensor.shape))
-    seen, fewest = set(), 1
+    seen = set()
+    fewest = max(1, *(_every(key, value) for key, value in config.items()))
     for layer in range(count):
         kind = (frozenset(holds[layer]), *(repr(values[layer]) for values in lists))
         if kind not in seen:
             seen.add(kind)
-            fewest = layer + 1
-    return fewest
+            fewest = max(fewest, layer + 1)
+    return min(fewest, count) or 1
+
+
+def _every(key: str, value: Any) -> int:
+    """How many layers a pattern of config.json spans: ``sliding_window_pattern`` and its like."""
+    return value if _PERIODIC.search(key) and isinstance(value, int) else 1
 
 
 def shortened(checkpoint: Checkpoint, layers: int, folder: Path) -> Checkpoint:

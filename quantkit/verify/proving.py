@@ -31,7 +31,7 @@ _NOT_COMPARED = "weights from layer {} on were not compared with the checkpoint'
 _NOT_USED = "weights that these tokens do not use were not compared with the checkpoint's: {}"
 # Architectures that llama.cpp computes otherwise for some numbers of layers (src/models/NAME.cpp).
 _BY_COUNT = frozenset({"baichuan", "deepseek2", "exaone4", "gemma2", "gemma3"})
-_BY_LAYER = ("block_count", "leading_dense_block_count")
+_BY_LAYER = ("block_count", "leading_dense_block_count", "nextn_predict_layers")
 
 
 def prove_conversion(

@@ -19,6 +19,7 @@ from quantkit.verify.layers import WeightError, weight_errors
 from quantkit.verify.subjects import Subject, is_quantized
 
 _ROWS = 32  # of each tensor or expert: an error of all of it shows in any few rows
+_FLOATS = ("F32", "F16", "BF16")
 _AS_IT_IS = "as it is"
 _SMALL = 100_000_000  # parameters; below, the limits measured on the tiny checkpoints hold
 # A figure is beyond a limit when it is so by more than three standard errors, which count positions
@@ -224,15 +225,16 @@ def weight_faults(
     Args:
         errors: of the tensors.
         encoded_as: what a tensor was rounded to.
-        slack: how much further off they may be.
+        slack: how much further off those may be that are rounded to blocks.
 
     """
     limits: dict[str, float] = load_profile("quality.toml")["weights"]
-    broken = [
-        error
-        for error in errors
-        if not error.error <= limits.get(encoded_as(error), float("inf")) + slack
-    ]
+
+    def limit(error: WeightError) -> float:
+        kind = encoded_as(error)
+        return limits.get(kind, float("inf")) + (0.0 if kind in _FLOATS else slack)
+
+    broken = [error for error in errors if not error.error <= limit(error)]
     if not broken:
         return []
     worst = max(broken, key=lambda error: error.error)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from quantkit.build.work import prepare
 from quantkit.calibrate.lockstep.logits import round_as
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_checkpoint
+from quantkit.checkpoint.shortened import fewest_layers
 from quantkit.core.errors import CompareError, NoSpaceError
 from quantkit.plan.quants import find_quants
 from quantkit.verify import layers, proving
@@ -160,6 +162,22 @@ def test_encoders_are_not_compared(tmp_path: Path) -> None:
     proof = prove_conversion(open_checkpoint(small_model("bert", tmp_path / "model")), {})
     assert (proof.outcome, proof.error) == ("not proven", None)
     assert "tokens see those after them" in proof.reason
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        ({}, 1),
+        ({"layer_types": ["a", "a", "b", "a"]}, 3),
+        ({"sliding_window_pattern": 3}, 3),
+        ({"full_attention_interval": 6}, 4),
+        ({"decoder_sparse_step": 1}, 1),
+    ],
+)
+def test_which_layers_are_of_each_kind(
+    config: dict[str, object], layers: int, mixtral: Checkpoint
+) -> None:
+    assert fewest_layers(replace(mixtral, config={**mixtral.config, **config})) == layers
 
 
 @pytest.mark.parametrize(
