@@ -104,8 +104,9 @@ def encode(
     elif strange.size:
         for row in np.unique(strange // (slab.columns // width)):
             out[row] = ggml.encode(slab.rows[row : row + 1], encoding, importance)
-    if search == "best" and encoding.name in best_grids.FORMATS and columns is not None:
-        best_grids.improve(tiles, columns, encoding.name, out.reshape(odd.size, -1))
+    if search == "best" and encoding.name in best_grids.FORMATS and importance is not None:
+        weights = np.array(importance, np.float32)
+        best_grids.improve(tiles, weights, encoding.name, out.reshape(odd.size, -1))
     return out
 
 
