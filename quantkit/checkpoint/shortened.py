@@ -37,6 +37,12 @@ def count_layers(checkpoint: Checkpoint) -> int:
     return next((value for key in _COUNTS if isinstance(value := config.get(key), int)), 0)
 
 
+def layer_of(name: str) -> int | None:
+    """The layer that a stored tensor belongs to, by its name; None for one outside the layers."""
+    found = _IN_A_LAYER.fullmatch(name)
+    return int(found[1]) if found else None
+
+
 def fewest_layers(checkpoint: Checkpoint) -> int:
     """The fewest first layers among which is one of each kind.
 
@@ -90,7 +96,7 @@ def shortened(checkpoint: Checkpoint, layers: int, folder: Path) -> Checkpoint:
     tensors = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
-        if not (found := _IN_A_LAYER.fullmatch(name)) or int(found[1]) < layers
+        if (layer := layer_of(name)) is None or layer < layers
     }
     return replace(checkpoint, path=folder, config=config, tensors=tensors)
 

@@ -104,7 +104,7 @@ def prove(
 
     """
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401 - transformers is imported without it, and runs nothing then
         import transformers
     except ImportError as error:
         return not_proven(why_missing(str(error.name), "transformers", "Proving a conversion"))
@@ -243,14 +243,15 @@ def _judge(
     noises = [_distance(rounded[:, :n_vocab], exact) for rounded in theirs.rounded.values()]
     noise = max(noises, key=lambda distance: distance.overall)
     kld = _mean_kld(exact, ours)
-    outcome, reason = "proven", ""
+    outcome: Outcome = "proven"
+    reason = ""
     if not mine.within(noise, _ROOM):
         outcome = "wrong" if mine.overall > _SMALL else "not proven"
         reason = (
             f"llama.cpp's scores are {mine.overall:.2g} standard deviations from the original's, "
             f"where rounding explains {noise.overall:.2g} (mean KLD {kld:.1e})."
         )
-    return outcome, reason, mine.overall, noise.overall, kld  # type: ignore[return-value]
+    return outcome, reason, mine.overall, noise.overall, kld
 
 
 def _distance(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> _Distance:

@@ -16,7 +16,7 @@ from quantkit.build.output import check_space
 from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.checkpoint.converter.describe import describe_alike
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.shortened import count_layers, fewest_layers, shortened
+from quantkit.checkpoint.shortened import count_layers, fewest_layers, layer_of, shortened
 from quantkit.core.errors import NoSpaceError, QuantkitError
 from quantkit.verify.layers import weight_errors
 from quantkit.verify.machine import memory, usable_cores
@@ -155,7 +155,7 @@ def _affordable(checkpoint: Checkpoint, stored: Checkpoint, of_layers: int) -> i
         return of_layers
     fewest = fewest_layers(stored)
     outside = 4 * sum(
-        tensor.n_elements for name, tensor in stored.tensors.items() if ".layers." not in name
+        tensor.n_elements for name, tensor in stored.tensors.items() if layer_of(name) is None
     )
     per_layer = max(1, (n_bytes - outside) // of_layers)
     return min(of_layers, max(fewest, (room - outside) // per_layer))

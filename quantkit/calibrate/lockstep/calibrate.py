@@ -76,11 +76,9 @@ def calibrate(
         raise OutputError(f"{out} is a folder; name the file to write with -o.")
     stored = stored_view(checkpoint)
     identity = _identify(stored, corpus, settings)
-    forward = LockstepForward(stored, find_device(settings.device))
-    forward.require_context(corpus.context)
+    forward = stand_ready(stored, corpus.context, settings)
     folder = out.with_name(out.name + PARTIAL)
-    spilled = spilled_bytes(forward, corpus.tokens.shape, settings.max_memory)
-    n_bytes = _disk_bytes(forward, corpus, settings)
+    n_bytes, spills = _disk_bytes(forward, corpus, settings)
     losses: list[NDArray[np.float64]] = [np.empty(0)] * corpus.chunks
 
     def finish(number: int, logits: Tensor) -> None:
@@ -90,7 +88,7 @@ def calibrate(
         journal = Journal(folder, identity, len(forward.layers))
         journal.start(say)
         check_space(folder, n_bytes)
-        states = States(folder, corpus.chunks, forward.device, spill=spilled > 0, durable=True)
+        states = States(folder, corpus.chunks, forward.device, spill=spills, durable=True)
         resumed = len(journal.layers)
         if resumed:
             states.resume(resumed, journal.layers[-1].states)
@@ -152,14 +150,14 @@ def look_ahead(checkpoint: Checkpoint, corpus: Corpus, settings: Settings) -> in
         CalibrationError, CheckpointError: as `stand_ready` does.
 
     """
-    forward = LockstepForward(stored_view(checkpoint), find_device(settings.device))
-    forward.require_context(corpus.context)
-    return _disk_bytes(forward, corpus, settings)
+    forward = stand_ready(stored_view(checkpoint), corpus.context, settings)
+    return _disk_bytes(forward, corpus, settings)[0]
 
 
-def _disk_bytes(forward: LockstepForward, corpus: Corpus, settings: Settings) -> int:
+def _disk_bytes(forward: LockstepForward, corpus: Corpus, settings: Settings) -> tuple[int, bool]:
+    """The bytes of states on the disk, and whether the run works on them there."""
     spilled = spilled_bytes(forward, corpus.tokens.shape, settings.max_memory)
-    return spilled or _KEPT * forward.state_bytes(corpus.tokens.shape)
+    return spilled or _KEPT * forward.state_bytes(corpus.tokens.shape), spilled > 0
 
 
 def _identify(stored: Checkpoint, corpus: Corpus, settings: Settings) -> dict[str, Any]:
@@ -173,14 +171,16 @@ def _identify(stored: Checkpoint, corpus: Corpus, settings: Settings) -> dict[st
     }
 
 
-def stand_ready(stored: Checkpoint, context: int, settings: Settings) -> None:
-    """Refuse a checkpoint that cannot be run, before the converter is asked for anything.
+def stand_ready(stored: Checkpoint, context: int, settings: Settings) -> LockstepForward:
+    """What is to be run; refuses a checkpoint that cannot be, before the converter is asked.
 
     Raises:
         CalibrationError, CheckpointError: as `LockstepForward` does.
 
     """
-    LockstepForward(stored, find_device(settings.device)).require_context(context)
+    forward = LockstepForward(stored, find_device(settings.device))
+    forward.require_context(context)
+    return forward
 
 
 def _teller(

@@ -1,21 +1,15 @@
 """What a checkpoint of any architecture predicts after some tokens, with a layer in memory."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.build.output import check_space
-from quantkit.build.source import identify_source, require_unchanged
-from quantkit.calibrate.calibrate import Settings, find_device
-from quantkit.calibrate.lockstep.forward import LockstepForward
-from quantkit.calibrate.lockstep.run import run
-from quantkit.calibrate.lockstep.states import States, spilled_bytes
+from quantkit.calibrate.calibrate import Settings
+from quantkit.calibrate.lockstep.once import run_once
 from quantkit.checkpoint.checkpoint import Checkpoint
 
 # What ggml rounds the inputs of a matrix to that is stored in such a type.
@@ -56,9 +50,6 @@ def predict(
         NoSpaceError: the activations do not fit on the disk of temporary files.
 
     """
-    source = identify_source(checkpoint)
-    forward = LockstepForward(checkpoint, find_device(settings.device))
-    forward.require_context(len(tokens))
     chunks = np.tile(tokens, (1 + len(roundings), 1))
     kept: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(chunks)
 
@@ -68,26 +59,7 @@ def predict(
     def rounded(number: int, x: Tensor) -> Tensor:
         return round_as(x, ROUNDINGS[roundings[number - 1]]) if number else x
 
-    with tempfile.TemporaryDirectory(prefix="quantkit-") as temporary:
-        folder = Path(temporary)
-        n_bytes = spilled_bytes(forward, chunks.shape, settings.max_memory)
-        check_space(folder, n_bytes)
-        states = States(folder, len(chunks), forward.device, spill=n_bytes > 0, durable=False)
-
-        def finish_layer(layer: int) -> None:
-            states.turn_over()
-            report(layer + 1, len(forward.layers))
-
-        run(
-            forward,
-            chunks,
-            states,
-            finish,
-            finish_layer=finish_layer,
-            alter=rounded,
-            last=last,
-        )
-    require_unchanged(checkpoint, source)
+    run_once(checkpoint, chunks, finish, settings, report, alter=rounded, last=last)
     return Predictions(kept[0], dict(zip(roundings, kept[1:], strict=True)))
 
 
