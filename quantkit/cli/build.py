@@ -35,10 +35,11 @@ from quantkit.cli.checks import (
 )
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.converter import LlamaCppOption, MtpOption
-from quantkit.cli.gguf_matrix import OnGguf, foresee, gguf_wish, named_folder, plan_on_gguf
+from quantkit.cli.gguf_matrix import foresee, gguf_wish, named_folder, plan_on_gguf
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.joined import foresee_joined, require_room, write_joined
-from quantkit.cli.lockstep import OnDescribed, plan_on_described
+from quantkit.cli.lockstep import plan_on_described
+from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
@@ -342,7 +343,7 @@ def build(
 
     text_wish = Text(sources, chunks, context, device)
 
-    def plan_text() -> OnText | OnGguf | OnDescribed:
+    def plan_text() -> OnText | MatrixFirst:
         if is_gguf:
             wish = gguf_wish(sources, chunks, context, threads=threads)
             return plan_on_gguf(source, wish, name, out)
@@ -436,7 +437,7 @@ def _show_plans(
 
 
 def _refuse_early(
-    on_text: OnText | OnGguf | OnDescribed,
+    on_text: OnText | MatrixFirst,
     work: "Work | None",
     memory: int,
     publication: Publication | None,

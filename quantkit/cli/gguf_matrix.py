@@ -1,11 +1,10 @@
 """An importance matrix from a GGUF, as the commands make it: llama.cpp runs the model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.checks import refuse_other_matrix
+from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.output import note, open_meter
 from quantkit.cli.plans import default_folder
 from quantkit.core.errors import CheckpointError
@@ -21,64 +20,9 @@ if TYPE_CHECKING:
 _LITTLE = 0.02  # of a vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class OnGguf:
-    """A GGUF whose importance matrix is made first, planned: nothing has been run or written.
-
-    It answers what `calibrated.OnText` does for a checkpoint.
-    """
-
-    source: "Checkpoint"
-    wish: "Wish"
-    folder: Path
-    wants_matrix: bool = True
-
-    @property
-    def matrix(self) -> Path:
-        """Where the importance matrix is, or will be."""
-        return self.folder / "imatrix.gguf"
-
-    @property
-    def has_matrix(self) -> bool:
-        """Whether it is there already.
-
-        Raises:
-            OutputError: another is.
-
-        """
-        from quantkit.verify.imatrix import is_made_from
-
-        if is_made_from(self.matrix, self.source, self.wish):
-            return True
-        refuse_other_matrix(self.matrix)
-        return False
-
-    def foresee_matrix(self) -> "Imatrix":
-        """The importance matrix, or what stands for it until it is made."""
-        from quantkit.checkpoint.imatrix import load_imatrix
-
-        if self.has_matrix:
-            return load_imatrix(self.matrix)
-        return foresee(self.source, self.matrix, self.wish.sources, self.wish.chunks)
-
-    def look_ahead(self, *, hashed: bool) -> int:  # noqa: ARG002 - as OnText has it
-        """The bytes that making it needs on the disk."""
-        from quantkit.verify.imatrix import look_ahead
-
-        return 0 if self.has_matrix else look_ahead(self.source)
-
-    def make_matrix(self) -> "Imatrix":
-        """The importance matrix, made now unless it is there already."""
-        from quantkit.checkpoint.imatrix import load_imatrix
-
-        if not self.has_matrix:
-            gather_from_gguf(self.source, self.wish, self.matrix)
-        return load_imatrix(self.matrix)
-
-
 def plan_on_gguf(
     source: "Path | Checkpoint", wish: "Wish", name: str | None, out: Path | None
-) -> OnGguf:
+) -> MatrixFirst:
     """Plan an importance matrix of a GGUF that quants are built of.
 
     Raises:
@@ -93,8 +37,15 @@ def plan_on_gguf(
             f"for; download it with hf download {source.repo.repo_id}, and give the file."
         )
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
-    folder = out or named_folder(checkpoint, name, only_gguf=True)
-    return OnGguf(checkpoint, wish, folder)
+    from quantkit.verify.imatrix import is_made_from, look_ahead
+
+    return MatrixFirst(
+        out or named_folder(checkpoint, name, only_gguf=True),
+        is_made=lambda matrix: is_made_from(matrix, checkpoint, wish),
+        stand_in=lambda matrix: foresee(checkpoint, matrix, wish.sources, wish.chunks),
+        needed=lambda: look_ahead(checkpoint),
+        make=lambda matrix: gather_from_gguf(checkpoint, wish, matrix),
+    )
 
 
 def named_folder(source: "Path | Checkpoint", name: str | None, *, only_gguf: bool) -> Path:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.checks import refuse_other_matrix
 from quantkit.cli.gguf_matrix import experts_in, named_folder
 from quantkit.cli.joined import require_continuable
+from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.output import note
 from quantkit.core.errors import PlanError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from quantkit.calibrate.sources import Source
     from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.cli.calibrated import Text
 
 
@@ -30,77 +29,9 @@ class CorpusWish:
     noise: bool
 
 
-@dataclass(frozen=True, slots=True)
-class OnDescribed:
-    """A described checkpoint whose importance matrix is made first, planned: nothing has been run.
-
-    It answers what `calibrated.OnText` does for a model whose layers quantkit itself computes.
-    """
-
-    checkpoint: "Checkpoint"
-    corpus: "Corpus"
-    settings: "Settings"
-    asked: int
-    folder: Path
-    wants_matrix: bool = True
-
-    @property
-    def matrix(self) -> Path:
-        """Where the importance matrix is, or will be."""
-        return self.folder / "imatrix.gguf"
-
-    @property
-    def has_matrix(self) -> bool:
-        """Whether it is there already.
-
-        Raises:
-            OutputError: another is.
-
-        """
-        from quantkit.calibrate.lockstep.calibrate import is_made_from
-
-        if is_made_from(self.matrix, self.checkpoint, self.corpus, self.settings):
-            return True
-        refuse_other_matrix(self.matrix)
-        return False
-
-    def foresee_matrix(self) -> "Imatrix":
-        """The importance matrix, or what stands for it until it is made."""
-        from quantkit.checkpoint.imatrix import load_imatrix, stand_in
-        from quantkit.checkpoint.open import open_model
-
-        if self.has_matrix:
-            return load_imatrix(self.matrix)
-        targets = open_model(self.checkpoint).targets
-        return stand_in(self.matrix, targets, self.corpus.chunks, self.corpus.names)
-
-    def look_ahead(self, *, hashed: bool) -> int:  # noqa: ARG002 - as OnText has it
-        """The bytes that making it needs on the disk."""
-        from quantkit.calibrate.lockstep.calibrate import look_ahead
-
-        return 0 if self.has_matrix else look_ahead(self.checkpoint, self.corpus, self.settings)
-
-    def make_matrix(self) -> "Imatrix":
-        """The importance matrix, made now unless it is there already."""
-        from quantkit.calibrate.lockstep.calibrate import calibrate
-        from quantkit.checkpoint.imatrix import load_imatrix
-        from quantkit.checkpoint.open import open_model
-        from quantkit.cli.calibrate import metered, remarks_on
-
-        if not self.has_matrix:
-            model = open_model(self.checkpoint)
-            metered(
-                lambda report: calibrate(
-                    self.checkpoint, model, self.corpus, self.matrix, self.settings, report, note
-                ),
-                remarks_on(self.corpus, self.asked),
-            )
-        return load_imatrix(self.matrix)
-
-
 def plan_on_described(
     checkpoint: "Checkpoint", text: "Text", name: str | None, out: Path | None
-) -> OnDescribed:
+) -> MatrixFirst:
     """Plan an importance matrix of a described checkpoint that quants are built of.
 
     Raises:
@@ -113,15 +44,32 @@ def plan_on_described(
     require("torch", "PyTorch", "calibrate", "--imatrix auto")
     require("transformers", "transformers", "transformers", "--imatrix auto of such a model")
     from quantkit.calibrate.calibrate import Settings
-    from quantkit.calibrate.lockstep.calibrate import stand_ready
+    from quantkit.calibrate.lockstep.calibrate import (
+        calibrate,
+        is_made_from,
+        look_ahead,
+        stand_ready,
+    )
     from quantkit.calibrate.text import make_corpus
     from quantkit.checkpoint.checkpoint import stored_view
+    from quantkit.checkpoint.imatrix import stand_in
+    from quantkit.checkpoint.open import open_model
+    from quantkit.cli.calibrate import metered, remarks_on
 
     settings = Settings(text.device.value, fewest_tokens=0)
     stand_ready(stored_view(checkpoint), text.context, settings)
     corpus = make_corpus(checkpoint, text.sources, text.chunks, text.context)
-    folder = out or named_folder(checkpoint, name, only_gguf=True)
-    return OnDescribed(checkpoint, corpus, settings, text.chunks, folder)
+    model = open_model(checkpoint)
+    return MatrixFirst(
+        out or named_folder(checkpoint, name, only_gguf=True),
+        is_made=lambda matrix: is_made_from(matrix, checkpoint, corpus, settings),
+        stand_in=lambda matrix: stand_in(matrix, model.targets, corpus.chunks, corpus.names),
+        needed=lambda: look_ahead(checkpoint, corpus, settings),
+        make=lambda matrix: metered(
+            lambda report: calibrate(checkpoint, model, corpus, matrix, settings, report, note),
+            remarks_on(corpus, text.chunks),
+        ),
+    )
 
 
 def calibrate_described(
