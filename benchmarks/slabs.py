@@ -54,7 +54,7 @@ def main() -> int:
     seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)
     for kind, weighted in cases:  # compiles, and widens the slab
         spend(slab_of(np.zeros(COLUMNS, np.uint16)), kind, columns if weighted else None)
-    slab.rows, slab.tiles(256)  # noqa: B018
+    slab.rows, slab.tiles(256)
     for _ in track(range(args.rounds), console=console, transient=True):
         for kind, weighted in cases:
             importance = columns if weighted else None

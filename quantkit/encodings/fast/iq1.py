@@ -8,9 +8,9 @@ import numpy as np
 
 from quantkit.encodings.fast.halves import INFINITE, half_bits
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.k_quants import sum_of_squares, weigh, weigh_by_square
+from quantkit.encodings.fast.k_quants import sum_of_squares, weigh
 from quantkit.encodings.fast.nearest import make_runs, number_points
-from quantkit.encodings.fast.search import LARGEST
+from quantkit.encodings.fast.search import LARGEST, weigh_by_square
 from quantkit.encodings.fast.simd import (
     LANES,
     any_lane,

@@ -17,12 +17,14 @@ from quantkit.encodings.fast.search import (
     SMALLEST,
     least,
     level_between,
+    make_q3_room,
     most,
     rounded,
     search_min_scale,
     search_positive_scale,
-    search_q3_scale,
+    search_q3_scales,
     search_scale,
+    weigh_by_square,
 )
 from quantkit.encodings.fast.simd import (
     LANES,
@@ -95,14 +97,6 @@ def weigh(x, start, n, sigma2, importance, weight):
         value = load(x, (start + i) * LANES)
         spread = sqrt(sigma2 + value * value)
         store(weight, i * LANES, load(importance, (start + i) * LANES) * spread)
-
-
-@inlined
-def weigh_by_square(x, start, n, weight):
-    """Each element by its square."""
-    for i in range(n):
-        value = load(x, (start + i) * LANES)
-        store(weight, i * LANES, value * value)
 
 
 @inlined
@@ -361,8 +355,8 @@ def encode_q5_k(tiles, importance, scratch, out, odd_blocks):
 def _requantize(x, d_bits, nmax, from_search, room):
     """Levels of a block with signed scales of 16 weights, from 0; the mask of odd lanes.
 
-    Where the scale was rounded to nothing the search's levels stay: those in the room, or
-    (``from_search``) those that its inverse scale gives, where ``lows`` is not 0.
+    Where the scale was rounded to nothing the search's levels stay: those in the room, still from
+    ``-nmax``, or (``from_search``) those that its inverse scale gives, where ``lows`` is not 0.
     """
     zero, bottom, top, middle = f32(0), f32(-nmax), f32(nmax - 1), f32(nmax)
     d = half_value(d_bits)
@@ -382,7 +376,7 @@ def _requantize(x, d_bits, nmax, from_search, room):
                     searched = level_between(inverse * value, bottom, top) + middle
                     searched = select(sound == zero, zero, searched)
                 else:
-                    searched = load(room.levels, i * LANES)
+                    searched = load(room.levels, i * LANES) + middle
                 level = select(kept, searched, level)
             store(room.levels, i * LANES, level)
     return far > f32(FARTHEST_ROUNDED)
@@ -443,18 +437,14 @@ def _fit_signed_scales(x, importance, stride, sigma2, room):
     for j in range(16):
         level = level_between(inverse * load(room.scales, j * LANES), bottom, top)
         store(room.scale_levels, j * LANES, select(blank, bottom, level))
-    return d, bottom > top, True
+    return d, _too_large(x), True
 
 
 @inlined
-def _share_of_farthest(x, room):
+def _share_of_farthest(x, room, q3_room):
     """Multiples of the scales of Q3_K as parts of the farthest: the block's scale, odd lanes."""
     zero, bottom, top = f32(0), f32(-32), f32(31)
-    odd = zero < zero
-    for j in range(16):
-        scale, strange = search_q3_scale(x, 16 * j, room.weight, 16, 4, room.levels)
-        odd = odd | strange
-        store(room.scales, j * LANES, scale)
+    odd = search_q3_scales(x, 16, 16, 4, q3_room, room.levels, room.scales)
     far, _ = _farthest_scale(room)
     inverse = bottom / far
     blank = far == zero
@@ -485,7 +475,7 @@ def _weigh_for_best_q3(x, weight):
 @compiled
 def encode_q3_k(tiles, importance, scratch, out, odd_blocks):
     """Q3_K: sixteen signed scales of six bits, three bits a weight."""
-    room = _make_room()
+    room, q3_room = _make_room(), make_q3_room(16, 16)
     for group in range(tiles.shape[0]):
         x = _next_tile(tiles, importance, group, room)
         sigma2 = f32(0)
@@ -496,10 +486,9 @@ def encode_q3_k(tiles, importance, scratch, out, odd_blocks):
             # A few candidates are a better start than ggml's own search, and sooner found.
             d, odd, from_search = _fit_signed_scales(x, importance, 6, sigma2, room)
         else:
-            d, odd, from_search = _share_of_farthest(x, room)
+            d, odd, from_search = _share_of_farthest(x, room, q3_room)
         d_bits = half_bits(d)
-        odd = odd | _too_large(x) | _infinite(d_bits)
-        odd = odd | _requantize(x, d_bits, 4, from_search, room)
+        odd = odd | _infinite(d_bits) | _requantize(x, d_bits, 4, from_search, room)
         if scratch is not None:
             if importance is not None:
                 weigh(x, 0, WIDTH, sigma2, room.importance, scratch[0])
