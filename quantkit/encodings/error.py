@@ -20,7 +20,7 @@ def weighted_error(
     part. What they are multiplied by, where ``|x|`` is the magnitude of a weight:
 
     - with importance: importance * sqrt(s + x**2), where s is twice the mean square of the block
-      (Q2_K, IQ2_XS and IQ2_XXS: once); for Q6_K importance alone;
+      (Q2_K, IQ2_XS and IQ2_XXS: once; IQ4_NL: of 32 weights); for Q6_K importance alone;
     - without, Q2_K: ``|x|``, and absolute differences instead of squared ones;
     - without, Q4_K and Q5_K: ``|x|`` + the root mean square of the sub-block;
     - without, Q3_K and Q6_K: x**2.
@@ -41,8 +41,10 @@ def weighted_error(
         columns = importance.reshape(-1, _SUPERBLOCK).astype(np.float64)
         weights = np.tile(columns, (len(x) // len(columns), 1))
         if name != "Q6_K":
-            mean = np.mean(x * x, axis=1, keepdims=True) * (1 if name in _ONE_MEAN_SQUARE else 2)
-            weights *= np.sqrt(mean + x * x)
+            parts = x.reshape(-1, 32) if name == "IQ4_NL" else x
+            mean = np.mean(parts * parts, axis=1, keepdims=True)
+            mean = mean * (1 if name in _ONE_MEAN_SQUARE else 2)
+            weights *= np.sqrt(mean + parts * parts).reshape(x.shape)
     elif name == "Q2_K":
         return np.asarray((np.abs(x) * off).sum(axis=1))
     elif name in ("Q4_K", "Q5_K"):

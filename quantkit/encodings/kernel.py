@@ -19,7 +19,9 @@ Prepare: TypeAlias = Callable[
     [Iterable[tuple[Encoding, bool]], Iterable[str], Callable[[str], None]], None
 ]
 _SEARCHED = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
-_SEARCHED_WEIGHTED = frozenset({"IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"})
+_SEARCHED_WEIGHTED = frozenset(
+    {"IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"}
+)
 
 
 def is_searched(name: str, weighted: bool) -> bool:

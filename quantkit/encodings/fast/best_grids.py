@@ -59,8 +59,8 @@ from quantkit.encodings.fast.simd import (
 from quantkit.encodings.fast.tiles import importance_tile
 
 _TURNS = 3
-_ENOUGH = 0.97  # of ggml's error: beyond, a scale is not made larger
-_LESS = 1 - 2.0**-15  # beyond what rounding of the sums can make of two equal errors
+ENOUGH = 0.97  # of ggml's error: beyond, a scale is not made larger
+LESS = 1 - 2.0**-15  # beyond what rounding of the sums can make of two equal errors
 _MOST = 3.4028234663852886e38
 
 # ``size``: weights per group; ``subs``: sub-blocks; ``even``: whether signs are; ``mean``: how many
@@ -133,7 +133,7 @@ def _error_of(block, size, subs, top, d):
 
 
 @inlined
-def _weigh_block(x, importance, group, mean, columns, weight):
+def weigh_block(x, importance, group, mean, columns, weight):
     """What the errors of a block's weights count; the sum of their weighted squares."""
     importance_tile(importance, group, WIDTH, columns)
     weigh(x, 0, WIDTH, f32(mean) * sum_of_squares(x, 0, WIDTH) / f32(WIDTH), columns, weight)
@@ -145,7 +145,7 @@ def _weigh_block(x, importance, group, mean, columns, weight):
 
 
 @inlined
-def _widen(fitted, product, own, squares, most_error):
+def widen(fitted, product, own, squares, most_error):
     """The scale that does not shrink, or that between it and ``fitted`` with ``most_error``."""
     spare = most_error - (squares - fitted * product)
     farthest = fitted + sqrt(most(spare, f32(0)) / own)
@@ -203,7 +203,7 @@ def _improve(tiles, importance, near, parts, size, n_points, subs, even, mean, t
     top_level = f32(top)
     for group in range(tiles.shape[0]):
         x = tiles[group]
-        squares = _weigh_block(x, importance, group, mean, columns, block.weight)
+        squares = weigh_block(x, importance, group, mean, columns, block.weight)
         bits = _load_block(parts, near.points, group * LANES, block)
         d = half_value(bits)
         for eight in range(WIDTH // 8):
@@ -218,11 +218,11 @@ def _improve(tiles, importance, near, parts, size, n_points, subs, even, mean, t
             )
             fitted = product / own
             if turn == _TURNS - 1:
-                fitted = _widen(fitted, product, own, squares, before * f32(_ENOUGH))
+                fitted = widen(fitted, product, own, squares, before * f32(ENOUGH))
             bits = half_bits(select((product > f32(0)) & (own > f32(0)), fitted, d))
             d = half_value(bits)
         after = _error_of(block, size, subs, top_level, d)
-        better = (after < before * f32(_LESS)) & (bits < i32(INFINITE))
+        better = (after < before * f32(LESS)) & (bits < i32(INFINITE))
         _store_block(parts, near.numbers, group * LANES, block, bits, better)
 
 

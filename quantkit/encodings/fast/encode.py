@@ -12,7 +12,7 @@ import quantkit
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import Encoding
-from quantkit.encodings.fast import best_grids, iq1, iq2, iq3, iq4, k_quants, legacy
+from quantkit.encodings.fast import best_grids, best_iq4, iq1, iq2, iq3, iq4, k_quants, legacy
 from quantkit.encodings.fast.best import make_scratch
 from quantkit.encodings.fast.grids import Lists, make_lists
 from quantkit.encodings.slab import Slab
@@ -104,9 +104,12 @@ def encode(
     elif strange.size:
         for row in np.unique(strange // (slab.columns // width)):
             out[row] = ggml.encode(slab.rows[row : row + 1], encoding, importance)
-    if search == "best" and encoding.name in best_grids.FORMATS and importance is not None:
+    if search == "best" and importance is not None:
         weights = np.array(importance, np.float32)
-        best_grids.improve(tiles, weights, encoding.name, out.reshape(odd.size, -1))
+        if encoding.name in best_grids.FORMATS:
+            best_grids.improve(tiles, weights, encoding.name, out.reshape(odd.size, -1))
+        elif encoding.name in best_iq4.FORMATS:
+            best_iq4.improve(tiles, weights, encoding.name, out.reshape(-1))
     return out
 
 

@@ -60,7 +60,8 @@ THRESHOLDS = np.array([_first_above(low, high) for low, high in pairwise(VALUES)
 
 
 @inlined
-def _nearest_value(x):
+def nearest_value(x):
+    """The nearest level of the table."""
     value = f32(VALUES[0])
     for k in range(15):
         value = select(x >= f32(THRESHOLDS[k]), f32(VALUES[k + 1]), value)
@@ -68,7 +69,8 @@ def _nearest_value(x):
 
 
 @inlined
-def _nearest_index(x):
+def nearest_index(x):
+    """Its index."""
     index = f32(0)
     for k in range(15):
         index = select(x >= f32(THRESHOLDS[k]), f32(k + 1), index)
@@ -76,12 +78,12 @@ def _nearest_index(x):
 
 
 @inlined
-def _products(x, start, weight, inverse):
+def products(x, start, weight, inverse):
     """Weighted sums of level times value and of level squared, with levels from this scale."""
     sum_qx, sum_q2 = f32(0), f32(0)
     for i in range(BLOCK):
         value = load(x, (start + i) * LANES)
-        q = _nearest_value(inverse * value)
+        q = nearest_value(inverse * value)
         wq = load(weight, i * LANES) * q
         sum_qx = sum_qx + wq * value
         sum_q2 = sum_q2 + wq * q
@@ -95,12 +97,12 @@ def _search(x, start, weight):
     far, size = farthest(x, start, BLOCK)
     blank = size < f32(SMALLEST)
     inverse = f32(1) / (negative(far) / f32(VALUES[0]))
-    sum_qx, sum_q2 = _products(x, start, weight, inverse)
+    sum_qx, sum_q2 = products(x, start, weight, inverse)
     scale = select(sum_q2 > zero, sum_qx / sum_q2, zero)
     best = scale * sum_qx
     for attempt in range(-_TRIES, _TRIES + 1):
         inverse = f32(np.float32(attempt) + VALUES[0]) / far
-        sum_qx, sum_q2 = _products(x, start, weight, inverse)
+        sum_qx, sum_q2 = products(x, start, weight, inverse)
         better = (sum_q2 > zero) & (sum_qx * sum_qx > best * sum_q2)
         scale = select(better, sum_qx / sum_q2, scale)
         best = select(better, scale * sum_qx, best)
@@ -124,14 +126,15 @@ def _index_and_pack(x, start, inverse, first_half, halves):
         half = i32(0)
         for byte in range(2):
             i = start + 2 * pair + byte
-            low = _nearest_index(inverse * load(x, i * LANES))
-            high = _nearest_index(inverse * load(x, (i + 16) * LANES))
+            low = nearest_index(inverse * load(x, i * LANES))
+            high = nearest_index(inverse * load(x, (i + 16) * LANES))
             half = half | ((low | (high << i32(4))) << i32(8 * byte))
         store_half(halves, first_half + pair, half)
 
 
 @inlined
-def _inverse(x):
+def inverse_of(x):
+    """1 / x, or 0 for 0."""
     return select(x == f32(0), f32(0), f32(1) / x)
 
 
@@ -161,7 +164,7 @@ def encode_iq4_nl(tiles, importance, out, odd_blocks):
             bits = half_bits(scale)
             odd = odd | (size > f32(LARGEST)) | _infinite(bits)
             store_half(halves, 9 * block, bits)
-            _index_and_pack(x, start, _inverse(scale), 9 * block + 1, halves)
+            _index_and_pack(x, start, inverse_of(scale), 9 * block + 1, halves)
         write_blocks(halves, 9 * (width // BLOCK), group, odd, out, odd_blocks, flags)
 
 
@@ -190,7 +193,7 @@ def encode_iq4_xs(tiles, importance, out, odd_blocks):
             far_size = select(beyond, absolute(scale), far_size)
             far = select(beyond, scale, far)
         d = negative(far) / f32(32)
-        inverse = _inverse(d)
+        inverse = inverse_of(d)
         bits = half_bits(d)
         store_half(halves, 0, bits)
         high = i32(0)
@@ -199,7 +202,7 @@ def encode_iq4_xs(tiles, importance, out, odd_blocks):
             for k in range(4):
                 block = 4 * pair + k
                 level = level_between(inverse * load(scales, block * LANES), f32(-32), f32(31))
-                _index_and_pack(x, BLOCK * block, _inverse(d * level), 4 + 8 * block, halves)
+                _index_and_pack(x, BLOCK * block, inverse_of(d * level), 4 + 8 * block, halves)
                 stored = to_int(level) + i32(32)
                 low = low | ((stored & i32(15)) << i32(4 * k))
                 high = high | ((stored >> i32(4)) << i32(2 * block))
