@@ -59,7 +59,7 @@ from quantkit.encodings.fast.simd import (
 from quantkit.encodings.fast.tiles import importance_tile
 
 _TURNS = 3
-ENOUGH = 0.97  # of ggml's error: beyond, a scale is not made larger
+_ENOUGH = 0.97  # of ggml's error: beyond, a scale is not made larger
 LESS = 1 - 2.0**-15  # beyond what rounding of the sums can make of two equal errors
 _MOST = 3.4028234663852886e38
 
@@ -218,7 +218,7 @@ def _improve(tiles, importance, near, parts, size, n_points, subs, even, mean, t
             )
             fitted = product / own
             if turn == _TURNS - 1:
-                fitted = widen(fitted, product, own, squares, before * f32(ENOUGH))
+                fitted = widen(fitted, product, own, squares, before * f32(_ENOUGH))
             bits = half_bits(select((product > f32(0)) & (own > f32(0)), fitted, d))
             d = half_value(bits)
         after = _error_of(block, size, subs, top_level, d)

@@ -1,0 +1,109 @@
+"""``--search best`` for IQ4_NL and IQ4_XS."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from quantkit.encodings import ggml
+from quantkit.encodings.encoding import encoding
+from quantkit.encodings.error import weighted_error
+from quantkit.encodings.fast.best_iq4 import FORMATS
+from quantkit.encodings.fast.encode import encode
+from quantkit.encodings.slab import Slab
+from tests.encodings.rows import COLUMNS, importance, normal, slab_of, special
+from tests.encodings.test_best import slab_of_kind
+from tests.encodings.test_best_grids import whole_numbers
+
+# Of the blocks of ``whole_numbers``: a change of these is a change of what a build writes.
+GOLDEN = {"IQ4_NL": "1a925822f793e78f", "IQ4_XS": "821cfcb57c368cdf"}
+
+
+def errors(
+    slab: Slab, name: str, columns: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Best's error and ggml's, per 256 weights."""
+    kind = encoding(name)
+    found = []
+    for data in (encode(slab, kind, columns, "best"), ggml.encode(slab.rows, kind, columns)):
+        decoded = dequantize(data, GGMLQuantizationType[name])
+        np.testing.assert_array_equal(decoded.reshape(-1), ggml.decode(data.reshape(-1), kind))
+        found.append(weighted_error(name, slab.rows, decoded, columns))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+class TestError:
+    @pytest.mark.parametrize("rows", ["normal", "heavy-tailed", "trained"])
+    def test_less_and_more_in_no_block(self, name: str, rows: str) -> None:
+        slab = slab_of_kind(rows)
+        best, reference = errors(slab, name, importance(slab.columns))
+        assert best.sum() < (0.995 if rows == "heavy-tailed" else 0.97) * reference.sum()
+        assert (best <= reference).all()
+
+    @pytest.mark.parametrize("rows", ["positive", "negative", "far from 0", "uniform"])
+    def test_more_in_no_block_of_odd_rows(self, name: str, rows: str) -> None:
+        slab = slab_of_kind(rows)
+        best, reference = errors(slab, name, importance(slab.columns))
+        assert (best <= reference).all()
+
+    def test_special_rows(self, name: str) -> None:
+        columns = importance(COLUMNS, "holes")
+        taken = []
+        for row in special():
+            try:
+                ggml.encode(row[np.newaxis], encoding(name), columns)
+                taken.append(row)
+            except OverflowError:
+                with pytest.raises(OverflowError):
+                    encode(slab_of(row[np.newaxis]), encoding(name), columns, "best")
+        best, reference = errors(slab_of(np.array(taken)), name, columns)
+        assert (best <= reference).all()
+
+    def test_a_block_does_not_depend_on_its_neighbours(self, name: str) -> None:
+        columns = importance(768)
+        rows = normal(40, 768)
+        whole = encode(slab_of(rows), encoding(name), columns, "best")
+        for first, last in ((0, 1), (1, 40)):
+            part = encode(slab_of(rows[first:last]), encoding(name), columns, "best")
+            np.testing.assert_array_equal(part, whole[first:last])
+
+
+def test_rows_that_are_no_whole_superblocks() -> None:
+    rows, columns = normal(40, 288), importance(288)
+    best = encode(slab_of(rows), encoding("IQ4_NL"), columns, "best").reshape(40, -1, 18)
+    for block in range(9):
+        part = slice(32 * block, 32 * block + 32)
+        alone = slab_of(np.ascontiguousarray(rows[:, part]))
+        expected = encode(alone, encoding("IQ4_NL"), columns[part], "best")
+        np.testing.assert_array_equal(best[:, block], expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_decoded_weights_do_not_shrink(name: str) -> None:
+    """Their weighted product with the weights is that of the weights with themselves."""
+    slab, columns = slab_of_kind("normal"), importance(COLUMNS)
+    data = encode(slab, encoding(name), columns, "best")
+    decoded = dequantize(data, GGMLQuantizationType[name]).reshape(slab.rows.shape)
+    spread = weighted_error(name, slab.rows, decoded, columns).sum()
+    # |a + b|^2 - |a - b|^2 = 4ab, and the measure is such a square.
+    product = (weighted_error(name, slab.rows, -decoded, columns).sum() - spread) / 4
+    own = weighted_error(name, slab.rows, np.zeros_like(decoded), columns).sum()
+    assert product == pytest.approx(own, rel=0.0002)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_without_importance_blocks_are_those_of_ggml(name: str) -> None:
+    slab, kind = slab_of(normal(2)), encoding(name)
+    expected = ggml.encode(slab.rows, kind, None)
+    np.testing.assert_array_equal(encode(slab, kind, None, "best"), expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_golden(name: str) -> None:
+    columns = (1 + np.arange(COLUMNS) % 7).astype(np.float32)
+    data = encode(whole_numbers(), encoding(name), columns, "best")
+    assert hashlib.sha256(data.tobytes()).hexdigest()[:16] == GOLDEN[name]
