@@ -31,9 +31,9 @@ from quantkit.encodings.slab import Slab
 from quantkit.verify.machine import cpu_name
 
 TINY = Path(__file__).resolve().parents[1] / "tests/checkpoints/tiny-mixtral"
-KERNELS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL")
+K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+IQ4 = ("IQ4_XS", "IQ4_NL")
 LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
-K_QUANTS = KERNELS[:5]
 ON_GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M")
 COLUMNS = 4096
 SLAB = 4 * 2**20  # weights; as in a build
@@ -113,7 +113,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--encodings", nargs="+", default=[*KERNELS, *ON_GRIDS, *LEGACY])
+    parser.add_argument("--encodings", nargs="+", default=[*K_QUANTS, *IQ4, *ON_GRIDS, *LEGACY])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument(
         "--weights", type=int, default=2 * SLAB, help="of each kind; 13 slabs are 54 million"

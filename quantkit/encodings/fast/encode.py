@@ -58,9 +58,9 @@ def encode(
 ) -> NDArray[np.uint8]:
     """The bytes of a slab in a block format: those that ``ggml.encode`` gives, only sooner.
 
-    With the search ``best`` the K-quants, and IQ2 and IQ3 with importance, get other bytes, with
-    less of the error that ggml minimizes (see ``fast.best`` and ``fast.best_grids``); every other
-    format is the same.
+    With the search ``best`` the K-quants, and IQ2 to IQ4 with importance, get other bytes, with
+    less of the error that ggml minimizes (see ``fast.best``, ``fast.best_grids`` and
+    ``fast.best_iq4``); every other format is the same.
 
     Formats without a kernel of ours go to ggml, and so do rows with weights so large, small or
     strange that ggml's rounding wraps around in them.
