@@ -531,7 +531,7 @@ def run_build(
 
     def report(progress: "Progress") -> None:
         if progress.stage == "compile":
-            note(f"Compiling the kernel for {progress.name}; later builds reuse it.")
+            note(f"Compiling kernels, once for this machine: {progress.name}")
             return
         verb = {"encode": "Encoding", "verify": "Verifying", "check": "Running"}[progress.stage]
         meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)

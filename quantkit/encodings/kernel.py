@@ -57,13 +57,14 @@ def _ggml(search: str) -> Kernel:
 
 
 def _fast(search: str) -> Kernel:
-    from quantkit.encodings.fast import encode as fast
+    from quantkit.encodings.fast.encode import encode, version
+    from quantkit.encodings.fast.prepare import prepare
 
     return Kernel(
         "fast",
-        fast.version(),
-        partial(fast.encode, search=search),
-        partial(fast.prepare, search=search),
+        version(),
+        partial(encode, search=search),
+        partial(prepare, search=search),
         search,
     )
 

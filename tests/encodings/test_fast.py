@@ -13,6 +13,7 @@ from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
 from quantkit.encodings.fast.encode import encode, has_kernel
 from quantkit.encodings.fast.iq4 import THRESHOLDS, VALUES
+from quantkit.encodings.fast.prepare import shares
 from quantkit.encodings.slab import Slab
 from tests.encodings.rows import (
     COLUMNS,
@@ -169,13 +170,16 @@ class TestCache:
     """Compiled once per machine, and not at all where there is nowhere to keep the result."""
 
     CODE = (
-        "import numpy as np\n"
+        "from numba.core.event import install_recorder\n"
         "from quantkit.encodings.encoding import encoding\n"
-        "from quantkit.encodings.fast.encode import prepare\n"
-        "prepare([(encoding('Q6_K'), False)], ['BF16'], print)\n"
+        "from quantkit.encodings.fast.prepare import prepare\n"
+        "wanted = [(encoding('Q6_K'), False), (encoding('Q4_0'), True)]\n"
+        "with install_recorder('numba:run_pass') as here:\n"
+        "    prepare(wanted, ['BF16'], print)\n"
+        "print('here' if here.buffer else 'not here')\n"
     )
 
-    def run(self, **env: str) -> str:
+    def run(self, **env: str) -> list[str]:
         done = subprocess.run(
             [sys.executable, "-c", self.CODE],
             env={**os.environ, **env},
@@ -183,16 +187,25 @@ class TestCache:
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        return done.stdout.splitlines()
 
     def test_the_second_process_does_not_compile(self, tmp_path: Path) -> None:
-        assert self.run(NUMBA_CACHE_DIR=str(tmp_path)) == "Q6_K"
-        assert self.run(NUMBA_CACHE_DIR=str(tmp_path)) == ""
+        assert self.run(NUMBA_CACHE_DIR=str(tmp_path)) == ["Q6_K, Q4_0", "not here"]
+        assert self.run(NUMBA_CACHE_DIR=str(tmp_path)) == ["not here"]
 
     def test_a_folder_that_cannot_be_written_does_no_harm(self, tmp_path: Path) -> None:
         blocked = tmp_path / "file"
         blocked.touch()
-        assert self.run(NUMBA_CACHE_DIR=str(blocked / "x")) == "Q6_K"
+        assert self.run(NUMBA_CACHE_DIR=str(blocked / "x")) == ["Q6_K, Q4_0", "here"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 50])
+def test_every_kernel_is_compiled_by_one_process(n: int) -> None:
+    wishes = [(name, weighted) for name, weighted in KERNELS if name != "Q5_0"] + [("NEW", True)]
+    found = shares(wishes, n)
+    assert len(found) <= n
+    assert all(found)
+    assert sorted(wish for share in found for wish in share) == sorted(wishes)
 
 
 def test_importing_quantkit_does_not_import_numba() -> None:

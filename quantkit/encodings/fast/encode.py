@@ -1,15 +1,9 @@
 """Rows in, blocks out: ``--kernel fast``."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
-
-import numba
 import numpy as np
-from numba.core.event import Listener
 from numpy.typing import NDArray
 
 import quantkit
-from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.fast import best_grids, best_iq4, iq1, iq2, iq3, iq4, k_quants, legacy
@@ -17,7 +11,7 @@ from quantkit.encodings.fast.best import make_scratch
 from quantkit.encodings.fast.grids import Lists, make_lists
 from quantkit.encodings.slab import Slab
 
-_SUPERBLOCK, _BLOCK = 256, 32
+SUPERBLOCK, _BLOCK = 256, 32
 _K_QUANTS = {
     "Q2_K": k_quants.encode_q2_k,
     "Q3_K": k_quants.encode_q3_k,
@@ -80,7 +74,7 @@ def encode(
     """
     if not has_kernel(encoding, importance is not None):
         return ggml.encode(slab.rows, encoding, importance)
-    width = _BLOCK if slab.columns % _SUPERBLOCK else _SUPERBLOCK
+    width = _BLOCK if slab.columns % SUPERBLOCK else SUPERBLOCK
     tiles = slab.tiles(width)
     out = np.empty((slab.n_rows, encoding.row_bytes(slab.columns)), np.uint8)
     odd = np.empty(slab.n_rows * slab.columns // width, np.uint8)
@@ -121,50 +115,3 @@ def has_kernel(encoding: Encoding, weighted: bool) -> bool:
 def version() -> str:
     """Which kernels these are."""
     return f"quantkit {quantkit.__version__} with {ggml.version()}"
-
-
-def prepare(
-    encodings: Iterable[tuple[Encoding, bool]],
-    dtypes: Iterable[str],
-    report: Callable[[str], None],
-    search: str = "ggml",
-) -> None:
-    """Compile or load what a build will call, so that it can say so and threads need not wait.
-
-    Args:
-        encodings: and whether each is wanted with importance.
-        dtypes: of the source.
-        report: called with the name of an encoding before it is compiled; not where the machine
-            code of an earlier run serves.
-        search: as for ``encode``.
-
-    """
-    dtypes = sorted(dtypes)
-    for kind, weighted in encodings:
-        if not has_kernel(kind, weighted):
-            continue
-        importance = np.ones(_SUPERBLOCK, np.float32) if weighted else None
-        listener = _Compiling(partial(report, kind.name))
-        numba.core.event.register("numba:compile", listener)
-        try:
-            for dtype in dtypes:
-                raw = np.zeros(_SUPERBLOCK * FLOAT_BYTES[dtype], np.uint8)
-                encode(Slab(raw, dtype, _SUPERBLOCK), kind, importance, search)
-        finally:
-            numba.core.event.unregister("numba:compile", listener)
-
-
-class _Compiling(Listener):
-    """Calls back once, when numba begins to compile the first of a kernel's functions."""
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self._callback = callback
-        self._told = False
-
-    def on_start(self, event: object) -> None:  # noqa: ARG002 - numba passes it
-        if not self._told:
-            self._told = True
-            self._callback()
-
-    def on_end(self, event: object) -> None:
-        pass

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.compiler import Compiler
 
 from quantkit.core.files import read_file
 from quantkit.core.system import user_cache
@@ -15,9 +16,30 @@ from quantkit.core.system import user_cache
 _HERE = Path(__file__).resolve().parent
 _options = {"error_model": "numpy"}  # as in C, dividing by 0 gives infinity
 
+
+class _Draft(Compiler):
+    """Leaves all optimizing to the caller, of which a function becomes part.
+
+    numba would optimize it on every floor between itself and its kernel, which is a third of the
+    time that the kernels take to compile.
+    """
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        usual = numba.config.OPT
+        numba.config.OPT = type(usual)(0)  # numba's lock is held: no other thread compiles
+        try:
+            return super().compile_extra(func)
+        finally:
+            numba.config.OPT = usual
+
+
 # Functions of vectors must become part of their caller: a call would pass vectors through memory.
 inlined: Callable[..., Any] = numba.njit(
-    forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_options
+    pipeline_class=_Draft,
+    forceinline=True,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    **_options,
 )
 
 
@@ -33,6 +55,11 @@ def compiled(function: Callable[..., Any]) -> Any:
         finally:
             numba.config.CACHE_DIR = usual
     return kernel
+
+
+def keeps_results() -> bool:
+    """Whether what is compiled here is there for the next process."""
+    return _cache_folder(numba.config.CACHE_DIR) is not None
 
 
 @cache
