@@ -26,7 +26,7 @@ class _Draft(Compiler):
 
     def compile_extra(self, func: Callable[..., Any]) -> Any:
         usual = numba.config.OPT
-        numba.config.OPT = type(usual)(0)  # numba's lock is held: no other thread compiles
+        numba.config.OPT = type(usual)(1)  # numba's lock is held: no other thread compiles
         try:
             return super().compile_extra(func)
         finally:
