@@ -13,17 +13,76 @@ from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.states import States
 from quantkit.checkpoint.open import open_stored
-from tests.architectures.small import SMALL, Small
+from tests.architectures.small import LATENT, LOCAL, SMALL, Small
 
+# Models that llama.cpp's converter does not know, or not as transformers has them.
+OTHERS = {
+    "jetmoe": Small(
+        "jetmoe",
+        "JetMoeForCausalLM",
+        {**LOCAL, "kv_channels": 64, "intermediate_size": 128, "num_key_value_heads": 2},
+    ),
+    "doge": Small(
+        "doge",
+        "DogeForCausalLM",
+        {"is_moe": True, "num_experts": 64, "num_experts_per_tok": 4},
+    ),
+    "longcat": Small(
+        "longcat",
+        "LongcatFlashForCausalLM",
+        {
+            **LATENT,
+            "hidden_size": 128,
+            "num_layers": 2,
+            "num_hidden_layers": None,
+            "head_dim": 16,
+            "ffn_hidden_size": 256,
+            "expert_ffn_hidden_size": 128,
+            "n_routed_experts": 4,
+            "zero_expert_num": 2,
+            "moe_topk": 3,
+            "intermediate_size": None,
+        },
+    ),
+    "step3p7": Small(
+        "step3p7",
+        "Step3p7ForConditionalGeneration",
+        {
+            "text_config": {
+                **LOCAL,
+                "hidden_size": 128,
+                "head_dim": 32,
+                "intermediate_size": 256,
+                "moe_intermediate_size": 128,
+                "share_expert_dim": 128,
+                "n_routed_experts": 4,
+                "swiglu_limits": [0.05, 0.0],
+                "mlp_layer_types": ["sparse", "sparse"],
+                "layer_types": ["sliding_attention", "full_attention"],
+                "sliding_window": 64,
+                "num_sliding_attention_heads": 4,
+                "query_pre_attn_scalar": 32,
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+        },
+    ),
+}
 CPU = torch.device("cpu")
 CHUNKS, CONTEXT = 3, 80
 
 
 def small_model(name: str, folder: Path, **changes: Any) -> Path:
-    """Write one of `SMALL`, as publishers store it."""
+    """Write one of `SMALL` or `OTHERS`, as publishers store it."""
     from tests.architectures.make import make_small
 
-    small: Small = SMALL[name]
+    small: Small = {**SMALL, **OTHERS}[name]
     folder.mkdir()
     make_small(replace(small, config={**small.config, **changes}), folder)
     return folder

@@ -81,11 +81,11 @@ def test_an_expert_is_a_part_of_the_parameter(
 ) -> None:
     state = ordinary_model(folders[name]).state_dict()
     for folder in (folders[name], with_fused_names(folders[name], tmp_path / "fused")):
-        parameters = opened(folder).parameters
+        forward = opened(folder)
         for full in (n for n in state if n.endswith(("experts.gate_up_proj", "experts.down_proj"))):
-            assert torch.equal(parameters.load([full])[full], state[full])
+            assert torch.equal(forward.parameters.load([full])[full], state[full])
             for expert, matrix in enumerate(state[full]):
-                assert torch.equal(parameters.expert(full, expert), matrix)
+                assert torch.equal(forward.expert(full, expert), matrix)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt-oss"])
@@ -226,12 +226,66 @@ def test_code_that_comes_with_a_model_is_not_run(folders: dict[str, Path], tmp_p
     assert not (tmp_path / "ran").exists()
 
 
-def test_whose_experts_are_in_memory_all_at_once() -> None:
-    """Those of transformers' decoders that do not ask for a function to run their experts.
+# Whose experts do not ask for a function to run them.
+OWN = ("llama4", "dbrx", "jetmoe", "longcat", "step3p7")
 
-    Bamba has none, for all that it speaks of them.
+
+@pytest.mark.parametrize("name", [*OWN, "doge"])
+def test_experts_of_classes_that_run_them_themselves(name: str, tmp_path: Path) -> None:
+    """Logits are the ordinary forward's, no expert's matrix stays, and each sees its tokens."""
+    folder = small_model(name, tmp_path / "model")
+    tokens = some_tokens()
+    theirs = ordinary_logits(folder, tokens)
+    forward = opened(folder)
+    squares = Squares(forward.n_matrices)
+    counts: dict[str, float] = {}
+
+    class Looking:
+        def observe(self, parameter: str, expert: int | None, chunk: int | None, x: Tensor) -> None:
+            squares.observe(parameter, expert, chunk, x)
+            real = {name for name, p in forward.model.named_parameters() if not p.is_meta}
+            for within, some in forward.experts.items():
+                assert not real & {f"{within}.{own}" for own in some.matrices}
+            assert not real & {f"{within}.weight" for within in forward.tables}
+
+    def finish_layer(_layer: int) -> None:
+        counts.update({name: sums.counts.sum() for name, sums in squares.take().items()})
+
+    found: dict[int, Tensor] = {}
+    states = States(Path(), CHUNKS, CPU, spill=False, durable=False)
+    run(
+        forward,
+        tokens,
+        states,
+        found.__setitem__,
+        watcher=Looking(),
+        finish_layer=finish_layer,
+    )
+    assert difference([found[chunk] for chunk in range(CHUNKS)], theirs) < MOST
+    chosen = {"llama4": 1, "longcat": 3}.get(name, 2) * tokens.size
+    streamed = [
+        counts[f"{within}.{own}"]
+        for within, some in forward.experts.items()
+        for own in some.matrices
+    ]
+    if name == "longcat":  # some tokens go to experts that have no matrices
+        assert all(0 < count < chosen for count in streamed)
+    else:
+        assert streamed == [chosen] * len(streamed)
+    assert streamed or name == "doge"  # whose experts are rows of a table
+    if name in OWN:
+        fused = with_fused_names(folder, tmp_path / "fused")
+        assert difference(streamed_logits(fused, tokens), theirs) < MOST
+
+
+def test_no_decoders_experts_are_in_memory_all_at_once() -> None:
+    """They ask for a function to run them, or quantkit knows their class.
+
+    Bamba has none, for all that it speaks of them, and Doge's are rows of embeddings.
     """
     from transformers.models.auto import configuration_auto, modeling_auto
+
+    from quantkit.calibrate.lockstep.own_experts import KINDS
 
     spec = importlib.util.find_spec("transformers")
     assert spec is not None
@@ -241,14 +295,16 @@ def test_whose_experts_are_in_memory_all_at_once() -> None:
         *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     }
-    found = set()
+    found = {"own": set(), "without": set()}
     for folder in {configuration_auto.model_type_to_module_name(kind) for kind in kinds}:
         for file in (models / folder).glob("modeling_*.py"):
             text = file.read_text()
             has_experts = re.search(r"num_(local_|routed_)?experts\b|moe_num_experts", text)
             if has_experts and "use_experts_implementation" not in text:
-                found.add(folder)
-    assert found <= {"bamba", "dbrx", "doge", "jetmoe", "llama4", "longcat_flash", "step3p7"}
+                known = any(f"class {kind}(" in text for kind in KINDS)
+                found["own" if known else "without"].add(folder)
+    assert found["without"] <= {"bamba", "doge"}
+    assert found["own"] >= {"dbrx", "jetmoe", "llama4", "longcat_flash", "step3p7"}
 
 
 def test_scales_of_blocks_of_which_the_last_is_cut_off() -> None:

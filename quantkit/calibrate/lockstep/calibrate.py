@@ -199,8 +199,9 @@ def _teller(
 
 def _routing(forward: LockstepForward, sums: Mapping[str, Sums]) -> Routing | None:
     """Where the tokens of a layer went, if it has experts that are seen one by one."""
+    routed = {f"{name}.{some.routed}" for name, some in forward.experts.items()}
     for name, seen in sums.items():
-        if name.rpartition(".")[0] in forward.experts and not name.endswith("down_proj"):
+        if name in routed:
             tokens = tuple(int(count) for count in seen.counts)
             return Routing(tokens, (0,) * len(tokens))
     return None

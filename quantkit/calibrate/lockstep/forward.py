@@ -7,12 +7,12 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from quantkit.calibrate.lockstep import experts
 from quantkit.calibrate.lockstep.model import (
     decoder_layers,
     empty_model,
     require_transformers,
 )
+from quantkit.calibrate.lockstep.own_experts import find_experts
 from quantkit.calibrate.lockstep.parameters import Parameters, stored_names
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import CalibrationError
@@ -21,8 +21,9 @@ from quantkit.core.errors import CalibrationError
 class LockstepForward:
     """A model that transformers knows, without its weights, and where those are.
 
-    ``layers`` are the names of its decoder layers, ``parts`` the modules of each, ``experts`` the
-    modules of experts that are run one matrix at a time.
+    ``layers`` are the names of its decoder layers, ``parts`` the modules of each, ``experts`` what
+    stands in for modules of experts, one matrix at a time, and ``tables`` the embeddings within
+    layers, of which rows are read when they are asked for.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -38,9 +39,8 @@ class LockstepForward:
 
         """
         require_transformers()
-        experts.register()
         self.device = device
-        self.model = empty_model(checkpoint.config, device, experts.NAME)
+        self.model = empty_model(checkpoint.config, device)
         self.parameters = Parameters(checkpoint, self.model, device)
         self.modules: Mapping[str, nn.Module] = dict(self.model.named_modules())
         self.layers = tuple(decoder_layers(self.model))
@@ -53,10 +53,20 @@ class LockstepForward:
             for layer in self.layers
         }
         self.experts = {
+            name: some
+            for parts in self.parts.values()
+            for name, some in find_experts(parts).items()
+        }
+        self._stacked = {
+            f"{name}.{own}": count
+            for name, some in self.experts.items()
+            for own, count in some.matrices.items()
+        }
+        self.tables = {
             name: module
             for parts in self.parts.values()
             for name, module in parts.items()
-            if experts.is_streamed(module)
+            if isinstance(module, nn.Embedding)
         }
         for parts in self.parts.values():
             self.parameters.require(stored_names(parts))
@@ -81,20 +91,25 @@ class LockstepForward:
     def n_matrices(self, parameter: str) -> int:
         """How many matrices a parameter holds: one per expert, or one."""
         shape = self.parameters.shape(parameter)
-        return shape[0] if len(shape) > 2 else 1
+        return self._stacked.get(parameter) or (shape[0] if len(shape) > 2 else 1)
+
+    def expert(self, parameter: str, expert: int) -> Tensor:
+        """One matrix of a parameter that holds several.
+
+        Raises:
+            CheckpointError: it is missing, or cannot be read.
+
+        """
+        return self.parameters.part(parameter, expert, self.n_matrices(parameter))
 
     def state_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of the hidden states of so many chunks and tokens."""
         return prod(shape) * int(self.model.config.get_text_config().hidden_size) * 4
 
     def dense(self, layer: str) -> list[str]:
-        """The parameters that are loaded with a layer: all but the matrices of streamed experts."""
-        streamed = {
-            matrix
-            for name in self.parts[layer].keys() & self.experts.keys()
-            for matrix in experts.matrices(name, self.experts[name])
-        }
-        return [name for name in stored_names(self.parts[layer]) if name not in streamed]
+        """The parameters that are loaded with a layer: all but matrices of experts, and tables."""
+        later = self._stacked.keys() | {f"{name}.weight" for name in self.tables}
+        return [name for name in stored_names(self.parts[layer]) if name not in later]
 
     def require_context(self, context: int) -> None:
         """Refuse more tokens at once than the model was made for.

@@ -93,8 +93,8 @@ class Inputs:
             if seen.squares.shape[1] != target.columns:
                 continue
             if expert is None and len(seen.counts) > 1:
-                shape = self._description.stored[stored].shape
-                expert = row // prod(shape[1:-1])
+                rows_of_all = prod(self._description.stored[stored].shape[:-1])
+                expert = row * len(seen.counts) // rows_of_all
             if is_computed and not self._has_row(target, matrix * rows, parameter, expert):
                 continue
             return seen.squares[expert or 0], float(seen.counts[expert or 0])
@@ -116,11 +116,10 @@ class Inputs:
         """Whether a row of a computed tensor is one of a parameter's matrix, as it is."""
         if self._checkpoint.tensors[target.name].dtype != "F32":
             return False
-        parameters = self._forward.parameters
-        values = parameters.load([parameter])[parameter] if expert is None else None
-        if values is None:
-            assert expert is not None  # noqa: S101 - just asked
-            values = parameters.expert(parameter, expert)
+        if expert is None:
+            values = self._forward.parameters.load([parameter])[parameter]
+        else:
+            values = self._forward.expert(parameter, expert)
         raw = self._description.rows.rows(target.name, row, 1, self._description.rows.read)
         wanted = torch.from_numpy(np.frombuffer(raw, "<f4").copy()).to(values.device)
         return any(

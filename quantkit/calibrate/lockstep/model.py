@@ -42,9 +42,7 @@ def require_transformers() -> None:
         )
 
 
-def empty_model(
-    config: Mapping[str, Any], device: torch.device, experts: str = "eager"
-) -> "PreTrainedModel":
+def empty_model(config: Mapping[str, Any], device: torch.device) -> "PreTrainedModel":
     """The model that a config.json describes: parameters on the meta device, buffers computed.
 
     It is transformers' class for the ``model_type``; code that came with a checkpoint is never
@@ -53,7 +51,6 @@ def empty_model(
     Args:
         config: of a checkpoint.
         device: for the buffers.
-        experts: the name of the function that runs experts, in ``ALL_EXPERTS_FUNCTIONS``.
 
     Raises:
         CalibrationError: transformers has no such model, or cannot make one of these numbers.
@@ -87,7 +84,7 @@ def empty_model(
                     known,
                     dtype=torch.float32,
                     trust_remote_code=False,
-                    experts_implementation=experts,
+                    experts_implementation="eager",
                 )
     except Exception as error:
         raise CalibrationError(

@@ -92,25 +92,40 @@ class Parameters:
                 made[name] = converted[origin.first]
         return {name: made[name] for name in names}
 
-    def expert(self, name: str, expert: int) -> Tensor:
-        """One expert's matrix of a parameter that holds all: what is stored of it alone is read.
+    def part(self, name: str, number: int, count: int) -> Tensor:
+        """One of the matrices of a parameter that holds several, one per expert.
+
+        What is stored of it alone is read, where that can be told.
+
+        Args:
+            name: of the parameter, whose matrices have an axis of their own or are one below the
+                other.
+            number: of the matrix.
+            count: how many there are.
 
         Raises:
             CheckpointError: it is missing, or cannot be read.
 
         """
         origin = self.origins[name]
-        experts, *shape = self._wanted[name].shape
-        if all(len(names) == experts for names in origin.sources.values()):
-            made = origin.convert(self._model, self._read, lambda names: (names[expert],))
-        elif all(self._tensors[stored].shape[0] == experts for stored in origin.stored):
-            made = origin.convert(self._model, lambda stored: self._read(stored, expert))
+        wanted = self._wanted[name].shape
+        shape = (wanted[0] // count, *wanted[1:])
+        if all(len(names) == count for names in origin.sources.values()):
+            made = origin.convert(self._model, self._read, lambda names: (names[number],))
+        elif all(self._is_in_parts(stored, wanted[0], count) for stored in origin.stored):
+            made = origin.convert(self._model, lambda stored: self._read(stored, number, count))
         else:
-            return self.load([name])[name][expert]
-        matrix = made[name]
-        if tuple(matrix.shape) != (1, *shape):
-            return self.load([name])[name][expert]
-        return matrix[0]
+            made = {}
+        if name in made and made[name].shape == shape:
+            matrix = made[name]
+        else:
+            matrix = self.load([name])[name].view(count, *shape)[number]
+        return matrix if len(wanted) == 2 else matrix[0]
+
+    def _is_in_parts(self, stored: str, length: int, count: int) -> bool:
+        """Whether each matrix is a part of a tensor's first axis."""
+        tensor = self._tensors[stored]
+        return tensor.shape[0] == length and (length == count or tensor.dtype != KIND)
 
     def table(self, name: str, used: NDArray[np.int64]) -> Tensor:
         """A matrix of which only some rows are asked for, as embeddings are.
@@ -137,20 +152,19 @@ class Parameters:
                 table[here] = rows[torch.from_numpy(here - first)].float().numpy()
         return torch.from_numpy(table).to(self._device)
 
-    def _read(self, name: str, matrix: int | None = None) -> Tensor:
-        """A stored tensor, or one matrix of it, which keeps its axis."""
+    def _read(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
+        """A stored tensor, or one of equal parts of its first axis, which it keeps."""
         tensor = self._tensors[name]
-        shape = tensor.shape if matrix is None else (1, *tensor.shape[1:])
-        rows = prod(tensor.shape[:-1])
-        count = rows if matrix is None else rows // tensor.shape[0]
-        raw = torch.from_numpy(self._read_rows(name, (matrix or 0) * count, count))
+        shape = (tensor.shape[0] // parts, *tensor.shape[1:]) if tensor.shape else ()
+        count = prod(tensor.shape[:-1]) // parts
+        raw = torch.from_numpy(self._read_rows(name, part * count, count))
         values = raw.view(_DTYPES[tensor.dtype]).to(self._device).float().view(shape)
         if tensor.dtype != KIND:
             return values
         scale = scale_of(name, self._tensors)
         assert scale is not None  # noqa: S101 - `require` has seen it
         try:
-            return scaled(values, self._read(scale, matrix), self._block)
+            return scaled(values, self._read(scale, part, parts), self._block)
         except ValueError as error:
             raise CheckpointError(
                 f"{quoted(scale)} of {self._place} does not fit what it scales: {error}; download "

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from quantkit.calibrate.forward import exact_math
-from quantkit.calibrate.lockstep import experts
 from quantkit.calibrate.lockstep.chunks import Chunks
 from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.calibrate.lockstep.parameters import empty, fill, stored_names
@@ -103,8 +103,9 @@ class _Run:
         undo: list[Callable[[], None]] = []
         try:
             undo += [self._stop_at(number, name) for number, name in enumerate(forward.layers)]
-            for name, module in forward.experts.items():
-                undo.append(experts.put(module, partial(self._meet_experts, name)))
+            for name, some in forward.experts.items():
+                undo.append(some.put(partial(self._meet_experts, name)))
+            undo += [self._read_rows_of(name, module) for name, module in forward.tables.items()]
             within = {part for parts in forward.parts.values() for part in parts}
             for name, module in forward.modules.items():
                 if name not in within and stored_names({name: module}):
@@ -165,6 +166,16 @@ class _Run:
         layer.forward = forward
         return lambda: delattr(layer, "forward")
 
+    def _read_rows_of(self, name: str, module: nn.Embedding) -> Callable[[], None]:
+        """An embedding within a layer is read by the rows that are asked for."""
+
+        def forward(index: Tensor) -> Tensor:
+            used = np.unique(index.cpu().numpy())
+            return embedding(index, self._forward.parameters.table(f"{name}.weight", used))
+
+        module.forward = forward
+        return lambda: delattr(module, "forward")
+
     def _meet_experts(self, name: str, *call: Tensor) -> Tensor:
         result: Tensor = self._chunks.meet(("experts", name), call)
         return result
@@ -174,10 +185,9 @@ class _Run:
         place, name = station
         forward = self._forward
         if place == "experts":
-            return experts.run(
-                forward.experts[name],
+            return forward.experts[name].run(
                 values,
-                lambda matrix, expert: forward.parameters.expert(f"{name}.{matrix}", expert),
+                lambda matrix, expert: forward.expert(f"{name}.{matrix}", expert),
                 partial(self._see_expert, name),
                 self._alter,
             )
