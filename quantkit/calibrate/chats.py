@@ -14,6 +14,11 @@ from quantkit.checkpoint.tokenizer.source import read_source
 from quantkit.core.errors import CalibrationError
 
 _KEY = "tokenizer.chat_template"
+# The same conversation, which a template that knows parts renders alike.
+_EITHER_WAY: Sequence[Sequence[Mapping[str, Any]]] = (
+    [{"role": "user", "content": "Which?"}],
+    [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}],
+)
 _SECONDS = 60  # for one process, whatever a template does
 
 
@@ -24,7 +29,8 @@ def render_chats(
 
     Args:
         checkpoint: or a GGUF.
-        chats: messages with ``role`` and ``content``.
+        chats: messages with ``role`` and ``content``, which is text or a list of parts of text. A
+            template that does not know such lists gets their lines in its place.
 
     Raises:
         CalibrationError: the model has no template.
@@ -36,15 +42,11 @@ def render_chats(
             f"{checkpoint.path} has no chat template, which --chat renders conversations by; give "
             "text of such conversations with --text."
         )
-    jobs = [
-        {
-            "way": "original",
-            "template": template,
-            "tokens": tokens,
-            "chat": {"messages": messages, "add_generation_prompt": False},
-        }
-        for messages in chats
-    ]
+    if any(_has_parts(message) for messages in chats for message in messages):
+        one, parts = render([_job(template, tokens, chat) for chat in _EITHER_WAY]) or ({}, {})
+        if not one.get("text") or one != parts:
+            chats = [[_joined(message) for message in messages] for messages in chats]
+    jobs = [_job(template, tokens, messages) for messages in chats]
     answers = render(jobs, _SECONDS)
     if not answers:
         raise CalibrationError(
@@ -52,6 +54,23 @@ def render_chats(
             f"within {_SECONDS} s and 1 GiB; give text of them with --text."
         )
     return [answer.get("text") or None for answer in answers]
+
+
+def _job(
+    template: str, tokens: Mapping[str, str], messages: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    chat = {"messages": messages, "add_generation_prompt": False}
+    return {"way": "original", "template": template, "tokens": tokens, "chat": chat}
+
+
+def _has_parts(message: Mapping[str, Any]) -> bool:
+    return isinstance(message["content"], list)
+
+
+def _joined(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not _has_parts(message):
+        return message
+    return {**message, "content": "\n".join(part["text"] for part in message["content"])}
 
 
 def _template_of(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:

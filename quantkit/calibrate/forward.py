@@ -29,6 +29,7 @@ from quantkit.core.errors import CalibrationError
 
 QKV = ("attn_q", "attn_k", "attn_v")
 _BATCH = 1024  # tokens that an expert sees at once
+_SCORED_AT_ONCE = 32  # tokens
 _BORROWED_WEIGHT = 4  # a borrowed token counts as a quarter of one of the expert's own
 
 
@@ -400,12 +401,30 @@ def require_finite(values: Tensor, what: str) -> None:
 
 
 def losses_of(logits: Tensor, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Minus the log-probability of each token in the second half of a chunk, 1-D."""
-    first = len(tokens) // 2
-    scores = torch.log_softmax(logits[first:-1], -1)
+    """Minus the log-probability of each token in the second half of a chunk, 1-D.
+
+    Args:
+        logits: of all tokens, or of the second half's.
+        tokens: all of the chunk.
+
+    """
+    first = scored_from(len(tokens))
     wanted = torch.from_numpy(tokens[first + 1 :]).to(logits.device)
-    found: NDArray[np.float64] = -scores.gather(-1, wanted[:, None]).double().view(-1).cpu().numpy()
+    losses = [
+        -torch.log_softmax(some, -1).gather(-1, target[:, None])
+        for some, target in zip(
+            logits[first - len(tokens) : -1].split(_SCORED_AT_ONCE),
+            wanted.split(_SCORED_AT_ONCE),
+            strict=True,
+        )
+    ]
+    found: NDArray[np.float64] = torch.cat(losses).double().view(-1).cpu().numpy()
     return found
+
+
+def scored_from(context: int) -> int:
+    """The first token of a chunk whose logits are looked at."""
+    return context // 2
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from quantkit.core.documents import parse_json
 from quantkit.core.errors import CalibrationError
 from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.printable import quoted
 
 PIECE = 1000  # characters of one source before another's turn
 _AT_ONCE = 64  # conversations that are rendered by one process
@@ -96,7 +97,7 @@ def pieces_of(sources: Sequence[Source], render: Renderer, most: int) -> list[Pi
 
     """
     if not any(source.is_chat or source.weight is not None for source in sources):
-        return [Piece("\n\n".join(read_text(source.file) for source in sources))]
+        return [Piece("\n\n".join(_some_text(source.file) for source in sources))]
     streams = [_stream(source, render) for source in sources]
     mixed = any(source.weight is not None for source in sources)
     chosen: list[Piece] = []
@@ -121,6 +122,13 @@ def read_text(file: Path) -> str:
     except UnicodeDecodeError:
         raise CalibrationError(f"{file} is not UTF-8 text; convert it first.") from None
     return text.removesuffix("\n")
+
+
+def _some_text(file: Path) -> str:
+    text = read_text(file)
+    if not text.strip():
+        raise CalibrationError(f"{file} is empty; give text, or leave it out.")
+    return text
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -154,7 +162,7 @@ def _one_by_one(streams: Iterable[Iterator[Piece]]) -> Iterator[Piece]:
 
 def _stream(source: Source, render: Renderer) -> Iterator[Piece]:
     if not source.is_chat:
-        yield from map(Piece, _cut(f"{read_text(source.file)}\n\n"))
+        yield from map(Piece, _cut(f"{_some_text(source.file)}\n\n"))
         return
     lines = list(_conversations(source.file))
     for start in range(0, len(lines), _AT_ONCE):
@@ -172,7 +180,7 @@ def _conversations(file: Path) -> Iterator[tuple[int, Conversation]]:
     """The conversations of a file with the numbers of their lines.
 
     A line is a list of messages, or has it as ``messages`` or ``conversations``; a message has
-    ``role`` and ``content``, or ``from`` and ``value``.
+    ``role`` and ``content``, or ``from`` and ``value``; a content is text, or parts that are text.
     """
     found = 0
     for number, line in enumerate(read_text(file).split("\n"), 1):
@@ -182,10 +190,10 @@ def _conversations(file: Path) -> Iterator[tuple[int, Conversation]]:
         document = parse_json(line.encode(), where, error=CalibrationError, fix=_ONE_PER_LINE)
         if isinstance(document, dict):
             document = document.get("messages", document.get("conversations"))
-        messages = [_message(m) for m in document] if isinstance(document, list) else []
+        messages = [_message(m, where) for m in document] if isinstance(document, list) else []
         if not messages or None in messages:
             raise CalibrationError(
-                f'{file}, line {number} is no conversation; each line is to be {{"messages": '
+                f'{where} is no conversation; each line is to be {{"messages": '
                 '[{"role": "user", "content": "..."}, ...]}.'
             )
         found += 1
@@ -194,12 +202,28 @@ def _conversations(file: Path) -> Iterator[tuple[int, Conversation]]:
         raise CalibrationError(f"{file} has no conversation; give one per line, as JSON.")
 
 
-def _message(message: Any) -> dict[str, Any] | None:
+def _message(message: Any, where: str) -> dict[str, Any] | None:
     if not isinstance(message, dict):
         return None
     if "from" in message and "role" not in message:
         message = {"role": message["from"], "content": message.get("value")}
     role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not isinstance(content, str):
+    if not isinstance(role, str) or not (isinstance(content, str) or _are_parts(content, where)):
         return None
     return {**message, "role": _ROLES.get(role, role)}
+
+
+def _are_parts(content: Any, where: str) -> bool:
+    """Whether a content is a list of parts, all of text: ``{"type": "text", "text": "..."}``."""
+    if not isinstance(content, list) or not content:
+        return False
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise CalibrationError(
+                f"{where}: a part of a message is of the type {quoted(kind)}, and a model is "
+                "calibrated on text alone; take such messages out."
+            )
+        if kind is None or not isinstance(part.get("text"), str):
+            return False
+    return True

@@ -44,7 +44,7 @@ from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
 from quantkit.cli.projector import MmprojOption, layout_of, plan_projector
-from quantkit.cli.proven import prove_build, with_proof, with_recorded
+from quantkit.cli.proven import foresee_build, prove_build, with_proof, with_recorded
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
@@ -338,6 +338,8 @@ def build(
             work, part = plan_projector(work, mmproj, name)
         if work is not None:
             require_loadable(work, part)
+            if prove:
+                note(foresee_build(work))
         _show_plans(work, source, gptq, name, as_json, part)
         return
 

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from quantkit.verify.proof import Proof
 
 
+def foresee_build(work: "Work") -> str:
+    """What `prove_build` would do, as a sentence."""
+    from quantkit.verify.proving import foresee_proof
+
+    return foresee_proof(work.checkpoint)
+
+
 def prove_build(work: "Work", threads: int) -> "Proof":
     """Prove the conversion that a build is about to do, and say how that ended.
 

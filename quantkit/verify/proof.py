@@ -103,11 +103,10 @@ def prove(
         GGUFError: the file is not there, or unsound.
 
     """
-    try:
-        import torch  # noqa: F401 - transformers is imported without it, and runs nothing then
-        import transformers
-    except ImportError as error:
-        return not_proven(why_missing(str(error.name), "transformers", "Proving a conversion"))
+    if missing := lacking():
+        return not_proven(missing)
+    import transformers
+
     from quantkit.calibrate.calibrate import Settings
     from quantkit.calibrate.lockstep.logits import predict
 
@@ -144,6 +143,16 @@ def prove(
         transformers=transformers.__version__,
         open=tuple(unreached),
     )
+
+
+def lacking() -> str:
+    """What is to be installed to prove anything, as a sentence; empty if nothing is."""
+    try:
+        import torch  # noqa: F401 - transformers is imported without it, and runs nothing then
+        import transformers  # noqa: F401
+    except ImportError as error:
+        return why_missing(str(error.name), "transformers", "Proving a conversion")
+    return ""
 
 
 def describe_proof(record: Mapping[str, Any]) -> str:

@@ -16,11 +16,18 @@ from quantkit.build.output import check_space
 from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.checkpoint.converter.describe import describe_alike
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.shortened import count_layers, fewest_layers, layer_of, shortened
+from quantkit.checkpoint.shortened import (
+    count_layers,
+    fewest_layers,
+    layer_of,
+    shortened,
+    text_config,
+)
 from quantkit.core.errors import NoSpaceError, QuantkitError
+from quantkit.core.units import format_size
 from quantkit.verify.layers import weight_errors
 from quantkit.verify.machine import memory, usable_cores
-from quantkit.verify.proof import PLAIN, Proof, not_proven, prove
+from quantkit.verify.proof import PLAIN, Proof, lacking, length, not_proven, prove
 from quantkit.verify.quality import weight_faults
 from quantkit.verify.smoke import artifact_files
 
@@ -83,6 +90,36 @@ def prove_conversion(
         if artifact is not None and not whole:
             proof = replace(proof, open=(*proof.open, _NOT_COMPARED.format(layers)))
         return _compared(proof, settings, artifact, specimen, whole=whole)
+
+
+def foresee_proof(checkpoint: Checkpoint) -> str:
+    """What `prove_conversion` would do, as a sentence. Reads no weights.
+
+    Args:
+        checkpoint: opened, and described where that is needed.
+
+    """
+    if missing := lacking():
+        return f"Nothing would be proven: {missing}"
+    import torch
+
+    from quantkit.calibrate.lockstep.forward import LockstepForward
+
+    stored = stored_view(checkpoint)
+    of_layers = count_layers(stored)
+    n_tokens, unreached = length(text_config(checkpoint.config))
+    try:
+        LockstepForward(stored, torch.device("cpu"))
+    except QuantkitError as error:
+        return f"Nothing would be proven: {error}"
+    layers = _affordable(checkpoint, stored, of_layers)
+    part = f"all {of_layers}" if layers == of_layers else f"the first {layers} of {of_layers}"
+    size = format_size(_specimen_bytes(checkpoint, stored, layers))
+    text = (
+        f"To be proven first: {n_tokens:,} tokens through {part} layers, by transformers and, as "
+        f"an F32 specimen of {size}, by llama.cpp."
+    )
+    return f"{text} Not to be proven: {'; '.join(unreached)}." if unreached else text
 
 
 def prove_artifact(
@@ -149,16 +186,32 @@ def _room() -> int:
 
 def _affordable(checkpoint: Checkpoint, stored: Checkpoint, of_layers: int) -> int:
     """How many of the first layers a specimen has: all if there is room, at least one per kind."""
-    n_bytes = 4 * sum(tensor.n_elements for tensor in checkpoint.tensors.values())
+    n_bytes = _bytes_in_f32(checkpoint)
     room = _room()
     if n_bytes <= room or not of_layers:
         return of_layers
     fewest = fewest_layers(stored)
-    outside = 4 * sum(
-        tensor.n_elements for name, tensor in stored.tensors.items() if layer_of(name) is None
-    )
+    outside = _bytes_outside(stored)
     per_layer = max(1, (n_bytes - outside) // of_layers)
     return min(of_layers, max(fewest, (room - outside) // per_layer))
+
+
+def _specimen_bytes(checkpoint: Checkpoint, stored: Checkpoint, layers: int) -> int:
+    """About how large a specimen of so many layers is."""
+    of_layers = max(1, count_layers(stored))
+    outside = _bytes_outside(stored)
+    return outside + (_bytes_in_f32(checkpoint) - outside) * layers // of_layers
+
+
+def _bytes_in_f32(checkpoint: Checkpoint) -> int:
+    return 4 * sum(tensor.n_elements for tensor in checkpoint.tensors.values())
+
+
+def _bytes_outside(stored: Checkpoint) -> int:
+    """Of the tensors that belong to no layer."""
+    return 4 * sum(
+        tensor.n_elements for name, tensor in stored.tensors.items() if layer_of(name) is None
+    )
 
 
 def _tells_by_count(specimen: Path) -> bool:

@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from quantkit.calibrate.chats import render_chats
 from quantkit.calibrate.sources import (
     PIECE,
     Conversation,
@@ -113,6 +115,12 @@ def test_how_sources_are_named(tmp_path: Path) -> None:
         ('{"messages": []}', "line 1 is no conversation"),
         ('{"messages": [{"role": "user"}]}', "line 1 is no conversation"),
         ('{"messages": [{"role": "tool", "content": "x"}]}', "line 1: .*template refuses"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+            "line 1: .* type 'image_url'",
+        ),
+        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "line 1 is no conv"),
+        ('{"messages": [{"role": "user", "content": ["x"]}]}', "line 1 is no conversation"),
         ("", "has no conversation"),
     ],
 )
@@ -124,12 +132,42 @@ def test_what_is_no_conversation(tmp_path: Path, line: str, said: str) -> None:
         make_corpus(open_checkpoint(folder), [Source(file, is_chat=True)], 2, 16)
 
 
-def chatting(tmp_path: Path) -> Path:
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    for weight in (None, 2.0):
+        with pytest.raises(CalibrationError, match=r"empty\.txt is empty"):
+            pieces_of([Source(empty, weight=weight)], rendered, 10)
+
+
+def chatting(tmp_path: Path, template: str = TEMPLATE) -> Path:
     """tiny-mistral with a chat template."""
     folder = shutil.copytree(TINY / "tiny-mistral", tmp_path / "chatting")
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TEMPLATE}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        (TEMPLATE, "<s>[user] One?\nTwo?</s>"),
+        (
+            "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+            "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}",
+            "One?Two?",
+        ),
+    ],
+)
+def test_contents_in_parts(tmp_path: Path, template: str, wanted: str) -> None:
+    """A template that knows parts gets them, any other one gets their text."""
+    checkpoint = open_checkpoint(chatting(tmp_path, template))
+    parts = [{"type": "text", "text": text} for text in ("One?", "Two?")]
+    source = Source(
+        write_chats(tmp_path / "chats.jsonl", [[{"role": "user", "content": parts}]]), is_chat=True
+    )
+    [piece] = pieces_of([source], partial(render_chats, checkpoint), 100)
+    assert piece == Piece(wanted, special=True)
 
 
 def test_special_tokens_of_a_template_are_special(tmp_path: Path) -> None:

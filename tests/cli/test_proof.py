@@ -57,6 +57,16 @@ def test_smoke_proves_a_file_against_its_checkpoint(built: Path, tmp_path: Path)
     assert "faulty.gguf, a GGUF" in said
 
 
+def test_a_dry_run_says_what_would_be_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("build", TINY, "-q", "q4_k_m", "--prove", "--dry-run")
+    said = quantkit(*command).err
+    assert "To be proven first: 512 tokens through all 4 layers" in said
+    monkeypatch.setattr(proving, "_room", lambda: 1)
+    assert "through the first 1 of 4 layers" in quantkit(*command).err
+    monkeypatch.setattr(proving, "lacking", lambda: "It takes PyTorch.")
+    assert "Nothing would be proven: It takes PyTorch." in quantkit(*command).err
+
+
 def test_nothing_is_built_of_what_would_not_be_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from quantkit.calibrate.calibrate import (
     identify,
     write_matrix,
 )
-from quantkit.calibrate.forward import losses_of
+from quantkit.calibrate.forward import losses_of, scored_from
 from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.calibrate.lockstep.gguf_names import Inputs
 from quantkit.calibrate.lockstep.run import run
@@ -112,6 +112,7 @@ def calibrate(
                 watcher=squares,
                 finish_layer=finish_layer,
                 resumed=resumed,
+                last=corpus.context - scored_from(corpus.context),
             )
         except KeyboardInterrupt:
             raise Interrupted(

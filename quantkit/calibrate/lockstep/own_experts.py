@@ -14,7 +14,7 @@ class _Step3p7(Experts):
     def name_into(self) -> tuple[str, ...]:
         return ("gate_up_proj",)
 
-    def multiply(self, name: str, x: Tensor, weight: Tensor, expert: int) -> Tensor:
+    def multiply(self, _name: str, x: Tensor, weight: Tensor, _expert: int) -> Tensor:
         return linear(x, weight)
 
     def gate(self, made: Sequence[Tensor]) -> Tensor:
@@ -63,7 +63,7 @@ class _Dbrx(_Step3p7):
 
         return forward
 
-    def multiply(self, name: str, x: Tensor, weight: Tensor, expert: int) -> Tensor:
+    def multiply(self, name: str, x: Tensor, weight: Tensor, _expert: int) -> Tensor:
         return x.matmul(weight if name == self.down else weight.T)
 
     def gate(self, made: Sequence[Tensor]) -> Tensor:
@@ -93,7 +93,7 @@ class _Llama4(_Step3p7):
 
         return forward
 
-    def multiply(self, name: str, x: Tensor, weight: Tensor, expert: int) -> Tensor:
+    def multiply(self, _name: str, x: Tensor, weight: Tensor, _expert: int) -> Tensor:
         return x @ weight
 
     def gate(self, made: Sequence[Tensor]) -> Tensor:

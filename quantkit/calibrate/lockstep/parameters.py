@@ -92,6 +92,21 @@ class Parameters:
                 made[name] = converted[origin.first]
         return {name: made[name] for name in names}
 
+    def as_stored(self, name: str) -> Tensor:
+        """A parameter in the type that it is stored in, if it is a plain one, else in float32.
+
+        Raises:
+            CheckpointError: it is missing, or cannot be read.
+
+        """
+        self.require([name])
+        origin = self.origins[name]
+        tensor = self._tensors[origin.stored[0]]
+        if origin.converter is not None or tensor.dtype == KIND:
+            return self.load([name])[name]
+        raw = torch.from_numpy(self._read_rows(tensor.name, 0, prod(tensor.shape[:-1])))
+        return raw.view(_DTYPES[tensor.dtype]).view(tensor.shape).to(self._device)
+
     def part(self, name: str, number: int, count: int) -> Tensor:
         """One of the matrices of a parameter that holds several, one per expert.
 

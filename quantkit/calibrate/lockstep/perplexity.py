@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantkit.calibrate.calibrate import Settings
-from quantkit.calibrate.forward import losses_of
+from quantkit.calibrate.forward import losses_of, scored_from
 from quantkit.calibrate.lockstep.once import run_once
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
@@ -40,5 +40,12 @@ def token_losses(
     def finish(number: int, logits: Tensor) -> None:
         found[number] = losses_of(logits, corpus.tokens[number])
 
-    forward = run_once(checkpoint, corpus.tokens, finish, settings, report)
+    forward = run_once(
+        checkpoint,
+        corpus.tokens,
+        finish,
+        settings,
+        report,
+        last=corpus.context - scored_from(corpus.context),
+    )
     return np.concatenate(found), forward.n_parameters

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from quantkit.build.heap import give_back_freed
 from quantkit.calibrate.forward import exact_math
 from quantkit.calibrate.lockstep.chunks import Chunks
 from quantkit.calibrate.lockstep.forward import LockstepForward
+from quantkit.calibrate.lockstep.head import Head
 from quantkit.calibrate.lockstep.parameters import empty, fill, stored_names
 from quantkit.calibrate.lockstep.states import States
 from quantkit.calibrate.lockstep.watching import (
@@ -24,7 +26,7 @@ from quantkit.calibrate.lockstep.watching import (
 )
 from quantkit.core.errors import CalibrationError
 
-_MOST_SCORES = 2 * 2**30  # bytes of scores for the whole vocabulary, of all chunks together
+_MOST_SCORES = 2**29  # bytes of scores for the whole vocabulary, of all chunks together
 _COPIES = 3  # that are made of a chunk's scores on the way to its losses
 
 
@@ -60,6 +62,7 @@ def run(
         CheckpointError: a weight cannot be read.
 
     """
+    give_back_freed()
     _Run(forward, tokens, states, finish, watcher, finish_layer, resumed, alter, last).execute()
 
 
@@ -107,11 +110,15 @@ class _Run:
                 undo.append(some.put(partial(self._meet_experts, name)))
             undo += [self._read_rows_of(name, module) for name, module in forward.tables.items()]
             within = {part for parts in forward.parts.values() for part in parts}
+            head = forward.model.get_output_embeddings()
             for name, module in forward.modules.items():
-                if name not in within and stored_names({name: module}):
+                if module is head and type(module) is nn.Linear:
+                    stand_in = Head(name, module, forward.parameters)
+                    undo.append(stand_in.put(partial(self._load_head, stand_in)))
+                elif name not in within and stored_names({name: module}):
                     hook = module.register_forward_pre_hook(partial(self._load_outside, name))
                     undo.append(hook.remove)
-            if (head := forward.model.get_output_embeddings()) is not None:
+            if head is not None:
                 undo.append(head.register_forward_pre_hook(self._enter_head).remove)
             self._load_embeddings()
             with exact_math():
@@ -146,6 +153,10 @@ class _Run:
         if (number := self._chunks.number) not in self._scoring:
             self._heads.acquire()
             self._scoring.add(number)
+
+    def _load_head(self, head: Head) -> None:
+        with self._lock:
+            head.load()
 
     def _stop_at(self, number: int, name: str) -> Callable[[], None]:
         """All chunks wait for each other before and after a layer."""
