@@ -17,6 +17,8 @@ from quantkit.verify.smoke import artifact_files
 _SLAB = 1 << 24  # elements dequantized at a time
 _NOT_IN_GGUF = {"Q1_0", "Q2_0"}  # what gguf 0.19 cannot decode
 _LAYER = re.compile(r"(?:\w+\.)?blk\.\d+(?=\.)")
+_LEAST_ROW = 0.1  # of the common size of rows
+_SCORES, _EMBEDDINGS = "output.weight", "token_embd.weight"
 _RUNS = 4  # of consecutive rows, where only some rows are looked at
 
 
@@ -25,7 +27,9 @@ class WeightError:
     """One tensor, or one expert of it.
 
     ``error`` is the root mean square of the difference, divided by that of the reference's
-    weights: 0 for a copy, about 1.4 for a tensor that has nothing to do with it.
+    weights: 0 for a copy, about 1.4 for a tensor that has nothing to do with it. ``row`` is the
+    row (of the tensor or expert) of which that is worst, ``row_error`` how much it is there; rows
+    below a tenth of the common size count as if they had that much.
     """
 
     tensor: str
@@ -34,12 +38,17 @@ class WeightError:
     expert: int | None
     encoding: str
     error: float
+    row: int = 0
+    row_error: float = 0.0
 
 
 def weight_errors(
     artifact: Path, reference: Path, *, rows: int | None = None, partial: bool = False
 ) -> list[WeightError]:
     """The error of every tensor of an artifact, experts one by one.
+
+    Where one of them has a matrix of its own for the scores of tokens, and the other takes that of
+    the embeddings, the two are compared.
 
     Args:
         artifact: a GGUF file or the first shard of a split one.
@@ -54,6 +63,7 @@ def weight_errors(
 
     """
     ours, theirs = _tensors(artifact), _tensors(reference)
+    _untie(ours, theirs)
     if partial:
         layers = {_layer_of(name) for name in theirs} | {None}
         ours = {name: tensor for name, tensor in ours.items() if _layer_of(name) in layers}
@@ -64,7 +74,7 @@ def weight_errors(
             f"{artifact.name} and {reference.name} do not hold the same tensors, for example "
             f"{odd[0]}; compare artifacts of one model."
         )
-    return [error for name in ours for error in _errors(ours[name], theirs[name], rows)]
+    return [error for name in ours for error in _errors(name, ours[name], theirs[name], rows)]
 
 
 def _layer_of(name: str) -> str | None:
@@ -107,8 +117,15 @@ def _tensors(artifact: Path) -> dict[str, _Stored]:
     return found
 
 
-def _errors(ours: _Stored, theirs: _Stored, most: int | None) -> Iterator[WeightError]:
-    name = ours.row.name
+def _untie(*artifacts: dict[str, "_Stored"]) -> None:
+    """Give an artifact that lacks it what llama.cpp takes for the scores of tokens."""
+    if any(_SCORES in tensors for tensors in artifacts):
+        for tensors in artifacts:
+            if _SCORES not in tensors and _EMBEDDINGS in tensors:
+                tensors[_SCORES] = tensors[_EMBEDDINGS]
+
+
+def _errors(name: str, ours: _Stored, theirs: _Stored, most: int | None) -> Iterator[WeightError]:
     block, _, rest = name.partition(".")
     layer = None
     if block == "blk":
@@ -123,24 +140,40 @@ def _errors(ours: _Stored, theirs: _Stored, most: int | None) -> Iterator[Weight
     n_experts = ours.shape[0] if len(ours.shape) == 3 else 1
     per_expert = rows // n_experts
     for index in range(n_experts):
-        error = _relative(ours, theirs, range(index * per_expert, (index + 1) * per_expert), most)
+        found = _relative(ours, theirs, range(index * per_expert, (index + 1) * per_expert), most)
         expert = index if n_experts > 1 else None
-        yield WeightError(name, layer, role, expert, ours.row.encoding.name, error)
+        yield WeightError(name, layer, role, expert, ours.row.encoding.name, *found)
 
 
-def _relative(ours: _Stored, theirs: _Stored, rows: range, most: int | None) -> float:
+def _relative(
+    ours: _Stored, theirs: _Stored, rows: range, most: int | None
+) -> tuple[float, int, float]:
+    """The error of some rows together, the worst of them, and its error."""
     step = max(1, _SLAB // ours.shape[-1])
     slabs = [(at, min(at + step, rows.stop)) for at in range(rows.start, rows.stop, step)]
     if most is not None and most < len(rows):
         each = -(-most // _RUNS)
         starts = {rows[i * (len(rows) - each) // (_RUNS - 1)] for i in range(_RUNS)}
         slabs = [(at, at + each) for at in sorted(starts)]
-    difference = size = 0.0
+    gaps, sizes, numbers = [], [], []
     for start, stop in slabs:
         reference = theirs.widen(start, stop)
         gap = ours.widen(start, stop) - reference
-        difference += float(np.square(gap, dtype=np.float64).sum())
-        size += float(np.square(reference, dtype=np.float64).sum())
-    if not size:
-        return 0.0 if not difference else float("inf")
-    return sqrt(difference / size)
+        gaps.append(_squares(gap))
+        sizes.append(_squares(reference))
+        numbers.append(np.arange(start, stop))
+    gap, size = np.concatenate(gaps), np.concatenate(sizes)
+    if not size.any():
+        error = float("inf") if gap.any() else 0.0
+        return error, 0, error
+    by_row = np.sqrt(gap / np.maximum(size, _LEAST_ROW**2 * size.mean()))
+    worst = int(np.nanargmax(by_row)) if not np.isnan(by_row).all() else 0
+    row = int(np.concatenate(numbers)[worst]) - rows.start
+    return sqrt(gap.sum() / size.sum()), row, float(by_row[worst])
+
+
+def _squares(matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The sum of the squares of each row."""
+    wide = matrix.astype(np.float64)
+    sums: NDArray[np.float64] = np.einsum("ij,ij->i", wide, wide)
+    return sums

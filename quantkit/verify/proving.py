@@ -174,7 +174,8 @@ def _compared(
     """A proof that holds for settings, and for the weights of an artifact, too: or what differs."""
     faults = _other_settings(settings, read_header(specimen).metadata, whole=whole)
     if artifact is not None and not faults:
-        faults = weight_faults(weight_errors(artifact, specimen, partial=not whole), slack=_SLACK)
+        errors = weight_errors(artifact, specimen, partial=not whole)
+        faults = weight_faults(errors, slack=_SLACK, by_row=True)
     return replace(proof, outcome="wrong", reason=f"{'; '.join(faults)}.") if faults else proof
 
 

@@ -21,6 +21,8 @@ from quantkit.verify.subjects import Subject, is_quantized
 _ROWS = 32  # of each tensor or expert: an error of all of it shows in any few rows
 _FLOATS = ("F32", "F16", "BF16")
 _AS_IT_IS = "as it is"
+# A row is rounded worse than the others of its matrix at times; not so badly that the row is gone.
+_ROOM_OF_A_ROW, _MOST_OF_A_ROW = 3.0, 1.1
 _SMALL = 100_000_000  # parameters; below, the limits measured on the tiny checkpoints hold
 # A figure is beyond a limit when it is so by more than three standard errors, which count positions
 # of one window as independent, though they are not quite. One window of 512 tokens scores 255.
@@ -219,6 +221,8 @@ def weight_faults(
     errors: Iterable[WeightError],
     encoded_as: Callable[[WeightError], str] = lambda error: error.encoding,
     slack: float = 0.0,
+    *,
+    by_row: bool = False,
 ) -> list[str]:
     """The worst of the tensors that are further off than their encoding explains, in words.
 
@@ -226,6 +230,7 @@ def weight_faults(
         errors: of the tensors.
         encoded_as: what a tensor was rounded to.
         slack: how much further off those may be that are rounded to blocks.
+        by_row: judge the worst row of each, too. All of a matrix hides two rows that are swapped.
 
     """
     limits: dict[str, float] = load_profile("quality.toml")["weights"]
@@ -234,7 +239,13 @@ def weight_faults(
         kind = encoded_as(error)
         return limits.get(kind, float("inf")) + (0.0 if kind in _FLOATS else slack)
 
+    def row_limit(error: WeightError) -> float:
+        return min(_MOST_OF_A_ROW, _ROOM_OF_A_ROW * limit(error))
+
+    errors = list(errors)
     broken = [error for error in errors if not error.error <= limit(error)]
+    if not broken and by_row:
+        return _row_faults([e for e in errors if not e.row_error <= row_limit(e)], encoded_as)
     if not broken:
         return []
     worst = max(broken, key=lambda error: error.error)
@@ -243,4 +254,16 @@ def weight_faults(
     return [
         f"the weights of {worst.tensor}{expert} are {worst.error:.0%} off, more than "
         f"{encoded_as(worst)} explains{others}"
+    ]
+
+
+def _row_faults(broken: list[WeightError], encoded_as: Callable[[WeightError], str]) -> list[str]:
+    if not broken:
+        return []
+    worst = max(broken, key=lambda error: error.row_error)
+    expert = f", expert {worst.expert}," if worst.expert is not None else ""
+    others = f" (and rows of {len(broken) - 1} more)" if len(broken) > 1 else ""
+    return [
+        f"row {worst.row} of the weights of {worst.tensor}{expert} is {worst.row_error:.0%} off, "
+        f"more than {encoded_as(worst)} explains{others}"
     ]

@@ -34,6 +34,14 @@ def zero_expert(file: Path, layer: int = 3, expert: int = 3) -> None:
         _open(file, f"blk.{layer}.ffn_{part}_exps.weight").reshape(N_EXPERTS, -1)[expert] = 0
 
 
+def swap_two_embeddings(file: Path) -> None:
+    """Two tokens under each other's numbers."""
+    header = read_header(file)
+    (tensor,) = (tensor for tensor in header.tensors if tensor.name == "token_embd.weight")
+    rows = _map(file, header, tensor).reshape(tensor.shape[0], -1)
+    rows[[200, 201]] = rows[[201, 200]]
+
+
 def leave_rows_as_they_were(file: Path) -> None:
     """The rows of q and k in the checkpoint's order, not in that of llama.cpp's rotation."""
     header = read_header(file)

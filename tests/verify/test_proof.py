@@ -1,5 +1,7 @@
 """Whether llama.cpp computes what the checkpoint does: sound files, faulty ones, first layers."""
 
+import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -8,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFReader
+from safetensors.torch import load_file, save_file
 
 from quantkit.build import engine
 from quantkit.build.work import prepare
 from quantkit.calibrate.lockstep.logits import round_as
 from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.checkpoint.shortened import fewest_layers
 from quantkit.core.errors import CompareError, NoSpaceError
@@ -20,9 +24,10 @@ from quantkit.plan.quants import find_quants
 from quantkit.verify import layers, proving
 from quantkit.verify.proof import Proof, describe_proof, length, prove
 from quantkit.verify.proving import prove_artifact, prove_conversion
+from quantkit.verify.quality import weight_faults
 from tests.build.builds import build
 from tests.calibrate.small_models import small_model
-from tests.verify.faults import FAULTS, with_fault
+from tests.verify.faults import FAULTS, swap_two_embeddings, with_fault
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
@@ -90,6 +95,41 @@ def test_weights_that_the_text_does_not_use_are_compared(
     found = prove_artifact(mixtral, faulty, threads=1)
     assert (found.outcome, len(found.open)) == ("proven", 1)
     assert found.open[0].endswith("were not compared with the checkpoint's: The disk is full")
+
+
+def test_two_rows_that_are_swapped_are_found(
+    mixtral: Checkpoint, built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a matrix of which all together is no further off than its rounding explains."""
+    monkeypatch.setattr(proving, "prove", lambda *_args, **_more: Proof("proven"))
+    faulty = with_fault(built[1], tmp_path / "faulty.gguf", swap_two_embeddings)
+    errors = layers.weight_errors(faulty, built[0])
+    assert weight_faults(errors) == []
+    found = prove_artifact(mixtral, faulty, threads=1)
+    assert found.outcome == "wrong"
+    assert re.search("row 20[01] of the weights of token_embd.weight is 1..% off", found.reason)
+
+
+def test_a_matrix_of_scores_that_is_the_embeddings_is_the_model(tmp_path: Path) -> None:
+    """Other tools write it a second time where the model has it once."""
+    tied = small_model("llama", tmp_path / "tied", tie_word_embeddings=True)
+    apart = tmp_path / "apart"
+    shutil.copytree(tied, apart)
+    config = json.loads((apart / "config.json").read_text())
+    (apart / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    tensors = load_file(apart / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, apart / "model.safetensors", {"format": "pt"})
+    exact, rounded = build(apart, tmp_path / "out", "f32", "q8_0")
+    assert "output.weight" in {tensor.name for tensor in read_header(rounded.path).tensors}
+    checkpoint = open_checkpoint(tied)
+    assert prove_artifact(checkpoint, exact.path, threads=1).outcome == "proven"
+    assert prove_artifact(checkpoint, rounded.path, threads=1).outcome == "proven"
+    tensors["lm_head.weight"] *= 1.1
+    save_file(tensors, apart / "model.safetensors", {"format": "pt"})
+    (other,) = build(apart, tmp_path / "other", "q8_0")
+    found = prove_artifact(checkpoint, other.path, threads=1)
+    assert "the weights of output.weight are 10% off" in found.reason
 
 
 def test_of_a_large_model_the_first_layers_are_proven(
