@@ -75,7 +75,8 @@ class Description:
     file, whose rows come from ``rows``. ``n_read`` bytes of weights were looked at. ``stored`` are
     all tensors as they lie in the files. ``mtp`` is what the user wished (see ``Wish``). ``tokens``
     says what of its vocabulary was mended.
-    ``has_projector``: the converter knows a vision or audio part of such a model.
+    ``has_projector``: the converter knows a vision or audio part of such a model. ``mended`` are
+    hyperparameters that it has otherwise than config.json.
     """
 
     header: Header
@@ -88,6 +89,7 @@ class Description:
     mtp: bool | None
     tokens: Tokens = Tokens()
     has_projector: bool = False
+    mended: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,13 @@ def close(checkpoint: Checkpoint) -> None:
 
 
 def mended(checkpoint: Checkpoint) -> dict[str, str]:
-    """The keys in which the converter contradicts the tokenizer, which tests of tokens judge."""
-    keys = checkpoint.description.tokens.mended if checkpoint.description else ()
-    return {f"key {key}": "the checkpoint's own tokenizer has it otherwise" for key in keys}
+    """The keys in which the converter contradicts the checkpoint, which other tests judge."""
+    if checkpoint.description is None:
+        return {}
+    tokens, keys = checkpoint.description.tokens.mended, checkpoint.description.mended
+    return {f"key {key}": "the checkpoint's own tokenizer has it otherwise" for key in tokens} | {
+        f"key {key}": "config.json has it otherwise" for key in keys
+    }
 
 
 def compare_source(checkpoint: Checkpoint, gguf: Path, folder: Path) -> None:

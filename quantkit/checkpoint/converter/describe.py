@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Description, Range, StoredReader, Tokens
+from quantkit.checkpoint.converter.hyperparameters import mend_hyperparameters
 from quantkit.checkpoint.converter.known import unknown_architecture
 from quantkit.checkpoint.converter.plausible import require_plausible
 from quantkit.checkpoint.converter.process import ConverterProcess, said
@@ -191,6 +192,7 @@ class ConvertedRows:
         try:
             answer, header_file = self._ask_for_description()
             header, tokens, remarks = self._mended(_read_header(header_file, stored))
+            header, mended, more = mend_hyperparameters(stored.config, header)
         finally:
             self._leave_folder()
         infos = {tensor.name: tensor for tensor in header.tensors}
@@ -229,10 +231,12 @@ class ConvertedRows:
                 self.wish.mtp,
                 tokens,
                 answer["has_projector"],
+                mended,
             ),
             remarks=(
                 *stored.remarks,
                 *remarks,
+                *more,
                 *self._left_out(answer["unused"]),
                 *_uneven([target.name for target in targets]),
             ),

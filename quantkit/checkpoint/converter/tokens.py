@@ -5,12 +5,13 @@ transformers that the converter was written for does (`library`). Where the conv
 what neither does, they are mended; where one of the two agrees, they stay.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.checkpoint import Tokens
+from quantkit.checkpoint.converter.mended import with_keys
 from quantkit.checkpoint.gguf import Header
 from quantkit.checkpoint.tokenizer.fast import open_tokenizer
 from quantkit.checkpoint.tokenizer.frame import Frame, frame_keys
@@ -35,8 +36,6 @@ from quantkit.checkpoint.tokenizer.vocabulary import (
 )
 from quantkit.core.apart import run_apart
 from quantkit.core.errors import CheckpointError, TokenizerError
-from quantkit.families.keys import pack
-from quantkit.families.model import KeyValue
 
 _KEY = "tokenizer.ggml."
 _PREFIX = f"{_KEY}add_space_prefix"
@@ -47,8 +46,6 @@ _SAME_SCORES = (
     "llama.cpp's converter gives all pieces of tokenizer.json the same score, with which llama.cpp "
     "would merge other tokens; GGUF files have the order of its merges."
 )
-# Of the values that are lists: how a GGUF stores their items.
-_ITEMS = {"tokens": "STRING", "scores": "FLOAT32", "token_type": "INT32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def mend(
     ]
     remarks += [_SAME_SCORES] * any(isinstance(value, list) for value in keys.values())
     tokens = Tokens(frame=(frame.before, frame.after) if frames else None, mended=frozenset(keys))
-    return _with_keys(header, keys), tokens, remarks
+    return with_keys(header, keys), tokens, remarks
 
 
 def sized(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,24 +241,3 @@ def _remark(key: str, value: Any, metadata: Mapping[str, Any]) -> str:
 
 def _word(value: Any) -> str:
     return str(value).lower()
-
-
-def _with_keys(header: Header, keys: Mapping[str, Any]) -> Header:
-    """A header with other values of some keys; new ones come after all that are there."""
-    if not keys:
-        return header
-    packed = {key: KeyValue(key, _packed(key, value)) for key, value in keys.items()}
-    there = {entry.key for entry in header.entries}
-    entries: Sequence[KeyValue] = [packed.get(entry.key, entry) for entry in header.entries]
-    new = [entry for key, entry in packed.items() if key not in there]
-    return replace(header, metadata={**header.metadata, **keys}, entries=(*entries, *new))
-
-
-def _packed(key: str, value: bool | int | list[Any]) -> bytes:
-    from gguf import GGUFValue, GGUFValueType
-
-    if isinstance(value, list):
-        item = GGUFValueType[_ITEMS[key.removeprefix(_KEY)]]
-        return pack(key, GGUFValue(value, GGUFValueType.ARRAY, item))
-    kind = GGUFValueType.BOOL if isinstance(value, bool) else GGUFValueType.UINT32
-    return pack(key, GGUFValue(value, kind))

@@ -1,0 +1,39 @@
+"""A header that the converter described, with other values of some keys."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from quantkit.checkpoint.gguf import Header
+from quantkit.families.keys import pack
+from quantkit.families.model import KeyValue
+
+# Of the values that are lists: how a GGUF stores their items.
+_ITEMS = {
+    "tokenizer.ggml.tokens": "STRING",
+    "tokenizer.ggml.scores": "FLOAT32",
+    "tokenizer.ggml.token_type": "INT32",
+}
+
+
+def with_keys(header: Header, keys: Mapping[str, Any]) -> Header:
+    """A header with other values of some keys; new ones come after all that are there."""
+    if not keys:
+        return header
+    packed = {key: KeyValue(key, _packed(key, value)) for key, value in keys.items()}
+    there = {entry.key for entry in header.entries}
+    entries: Sequence[KeyValue] = [packed.get(entry.key, entry) for entry in header.entries]
+    new = [entry for key, entry in packed.items() if key not in there]
+    return replace(header, metadata={**header.metadata, **keys}, entries=(*entries, *new))
+
+
+def _packed(key: str, value: bool | float | list[Any]) -> bytes:
+    from gguf import GGUFValue, GGUFValueType
+
+    if isinstance(value, list):
+        return pack(key, GGUFValue(value, GGUFValueType.ARRAY, GGUFValueType[_ITEMS[key]]))
+    if isinstance(value, bool):
+        kind = GGUFValueType.BOOL
+    else:
+        kind = GGUFValueType.FLOAT32 if isinstance(value, float) else GGUFValueType.UINT32
+    return pack(key, GGUFValue(value, kind))
