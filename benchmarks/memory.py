@@ -5,6 +5,7 @@ two layers; ``--quants publish`` a publisher's set, with an importance matrix. T
 all processes together exceed ``--limit``, or if more layers take more memory. ``--shape
 qwen3-235b`` has layers of 128 experts, ``--shape fp8`` of 256 in FP8 blocks, as wide as
 DeepSeek-V3's: llama.cpp's converter describes both, and computes the second one's numbers.
+``--job calibrate`` runs such a model over text instead, layer by layer.
 """
 
 import argparse
@@ -73,6 +74,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--shape", choices=["mixtral-8x22b", *EXPERTS], default="mixtral-8x22b")
     parser.add_argument("--experts", type=int, help="others than the shape has, for a small disk")
+    parser.add_argument("--job", choices=["build", "calibrate"], default="build")
+    parser.add_argument("--chunks", type=int, default=16, help="of 512 tokens, for calibrate")
     parser.add_argument("--quants", nargs="+", default=["ladder"])
     parser.add_argument("--jobs", type=int, default=usable_cores())
     parser.add_argument("--max-memory", default="1GiB", help="quantkit's option")
@@ -92,6 +95,11 @@ def build(folder: Path, layers: int, options: argparse.Namespace) -> Cost:
     else:
         fewer = {"num_local_experts": options.experts} if options.experts else {}
         large_checkpoint(checkpoint, num_hidden_layers=layers, **MIXTRAL_8X22B, **fewer)
+    if options.job == "calibrate":
+        console.print("Calibrating")
+        command = [sys.executable, "-m", "quantkit", "calibrate", checkpoint]
+        command += ["--chunks", str(options.chunks), "--context", "512"]
+        return measure([*command, "-o", folder / "imatrix.gguf"], folder)
     console.print("Building")
     quants = [word for quant in options.quants for word in ("-q", quant)]
     limits = ["--jobs", str(options.jobs), "--max-memory", options.max_memory]

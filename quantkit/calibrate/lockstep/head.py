@@ -1,4 +1,4 @@
-"""The matrix that gives every token its score, as it is stored, with some rows in float32.
+"""The matrix that gives every token its score, some rows of it at a time.
 
 It is the largest of many models: 2.5 GB in float32 for 152,000 tokens of 4,096 numbers.
 """
@@ -15,13 +15,17 @@ _BLOCK = 64 * 2**20  # bytes of rows in float32
 
 
 class Head:
-    """Stands in for a model's output embeddings, a plain matrix."""
+    """Stands in for a model's output embeddings, a plain matrix.
+
+    Its rows are read again for every chunk, which takes a small part of the time of the product
+    with them. From the Hub, or for a GPU, they are read once and kept as they are stored.
+    """
 
     def __init__(self, name: str, module: nn.Linear, parameters: Parameters) -> None:
         self._name = name
         self._module = module
         self._parameters = parameters
-        self._stored: Tensor | None = None
+        self._kept: Tensor | None = None
         self._bias: Tensor | None = None
 
     def put(self, enter: Callable[[], None]) -> Callable[[], None]:
@@ -38,29 +42,36 @@ class Head:
 
         def undo() -> None:
             del self._module.forward
-            self._stored = self._bias = None
+            self._kept = self._bias = None
 
         return undo
 
     def load(self) -> None:
-        """Read the matrix, unless that is done.
+        """Read what is not read block by block, unless that is done.
 
         Raises:
             CheckpointError: it is missing, or cannot be read.
 
         """
-        if self._stored is None:
-            if self._module.bias is not None:
-                [self._bias] = self._parameters.load([f"{self._name}.bias"]).values()
-            self._stored = self._parameters.as_stored(f"{self._name}.weight")
+        weight, bias = f"{self._name}.weight", f"{self._name}.bias"
+        if self._module.bias is not None and self._bias is None:
+            [self._bias] = self._parameters.load([bias]).values()
+        if self._kept is None:
+            if not self._parameters.has_rows(weight):
+                [self._kept] = self._parameters.load([weight]).values()
+            elif not self._parameters.are_at_hand:
+                self._kept = self._parameters.rows(weight, 0, self._module.out_features)
 
     def _scores(self, x: Tensor) -> Tensor:
-        weights = self._stored
-        assert weights is not None  # noqa: S101 - it was loaded
-        scores = torch.empty(*x.shape[:-1], len(weights), device=x.device)
-        step = max(1, _BLOCK // (4 * weights.shape[1]))
-        for first in range(0, len(weights), step):
-            some = slice(first, first + step)
+        weight, count = f"{self._name}.weight", self._module.out_features
+        scores = torch.empty(*x.shape[:-1], count, device=x.device)
+        step = max(1, _BLOCK // (4 * self._module.in_features))
+        for first in range(0, count, step):
+            some = slice(first, min(first + step, count))
+            if self._kept is None:
+                rows = self._parameters.rows(weight, first, some.stop - first)
+            else:
+                rows = self._kept[some]
             bias = None if self._bias is None else self._bias[some]
-            scores[..., some] = linear(x, weights[some].float(), bias)
+            scores[..., some] = linear(x, rows.float(), bias)
         return scores

@@ -45,6 +45,8 @@ class Parameters:
         self._block = block_size(checkpoint.config)
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         self.origins: Mapping[str, Origin] = find_origins(model, shapes)
+        is_here = checkpoint.repo is None or all(file.is_file() for file in checkpoint.files)
+        self.are_at_hand = is_here and device.type == "cpu"
         self._place = checkpoint.repo.repo_id if checkpoint.repo else str(checkpoint.path)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -92,20 +94,27 @@ class Parameters:
                 made[name] = converted[origin.first]
         return {name: made[name] for name in names}
 
-    def as_stored(self, name: str) -> Tensor:
-        """A parameter in the type that it is stored in, if it is a plain one, else in float32.
+    def has_rows(self, name: str) -> bool:
+        """Whether a parameter is a plain tensor as it is stored.
 
         Raises:
-            CheckpointError: it is missing, or cannot be read.
+            CheckpointError: it is missing.
 
         """
         self.require([name])
         origin = self.origins[name]
-        tensor = self._tensors[origin.stored[0]]
-        if origin.converter is not None or tensor.dtype == KIND:
-            return self.load([name])[name]
-        raw = torch.from_numpy(self._read_rows(tensor.name, 0, prod(tensor.shape[:-1])))
-        return raw.view(_DTYPES[tensor.dtype]).view(tensor.shape).to(self._device)
+        return origin.converter is None and self._tensors[origin.stored[0]].dtype != KIND
+
+    def rows(self, name: str, first: int, count: int) -> Tensor:
+        """Some rows of a parameter that `has_rows`, in the type that they are stored in.
+
+        Raises:
+            CheckpointError: they cannot be read.
+
+        """
+        tensor = self._tensors[self.origins[name].stored[0]]
+        raw = torch.from_numpy(self._read_rows(tensor.name, first, count))
+        return raw.view(_DTYPES[tensor.dtype]).view(count, -1).to(self._device)
 
     def part(self, name: str, number: int, count: int) -> Tensor:
         """One of the matrices of a parameter that holds several, one per expert.

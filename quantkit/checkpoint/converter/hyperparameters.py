@@ -12,8 +12,8 @@ from quantkit.checkpoint.converter.mended import with_keys
 from quantkit.checkpoint.gguf import Header
 from quantkit.checkpoint.shortened import text_config
 
-# By architecture, the key and the entry that counts. Of ChatGLM the converter knows the names that
-# the first releases had (`layernorm_epsilon`, `rope_ratio`); transformers' GlmForCausalLM has these.
+# By architecture, the key and the entry that counts. Of ChatGLM the converter knows the names of
+# the first releases (`layernorm_epsilon`, `rope_ratio`); transformers' GlmForCausalLM has these.
 _FROM_CONFIG: Mapping[str, Mapping[str, str]] = {
     "chatglm": {
         "attention.layer_norm_rms_epsilon": "rms_norm_eps",
