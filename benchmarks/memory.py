@@ -97,9 +97,9 @@ def build(folder: Path, layers: int, options: argparse.Namespace) -> Cost:
         large_checkpoint(checkpoint, num_hidden_layers=layers, **MIXTRAL_8X22B, **fewer)
     if options.job == "calibrate":
         console.print("Calibrating")
-        command = [sys.executable, "-m", "quantkit", "calibrate", checkpoint]
-        command += ["--chunks", str(options.chunks), "--context", "512"]
-        return measure([*command, "-o", folder / "imatrix.gguf"], folder)
+        text = ["--chunks", str(options.chunks), "--context", "512"]
+        where: list[str | Path] = [checkpoint, "-o", folder / "imatrix.gguf"]
+        return measure([sys.executable, "-m", "quantkit", "calibrate", *where, *text], folder)
     console.print("Building")
     quants = [word for quant in options.quants for word in ("-q", quant)]
     limits = ["--jobs", str(options.jobs), "--max-memory", options.max_memory]

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, KIND: DTYPE}
+_ONLY_FLOATS = (
+    "quantkit runs only floats and FP8 with its scales layer by layer; give the checkpoint that it "
+    "was made from, or run its GGUF"
+)
 _READ_ROWS = 64 * 2**20  # bytes of embeddings read at once
 
 
@@ -61,6 +65,10 @@ class Parameters:
 
         """
         for name in names:
+            if f"{name}_blocks" in self._tensors:
+                raise CheckpointError(
+                    f"{quoted(name)} of {self._place} is stored as MXFP4, and {_ONLY_FLOATS}."
+                )
             if name not in self.origins:
                 raise CheckpointError(
                     f"{self._place} lacks what {quoted(name)} is made of; download it again."
@@ -70,9 +78,8 @@ class Parameters:
                 is_scaled = kind == KIND and scale_of(stored, self._tensors) is not None
                 if kind not in FLOAT_BYTES and not is_scaled:
                     raise CheckpointError(
-                        f"{quoted(stored)} of {self._place} is stored as {kind}, and quantkit runs "
-                        "only floats and FP8 with its scales layer by layer; give the checkpoint "
-                        "that it was made from."
+                        f"{quoted(stored)} of {self._place} is stored as {kind}, and "
+                        f"{_ONLY_FLOATS}."
                     )
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
