@@ -9,7 +9,7 @@ the model, too.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from quantkit.build.output import check_space
@@ -73,8 +73,12 @@ def prove_conversion(
                 part = shortened(stored, layers, folder / checkpoint.name)
                 part = describe_alike(part, checkpoint)
             specimen = build_specimen(part, folder / "specimen", threads)
-        except NoSpaceError as error:
-            return not_proven(f"There is no room for its specimen: {error}")
+        except NoSpaceError:
+            size = format_size(_specimen_bytes(checkpoint, stored, layers))
+            return not_proven(
+                f"There is no room for its specimen of {size} in {gettempdir()}; free some, or set "
+                "TMPDIR to a folder on another disk."
+            )
         except QuantkitError as error:
             return not_proven(f"No specimen can be made of its first {layers} layers: {error}")
         proof = prove(part, specimen, threads=threads, report=report)

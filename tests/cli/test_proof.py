@@ -1,12 +1,16 @@
 """``build --prove`` and ``smoke --checkpoint``: what they say, write down and refuse."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from quantkit.verify import proving
+from tests.build.builds import at_step
 from tests.cli.command import quantkit, refusal
+from tests.raw_releases import raw_release
 from tests.verify.faults import change_rope_base, with_fault
 
 TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
@@ -55,6 +59,39 @@ def test_smoke_proves_a_file_against_its_checkpoint(built: Path, tmp_path: Path)
     said = quantkit("smoke", file, "--checkpoint", faulty, "--threads", 1).err
     assert "Nothing is compared with" in said
     assert "faulty.gguf, a GGUF" in said
+
+
+def test_no_room_for_a_specimen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up while it is written: said in a sentence, and nothing of it is left."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    sound = proving.build_specimen
+
+    def fail(*_: object) -> None:
+        assert list(disk.rglob("*.gguf*"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def on_a_full_disk(*how: object) -> Path:
+        with at_step(10, fail):
+            return sound(*how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(proving, "build_specimen", on_a_full_disk)
+    out = tmp_path / "out"
+    outcome = quantkit("build", TINY, "-q", "q8_0", "--prove", "-o", out, "--jobs", 1)
+    assert outcome.code in (0, None)
+    assert f"no room for its specimen of 30.5 MB in {disk}; free some, or set TMPDIR" in outcome.err
+    assert "to resume" not in outcome.err
+    assert list(out.glob("*.gguf"))
+    assert not list(disk.rglob("*.gguf*"))
+
+
+def test_a_raw_release_is_proven(tmp_path: Path) -> None:
+    raw = raw_release(TINY, tmp_path / "raw", "safetensors-stacked")
+    out = tmp_path / "out"
+    outcome = quantkit("build", raw, "-q", "q8_0", "--prove", "-o", out, "--jobs", 1)
+    assert outcome.code in (0, None), outcome.err
+    assert "512 tokens, all 4 layers: mean KLD" in outcome.err
 
 
 def test_a_dry_run_says_what_would_be_proven(monkeypatch: pytest.MonkeyPatch) -> None:
