@@ -295,7 +295,7 @@ def test_no_decoders_experts_are_in_memory_all_at_once() -> None:
         *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     }
-    found = {"own": set(), "without": set()}
+    found: dict[str, set[str]] = {"own": set(), "without": set()}
     for folder in {configuration_auto.model_type_to_module_name(kind) for kind in kinds}:
         for file in (models / folder).glob("modeling_*.py"):
             text = file.read_text()
