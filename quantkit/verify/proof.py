@@ -108,8 +108,8 @@ def prove(
         import transformers
     except ImportError as error:
         return not_proven(why_missing(str(error.name), "transformers", "Proving a conversion"))
-    from quantkit.calibrate.calibrate import Settings
     from quantkit.calibrate.lockstep.logits import predict
+    from quantkit.calibrate.settings import Settings
 
     headers = [read_header(file) for file in artifact_files(gguf)]
     architecture = headers[0].metadata.get("general.architecture")

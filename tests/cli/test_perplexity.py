@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from quantkit.calibrate.calibrate import Settings
-from quantkit.calibrate.perplexity import token_losses
+from quantkit.calibrate.lockstep.perplexity import token_losses
+from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.open import open_checkpoint

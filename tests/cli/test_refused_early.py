@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantkit.build.output import locked
-from quantkit.calibrate.calibrate import Run
+from quantkit.calibrate.journaled import Run
 from quantkit.core.errors import ClusterError
 from tests.build.builds import names_in
 from tests.calibrate.runs import text_file

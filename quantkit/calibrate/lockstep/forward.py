@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import cached_property
 from math import prod
 
 import torch
@@ -14,6 +15,7 @@ from quantkit.calibrate.lockstep.model import (
     require_transformers,
 )
 from quantkit.calibrate.lockstep.parameters import Parameters, stored_names
+from quantkit.calibrate.settings import Settings, find_device
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import CalibrationError
 
@@ -83,18 +85,38 @@ class LockstepForward:
         shape = self.parameters.shape(parameter)
         return shape[0] if len(shape) > 2 else 1
 
+    @property
+    def widest(self) -> int:
+        """The most columns of a linear layer beside the experts': how wide its inputs are."""
+        return max((self.parameters.shape(p)[1] for p in self.linears - self._stacked), default=0)
+
+    @cached_property
+    def linears(self) -> frozenset[str]:
+        """The parameters of the layers' linear layers, experts' among them; not of routers."""
+        found = set(self._stacked)
+        for parts in self.parts.values():
+            counts = {self.experts[name].num_experts for name in parts.keys() & self.experts.keys()}
+            for name, module in parts.items():
+                if isinstance(module, nn.Linear) and module.out_features not in counts:
+                    found.add(f"{name}.weight")
+        return frozenset(found)
+
+    @cached_property
+    def _stacked(self) -> frozenset[str]:
+        """The parameters that hold a matrix for each of the experts that are streamed."""
+        return frozenset(
+            matrix
+            for name, module in self.experts.items()
+            for matrix in experts.matrices(name, module)
+        )
+
     def state_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of the hidden states of so many chunks and tokens."""
         return prod(shape) * int(self.model.config.get_text_config().hidden_size) * 4
 
     def dense(self, layer: str) -> list[str]:
         """The parameters that are loaded with a layer: all but the matrices of streamed experts."""
-        streamed = {
-            matrix
-            for name in self.parts[layer].keys() & self.experts.keys()
-            for matrix in experts.matrices(name, self.experts[name])
-        }
-        return [name for name in stored_names(self.parts[layer]) if name not in streamed]
+        return [name for name in stored_names(self.parts[layer]) if name not in self._stacked]
 
     def require_context(self, context: int) -> None:
         """Refuse more tokens at once than the model was made for.
@@ -109,3 +131,15 @@ class LockstepForward:
                 f"--context {context} is more than the {most} tokens that config.json gives the "
                 "model; choose a smaller one."
             )
+
+
+def stand_ready(stored: Checkpoint, context: int, settings: Settings) -> LockstepForward:
+    """What is to be run; refuses a checkpoint that cannot be.
+
+    Raises:
+        CalibrationError, CheckpointError: as `LockstepForward` does, or the context is too long.
+
+    """
+    forward = LockstepForward(stored, find_device(settings.device))
+    forward.require_context(context)
+    return forward
