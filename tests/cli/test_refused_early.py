@@ -200,9 +200,9 @@ def test_jobs_count_for_what_is_run_too(
     seen = set()
     real = Run.execute
 
-    def execute(self: Run, *arguments: Any) -> None:
+    def execute(self: Run, *arguments: Any, **options: Any) -> None:
         seen.add(torch.get_num_threads())
-        real(self, *arguments)
+        real(self, *arguments, **options)
 
     monkeypatch.setattr(Run, "execute", execute)
     assert quantkit(*command(model, way, "-o", tmp_path / "out", "--jobs", 3)).code == 0

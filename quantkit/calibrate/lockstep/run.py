@@ -32,6 +32,7 @@ from quantkit.core.errors import CalibrationError
 
 _MOST_SCORES = 2 * 2**30  # bytes of scores for the whole vocabulary, of all chunks together
 _AT_ONCE = 1024  # tokens that go through a dense part at once
+_MOST_TOLD = 0.99  # of a layer that is not on record yet
 _COPIES = 3  # that are made of a chunk's scores on the way to its losses
 
 
@@ -235,7 +236,7 @@ class _Run:
     def _tell(self, share: float) -> None:
         """Report that so much more of the layer is done."""
         with self._lock:
-            self._share = min(self._share + share, 1.0)
+            self._share = min(self._share + share, _MOST_TOLD)
             self._report(self._done + self._share)
 
     def _meet_experts(self, name: str, *call: Tensor) -> Tensor:
