@@ -4,6 +4,7 @@ import ctypes
 
 # Of glibc's malloc.h; other C libraries have no mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_LARGE = 2 * 2**20
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc takes no more (its HEAP_MAX_SIZE / 2)
 
 
@@ -19,6 +20,14 @@ def keep_freed(n_bytes: int) -> None:
     """Keep so much of what is freed for the next slab: what the system gives anew, it zeroes."""
     _mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
     _mallopt(_M_TRIM_THRESHOLD, n_bytes)
+
+
+def return_freed() -> None:
+    """Give what is large back to the system as soon as it is freed.
+
+    Otherwise glibc keeps buffers below 32 MB, as activations are, in a heap for every thread.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _mallopt(parameter: int, value: int) -> None:

@@ -86,7 +86,7 @@ def prove(
     gguf: Path,
     *,
     threads: int | None = None,
-    report: Callable[[int, int], None] = lambda _done, _layers: None,
+    report: Callable[[float, int], None] = lambda _done, _layers: None,
 ) -> Proof:
     """Compare a GGUF whose weights are floats with the checkpoint that it was made from.
 

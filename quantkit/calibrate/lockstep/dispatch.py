@@ -67,6 +67,7 @@ class Rows:
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self._parts = parts
         self._each = len(parts[0])
+        self.width = parts[0].shape[1]
 
     def __len__(self) -> int:
         return self._each * len(self._parts)
@@ -191,16 +192,26 @@ class Dispatch:
             ]
             return self._altered(hidden, batch, experts.gate(made))
 
-        into = self._settle(experts.into, expert, lambda: ((rows(b), b.share) for b in batches))
-        (down,) = self._settle(
-            (experts.down,), expert, lambda: ((inner(b, rows(b)), b.share) for b in batches)
-        )
-        for batch in batches:
+        def first(batch: _Batch) -> Tensor:
             x = rows(batch)
             for name in experts.into:
                 self._see(name, expert, x, batch.share)
             x = inner(batch, x)
             self._see(experts.down, expert, x, batch.share)
+            return x
+
+        into = self._settle(experts.into, expert, lambda: ((rows(b), b.share) for b in batches))
+        # For fewer tokens than a matrix has columns, what comes out of it is smaller than it.
+        n_tokens = sum(len(batch.tokens) for batch in batches)
+        kept: list[Tensor] = []
+        if self._replacer is None and n_tokens <= hidden.width:
+            kept = [first(batch) for batch in batches]
+            into.clear()
+        (down,) = self._settle(
+            (experts.down,), expert, lambda: ((inner(b, rows(b)), b.share) for b in batches)
+        )
+        for number, batch in enumerate(batches):
+            x = kept[number] if kept else first(batch)
             if batch.gates is None:
                 continue
             made = experts.finish(experts.multiply(experts.down, x, down, expert))

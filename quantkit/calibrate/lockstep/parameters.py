@@ -102,7 +102,7 @@ class Parameters:
         origin = self.origins[name]
         experts, *shape = self._wanted[name].shape
         if all(len(names) == experts for names in origin.sources.values()):
-            made = origin.convert(self._model, self._read, lambda names: (names[expert],))
+            made = origin.convert(self._model, self._read_stored, lambda names: (names[expert],))
         elif all(self._tensors[stored].shape[0] == experts for stored in origin.stored):
             made = origin.convert(self._model, lambda stored: self._read(stored, expert))
         else:
@@ -110,7 +110,7 @@ class Parameters:
         matrix = made[name]
         if tuple(matrix.shape) != (1, *shape):
             return self.load([name])[name][expert]
-        return matrix[0]
+        return matrix[0].to(torch.float32)
 
     def table(self, name: str, used: NDArray[np.int64]) -> Tensor:
         """A matrix of which only some rows are asked for, as embeddings are.
@@ -137,16 +137,21 @@ class Parameters:
                 table[here] = rows[torch.from_numpy(here - first)].float().numpy()
         return torch.from_numpy(table).to(self._device)
 
-    def _read(self, name: str, matrix: int | None = None) -> Tensor:
+    def _read_stored(self, name: str) -> Tensor:
+        """A stored tensor in its own dtype, which conversions copy at half the size."""
+        return self._read(name, as_stored=True)
+
+    def _read(self, name: str, matrix: int | None = None, *, as_stored: bool = False) -> Tensor:
         """A stored tensor, or one matrix of it, which keeps its axis."""
         tensor = self._tensors[name]
         shape = tensor.shape if matrix is None else (1, *tensor.shape[1:])
         rows = prod(tensor.shape[:-1])
         count = rows if matrix is None else rows // tensor.shape[0]
         raw = torch.from_numpy(self._read_rows(name, (matrix or 0) * count, count))
-        values = raw.view(_DTYPES[tensor.dtype]).to(self._device).float().view(shape)
+        values = raw.view(_DTYPES[tensor.dtype]).to(self._device).view(shape)
         if tensor.dtype != KIND:
-            return values
+            return values if as_stored else values.float()
+        values = values.float()
         scale = scale_of(name, self._tensors)
         assert scale is not None  # noqa: S101 - `require` has seen it
         try:

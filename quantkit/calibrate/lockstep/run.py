@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from quantkit.build.heap import return_freed
 from quantkit.calibrate.lockstep import experts
 from quantkit.calibrate.lockstep.chunks import Chunks
 from quantkit.calibrate.lockstep.dispatch import Call, Dispatch, Rows, Streamed
@@ -154,6 +155,7 @@ class _Run:
 
     def execute(self) -> None:
         forward = self._forward
+        return_freed()
         undo: list[Callable[[], None]] = []
         try:
             undo += [self._stop_at(number, name) for number, name in enumerate(forward.layers)]
@@ -262,7 +264,14 @@ class _Run:
         place, name = station
         forward = self._forward
         if place == "experts":
-            return self._run_experts(name, values)
+            layer = forward.layers[self._done]
+            reads_again = self._visitors.replacer is None
+            if reads_again:  # while experts take memory, the rest of the layer lets go of it
+                self._empty_layer(layer, but=name)
+            results = self._run_experts(name, values)
+            if reads_again:
+                self._fill_layer(layer)
+            return results
         if place == "matrix":
             self._replace(name, values)
             if self._scratch is not None:
@@ -277,22 +286,36 @@ class _Run:
                 )
             empty(self._passing)
             self._passing = {}
-            loaded = forward.parameters.load(forward.dense(name))
-            fill(parts, loaded)
-            self._matrices.put(loaded)
+            self._fill_layer(name)
             self._experts = frozenset(
                 forward.experts[part].num_experts for part in parts if part in forward.experts
             )
         else:
-            self._matrices.put({})
+            self._empty_layer(name)
             self._replaced.clear()
             self._scores.clear()
-            empty(parts)
             routing, self._routing = self._routing, None
             self._finish_layer(self._done, routing)
             self._done, self._share = self._done + 1, 0.0
             self._report(self._done)
         return values
+
+    def _fill_layer(self, name: str) -> None:
+        loaded = self._forward.parameters.load(self._forward.dense(name))
+        fill(self._forward.parts[name], loaded)
+        self._matrices.put(loaded)
+
+    def _empty_layer(self, name: str, but: str | None = None) -> None:
+        """Let go of a layer's parameters, except those of a module and within it."""
+        self._matrices.put({})
+        parts = self._forward.parts[name]
+        if but is not None:
+            parts = {
+                part: module
+                for part, module in parts.items()
+                if part != but and not part.startswith(f"{but}.")
+            }
+        empty(parts)
 
     def _replace(self, parameter: str, values: Sequence[tuple[Tensor, ...]]) -> None:
         """Write over a matrix with what the visitor makes of it."""
@@ -304,7 +327,10 @@ class _Run:
 
     def _run_experts(self, name: str, values: Sequence[tuple[Tensor, ...]]) -> Sequence[Tensor]:
         forward, visitors, scratch = self._forward, self._visitors, self._scratch
-        calls = [Call(*call, self._scores.get(number)) for number, call in enumerate(values)]
+        calls = [
+            Call(hidden, index, weights, self._scores.get(number))
+            for number, (hidden, index, weights) in enumerate(values)
+        ]
         each, width = calls[0].hidden.shape
         shape = (each * len(calls), width)
         result = (
@@ -329,7 +355,8 @@ class _Run:
                 result[cut] = dense(inputs[cut])
         if scratch is not None:
             scratch.drop(("experts", name))
-        return result.split(each)
+        parts: Sequence[Tensor] = result.split(each)
+        return parts
 
     def _load_embeddings(self) -> None:
         """Load what tokens become, for the whole run: some models ask where it lies."""
