@@ -10,7 +10,7 @@ from torch import Tensor
 from quantkit.calibrate.lockstep.watching import Replacer
 from quantkit.calibrate.routing import Routing
 
-_BATCH = 1024  # tokens that an expert sees at once
+_BATCH = 512  # tokens that an expert sees at once
 _BORROWED_WEIGHT = 4  # a borrowed token counts as a quarter of one of the expert's own
 
 
