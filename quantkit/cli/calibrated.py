@@ -187,6 +187,7 @@ def plan_on_text(
     from quantkit.calibrate.text import make_corpus
     from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
     from quantkit.checkpoint.open import open_model
+    from quantkit.families.model import Decoder
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
     model: Model
@@ -211,6 +212,7 @@ def plan_on_text(
             shard_size=gptq.shard_size,
         )
         for quant in gptq.quants
+        if isinstance(model, Decoder)  # of no other model are any asked for
     )
     folder = out or default_folder(base_name, only_gguf=only_gguf)
     return OnText(checkpoint, model, corpus, settings, text.chunks, folder, wants_matrix, builds)

@@ -325,7 +325,7 @@ def test_a_merge_that_could_not_be_written(
 def test_all_models_are_looked_at_before_the_first_is_measured(
     tmp_path: Path, others: tuple[str, ...], names: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.calibrate import perplexity
+    from quantkit.calibrate.lockstep import perplexity
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(perplexity, "token_losses", None)
