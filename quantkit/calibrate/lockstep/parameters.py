@@ -1,7 +1,7 @@
 """Parameters of a model as float32 tensors, read and converted when they are needed."""
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from typing import TYPE_CHECKING
@@ -104,7 +104,10 @@ class Parameters:
         origin = self.origins[name]
         experts, *shape = self._wanted[name].shape
         if all(len(names) == experts for names in origin.sources.values()):
-            made = origin.convert(self._model, self._read_stored, lambda names: (names[expert],))
+            if origin.stacks_rows:
+                stored = [names[expert] for names in origin.sources.values()]
+                return self._one_below_the_other(stored, (shape[0], shape[1]))
+            made = origin.convert(self._model, self._read, lambda names: (names[expert],))
         elif all(self._tensors[stored].shape[0] == experts for stored in origin.stored):
             made = origin.convert(self._model, lambda stored: self._read(stored, expert))
         else:
@@ -112,7 +115,17 @@ class Parameters:
         matrix = made[name]
         if tuple(matrix.shape) != (1, *shape):
             return self.load([name])[name][expert]
-        return matrix[0].to(torch.float32)
+        return matrix[0]
+
+    def _one_below_the_other(self, names: Sequence[str], shape: tuple[int, int]) -> Tensor:
+        """Stored matrices as one, with nothing beside it in memory but one as it is stored."""
+        whole = torch.empty(shape, dtype=torch.float32, device=self._device)
+        row = 0
+        for name in names:
+            rows = self._tensors[name].shape[0]
+            whole[row : row + rows] = self._read(name, as_stored=True)
+            row += rows
+        return whole
 
     def table(self, name: str, used: NDArray[np.int64]) -> Tensor:
         """A matrix of which only some rows are asked for, as embeddings are.
@@ -139,12 +152,8 @@ class Parameters:
                 table[here] = rows[torch.from_numpy(here - first)].float().numpy()
         return torch.from_numpy(table).to(self._device)
 
-    def _read_stored(self, name: str) -> Tensor:
-        """A stored tensor in its own dtype, which conversions copy at half the size."""
-        return self._read(name, as_stored=True)
-
     def _read(self, name: str, matrix: int | None = None, *, as_stored: bool = False) -> Tensor:
-        """A stored tensor, or one matrix of it, which keeps its axis."""
+        """A stored tensor, or one matrix of it, which keeps its axis; ``as_stored`` not widened."""
         tensor = self._tensors[name]
         shape = tensor.shape if matrix is None else (1, *tensor.shape[1:])
         rows = prod(tensor.shape[:-1])

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantkit.build.heap import return_freed
+from quantkit.build.heap import return_freed, share_heap
 from quantkit.calibrate.lockstep import experts
 from quantkit.calibrate.lockstep.chunks import Chunks
 from quantkit.calibrate.lockstep.dispatch import Call, Dispatch, Rows, Streamed
@@ -155,6 +155,7 @@ class _Run:
 
     def execute(self) -> None:
         forward = self._forward
+        share_heap()
         return_freed()
         undo: list[Callable[[], None]] = []
         try:
