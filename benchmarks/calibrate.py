@@ -1,60 +1,77 @@
-"""Peak memory and time of calibration and of GPTQ, at the true layer shape of Mixtral-8x22B.
+"""Peak memory and time of calibration and of GPTQ, at the true layer shape of large models.
 
-``python benchmarks/calibrate.py --layers 1 2`` runs both over 16 chunks of 512 tokens, on random
-checkpoints of one and of two layers. The status is 1 if a peak exceeds 1.3 times a layer's bf16
-bytes, the activations and one second moment together, or if two layers take more than one.
-``--experts`` makes the layers smaller: GPTQ of a whole layer takes a processor core half an hour.
+``python -m benchmarks.calibrate --layers 1 2`` runs both over 16 chunks of 512 tokens, on random
+checkpoints of one and of two layers of Mixtral-8x22B. ``--shape qwen3-235b`` has 128 experts per
+layer, 4096 by 1536, and is calibrated alone. ``--beside FOLDER`` does the same with another
+checkout of quantkit, by turns, to set an earlier way beside this one::
+
+    git archive COMMIT | tar -x -C FOLDER
+
+The status is 1 if a peak exceeds its limit (for Mixtral 1.3 times a layer's bf16 bytes, the
+activations and one second moment together; 2 GB for 128 experts), or if two layers take more than
+one. ``--experts`` makes the layers smaller: GPTQ of a whole layer takes a processor core half an
+hour.
 """
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.memory import EXPERTS as MANY_EXPERTS
 from benchmarks.memory import MIXTRAL_8X22B
 from quantkit.core.units import format_size
 from tests.large_checkpoints import large_checkpoint
+from tests.large_experts import large_experts
 from tests.measured import Cost, measure, unwind_on_sigterm
 
-LAYERS, EXPERTS = 56, 8
+MIXTRAL, MANY = "mixtral-8x22b", "qwen3-235b"
+LAYERS = {MIXTRAL: 56, MANY: 94}
+JOBS = {MIXTRAL: ["calibrate", "gptq-int4"], MANY: ["calibrate"]}
+EXPERTS = {MIXTRAL: 8, MANY: MANY_EXPERTS[MANY]["experts"]}
 MOST_OF_A_LAYER = 1.3
+MOST_OF_MANY = 2 * 10**9
 # What the allocator keeps of buffers below 32 MB after a first layer; later layers reuse it.
 MOST_GROWTH = 256 * 2**20
+HERE = Path(__file__).parents[1]
 console = Console(highlight=False)
 
 
 def main() -> int:
     options = parse_options()
     unwind_on_sigterm()
-    costs: dict[str, dict[int, Cost]] = {job: {} for job in options.jobs}
+    jobs = options.jobs or JOBS[options.shape]
+    checkouts = [HERE, *([options.beside] if options.beside else [])]
+    costs: dict[tuple[str, str], dict[int, Cost]] = {}
     for layers in options.layers:
         with TemporaryDirectory(prefix="quantkit-calibrate-", dir=options.folder) as folder:
-            model = large_checkpoint(
-                Path(folder) / "model",
-                num_hidden_layers=layers,
-                num_local_experts=options.experts,
-                num_experts_per_tok=min(2, options.experts),
-                max_position_embeddings=4096,
-                **MIXTRAL_8X22B,
-            )
-            for job in options.jobs:
-                costs[job][layers] = run(job, model, Path(folder), options)
+            model = make_model(Path(folder) / "model", layers, options)
+            for job in jobs:
+                for checkout in checkouts:
+                    way = "this" if checkout is HERE else str(checkout)
+                    cost = run(job, model, Path(folder), checkout, options)
+                    costs.setdefault((job, way), {})[layers] = cost
     limit = peak_limit(options)
     console.print(cost_table(costs, limit, options))
     if options.json:
         figures = {
-            job: {n: [cost.peak_memory, cost.wall_seconds] for n, cost in by_layers.items()}
-            for job, by_layers in costs.items()
+            f"{job}, {way}": {
+                n: [cost.peak_memory, cost.cpu_seconds, cost.wall_seconds]
+                for n, cost in by_layers.items()
+            }
+            for (job, way), by_layers in costs.items()
         }
         options.json.write_text(json.dumps({"limit": limit, **figures}, indent=2))
     good = True
-    for by_layers in costs.values():
+    for (_, way), by_layers in costs.items():
         peaks = [cost.peak_memory for cost in by_layers.values()]
-        good &= max(peaks) < limit and max(peaks) - peaks[0] < MOST_GROWTH
+        good &= way != "this" or (max(peaks) < limit and max(peaks) - peaks[0] < MOST_GROWTH)
     return 0 if good else 1
 
 
@@ -62,28 +79,48 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--shape", choices=[MIXTRAL, MANY], default=MIXTRAL)
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--jobs", nargs="+", default=["calibrate", "gptq-int4"])
-    parser.add_argument("--experts", type=int, default=EXPERTS)
+    parser.add_argument("--jobs", nargs="+", help="calibrate, gptq-int4 and the like")
+    parser.add_argument("--experts", type=int, help="fewer than the shape has")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--beside", type=Path, help="another checkout of quantkit")
     parser.add_argument("--folder", help="work on this disk; two layers take 15 GB")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.experts = options.experts or EXPERTS[options.shape]
+    return options
 
 
-def run(job: str, model: Path, folder: Path, options: argparse.Namespace) -> Cost:
+def make_model(folder: Path, layers: int, options: argparse.Namespace) -> Path:
+    if options.shape == MANY:
+        shape = {**MANY_EXPERTS[MANY], "experts": options.experts}
+        large_experts(folder, layers=layers, **shape)
+        return folder
+    return large_checkpoint(
+        folder,
+        num_hidden_layers=layers,
+        num_local_experts=options.experts,
+        num_experts_per_tok=min(2, options.experts),
+        max_position_embeddings=4096,
+        **MIXTRAL_8X22B,
+    )
+
+
+def run(job: str, model: Path, folder: Path, checkout: Path, options: argparse.Namespace) -> Cost:
     sizes = ["--chunks", str(options.chunks), "--context", str(options.context)]
-    quantkit = [sys.executable, "-m", "quantkit"]
-    if job == "calibrate":
-        return measure(
-            [*quantkit, job, model, "-o", folder / "imatrix.gguf", "--overwrite", *sizes]
-        )
-    wish: list[str | Path] = ["build", model, "-q", job, "-o", folder / "out", "--no-smoke", *sizes]
-    return measure([*quantkit, *wish])
+    quantkit = [sys.executable, "-P", "-m", "quantkit"]
+    wish: list[str | Path] = [job, model, "-o", folder / "imatrix.gguf", "--overwrite"]
+    if job != "calibrate":
+        out = folder / f"out-{checkout.name}"
+        wish = ["build", model, "-q", job, "-o", out, "--no-smoke"]
+    with patch.dict(os.environ, {"PYTHONPATH": str(checkout)}):
+        return measure([*quantkit, *wish, *sizes])
 
 
 def layer_weights(experts: int) -> int:
+    """Of Mixtral-8x22B."""
     hidden: int = MIXTRAL_8X22B["hidden_size"]
     wide: int = MIXTRAL_8X22B["intermediate_size"]
     key_values: int = hidden // 48 * MIXTRAL_8X22B["num_key_value_heads"]
@@ -95,32 +132,41 @@ def peak_limit(options: argparse.Namespace) -> int:
 
     Experts are done one after another, so a layer with fewer takes as much.
     """
+    if options.shape == MANY:
+        return MOST_OF_MANY
     tokens = options.chunks * options.context
     activations: int = 2 * tokens * MIXTRAL_8X22B["hidden_size"] * 4
     moment: int = MIXTRAL_8X22B["intermediate_size"] ** 2 * 4
-    return int(MOST_OF_A_LAYER * 2 * layer_weights(EXPERTS)) + activations + moment
+    return int(MOST_OF_A_LAYER * 2 * layer_weights(EXPERTS[MIXTRAL])) + activations + moment
 
 
-def cost_table(costs: dict[str, dict[int, Cost]], limit: int, options: argparse.Namespace) -> Table:
-    layer = format_size(2 * layer_weights(options.experts))
+def cost_table(
+    costs: dict[tuple[str, str], dict[int, Cost]], limit: int, options: argparse.Namespace
+) -> Table:
+    whole = LAYERS[options.shape]
     table = Table(
-        title=f"A layer: {options.experts} experts, {layer} in bf16; "
-        f"{options.chunks} x {options.context} tokens; "
-        f"limit for {EXPERTS} experts {format_size(limit)}",
+        title=f"{options.shape}: layers of {options.experts} experts, "
+        f"{options.chunks} x {options.context} tokens; limit {format_size(limit)}",
         title_justify="left",
     )
-    for heading in ("job", "layers", "peak memory", "seconds", "per layer", f"{LAYERS} layers"):
-        table.add_column(heading, justify="left" if heading == "job" else "right")
-    for job, by_layers in costs.items():
+    headings = (
+        *("job", "checkout", "layers", "peak memory", "processor seconds"),
+        *("wall seconds", "per layer", f"{whole} layers"),
+    )
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for (job, way), by_layers in costs.items():
         for layers, cost in by_layers.items():
             each = cost.wall_seconds / layers
             table.add_row(
                 job,
+                way,
                 str(layers),
                 format_size(cost.peak_memory),
+                f"{cost.cpu_seconds:.0f}",
                 f"{cost.wall_seconds:.0f}",
                 f"{each:.0f}",
-                f"{each * LAYERS / 3600:.1f} h",
+                f"{each * whole / 3600:.1f} h",
             )
     return table
 

@@ -16,20 +16,23 @@ import torch
 from torch import Tensor
 
 from quantkit.build.output import check_space, working_folder
-from quantkit.calibrate.calibrate import Run, Settings, Step, digest, identify
-from quantkit.calibrate.forward import require_finite
+from quantkit.calibrate.journaled import Run
 from quantkit.calibrate.least_squares import Part, Samples, fit
-from quantkit.calibrate.perplexity import Bystander
+from quantkit.calibrate.lockstep.dispatch import Rows
+from quantkit.calibrate.lockstep.forward import LockstepForward
+from quantkit.calibrate.lockstep.run import Visitors
+from quantkit.calibrate.lockstep.squares import Squares
+from quantkit.calibrate.lockstep.watching import require_finite
 from quantkit.calibrate.routing import Routing
-from quantkit.calibrate.statistics import SquareSums
+from quantkit.calibrate.settings import Settings, Step, digest, identify
 from quantkit.calibrate.sums import require_same, write_parts
 from quantkit.calibrate.text import Corpus
-from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.densified import densified, require_experts
 from quantkit.checkpoint.safetensors import read_header
 from quantkit.core.tensors import SourceTensor
 from quantkit.encodings.merge import narrow
+from quantkit.encodings.widen import widen
 from quantkit.families.model import Decoder
 from quantkit.formats.safetensors import StoredTensor, place
 
@@ -88,7 +91,6 @@ def merged(
     fits = rounds is not None
     run = Run(
         checkpoint,
-        model,
         corpus,
         settings,
         folder,
@@ -100,12 +102,14 @@ def merged(
     check_space(folder, run.n_bytes + beside)
     with working_folder(folder, run.n_bytes):
         if rounds is None:
-            run.execute(Bystander(), lambda _: {}, report, say)
-            parts = densified(checkpoint, model, [layer.squares for layer in run.routing])
+            run.execute(Visitors(), lambda _: {}, report, say)
+            strengths = [layer.squares for layer in run.routing.values()]
+            parts = densified(checkpoint, model, strengths)
         else:
-            sums = SquareSums(experts)
-            run.forward.merger = fitted = _Fit(run.weights, sums, rounds, folder)
-            run.execute(sums, lambda _: fitted.written, report, say)
+            squares = Squares(run.forward.n_matrices)
+            fitted = _Fit(run.forward, checkpoint, squares, rounds, folder)
+            visitors = Visitors(watcher=squares, merger=fitted)
+            run.execute(visitors, lambda _: fitted.written, report, say)
             replaced: dict[str, SourceTensor] = {}
             for layer, crcs in enumerate(run.records):
                 path = _file(folder, layer)
@@ -114,7 +118,7 @@ def merged(
                 replaced |= read_header(path)
             parts = densified(checkpoint, model, [[1.0] * experts] * layers, replaced)
         run.require_unchanged()
-        yield Merged(*parts, digest(identity), run.routing)
+        yield Merged(*parts, digest(identity), tuple(run.routing.values()))
 
 
 def _written(model: Decoder) -> int:
@@ -126,20 +130,27 @@ def _written(model: Decoder) -> int:
 class _Fit:
     """A `Merger`: neurons are chosen, fitted, rounded as they will be stored, and written."""
 
-    def __init__(self, weights: Weights, sums: SquareSums, rounds: int, folder: Path) -> None:
-        self._weights = weights
-        self._sums = sums
+    def __init__(
+        self,
+        forward: LockstepForward,
+        checkpoint: Checkpoint,
+        squares: Squares,
+        rounds: int,
+        folder: Path,
+    ) -> None:
+        self._forward = forward
+        self._checkpoint = checkpoint
+        self._squares = squares
         self._rounds = rounds
         self._folder = folder
         self.written: dict[str, int] = {}
         """The CRC-32 of the latest layer's file, by name."""
 
     def __call__(
-        self, layer: int, inputs: Tensor, outputs: Tensor, routing: Routing
+        self, layer: int, inputs: Rows, outputs: Tensor, routing: Routing
     ) -> Callable[[Tensor], Tensor]:
-        for values in (inputs, outputs):
-            require_finite(values, f"the experts of layer {layer}")
-        samples = Samples(inputs, outputs, self._weights.device)
+        require_finite(outputs, f"the experts of layer {layer}")
+        samples = Samples(inputs, outputs, self._forward.device)
         part = fit(samples, self._choose(layer, routing), self._rounds)
         return self._store(layer, part)
 
@@ -149,33 +160,36 @@ class _Fit:
         A neuron's is the sum of its squared activations where the router sent tokens, by the
         expert's mean squared gate and the squared length of its column in ``down``.
         """
-        squares = torch.from_numpy(self._sums.take()["ffn_down_exps"].squares)
+        (name,) = self._forward.parts[self._forward.layers[layer]].keys() & self._forward.experts
+        seen = self._squares.take()[f"{name}.down_proj"]
+        squares = torch.from_numpy(seen.squares)
         experts, neurons = squares.shape
         energies = []
+
+        def read(parameter: str, expert: int) -> Tensor:
+            return self._forward.expert(f"{name}.{parameter}", expert)
+
         for expert in range(experts):
-            lengths = self._matrix(layer, "down", expert).square().sum(0).cpu()
+            lengths = read("down_proj", expert).square().sum(0).cpu()
             strength = routing.squares[expert] / max(routing.tokens[expert], 1)
             energies.append(squares[expert] * lengths * strength)
         chosen = torch.stack(energies).view(-1).topk(neurons).indices.sort().values
-        owner, number = chosen // neurons, (chosen % neurons).to(self._weights.device)
-
-        def gather(part: str, axis: int) -> Tensor:
-            return torch.cat(
-                [
-                    self._matrix(layer, part, e).index_select(axis, number[owner == e])
-                    for e in range(experts)
-                ],
-                axis,
-            )
-
-        return Part(gather("gate", 0), gather("up", 0), gather("down", 1))
-
-    def _matrix(self, layer: int, part: str, expert: int) -> Tensor:
-        return self._weights.matrix(layer, f"ffn_{part}_exps", expert)
+        owner, number = chosen // neurons, (chosen % neurons).to(self._forward.device)
+        gates, ups, downs = [], [], []
+        for expert in range(experts):
+            own = number[(owner == expert).to(number.device)]
+            gate, up = read("gate_up_proj", expert).chunk(2)
+            gates.append(gate[own])
+            ups.append(up[own])
+            del gate, up
+            downs.append(read("down_proj", expert)[:, own])
+        return Part(torch.cat(gates), torch.cat(ups), torch.cat(downs, 1))
 
     def _store(self, layer: int, part: Part) -> Part:
         """Write a layer's matrices in the experts' dtype; the part as it was rounded."""
-        dtype = self._weights.dtype(layer, "ffn_gate_exps")
+        (name,) = self._forward.parts[self._forward.layers[layer]].keys() & self._forward.experts
+        origin = self._forward.parameters.origins[f"{name}.gate_up_proj"]
+        dtype = self._checkpoint.tensors[origin.stored[0]].dtype
         raws: dict[str, bytes] = {}
         rounded: dict[str, Tensor] = {}
         tensors = []
@@ -185,7 +199,8 @@ class _Fit:
             raw = narrow(values.cpu().contiguous().view(-1).numpy(), dtype)
             raws[full] = raw.tobytes()
             tensors.append(StoredTensor(full, dtype, tuple(values.shape)))
-            rounded[short] = self._weights.widen(raw, dtype).view(values.shape)
+            wide = torch.from_numpy(widen(raw, dtype)).view(values.shape)
+            rounded[short] = wide.to(self._forward.device)
         shard = place(_file(self._folder, layer).name, tensors)
         path = _file(self._folder, layer)
         parts = (shard.header, *(raws[tensor.name] for tensor in shard.tensors))

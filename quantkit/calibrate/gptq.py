@@ -25,11 +25,15 @@ from quantkit.build.output import (
 )
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
-from quantkit.calibrate.calibrate import Run, Settings, Step, digest, find_device, identify
-from quantkit.calibrate.forward import Site
+from quantkit.calibrate.journaled import Run
+from quantkit.calibrate.lockstep.pieces import find_pieces
+from quantkit.calibrate.lockstep.run import Visitors
 from quantkit.calibrate.quantizer import Quantizer, Recipe
+from quantkit.calibrate.settings import Settings, Step, digest, find_device, identify
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.hub_rows import with_rows
+from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, OutputError
 from quantkit.core.files import open_file
 from quantkit.core.writing import open_written, refuse_links
@@ -157,12 +161,13 @@ class _Build:
         self._crcs: dict[str, int] = {}  # of the layer at hand, by tensor
         self._run = Run(
             build.checkpoint,
-            build.model,
             build.corpus,
             build.settings,
             artifact.partial / _STATE,
             build.identity,
+            replaces=True,
         )
+        self._pieces = find_pieces(self._run.forward, build.checkpoint, build.model)
 
     def execute(
         self,
@@ -183,8 +188,16 @@ class _Build:
         check_space(self._out, artifact.missing + max(run.n_bytes, trial))
         try:
             artifact.open()
-            visitor = Quantizer(self._build.recipe, run.weights.device, self._keep)
-            run.execute(visitor, self._finish_layer, report, say)
+            quantizer = Quantizer(
+                self._build.recipe,
+                run.forward.device,
+                {parameter for parameter, _ in self._pieces},
+                self._keep,
+                {at: tuple(piece.where for piece in some) for at, some in self._pieces.items()},
+            )
+            fewest = self._build.settings.fewest_tokens
+            visitors = Visitors(replacer=quantizer, fewest_tokens=fewest)
+            run.execute(visitors, self._finish_layer, report, say)
             crcs = self._copy_unquantized()
             for record in run.records:
                 crcs |= record
@@ -194,9 +207,10 @@ class _Build:
         files = [self._verify(number, crcs) for number in range(len(artifact.paths))]
         return self._publish(files, check)
 
-    def _keep(self, site: Site, role: str, rounded: Rounded) -> None:
+    def _keep(self, parameter: str, expert: int | None, rows: slice, rounded: Rounded) -> None:
         """Write a matrix that has been rounded."""
-        matrix = self._matrices[site.layer, role, site.expert or 0]
+        (piece,) = (piece for piece in self._pieces[parameter, expert] if piece.where == rows)
+        matrix = self._matrices[piece.layer, piece.role, piece.number]
         levels, scales, zeros = (
             x.cpu().numpy() for x in (rounded.levels, rounded.scales, rounded.zeros)
         )
@@ -214,11 +228,14 @@ class _Build:
     def _copy_unquantized(self) -> dict[str, int]:
         """Write what stays as it is; a CRC-32 of each tensor."""
         crcs = {}
+        checkpoint = self._build.checkpoint
+        read_rows = open_rows(with_rows(checkpoint))
         for stored in self._build.layout.plan.tensors:
             if stored.target.is_linear:
                 continue
             for matrix, block in zip(stored.matrices, stored.target.blocks, strict=True):
-                raw = self._run.weights.raw(block)
+                assert block.matrix is None  # noqa: S101 - only experts are fused
+                raw = read_rows(block.source, block.row, block.rows)
                 crcs[matrix.name] = self._write(matrix.name, raw)
         return crcs
 
@@ -273,7 +290,7 @@ class _Build:
             "device": build.settings.device,
             "routing": [
                 {"tokens": list(layer.tokens), "borrowed": list(layer.borrowed)}
-                for layer in self._run.routing
+                for layer in self._run.routing.values()
             ],
         }
         verdict = None

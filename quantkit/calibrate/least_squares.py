@@ -8,6 +8,7 @@ shortened.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,11 +38,21 @@ class Part:
         return linear(self.inner(x), self.down)
 
 
+class Inputs(Protocol):
+    """Rows, (tokens, hidden), wherever they are."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Some of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Inputs and wanted outputs, shape (tokens, hidden) each, and where to compute."""
 
-    inputs: Tensor
+    inputs: Inputs
     outputs: Tensor
     device: torch.device
 

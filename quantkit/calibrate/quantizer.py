@@ -1,14 +1,14 @@
 """The visitor that quantizes: second moments in, GPTQ's matrices out, layer after layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantkit.calibrate.forward import Site, require_finite
+from quantkit.calibrate.lockstep.watching import require_finite
 from quantkit.calibrate.statistics import SecondMoment
-from quantkit.encodings.gptq import Grid, Rounded, prepare, solve
+from quantkit.encodings.gptq import Compensation, Grid, Rounded, prepare, solve
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,42 +24,64 @@ class Recipe:
 class Quantizer:
     """Rounds every matrix that it is asked to replace and hands it on as it is done.
 
-    A visitor of `Forward`. What later matrices are calibrated on are the outputs of those that
-    were rounded before them, within a layer too: AutoGPTQ's "true sequential".
+    A `Replacer`. What later matrices are calibrated on are the outputs of those that were rounded
+    before them, within a layer too: AutoGPTQ's "true sequential".
     """
-
-    replaces = True
 
     def __init__(
         self,
         recipe: Recipe,
         device: torch.device,
-        keep: Callable[[Site, str, Rounded], None],
+        parameters: Collection[str],
+        keep: Callable[[str, int | None, slice, Rounded], None],
+        cuts: Mapping[tuple[str, int | None], tuple[slice, ...]] | None = None,
     ) -> None:
-        """Round by a recipe; ``keep`` gets each matrix's site, role and result."""
+        """Prepare to round.
+
+        Args:
+            recipe: how.
+            device: where the model is run.
+            parameters: of which matrices are rounded.
+            keep: gets each matrix's parameter, its number there, its rows, and what came of them.
+            cuts: rows of matrices that are rounded each for itself; by default all together.
+
+        """
         self._recipe = recipe
         self._device = device
+        self._parameters = parameters
         self._keep = keep
-        self._moment: SecondMoment | None = None
+        self._cuts = cuts or {}
+        self._compensation: Compensation | None = None
 
-    def observe(self, _site: Site, inputs: Tensor, share: float) -> None:
-        """Add to the second moment of the site at hand."""
-        if self._moment is None:
-            self._moment = SecondMoment(inputs.shape[1], self._device)
-        self._moment.add(inputs, share)
+    def wants(self, parameter: str) -> bool:
+        """Whether a parameter's matrices are rounded."""
+        return parameter in self._parameters
 
-    def replace(self, site: Site, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The site's matrices, rounded."""
-        moment = self._moment or SecondMoment(weights[0].shape[1], self._device)
-        self._moment = None
-        recipe = self._recipe
+    def take_in(self, inputs: Iterable[tuple[Tensor, float]], columns: int, what: str) -> None:
+        """Work out how columns of the next matrices make up for each other.
+
+        Raises:
+            CalibrationError: an input is not finite.
+
+        """
+        self._compensation = None  # before there is another
+        moment = SecondMoment(columns, self._device)
+        for x, share in inputs:
+            moment.add(x, share)
         mean = moment.mean()
-        require_finite(mean, f"what goes into {' and '.join(site.roles)} of layer {site.layer}")
-        compensation = prepare(mean, act_order=recipe.act_order, damp=recipe.damp)
-        del moment, mean
+        del moment
+        require_finite(mean, f"what goes into {what}")
+        recipe = self._recipe
+        self._compensation = prepare(mean, act_order=recipe.act_order, damp=recipe.damp)
+
+    def replace(self, parameter: str, expert: int | None, matrix: Tensor) -> Tensor:
+        """A matrix, rounded."""
+        assert self._compensation is not None  # noqa: S101 - its inputs have been taken in
+        recipe = self._recipe
+        whole = slice(0, len(matrix))
         replaced = []
-        for role, weight in zip(site.roles, weights, strict=True):
-            rounded = solve(weight, compensation, recipe.grid, search=recipe.search)
-            self._keep(site, role, rounded)
+        for rows in self._cuts.get((parameter, expert), (whole,)):
+            rounded = solve(matrix[rows], self._compensation, recipe.grid, search=recipe.search)
+            self._keep(parameter, expert, rows, rounded)
             replaced.append(rounded.dequantize())
-        return tuple(replaced)
+        return torch.cat(replaced)

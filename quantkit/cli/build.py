@@ -38,7 +38,6 @@ from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.gguf_matrix import foresee, gguf_wish, named_folder, plan_on_gguf
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.joined import foresee_joined, require_room, write_joined
-from quantkit.cli.lockstep import plan_on_described
 from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
@@ -222,7 +221,6 @@ def build(
     from quantkit.build.output import require_place
     from quantkit.build.work import prepare
     from quantkit.calibrate.sources import parse_sources
-    from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.converter.describe import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.checkpoint.open import (
@@ -349,8 +347,6 @@ def build(
         if is_gguf:
             wish = gguf_wish(sources, chunks, context, threads=threads)
             return plan_on_gguf(source, wish, name, out)
-        if isinstance(source, Checkpoint) and source.description is not None:
-            return plan_on_described(source, text_wish, name, out)
         return plan_on_text(
             source,
             text_wish,

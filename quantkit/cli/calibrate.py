@@ -31,11 +31,12 @@ from quantkit.cli.output import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from quantkit.calibrate.calibrate import Calibration, Settings, Step
+    from quantkit.calibrate.calibrate import Calibration
     from quantkit.calibrate.routing import Routing
+    from quantkit.calibrate.settings import Settings, Step
     from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.families.model import Decoder
+    from quantkit.families.model import Decoder, Model
     from quantkit.verify.imatrix import Gathered
 
 _STARVED_SHARE = 0.25  # of an even share, below which an expert counts as starved
@@ -119,7 +120,7 @@ def calibrate(
     is_gguf = is_gguf_file(Path(checkpoint))
     refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf))
     if not is_gguf:
-        require("torch", "PyTorch", "calibrate", "Calibrating a checkpoint")
+        require_running("calibrate", "Calibrating a checkpoint")
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
     from quantkit.calibrate.plot import require_drawable
@@ -143,44 +144,92 @@ def calibrate(
         _finish(gathered, gathered.routing, "chunks", plot, 0, as_json)
         return
     from quantkit.build.output import check_space
-    from quantkit.calibrate.calibrate import Settings, look_ahead
+    from quantkit.calibrate.calibrate import look_ahead
+    from quantkit.calibrate.lockstep.forward import stand_ready
+    from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.text import make_corpus, random_corpus
-    from quantkit.checkpoint.folder import is_foreign
     from quantkit.checkpoint.hub_rows import with_rows
     from quantkit.checkpoint.open import find_source, open_stored
-    from quantkit.cli.lockstep import CorpusWish, calibrate_described
     from quantkit.core.units import parse_size
 
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
     source = find_source(checkpoint)
     stored = open_stored(source) if isinstance(source, Path) else with_rows(source)
-    if is_foreign(stored):
-        refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, lends=False))
-        if plot is not None:
-            require_drawable(plot)
-        corpus_wish = CorpusWish(sources, chunks, context, random_tokens)
-        found = calibrate_described(
-            stored, corpus_wish, out, settings, earlier or (), draws=plot is not None
-        )
-        _finish(found, found.routing, "layers", plot, 0, as_json)
-        return
-    known, model = open_noted(
-        stored,
-        "build a bf16 GGUF of it and make the importance matrix with llama-imatrix, for --imatrix",
+    known, model, experts = _open(
+        stored, lambda: stand_ready(stored, context, settings), command, random_tokens
     )
-    experts = model.hparams.num_local_experts
-    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, is_gguf, experts=experts))
     if plot is not None:
         require_drawable(plot)
     require_continuable(earlier or (), model.targets)
     if random_tokens:
-        corpus = random_corpus(model.hparams.vocab_size, chunks, context)
+        corpus = random_corpus(_vocabulary(model), chunks, context)
     else:
         corpus = make_corpus(known, sources, chunks, context)
-    check_space(out.absolute().parent, look_ahead(known, model, corpus, settings))
+    check_space(out.absolute().parent, look_ahead(known, corpus, settings))
     remarks = remarks_on(corpus, chunks)
     result = run(known, model, corpus, out, settings, remarks, earlier or ())
-    _finish(result, result.routing, "layers", plot, min_tokens, as_json)
+    lends = known.description is None and experts
+    _finish(result, result.routing, "layers", plot, min_tokens if lends else 0, as_json)
+
+
+def require_running(extra: str, purpose: str) -> None:
+    """Refuse to run a checkpoint without PyTorch and transformers.
+
+    Raises:
+        MissingPackageError: one of them is not installed.
+
+    """
+    from quantkit.core.packages import require
+
+    require("torch", "PyTorch", extra, purpose)
+    require("transformers", "transformers", extra, purpose)
+
+
+def _open(
+    stored: "Checkpoint",
+    stand_ready: "Callable[[], object]",
+    command: typer.Context,
+    random_tokens: bool,
+) -> "tuple[Checkpoint, Model, int]":
+    """A checkpoint, the model that it makes, and how many experts that has.
+
+    One of a family of ours is described by that, any other by llama.cpp's converter, which is not
+    asked before it is known that the model can be run.
+
+    Raises:
+        PlanError: an option would do nothing for such a model.
+        CalibrationError, CheckpointError, ConverterError: it cannot be run, or not described.
+
+    """
+    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.folder import is_foreign
+    from quantkit.checkpoint.open import described, open_model
+
+    if not is_foreign(stored):
+        known, model = open_noted(
+            stored,
+            "build a bf16 GGUF of it and make the importance matrix with llama-imatrix, for "
+            "--imatrix",
+        )
+        experts = model.hparams.num_local_experts
+        refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, experts=experts))
+        stand_ready()
+        return known, model, experts
+    refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, lends=False))
+    stand_ready()
+    checkpoint = described(stored, Wish())
+    assert checkpoint.description is not None  # noqa: S101 - it is foreign
+    experts = experts_in(checkpoint.description.header)
+    wish = CalibrateWish(random_tokens, lends=False, experts=experts)
+    refuse_idle(command, CALIBRATE, wish)
+    for remark in checkpoint.remarks:
+        note(remark)
+    return checkpoint, open_model(checkpoint), experts
+
+
+def _vocabulary(model: "Model") -> int:
+    (table,) = (target for target in model.targets if target.name == "token_embd.weight")
+    return table.shape[0]
 
 
 def _require_file(out: Path, *, overwrite: bool) -> None:
@@ -240,7 +289,7 @@ def remarks_on(corpus: "Corpus", asked: int) -> list[str]:
 
 def run(
     checkpoint: "Checkpoint",
-    model: "Decoder",
+    model: "Model",
     corpus: "Corpus",
     out: Path,
     settings: "Settings",
@@ -250,16 +299,6 @@ def run(
     """Calibrate with a progress bar; the remarks are made once it begins."""
     from quantkit.calibrate.calibrate import calibrate as work
 
-    return metered(
-        lambda report: work(checkpoint, model, corpus, out, settings, report, note, earlier),
-        remarks,
-    )
-
-
-def metered(
-    work: "Callable[[Callable[[Step], None]], Calibration]", remarks: list[str]
-) -> "Calibration":
-    """What a calibration that reports gives, with a progress bar; the remarks come with it."""
     meter = open_meter("layer")
 
     def report(step: "Step") -> None:
@@ -269,7 +308,7 @@ def metered(
         meter.show("Calibrating", step.layers, step.n_layers, rate)
 
     try:
-        return work(report)
+        return work(checkpoint, model, corpus, out, settings, report, note, earlier)
     finally:
         meter.close()
 

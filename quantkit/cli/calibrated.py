@@ -6,20 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.calibrate import Device, open_noted, remarks_on, run
+from quantkit.cli.calibrate import Device, open_noted, remarks_on, require_running, run
 from quantkit.cli.checks import check_artifact, expect_tokens_of, refuse_other_matrix
 from quantkit.cli.output import note, open_meter
 from quantkit.cli.plans import default_folder
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check
-    from quantkit.calibrate.calibrate import Settings, Step
     from quantkit.calibrate.gptq import GptqBuild
+    from quantkit.calibrate.settings import Settings, Step
     from quantkit.calibrate.sources import Source
     from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
-    from quantkit.families.model import Decoder
+    from quantkit.families.model import Model
     from quantkit.formats.folder import FolderLayout
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import Quant
@@ -54,7 +54,7 @@ class OnText:
     """All that a text is needed for, planned: nothing has been run or written."""
 
     checkpoint: "Checkpoint"
-    model: "Decoder"
+    model: "Model"
     corpus: "Corpus"
     settings: "Settings"
     asked: int
@@ -104,7 +104,7 @@ class OnText:
         from quantkit.build import engine
         from quantkit.calibrate import calibrate
 
-        runs = calibrate.look_ahead(self.checkpoint, self.model, self.corpus, self.settings)
+        runs = calibrate.look_ahead(self.checkpoint, self.corpus, self.settings)
         return runs + sum(
             engine.look_ahead(build.work, self.folder, hashed=hashed) for build in self.builds
         )
@@ -172,25 +172,33 @@ def plan_on_text(
     """Plan what a text is needed for. Reads headers and the text, and no weights.
 
     Raises:
-        MissingPackageError: PyTorch is not installed.
+        MissingPackageError: PyTorch or transformers is not installed.
         CheckpointError: the checkpoint is incomplete or damaged.
-        CalibrationError: the text cannot be used, or there is no such device.
+        CalibrationError: transformers has no such model, the text cannot be used, or there is no
+            such device.
         PlanError: the model's matrices do not divide into such groups.
 
     """
-    from quantkit.core.packages import require
-
     extra, purpose = ("gptq", "GPTQ") if gptq.quants else ("calibrate", "--imatrix auto")
-    require("torch", "PyTorch", extra, purpose)
-    from quantkit.calibrate.calibrate import Settings
+    require_running(extra, purpose)
     from quantkit.calibrate.gptq import plan_gptq
+    from quantkit.calibrate.lockstep.forward import stand_ready
+    from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.text import make_corpus
+    from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
+    from quantkit.checkpoint.open import open_model
+    from quantkit.families.model import Decoder
     from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    checkpoint, model = open_noted(source, NO_FOLDERS)
+    model: Model
+    if isinstance(source, Checkpoint) and source.description is not None:
+        checkpoint, model = source, open_model(source)
+    else:
+        checkpoint, model = open_noted(source, NO_FOLDERS)
+    settings = Settings(text.device.value)
+    stand_ready(stored_view(checkpoint), text.context, settings)
     base_name = describe_checkpoint(checkpoint, model, name).base_name
     corpus = make_corpus(checkpoint, text.sources, text.chunks, text.context)
-    settings = Settings(text.device.value)
     builds = tuple(
         plan_gptq(
             checkpoint,
@@ -204,6 +212,7 @@ def plan_on_text(
             shard_size=gptq.shard_size,
         )
         for quant in gptq.quants
+        if isinstance(model, Decoder)  # of no other model are any asked for
     )
     folder = out or default_folder(base_name, only_gguf=only_gguf)
     return OnText(checkpoint, model, corpus, settings, text.chunks, folder, wants_matrix, builds)

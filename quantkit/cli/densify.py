@@ -16,6 +16,7 @@ from quantkit.cli.calibrate import (
     DeviceOption,
     TextOption,
     remarks_on,
+    require_running,
 )
 from quantkit.cli.import_ import JobsOption, MemoryOption, OutOption, ShardOption, write
 from quantkit.cli.needs import DENSIFY, DensifyWish, refuse_idle
@@ -24,8 +25,8 @@ from quantkit.core.errors import PlanError
 from quantkit.core.units import parse_size
 
 if TYPE_CHECKING:
-    from quantkit.calibrate.calibrate import Step
     from quantkit.calibrate.densify import Merged
+    from quantkit.calibrate.settings import Step
     from quantkit.calibrate.sources import Source
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
@@ -128,11 +129,9 @@ def _on_text(
     needed: int,
 ) -> "Iterator[tuple[Merged, str]]":
     """The dense model that a text makes, and a sentence on it; ``needed`` bytes it will take."""
-    from quantkit.core.packages import require
-
-    require("torch", "PyTorch", "calibrate", f"--merge {merge}")
-    from quantkit.calibrate.calibrate import Settings
+    require_running("calibrate", f"--merge {merge}")
     from quantkit.calibrate.densify import merged
+    from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.text import make_corpus
 
     corpus = make_corpus(source, sources, chunks, context)

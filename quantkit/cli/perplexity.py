@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.calibrate import Device, DeviceOption
+from quantkit.cli.calibrate import Device, DeviceOption, require_running
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import CompareError, GGUFError
@@ -19,7 +19,7 @@ from quantkit.core.units import format_count, parse_size
 from quantkit.core.writing import write_file
 
 if TYPE_CHECKING:
-    from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
@@ -72,7 +72,6 @@ def perplexity(
     Both score the second half of every window, as llama-perplexity does, so that the figures can
     be set beside each other.
     """
-    from quantkit.core.packages import require
     from quantkit.verify.compare import DEFAULT_TEXT
 
     memory = parse_size(max_memory)
@@ -81,7 +80,7 @@ def perplexity(
     refuse_idle(command, PERPLEXITY, PerplexityWish(checkpoints, artifacts))
     opened = {}
     if checkpoints:
-        require("torch", "PyTorch", "calibrate", "The perplexity of a checkpoint")
+        require_running("calibrate", "The perplexity of a checkpoint")
         for name in checkpoints:
             opened[name] = _open(name, experts)
     for name in artifacts:
@@ -112,12 +111,10 @@ def _open(name: str, experts: bool) -> "tuple[Checkpoint, Decoder | None]":
     from quantkit.checkpoint.hub_rows import with_rows
     from quantkit.checkpoint.open import find_source, open_stored
     from quantkit.cli.calibrate import open_noted
-    from quantkit.core.packages import require
 
     source = find_source(name)
     checkpoint = open_stored(source) if isinstance(source, Path) else with_rows(source)
     if checkpoint.header is None and is_foreign(checkpoint) and not experts:
-        require("transformers", "transformers", "transformers", "The perplexity of such a model")
         for remark in checkpoint.remarks:
             note(remark)
         return checkpoint, None
@@ -173,7 +170,7 @@ def _stream(
     experts: bool,
 ) -> list[_Row]:
     """A checkpoint, and where it is asked for what becomes of its experts."""
-    from quantkit.calibrate.calibrate import Settings
+    from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.sources import Source
     from quantkit.calibrate.text import make_corpus
     from quantkit.checkpoint.densified import densified
@@ -181,26 +178,25 @@ def _stream(
     corpus = make_corpus(checkpoint, (Source(text),), chunks or _ALL, context)
     settings = Settings(device.value, 0, memory)
     title = Path(name).name
-    variants = [(title, checkpoint, model)]
+    variants = [(title, checkpoint)]
     if experts and model is not None:
         count, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
         for expert in range(count):
             alone = [float(number == expert) for number in range(count)]
-            variants.append((f"expert {expert}", *densified(checkpoint, model, [alone] * layers)))
-        merge = densified(checkpoint, model, [[1.0] * count] * layers)
-        variants.append((f"{count}x linear merge", *merge))
-    return [_score(label, part, whole, corpus, settings) for label, part, whole in variants]
+            part, _ = densified(checkpoint, model, [alone] * layers)
+            variants.append((f"expert {expert}", part))
+        part, _ = densified(checkpoint, model, [[1.0] * count] * layers)
+        variants.append((f"{count}x linear merge", part))
+    return [_score(label, part, corpus, settings) for label, part in variants]
 
 
 def _score(
     name: str,
     checkpoint: "Checkpoint",
-    model: "Decoder | None",
     corpus: "Corpus",
     settings: "Settings",
 ) -> _Row:
-    from quantkit.calibrate import perplexity
-    from quantkit.calibrate.lockstep import perplexity as lockstep
+    from quantkit.calibrate.lockstep.perplexity import token_losses
     from quantkit.verify.divergence import mean_and_error
 
     meter = open_meter("layer")
@@ -209,11 +205,7 @@ def _score(
         meter.show(f"Measuring {name}", done, layers)
 
     try:
-        if model is None:
-            losses, count = lockstep.token_losses(checkpoint, corpus, settings, report)
-        else:
-            losses = perplexity.token_losses(checkpoint, model, corpus, settings, report)
-            count = model.n_parameters
+        losses, count = token_losses(checkpoint, corpus, settings, report)
     finally:
         meter.close()
     mean, error = mean_and_error(losses)

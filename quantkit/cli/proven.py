@@ -61,7 +61,7 @@ def prove_file(checkpoint: "Checkpoint", artifact: Path, threads: int | None) ->
     )
 
 
-def _metered(work: "Callable[[Callable[[int, int], None]], Proof]") -> "Proof":
+def _metered(work: "Callable[[Callable[[float, int], None]], Proof]") -> "Proof":
     meter = open_meter("layer")
     try:
         return work(lambda done, layers: meter.show("Running the original", done, layers))

@@ -11,8 +11,8 @@ DISTRIBUTION = "quantkit-llm"
 # an extra of a name that a user did not install by would bring another package.
 EXTRAS = {
     "plot": ("matplotlib",),
-    "calibrate": ("torch",),
-    "gptq": ("torch",),
+    "calibrate": ("torch", "transformers"),
+    "gptq": ("torch", "transformers"),
     "transformers": ("torch", "transformers"),
     "bnb": ("accelerate", "bitsandbytes", "safetensors", "torch", "transformers"),
     "convert": (

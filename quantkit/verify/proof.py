@@ -86,7 +86,7 @@ def prove(
     gguf: Path,
     *,
     threads: int | None = None,
-    report: Callable[[int, int], None] = lambda _done, _layers: None,
+    report: Callable[[float, int], None] = lambda _done, _layers: None,
 ) -> Proof:
     """Compare a GGUF whose weights are floats with the checkpoint that it was made from.
 
@@ -107,8 +107,8 @@ def prove(
         return not_proven(missing)
     import transformers
 
-    from quantkit.calibrate.calibrate import Settings
     from quantkit.calibrate.lockstep.logits import predict
+    from quantkit.calibrate.settings import Settings
 
     headers = [read_header(file) for file in artifact_files(gguf)]
     architecture = headers[0].metadata.get("general.architecture")

@@ -47,7 +47,7 @@ def prove_conversion(
     artifact: Path | None = None,
     *,
     threads: int | None = None,
-    report: Callable[[int, int], None] = lambda _done, _layers: None,
+    report: Callable[[float, int], None] = lambda _done, _layers: None,
 ) -> Proof:
     """Prove that GGUFs made of a checkpoint in this way are the model.
 
@@ -131,7 +131,7 @@ def prove_artifact(
     artifact: Path,
     *,
     threads: int | None = None,
-    report: Callable[[int, int], None] = lambda _done, _layers: None,
+    report: Callable[[float, int], None] = lambda _done, _layers: None,
 ) -> Proof:
     """Prove that a GGUF is the model of a checkpoint.
 

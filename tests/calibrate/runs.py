@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from quantkit.calibrate.calibrate import Calibration, Settings, calibrate
+from quantkit.calibrate.calibrate import Calibration, calibrate
+from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.checkpoint import Checkpoint

@@ -137,7 +137,7 @@ def streamed_logits(
         work or Path(), len(tokens), CPU, spill=work is not None, durable=work is not None
     )
 
-    def finish_layer(_layer: int) -> None:
+    def finish_layer(_layer: int, _routing: object) -> None:
         states.commit()
         states.turn_over()
 

@@ -1,63 +1,75 @@
 """A model run with other weights in place of its own: what quantizing costs, in perplexity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.calibrate.activations import Activations
-from quantkit.calibrate.forward import Forward, Site
+from quantkit.calibrate.lockstep.forward import LockstepForward
+from quantkit.calibrate.lockstep.losses import losses_of
+from quantkit.calibrate.lockstep.pieces import find_pieces
+from quantkit.calibrate.lockstep.run import Visitors, run
+from quantkit.calibrate.lockstep.states import States
 from quantkit.calibrate.text import Corpus
-from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.folder import open_quantized
 from quantkit.encodings.gptq import Grid, round_to_nearest
+from quantkit.families.model import Target
 from quantkit.families.published import published_names
 from quantkit.formats.gptq.reader import open_artifact
 from tests.calibrate.runs import opened
 
-Substitute = Callable[[Weights, Site, str, Tensor], Tensor]
+Substitute = Callable[[Target, int, Tensor], Tensor]
 
 
 class Substituting:
-    """A visitor that puts in other weights without looking at anything."""
+    """A `Replacer` that puts in other weights without looking at anything."""
 
-    replaces = True
-
-    def __init__(self, weights: Weights, substitute: Substitute) -> None:
-        self._weights = weights
+    def __init__(self, folder: Path, substitute: Substitute) -> None:
+        checkpoint, model = opened(folder)
+        self.forward = LockstepForward(checkpoint, torch.device("cpu"))
+        self._pieces = find_pieces(self.forward, checkpoint, model)
+        self._targets = {(target.layer, target.role): target for target in model.targets}
         self._substitute = substitute
 
-    def observe(self, _site: Site, _inputs: Tensor, _share: float) -> None:
+    def wants(self, parameter: str) -> bool:
+        return parameter in self.forward.linears
+
+    def take_in(self, inputs: Iterable[tuple[Tensor, float]], columns: int, what: str) -> None:
         pass
 
-    def replace(self, site: Site, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(
-            self._substitute(self._weights, site, role, weight)
-            for role, weight in zip(site.roles, weights, strict=True)
+    def replace(self, parameter: str, expert: int | None, matrix: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                self._substitute(self._targets[p.layer, p.role], p.number, matrix[p.where])
+                for p in self._pieces[parameter, expert]
+            ]
         )
 
 
-def run(folder: Path, corpus: Corpus, work: Path, substitute: Substitute) -> float:
+def logits(folder: Path, tokens: NDArray[np.int64], substitute: Substitute) -> list[Tensor]:
+    """Per chunk, (context, vocabulary)."""
+    replacer = Substituting(folder, substitute)
+    states = States(Path(), len(tokens), torch.device("cpu"), spill=False, durable=False)
+    found: dict[int, Tensor] = {}
+    run(replacer.forward, tokens, states, found.__setitem__, Visitors(replacer=replacer))
+    return [found[chunk] for chunk in range(len(tokens))]
+
+
+def perplexity(folder: Path, corpus: Corpus, substitute: Substitute) -> float:
     """The perplexity of text."""
-    checkpoint, model = opened(folder)
-    weights = Weights(checkpoint, model, torch.device("cpu"))
-    forward = Forward(weights, corpus.context)
-    work.mkdir(exist_ok=True)
-    states = Activations(work, (*corpus.tokens.shape, model.hparams.hidden_size), spill=False)
-    states.start(weights.embed(corpus.tokens))
-    for layer in range(model.hparams.num_hidden_layers):
-        forward.advance(layer, states, Substituting(weights, substitute))
-    return forward.perplexity(states, corpus.tokens)
+    pairs = zip(logits(folder, corpus.tokens, substitute), corpus.tokens, strict=True)
+    return float(np.exp(np.concatenate([losses_of(*pair) for pair in pairs]).mean()))
 
 
-def original(_weights: Weights, _site: Site, _role: str, weight: Tensor) -> Tensor:
+def original(_target: Target, _number: int, weight: Tensor) -> Tensor:
     return weight
 
 
 def nearest(grid: Grid) -> Substitute:
-    def substitute(_weights: Weights, _site: Site, _role: str, weight: Tensor) -> Tensor:
+    def substitute(_target: Target, _number: int, weight: Tensor) -> Tensor:
         return round_to_nearest(weight, grid).dequantize()
 
     return substitute
@@ -66,9 +78,8 @@ def nearest(grid: Grid) -> Substitute:
 def of_artifact(folder: Path) -> Substitute:
     dequantized = open_artifact(open_quantized(folder))
 
-    def substitute(weights: Weights, site: Site, role: str, weight: Tensor) -> Tensor:
-        names = published_names(weights.target(site.layer, role))
-        raw = dequantized.read_rows(names[site.expert or 0], 0, weight.shape[0])
+    def substitute(target: Target, number: int, weight: Tensor) -> Tensor:
+        raw = dequantized.read_rows(published_names(target)[number], 0, weight.shape[0])
         return torch.from_numpy(raw.view(np.float32).reshape(weight.shape))
 
     return substitute

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from quantkit.calibrate import progress
-from quantkit.calibrate.calibrate import Settings, calibrate, is_made_from
+from quantkit.calibrate.calibrate import calibrate, is_made_from
+from quantkit.calibrate.settings import Settings
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.core.errors import Interrupted, OutputError
 from tests.calibrate.runs import TINY, calibrated, corpus_of, opened
@@ -154,14 +155,14 @@ def test_killed_for_good_it_resumes(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from quantkit.calibrate import forward
+from quantkit.calibrate.lockstep import squares
 from tests.calibrate.runs import calibrated
-real = forward.Forward.advance
-def dying(self, layer, *rest):
-    if layer == 1:
+real = squares.Squares.observe
+def dying(self, parameter, *rest):
+    if parameter.startswith("model.layers.1.mlp."):
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, layer, *rest)
-forward.Forward.advance = dying
+    return real(self, parameter, *rest)
+squares.Squares.observe = dying
 calibrated(Path(sys.argv[1]), Path(sys.argv[2]), chunks=2)
 """
     (tmp_path / "part").mkdir()

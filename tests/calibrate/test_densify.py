@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibrate.calibrate import Settings, Step
 from quantkit.calibrate.densify import Merged, merged
 from quantkit.calibrate.least_squares import Part, Samples, fit
-from quantkit.calibrate.perplexity import token_losses
+from quantkit.calibrate.lockstep.perplexity import token_losses
+from quantkit.calibrate.settings import Settings, Step
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
@@ -45,16 +45,16 @@ def test_routed_beats_linear_and_fit_closes_half_of_the_gap(tmp_path: Path) -> N
     held_out = corpus_of(tmp_path, heldout_text(), 4)
     seen = corpus_of(tmp_path, training_text(), 6)
 
-    def score(checkpoint: Checkpoint, model: Decoder) -> float:
+    def score(checkpoint: Checkpoint) -> float:
         """Log perplexity on held-out text."""
-        return float(token_losses(checkpoint, model, held_out, Settings()).mean())
+        return float(token_losses(checkpoint, held_out, Settings())[0].mean())
 
-    moe = score(checkpoint, model)
-    linear = score(*densified(checkpoint, model, [[1.0] * 8] * 4))
+    moe = score(checkpoint)
+    linear = score(densified(checkpoint, model, [[1.0] * 8] * 4)[0])
     with merge(seen, tmp_path / "routed", None) as made:
-        routed = score(made.checkpoint, made.model)
+        routed = score(made.checkpoint)
     with merge(seen, tmp_path / "fit", 1) as made:
-        fitted = score(made.checkpoint, made.model)
+        fitted = score(made.checkpoint)
     assert moe < fitted < routed < linear
     assert routed < linear - 0.5
     # Half is promised; 6 chunks and one round close some 90 % of it.

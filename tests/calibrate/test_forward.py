@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibrate.activations import Activations
-from quantkit.calibrate.forward import Forward, exact_math
-from quantkit.calibrate.statistics import SquareSums
-from quantkit.calibrate.weights import Weights
+from quantkit.calibrate.lockstep.forward import stand_ready
+from quantkit.calibrate.settings import Settings
 from quantkit.core.errors import CalibrationError
 from tests.calibrate.runs import TINY, opened
+from tests.calibrate.small_models import streamed_logits
 from tests.families import both
 from tests.families.test_arithmetic import TOKENS, VALUES
 from tests.random_checkpoints import (
@@ -27,19 +26,10 @@ from tests.safetensors_writer import write_checkpoint
 CHUNKS, CONTEXT = 2, 96
 
 
-def our_logits(folder: Path, tokens: np.ndarray[Any, Any], work: Path, spill: bool) -> torch.Tensor:
-    checkpoint, model = opened(folder)
-    weights = Weights(checkpoint, model, torch.device("cpu"))
-    forward = Forward(weights, tokens.shape[1])
-    work.mkdir()
-    states = Activations(work, (*tokens.shape, model.hparams.hidden_size), spill=spill)
-    states.start(weights.embed(tokens))
-    for layer in range(model.hparams.num_hidden_layers):
-        forward.advance(layer, states, SquareSums(model.hparams.num_local_experts))
-        states.commit()
-        states.turn_over()
-    with exact_math():
-        return torch.stack(list(forward.logits(states)))
+def our_logits(folder: Path, tokens: np.ndarray[Any, Any], work: Path | None) -> torch.Tensor:
+    if work is not None:
+        work.mkdir()
+    return torch.stack(streamed_logits(folder, tokens, work))
 
 
 def their_logits(folder: Path, tokens: np.ndarray[Any, Any]) -> torch.Tensor:
@@ -57,10 +47,10 @@ def assert_same_logits(folder: Path, tmp_path: Path, context: int = CONTEXT) -> 
     _, model = opened(folder)
     tokens = np.random.default_rng(1).integers(0, model.hparams.vocab_size, (CHUNKS, context))
     theirs = their_logits(folder, tokens)
-    for spill in (False, True):
-        ours = our_logits(folder, tokens, tmp_path / f"work-{spill}", spill)
+    for work in (None, tmp_path / "work"):
+        ours = our_logits(folder, tokens, work)
         error = (ours - theirs).norm() / theirs.norm()
-        assert error < 2e-5, (spill, float(error))
+        assert error < 2e-5, (work, float(error))
 
 
 @pytest.mark.parametrize("name", ["tiny-mixtral", "tiny-mistral"])
@@ -121,7 +111,7 @@ def test_every_value_that_is_built_is_run(name: str, tmp_path: Path) -> None:
     both.write(tmp_path / "model", config, both.small_tensors(both.shapes_of(config)))
     tokens = np.array([both.tokens_of(TOKENS)])
     theirs = torch.from_numpy(both.original_logits(tmp_path / "model", tokens[0].tolist()))
-    ours = our_logits(tmp_path / "model", tokens, tmp_path / "work", spill=False)[0]
+    ours = our_logits(tmp_path / "model", tokens, None)[0]
     assert (ours - theirs).norm() / theirs.norm() < 2e-5
 
 
@@ -147,18 +137,14 @@ def test_experts_in_one_tensor_are_the_same_experts(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / name, stored, config)
         write_tokenizer(tmp_path / name)
     tokens = np.arange(64, dtype=np.int64).reshape(2, 32)
-    split, fused = (
-        our_logits(tmp_path / name, tokens, tmp_path / f"work-{name}", spill=False)
-        for name in ("split", "fused")
-    )
+    split, fused = (our_logits(tmp_path / name, tokens, None) for name in ("split", "fused"))
     assert torch.equal(split, fused)
 
 
 def test_what_cannot_be_run_is_refused() -> None:
-    checkpoint, model = opened(TINY / "tiny-mistral")
-    weights = Weights(checkpoint, model, torch.device("cpu"))
+    checkpoint, _ = opened(TINY / "tiny-mistral")
     with pytest.raises(CalibrationError, match="--context 513 is more than the 512"):
-        Forward(weights, 513)
+        stand_ready(checkpoint, 513, Settings())
 
 
 def test_activations_that_are_not_finite_are_reported(tmp_path: Path) -> None:
@@ -167,5 +153,5 @@ def test_activations_that_are_not_finite_are_reported(tmp_path: Path) -> None:
     tensors: dict[str, Any] = dict(random_tensors(config, "F32"))
     tensors["model.layers.0.mlp.up_proj.weight"] *= np.float32(1e38)
     write_checkpoint(folder, tensors, config)
-    with pytest.raises(CalibrationError, match="not finite in what layer 0 gives"):
-        our_logits(folder, np.arange(64).reshape(2, 32), tmp_path / "work", spill=False)
+    with pytest.raises(CalibrationError, match=r"not finite in what .*layer 0"):
+        our_logits(folder, np.arange(64).reshape(2, 32), None)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 from quantkit.build.engine import Artifact
 from quantkit.build.source import stamp
 from quantkit.calibrate import progress
-from quantkit.calibrate.activations import Activations
-from quantkit.calibrate.calibrate import Settings
-from quantkit.calibrate.forward import Forward, Site
 from quantkit.calibrate.gptq import build_gptq, plan_gptq
+from quantkit.calibrate.lockstep.forward import LockstepForward
+from quantkit.calibrate.lockstep.run import Visitors, run
+from quantkit.calibrate.lockstep.states import States
+from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.statistics import SecondMoment
-from quantkit.calibrate.weights import Weights
 from quantkit.checkpoint.folder import open_quantized
 from quantkit.core.errors import Interrupted, OutputError
 from quantkit.encodings.gptq import Grid, output_error, prepare, round_to_nearest, solve
@@ -51,50 +51,46 @@ def built(
 
 
 class Comparing:
-    """A visitor that quantizes both ways and keeps the ratio of the errors, per matrix."""
+    """A `Replacer` that quantizes both ways and keeps the errors, per matrix."""
 
-    replaces = True
-
-    def __init__(self, bits: Any) -> None:
+    def __init__(self, forward: LockstepForward, bits: Any) -> None:
+        self._forward = forward
         self._grid = Grid(bits)
-        self._moment: SecondMoment | None = None
-        self.errors: dict[tuple[Site, str], tuple[float, float]] = {}
+        self._moment = torch.empty(0)
+        self.errors: dict[tuple[str, int | None], tuple[float, float]] = {}
 
-    def observe(self, _site: Site, inputs: torch.Tensor, share: float) -> None:
-        if self._moment is None:
-            self._moment = SecondMoment(inputs.shape[1], inputs.device)
-        self._moment.add(inputs, share)
+    def wants(self, parameter: str) -> bool:
+        return parameter in self._forward.linears
 
-    def replace(self, site: Site, weights: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        assert self._moment is not None
-        moment = self._moment.mean()
-        self._moment = None
-        compensation = prepare(moment.clone(), act_order=True)
-        replaced = []
-        for role, weight in zip(site.roles, weights, strict=True):
-            ours = solve(weight, compensation, self._grid).dequantize()
-            nearest = round_to_nearest(weight, self._grid).dequantize()
-            ours_error, nearest_error = (
-                output_error(weight, rounded, moment) for rounded in (ours, nearest)
-            )
-            self.errors[site, role] = ours_error, nearest_error
-            replaced.append(ours)
-        return tuple(replaced)
+    def take_in(
+        self, inputs: Iterable[tuple[torch.Tensor, float]], columns: int, _what: str
+    ) -> None:
+        moment = SecondMoment(columns, torch.device("cpu"))
+        for x, share in inputs:
+            moment.add(x, share)
+        self._moment = moment.mean()
+
+    def replace(self, parameter: str, expert: int | None, weight: torch.Tensor) -> torch.Tensor:
+        compensation = prepare(self._moment.clone(), act_order=True)
+        ours = solve(weight, compensation, self._grid).dequantize()
+        nearest = round_to_nearest(weight, self._grid).dequantize()
+        ours_error, nearest_error = (
+            output_error(weight, rounded, self._moment) for rounded in (ours, nearest)
+        )
+        self.errors[parameter, expert] = ours_error, nearest_error
+        return ours
 
 
 @pytest.mark.parametrize(("bits", "limit"), [(3, 0.75), (4, 0.8)])
 def test_errors_on_a_trained_models_layers(bits: int, limit: float, tmp_path: Path) -> None:
     """Every matrix of every layer against rounding to nearest."""
-    checkpoint, model = opened(TINY / "tiny-mixtral")
+    checkpoint, _ = opened(TINY / "tiny-mixtral")
     corpus = corpus_of(checkpoint, tmp_path, 8, 256)
-    weights = Weights(checkpoint, model, torch.device("cpu"))
-    forward = Forward(weights, corpus.context)
-    states = Activations(tmp_path, (*corpus.tokens.shape, 256), spill=False)
-    states.start(weights.embed(corpus.tokens))
-    visitor = Comparing(bits)
-    for layer in range(model.hparams.num_hidden_layers):
-        forward.advance(layer, states, visitor)
-    assert len(visitor.errors) == 4 * (4 + 8 * 3)
+    forward = LockstepForward(checkpoint, torch.device("cpu"))
+    states = States(tmp_path, corpus.chunks, forward.device, spill=False, durable=False)
+    visitor = Comparing(forward, bits)
+    run(forward, corpus.tokens, states, None, Visitors(replacer=visitor))
+    assert len(visitor.errors) == 4 * (4 + 8 * 2)
     ratios = [ours / nearest for ours, nearest in visitor.errors.values()]
     assert max(ratios) <= limit
 
@@ -113,14 +109,12 @@ def test_perplexity(name: str, tmp_path: Path) -> None:
     held_out = tmp_path / "held-out.txt"
     held_out.write_text(heldout_text(), encoding="utf-8")
     corpus = make_corpus(opened(model)[0], [Source(held_out)], 64, 256)
-    original = substitutes.run(model, corpus, tmp_path / "work", substitutes.original)
-    nearest = substitutes.run(model, corpus, tmp_path / "work", substitutes.nearest(Grid(4)))
+    original = substitutes.perplexity(model, corpus, substitutes.original)
+    nearest = substitutes.perplexity(model, corpus, substitutes.nearest(Grid(4)))
     ours = {}
     for quant, chunks in (("gptq-int4", 64), ("gptq-int8", 16)):
         artifact = built(model, tmp_path, quant, chunks=chunks, context=512)
-        ours[quant] = substitutes.run(
-            model, corpus, tmp_path / "work", substitutes.of_artifact(artifact.path)
-        )
+        ours[quant] = substitutes.perplexity(model, corpus, substitutes.of_artifact(artifact.path))
     assert nearest > original
     assert (nearest - ours["gptq-int4"]) / (nearest - original) >= 0.4, (original, nearest, ours)
     assert abs(ours["gptq-int8"] / original - 1) < 0.005, (original, ours)

@@ -13,13 +13,10 @@ from numpy.typing import NDArray
 
 from quantkit.build import engine
 from quantkit.build.work import prepare_export
-from quantkit.calibrate.activations import Activations
-from quantkit.calibrate.forward import Forward, exact_math
-from quantkit.calibrate.weights import Weights
 from quantkit.plan.quants import find_quants
 from tests import auto_gptq, native_tools
-from tests.calibrate.runs import TINY, opened
-from tests.calibrate.substitutes import Substituting, of_artifact
+from tests.calibrate.runs import TINY
+from tests.calibrate.substitutes import logits, of_artifact
 from tests.calibrate.test_gptq import built
 from tests.parity.both_ways import CONVERT
 
@@ -38,19 +35,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def dequantized_logits(model: Path, artifact: Path, work: Path) -> NDArray[np.float32]:
+def dequantized_logits(model: Path, artifact: Path) -> NDArray[np.float32]:
     """Of the model with the artifact's dequantized weights, in float32."""
-    checkpoint, described = opened(model)
-    weights = Weights(checkpoint, described, torch.device("cpu"))
-    forward = Forward(weights, TOKENS.shape[1])
-    work.mkdir(exist_ok=True)
-    states = Activations(work, (*TOKENS.shape, described.hparams.hidden_size), spill=False)
-    states.start(weights.embed(TOKENS))
-    for layer in range(described.hparams.num_hidden_layers):
-        forward.advance(layer, states, Substituting(weights, of_artifact(artifact)))
-    with exact_math():
-        logits: NDArray[np.float32] = torch.stack(list(forward.logits(states))).numpy()
-    return logits
+    found: NDArray[np.float32] = torch.stack(logits(model, TOKENS, of_artifact(artifact))).numpy()
+    return found
 
 
 def llama_logits(gguf: Path) -> NDArray[np.float32]:
@@ -88,7 +76,7 @@ def export(artifact: Path, out: Path) -> Path:
 def test_our_export_in_llama_cpp(case: str, tmp_path: Path) -> None:
     name, quant, options = CASES[case]
     artifact = built(TINY / name, tmp_path, quant, chunks=2, **options).path
-    wanted = dequantized_logits(TINY / name, artifact, tmp_path / "work")
+    wanted = dequantized_logits(TINY / name, artifact)
     check_same(case, llama_logits(export(artifact, tmp_path / "gguf")), wanted)
 
 
@@ -110,7 +98,7 @@ def read_by_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Read]:
         work = folder / str(number)
         work.mkdir()
         artifacts.append(built(TINY / name, work, quant, chunks=2, **options).path)
-        wanted.append(dequantized_logits(TINY / name, artifacts[-1], work / "work"))
+        wanted.append(dequantized_logits(TINY / name, artifacts[-1]))
         jobs.append([str(artifacts[-1]), str(folder / f"{number}.gguf"), "f32"])
     script, listing = folder / "convert.py", folder / "jobs.json"
     script.write_text(CONVERT)
@@ -146,7 +134,7 @@ def test_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     artifact = built(TINY / "tiny-mistral", tmp_path, "gptq-int4", chunks=2).path
-    wanted = dequantized_logits(TINY / "tiny-mistral", artifact, tmp_path / "work")
+    wanted = dequantized_logits(TINY / "tiny-mistral", artifact)
     model = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32)
     with torch.inference_mode():
         found = model(torch.from_numpy(TOKENS)).logits.numpy()

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from quantkit.calibrate import calibrate as module
 from quantkit.calibrate import progress
-from quantkit.calibrate.calibrate import Settings, Step, calibrate, identify, is_made_from
+from quantkit.calibrate import settings as module
+from quantkit.calibrate.calibrate import calibrate, is_made_from
 from quantkit.calibrate.densify import merged
 from quantkit.calibrate.gptq import build_gptq, plan_gptq
-from quantkit.calibrate.perplexity import token_losses
+from quantkit.calibrate.lockstep.perplexity import token_losses
+from quantkit.calibrate.settings import Settings, Step, identify
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.core.errors import CheckpointError, Interrupted
 from quantkit.formats.gptq.plan import GptqOptions
@@ -161,7 +162,7 @@ def test_weights_that_change_during_a_run_are_noticed(work: str, tmp_path: Path)
                 ):
                     pass
             case _:
-                token_losses(checkpoint, described, corpus, Settings(), touch)
+                token_losses(checkpoint, corpus, Settings(), touch)
 
     with pytest.raises(CheckpointError, match="changed while they were read; run the same"):
         run()

@@ -7,7 +7,8 @@ import pytest
 
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
-from quantkit.calibrate.calibrate import Settings, calibrate
+from quantkit.calibrate.calibrate import calibrate
+from quantkit.calibrate.settings import Settings
 from quantkit.plan.quants import find_quants
 from tests import native_tools
 from tests.calibrate.runs import TINY, corpus_of, opened

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantkit.calibrate.lockstep.run import run
+from quantkit.calibrate.lockstep.run import Visitors, run
 from quantkit.calibrate.lockstep.scaled import scaled
 from quantkit.calibrate.lockstep.squares import Squares
 from quantkit.calibrate.lockstep.states import States
+from quantkit.calibrate.routing import Routing
 from quantkit.core.errors import CalibrationError, CheckpointError
 from tests.calibrate.small_models import (
     CHUNKS,
@@ -60,7 +61,9 @@ def test_a_layer_is_in_memory_and_of_its_experts_a_matrix(folders: dict[str, Pat
     seen = []
 
     class Looking:
-        def observe(self, parameter: str, expert: int | None, _chunk: object, _x: Tensor) -> None:
+        def observe(
+            self, parameter: str, expert: int | None, _chunk: object, _x: Tensor, _share: float = 1
+        ) -> None:
             seen.append((parameter, expert))
             real = [name for name, p in forward.model.named_parameters() if not p.is_meta]
             at_hand = next(layer for layer in forward.layers if parameter.startswith(f"{layer}."))
@@ -70,7 +73,7 @@ def test_a_layer_is_in_memory_and_of_its_experts_a_matrix(folders: dict[str, Pat
 
     tokens = some_tokens()
     states = States(Path(), CHUNKS, CPU, spill=False, durable=False)
-    run(forward, tokens, states, lambda _number, _logits: None, watcher=Looking())
+    run(forward, tokens, states, None, Visitors(watcher=Looking()))
     assert {expert for _, expert in seen} == {None, 0, 1, 2, 3}
     assert all(parameter.is_meta for parameter in forward.model.parameters())
 
@@ -111,7 +114,10 @@ def test_matrices_see_what_hooks_see(name: str, folders: dict[str, Path]) -> Non
     squares = Squares(forward.n_matrices)
     found: dict[str, Any] = {}
     streamed_logits(
-        folders[name], tokens, watcher=squares, finish_layer=lambda _: found.update(squares.take())
+        folders[name],
+        tokens,
+        visitors=Visitors(watcher=squares),
+        finish_layer=lambda _layer, _routing: found.update(squares.take()),
     )
     assert wanted.keys() <= found.keys()
     for full, values in wanted.items():
@@ -150,7 +156,7 @@ def test_what_stopped_after_a_layer_goes_on_there(
             return States(work, CHUNKS, CPU, spill=spill, durable=True)
 
         def commit(states: States, stops: bool, crcs: list[int] = crcs, last: int = last) -> Any:
-            def finish_layer(layer: int) -> None:
+            def finish_layer(layer: int, _routing: object) -> None:
                 crcs.append(states.commit())
                 states.turn_over()
                 if stops and layer == last:
@@ -241,14 +247,21 @@ def test_experts_of_classes_that_run_them_themselves(name: str, tmp_path: Path) 
     counts: dict[str, float] = {}
 
     class Looking:
-        def observe(self, parameter: str, expert: int | None, chunk: int | None, x: Tensor) -> None:
-            squares.observe(parameter, expert, chunk, x)
+        def observe(
+            self,
+            parameter: str,
+            expert: int | None,
+            chunk: int | None,
+            x: Tensor,
+            share: float = 1.0,
+        ) -> None:
+            squares.observe(parameter, expert, chunk, x, share)
             real = {name for name, p in forward.model.named_parameters() if not p.is_meta}
             for within, some in forward.experts.items():
                 assert not real & {f"{within}.{own}" for own in some.matrices}
             assert not real & {f"{within}.weight" for within in forward.tables}
 
-    def finish_layer(_layer: int) -> None:
+    def finish_layer(_layer: int, _routing: Routing | None) -> None:
         counts.update({name: sums.counts.sum() for name, sums in squares.take().items()})
 
     found: dict[int, Tensor] = {}
@@ -258,7 +271,7 @@ def test_experts_of_classes_that_run_them_themselves(name: str, tmp_path: Path) 
         tokens,
         states,
         found.__setitem__,
-        watcher=Looking(),
+        Visitors(watcher=Looking()),
         finish_layer=finish_layer,
     )
     assert difference([found[chunk] for chunk in range(CHUNKS)], theirs) < MOST

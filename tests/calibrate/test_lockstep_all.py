@@ -47,7 +47,7 @@ def test_logits_are_the_ordinary_forwards_and_a_stopped_run_goes_on(
         if resumed:
             states.resume(1, crcs[0])
 
-        def finish_layer(_layer: int, states: States = states) -> None:
+        def finish_layer(_layer: int, _routing: object, states: States = states) -> None:
             crcs.append(states.commit())
             states.turn_over()
             if len(crcs) == 1:

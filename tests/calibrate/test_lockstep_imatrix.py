@@ -7,8 +7,8 @@ import pytest
 
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
-from quantkit.calibrate.calibrate import Settings
-from quantkit.calibrate.lockstep.calibrate import calibrate
+from quantkit.calibrate.calibrate import calibrate
+from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import make_corpus
 from quantkit.checkpoint.open import open_checkpoint, open_model

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from quantkit.build.rewrite import look_ahead
-from quantkit.calibrate.calibrate import Run
+from quantkit.calibrate.journaled import Run
 from quantkit.checkpoint.densified import densified
 from tests.calibrate.runs import opened
 from tests.cli.command import quantkit, refusal

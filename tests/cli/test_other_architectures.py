@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibrate.calibrate import Settings, Step
-from quantkit.calibrate.lockstep import calibrate as lockstep
+from quantkit.calibrate import calibrate as imatrix
+from quantkit.calibrate.settings import Settings, Step
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.imatrix import load_imatrix
@@ -82,9 +82,9 @@ def test_an_importance_matrix_that_was_stopped_is_the_same(
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="1 of 2 layers"):
-        lockstep.calibrate(checkpoint, model, corpus, again, Settings(), stop)
+        imatrix.calibrate(checkpoint, model, corpus, again, Settings(), stop)
     assert not again.exists()
-    result = lockstep.calibrate(checkpoint, model, corpus, again, Settings(max_memory=0))
+    result = imatrix.calibrate(checkpoint, model, corpus, again, Settings(max_memory=0))
     assert result.resumed == 1
     assert again.read_bytes() == whole.read_bytes()
     assert result.perplexity == found["perplexity"]
@@ -98,7 +98,7 @@ def test_a_build_makes_its_matrix_on_the_way(folder: Path, text: Path, tmp_path:
     assert outcome.code in (None, 0), outcome.err
     made = tmp_path / "out" / "imatrix.gguf"
     checkpoint, expected = open_checkpoint(folder), tmp_path / "expected.gguf"
-    lockstep.calibrate(
+    imatrix.calibrate(
         checkpoint, open_model(checkpoint), corpus_of(folder, text), expected, Settings()
     )
     ours, theirs = (load_imatrix(file).entries for file in (made, expected))

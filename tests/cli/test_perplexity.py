@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from quantkit.calibrate.calibrate import Settings
-from quantkit.calibrate.perplexity import token_losses
+from quantkit.calibrate.lockstep.perplexity import token_losses
+from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.open import open_checkpoint
-from quantkit.families import find_family
 from tests.checkpoints.text import heldout_text
 from tests.cli.command import quantkit, refusal
 from tests.pickled import pickled
@@ -83,10 +82,9 @@ def test_checkpoint_pickled_and_raw_weights_and_gguf_agree(tmp_path: Path, text:
 
 def test_activations_on_disk_change_nothing(text: Path) -> None:
     checkpoint = open_checkpoint(MIXTRAL)
-    model = find_family(checkpoint.config).describe(checkpoint.config, checkpoint.tensors)
     corpus = corpus_of(text)
-    kept = token_losses(checkpoint, model, corpus, Settings())
-    spilled = token_losses(checkpoint, model, corpus, Settings(max_memory=1))
+    kept, _ = token_losses(checkpoint, corpus, Settings())
+    spilled, _ = token_losses(checkpoint, corpus, Settings(max_memory=1))
     assert kept.tobytes() == spilled.tobytes()
 
 

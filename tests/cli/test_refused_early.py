@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantkit.build.output import locked
-from quantkit.calibrate.calibrate import Run
+from quantkit.calibrate.journaled import Run
 from quantkit.core.errors import ClusterError
 from tests.build.builds import names_in
 from tests.calibrate.runs import text_file
@@ -200,9 +200,9 @@ def test_jobs_count_for_what_is_run_too(
     seen = set()
     real = Run.execute
 
-    def execute(self: Run, *arguments: Any) -> None:
+    def execute(self: Run, *arguments: Any, **options: Any) -> None:
         seen.add(torch.get_num_threads())
-        real(self, *arguments)
+        real(self, *arguments, **options)
 
     monkeypatch.setattr(Run, "execute", execute)
     assert quantkit(*command(model, way, "-o", tmp_path / "out", "--jobs", 3)).code == 0
@@ -325,7 +325,7 @@ def test_a_merge_that_could_not_be_written(
 def test_all_models_are_looked_at_before_the_first_is_measured(
     tmp_path: Path, others: tuple[str, ...], names: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.calibrate import perplexity
+    from quantkit.calibrate.lockstep import perplexity
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(perplexity, "token_losses", None)

@@ -31,7 +31,7 @@ _ALLOWED = {
     "core/profiles.py": "data that ships with quantkit",
     "cli/output.py": "the null device",
     "build/output.py": "opens the output folder, to lock it",
-    "calibrate/activations.py": "arrays in files that the layer opened",
+    "calibrate/lockstep/scratch.py": "arrays in files that the layer opened",
     "calibrate/lockstep/states.py": "arrays in files that the layer opened",
     "calibrate/progress.py": "a value through JSON and back",
     "checkpoint/chat/llama.py": "arguments of tools in conversations of ours",

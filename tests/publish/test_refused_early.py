@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.build import engine
-from quantkit.calibrate.calibrate import Run
+from quantkit.calibrate.journaled import Run
 from tests.calibrate.runs import text_file
 from tests.cli.command import quantkit, refusal
 from tests.hub_writes import READER, HubStore

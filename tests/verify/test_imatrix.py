@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.calibrate.calibrate import Settings, calibrate
+from quantkit.calibrate.calibrate import calibrate
+from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import make_corpus
 from quantkit.checkpoint.gathered import load_sums

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import cached_property
 from math import prod
 
 import torch
@@ -14,6 +15,7 @@ from quantkit.calibrate.lockstep.model import (
 )
 from quantkit.calibrate.lockstep.own_experts import find_experts
 from quantkit.calibrate.lockstep.parameters import Parameters, stored_names
+from quantkit.calibrate.settings import Settings, find_device
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import CalibrationError
 
@@ -102,6 +104,24 @@ class LockstepForward:
         """
         return self.parameters.part(parameter, expert, self.n_matrices(parameter))
 
+    @property
+    def widest(self) -> int:
+        """The most columns of a linear layer beside the experts': how wide its inputs are."""
+        return max(
+            (self.parameters.shape(p)[1] for p in self.linears - self._stacked.keys()), default=0
+        )
+
+    @cached_property
+    def linears(self) -> frozenset[str]:
+        """The parameters of the layers' linear layers, experts' among them; not of routers."""
+        found = set(self._stacked)
+        for parts in self.parts.values():
+            counts = {self.experts[name].count for name in parts.keys() & self.experts.keys()}
+            for name, module in parts.items():
+                if isinstance(module, nn.Linear) and module.out_features not in counts:
+                    found.add(f"{name}.weight")
+        return frozenset(found)
+
     def state_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of the hidden states of so many chunks and tokens."""
         return prod(shape) * int(self.model.config.get_text_config().hidden_size) * 4
@@ -124,3 +144,15 @@ class LockstepForward:
                 f"--context {context} is more than the {most} tokens that config.json gives the "
                 "model; choose a smaller one."
             )
+
+
+def stand_ready(stored: Checkpoint, context: int, settings: Settings) -> LockstepForward:
+    """What is to be run; refuses a checkpoint that cannot be.
+
+    Raises:
+        CalibrationError, CheckpointError: as `LockstepForward` does, or the context is too long.
+
+    """
+    forward = LockstepForward(stored, find_device(settings.device))
+    forward.require_context(context)
+    return forward

@@ -10,7 +10,7 @@ import torch
 
 from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.calibrate.statistics import Sums
-from quantkit.checkpoint.checkpoint import Checkpoint, Range
+from quantkit.checkpoint.checkpoint import Checkpoint, Range, stored_view
 from quantkit.families.model import Block, Model, Target
 
 # Halves of a matrix of latent attention, which llama.cpp multiplies by what the model never has.
@@ -21,13 +21,13 @@ class Inputs:
     """Finds what goes into the matrices of a GGUF's tensors."""
 
     def __init__(self, checkpoint: Checkpoint, forward: LockstepForward) -> None:
-        """Look at the names: ``checkpoint`` is described, ``forward`` runs what it describes."""
-        assert checkpoint.description is not None  # noqa: S101 - said above
+        """Look at the names: ``forward`` runs what ``checkpoint`` holds, described or not."""
         self._checkpoint = checkpoint
         self._description = checkpoint.description
+        self._stored = stored_view(checkpoint).tensors
         self._forward = forward
         self._starts: dict[Path, list[tuple[int, str]]] = {}
-        for tensor in self._description.stored.values():
+        for tensor in self._stored.values():
             self._starts.setdefault(tensor.file, []).append((tensor.offset, tensor.name))
         for starts in self._starts.values():
             starts.sort()
@@ -83,7 +83,7 @@ class Inputs:
     ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float32]], float] | None:
         """The squares and the count of one matrix."""
         rows = target.shape[-2] if len(target.shape) > 1 else 1
-        is_computed = target.name in self._description.computed
+        is_computed = self._is_computed(target)
         block = _block_at(target, matrix * rows)
         for stored, row in self._made_of(target, matrix * rows, block):
             if stored not in sites:
@@ -93,24 +93,30 @@ class Inputs:
             if seen.squares.shape[1] != target.columns:
                 continue
             if expert is None and len(seen.counts) > 1:
-                rows_of_all = prod(self._description.stored[stored].shape[:-1])
+                rows_of_all = prod(self._stored[stored].shape[:-1])
                 expert = row * len(seen.counts) // rows_of_all
             if is_computed and not self._has_row(target, matrix * rows, parameter, expert):
                 continue
             return seen.squares[expert or 0], float(seen.counts[expert or 0])
         return None
 
+    def _is_computed(self, target: Target) -> bool:
+        return self._description is not None and target.name in self._description.computed
+
     def _made_of(self, target: Target, row: int, block: Block) -> list[tuple[str, int]]:
         """The stored tensors, and rows of them, that a row of a target is made of."""
-        if target.name not in self._description.computed:
-            return [(block.source, block.row)]
+        if self._description is None or not self._is_computed(target):
+            above = 0
+            if block.matrix is not None:
+                above = block.matrix * self._stored[block.source].shape[1]
+            return [(block.source, above + block.row)]
         (ranges,) = self._description.rows.needs([(target.name, row, 1)])
         return [self._tensor_at(part) for part in ranges]
 
     def _tensor_at(self, part: Range) -> tuple[str, int]:
         starts = self._starts[part.file]
         offset, name = starts[bisect_right(starts, (part.start, "\U0010ffff")) - 1]
-        return name, (part.start - offset) // self._description.stored[name].row_bytes
+        return name, (part.start - offset) // self._stored[name].row_bytes
 
     def _has_row(self, target: Target, row: int, parameter: str, expert: int | None) -> bool:
         """Whether a row of a computed tensor is one of a parameter's matrix, as it is."""
@@ -120,6 +126,7 @@ class Inputs:
             values = self._forward.parameters.load([parameter])[parameter]
         else:
             values = self._forward.expert(parameter, expert)
+        assert self._description is not None  # noqa: S101 - or it would not be computed
         raw = self._description.rows.rows(target.name, row, 1, self._description.rows.read)
         wanted = torch.from_numpy(np.frombuffer(raw, "<f4").copy()).to(values.device)
         return any(

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.calibrate.calibrate import Settings
 from quantkit.calibrate.lockstep.once import run_once
+from quantkit.calibrate.settings import Settings
 from quantkit.checkpoint.checkpoint import Checkpoint
 
 # What ggml rounds the inputs of a matrix to that is stored in such a type.
@@ -30,7 +30,7 @@ def predict(
     last: int,
     roundings: Sequence[str],
     settings: Settings,
-    report: Callable[[int, int], None] = lambda _done, _layers: None,
+    report: Callable[[float, int], None] = lambda _done, _layers: None,
 ) -> Predictions:
     """Run some tokens through a model in float32, as it is and with rounded activations.
 
@@ -42,7 +42,7 @@ def predict(
         last: how many of them are scored, at the end.
         roundings: names in `ROUNDINGS`.
         settings: the device, and above how many bytes activations go to a temporary file.
-        report: told the layers that are done, of how many.
+        report: told the layers that are done, with fractions, of how many.
 
     Raises:
         CalibrationError: transformers has no such model, or it cannot be run over these tokens.

@@ -37,8 +37,8 @@ def require_transformers() -> None:
 
     if int(transformers.__version__.partition(".")[0]) < _OLDEST:
         raise CalibrationError(
-            f"The installed transformers {transformers.__version__} is too old to run models of "
-            f"other architectures layer by layer; pip install 'transformers>={_OLDEST}'."
+            f"The installed transformers {transformers.__version__} is too old to run models "
+            f"layer by layer; pip install 'transformers>={_OLDEST}'."
         )
 
 

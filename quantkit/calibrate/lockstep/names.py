@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_STACKED = [("MergeModulelist", 0)]  # of transformers: an axis for the experts
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What one or more parameters are made of.
@@ -31,6 +34,13 @@ class Origin:
     def stored(self) -> tuple[str, ...]:
         """The names of all tensors."""
         return tuple(name for names in self.sources.values() for name in names)
+
+    @property
+    def stacks_rows(self) -> bool:
+        """Whether an expert's matrix is what is stored of it, one below the other."""
+        operations = getattr(self.converter, "operations", ())
+        steps = [(type(step).__name__, getattr(step, "dim", None)) for step in operations]
+        return steps in (_STACKED, [*_STACKED, ("Concatenate", 1)])
 
     def convert(
         self,

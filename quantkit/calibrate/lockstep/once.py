@@ -10,10 +10,11 @@ from torch import Tensor
 
 from quantkit.build.output import check_space
 from quantkit.build.source import identify_source, require_unchanged
-from quantkit.calibrate.calibrate import Settings, find_device
 from quantkit.calibrate.lockstep.forward import LockstepForward
-from quantkit.calibrate.lockstep.run import run
-from quantkit.calibrate.lockstep.states import States, spilled_bytes
+from quantkit.calibrate.lockstep.run import Visitors, run
+from quantkit.calibrate.lockstep.states import Room, States
+from quantkit.calibrate.routing import Routing
+from quantkit.calibrate.settings import Settings, find_device
 from quantkit.checkpoint.checkpoint import Checkpoint
 
 
@@ -22,7 +23,7 @@ def run_once(
     tokens: NDArray[np.int64],
     finish: Callable[[int, Tensor], None],
     settings: Settings,
-    report: Callable[[int, int], None],
+    report: Callable[[float, int], None],
     *,
     alter: Callable[[int, Tensor], Tensor] | None = None,
     last: int | None = None,
@@ -34,7 +35,7 @@ def run_once(
         tokens: shape (chunks, context).
         finish: as for `run`.
         settings: the device, and above how many bytes activations go to a temporary file.
-        report: told the layers that are done, of how many.
+        report: told the layers that are done, with fractions, of how many.
         alter: as for `run`.
         last: as for `run`.
 
@@ -49,21 +50,21 @@ def run_once(
     forward.require_context(tokens.shape[1])
     with tempfile.TemporaryDirectory(prefix="quantkit-") as temporary:
         folder = Path(temporary)
-        n_bytes = spilled_bytes(forward, tokens.shape, settings.max_memory)
-        check_space(folder, n_bytes)
-        states = States(folder, len(tokens), forward.device, spill=n_bytes > 0, durable=False)
+        room = Room.of(forward, tokens.shape, settings.max_memory, is_durable=False)
+        check_space(folder, room.n_bytes)
+        states = States(folder, len(tokens), forward.device, spill=room.spills, durable=False)
 
-        def finish_layer(layer: int) -> None:
+        def finish_layer(_layer: int, _routing: Routing | None) -> None:
             states.turn_over()
-            report(layer + 1, len(forward.layers))
 
         run(
             forward,
             tokens,
             states,
             finish,
+            Visitors(alter=alter),
             finish_layer=finish_layer,
-            alter=alter,
+            report=lambda done: report(done, len(forward.layers)),
             last=last,
         )
     require_unchanged(checkpoint, source)

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from quantkit.calibrate.lockstep.experts import Alter, Call, Experts, Meet, Read, See, len_of
+from quantkit.calibrate.lockstep.experts import Call, Experts, Meet
 
 
 class _Step3p7(Experts):
     def name_into(self) -> tuple[str, ...]:
         return ("gate_up_proj",)
+
+    def is_transposed(self, _name: str) -> bool:
+        return False
 
     def multiply(self, _name: str, x: Tensor, weight: Tensor, _expert: int) -> Tensor:
         return linear(x, weight)
@@ -38,10 +41,11 @@ class _LongcatFlash(_Step3p7):
         return result
 
     def add_rest(self, calls: Sequence[Call], results: Sequence[Tensor]) -> None:
-        for (hidden, index, weights), result in zip(calls, results, strict=True):
+        for call, result in zip(calls, results, strict=True):
             for expert in range(self.count, self.module.total_experts):
-                token, place = torch.where(index == expert)
-                result.index_add_(0, token, hidden[token] * weights[token, place, None])
+                token, place = torch.where(call.index == expert)
+                weights = call.weights[token, place, None]
+                result.index_add_(0, token, call.hidden[token] * weights)
 
 
 class _Dbrx(_Step3p7):
@@ -62,6 +66,9 @@ class _Dbrx(_Step3p7):
             return meet(flat, index, weights).view(len(hidden), -1, hidden.shape[-1])
 
         return forward
+
+    def is_transposed(self, name: str) -> bool:
+        return name == self.down
 
     def multiply(self, name: str, x: Tensor, weight: Tensor, _expert: int) -> Tensor:
         return x.matmul(weight if name == self.down else weight.T)
@@ -92,6 +99,9 @@ class _Llama4(_Step3p7):
             return module.shared_expert(hidden) + routed, logits
 
         return forward
+
+    def is_transposed(self, _name: str) -> bool:
+        return True
 
     def multiply(self, _name: str, x: Tensor, weight: Tensor, _expert: int) -> Tensor:
         return x @ weight
@@ -134,32 +144,19 @@ class _JetMoe(_Step3p7):
         return result
 
 
-class _JetMoeMatrices(Experts):
+class _JetMoeMatrices(_Step3p7):
     """One matrix per expert, as JetMoe's attention has them. A call is sorted by expert already."""
 
-    routed = None
+    are_alone = True
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.matrices = {"weight": len_of(module, "weight")}
+        self.count = len(module.weight)
+        self.into = ("weight",)
+        self.matrices = {"weight": self.count}
 
     def stand_in(self, meet: Meet) -> Callable[..., Tensor]:
         return lambda x, sizes: meet(x, torch.tensor(sizes))
-
-    def run(
-        self, calls: Sequence[Call], read: Read, see: See, alter: Alter | None = None
-    ) -> list[Tensor]:
-        parts = [x.split(sizes.tolist()) for x, sizes in calls]
-        made: list[list[Tensor]] = [[] for _ in calls]
-        for expert in range(self.matrices["weight"]):
-            if not any(len(part[expert]) for part in parts):
-                continue
-            weight = read("weight", expert)
-            for number, part in enumerate(parts):
-                x = alter(number, part[expert]) if alter else part[expert]
-                see("weight", expert, x)
-                made[number].append(linear(x, weight))
-        return [torch.cat(some) for some in made]
 
 
 # By name of the class, because the modules of all models would have to be imported otherwise. The

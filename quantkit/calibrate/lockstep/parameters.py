@@ -1,6 +1,6 @@
 """Parameters of a model as float32 tensors, read and converted when they are needed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -142,6 +142,9 @@ class Parameters:
         wanted = self._wanted[name].shape
         shape = (wanted[0] // count, *wanted[1:])
         if all(len(names) == count for names in origin.sources.values()):
+            if origin.stacks_rows:
+                stored = [names[number] for names in origin.sources.values()]
+                return self._one_below_the_other(stored, (shape[-2], shape[-1]))
             made = origin.convert(self._model, self._read, lambda names: (names[number],))
         elif all(self._is_in_parts(stored, wanted[0], count) for stored in origin.stored):
             made = origin.convert(self._model, lambda stored: self._read(stored, number, count))
@@ -157,6 +160,16 @@ class Parameters:
         """Whether each matrix is a part of a tensor's first axis."""
         tensor = self._tensors[stored]
         return tensor.shape[0] == length and (length == count or tensor.dtype != KIND)
+
+    def _one_below_the_other(self, names: Sequence[str], shape: tuple[int, int]) -> Tensor:
+        """Stored matrices as one, with nothing beside it in memory but one as it is stored."""
+        whole = torch.empty(shape, dtype=torch.float32, device=self._device)
+        row = 0
+        for name in names:
+            rows = self._tensors[name].shape[0]
+            whole[row : row + rows] = self._read(name, as_stored=True)
+            row += rows
+        return whole
 
     def table(self, name: str, used: NDArray[np.int64]) -> Tensor:
         """A matrix of which only some rows are asked for, as embeddings are.
@@ -183,15 +196,16 @@ class Parameters:
                 table[here] = rows[torch.from_numpy(here - first)].float().numpy()
         return torch.from_numpy(table).to(self._device)
 
-    def _read(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
-        """A stored tensor, or one of equal parts of its first axis, which it keeps."""
+    def _read(self, name: str, part: int = 0, parts: int = 1, *, as_stored: bool = False) -> Tensor:
+        """A stored tensor, or one of equal parts of its first axis; ``as_stored`` not widened."""
         tensor = self._tensors[name]
         shape = (tensor.shape[0] // parts, *tensor.shape[1:]) if tensor.shape else ()
         count = prod(tensor.shape[:-1]) // parts
         raw = torch.from_numpy(self._read_rows(name, part * count, count))
-        values = raw.view(_DTYPES[tensor.dtype]).to(self._device).float().view(shape)
+        values = raw.view(_DTYPES[tensor.dtype]).to(self._device).view(shape)
         if tensor.dtype != KIND:
-            return values
+            return values if as_stored else values.float()
+        values = values.float()
         scale = scale_of(name, self._tensors)
         assert scale is not None  # noqa: S101 - `require` has seen it
         try:

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.calibrate.calibrate import Settings
-from quantkit.calibrate.forward import losses_of, scored_from
+from quantkit.calibrate.lockstep.losses import losses_of, scored_from
 from quantkit.calibrate.lockstep.once import run_once
+from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
 
@@ -17,7 +17,7 @@ def token_losses(
     checkpoint: Checkpoint,
     corpus: Corpus,
     settings: Settings,
-    report: Callable[[int, int], None] = lambda _done, _layers: None,
+    report: Callable[[float, int], None] = lambda _done, _layers: None,
 ) -> tuple[NDArray[np.float64], int]:
     """Minus the log-probability of each scored token, and the number of the model's parameters.
 
@@ -27,7 +27,7 @@ def token_losses(
         checkpoint: with its tensors as they are stored.
         corpus: the text.
         settings: the device, and above how many bytes activations go to a temporary file.
-        report: told the layers that are done, of how many.
+        report: told the layers that are done, with fractions, of how many.
 
     Raises:
         CalibrationError: transformers has no such model, or it cannot be run over this text.

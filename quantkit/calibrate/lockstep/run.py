@@ -1,9 +1,11 @@
 """One run of a model over chunks of text: all go through a layer before the next is read."""
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,35 +13,80 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from quantkit.build.heap import give_back_freed
-from quantkit.calibrate.forward import exact_math
+from quantkit.build.heap import give_back_freed, share_heap
 from quantkit.calibrate.lockstep.chunks import Chunks
+from quantkit.calibrate.lockstep.dispatch import Dispatch, Rows
+from quantkit.calibrate.lockstep.experts import Call
 from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.calibrate.lockstep.head import Head
+from quantkit.calibrate.lockstep.losses import exact_math
 from quantkit.calibrate.lockstep.parameters import empty, fill, stored_names
 from quantkit.calibrate.lockstep.states import States
+from quantkit.calibrate.lockstep.stations import Stations
 from quantkit.calibrate.lockstep.watching import (
     Matrices,
+    Replacer,
     Watcher,
     Watching,
     require_finite,
 )
+from quantkit.calibrate.routing import Routing
 from quantkit.core.errors import CalibrationError
 
 _MOST_SCORES = 2**29  # bytes of scores for the whole vocabulary, of all chunks together
+_AT_ONCE = 1024  # tokens that go through a dense part at once
+_MOST_TOLD = 0.99  # of a layer that is not on record yet
 _COPIES = 3  # that are made of a chunk's scores on the way to its losses
+
+
+class _EndedError(BaseException):
+    """Ends a chunk's way through the model after the last layer."""
+
+
+class Merger(Protocol):
+    """Makes one dense part of a layer's experts, with which the run then goes on."""
+
+    def __call__(
+        self, layer: int, inputs: Rows, outputs: Tensor, routing: Routing
+    ) -> Callable[[Tensor], Tensor]:
+        """The dense part as a function of rows of inputs, on the device.
+
+        Args:
+            layer: its number.
+            inputs: what the experts get, (tokens, hidden).
+            outputs: what they make of it together; the same shape.
+            routing: where the tokens went.
+
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visitors:
+    """Who sees, or changes, what goes on within the layers.
+
+    ``watcher`` sees what goes into the matrices; ``replacer`` makes others of them; ``merger`` puts
+    a dense part in the place of experts. ``alter`` gives, of the number of a chunk and what goes
+    into a matrix, what is to go into it instead. Experts with fewer than ``fewest_tokens`` are
+    shown others'.
+    """
+
+    watcher: Watcher | None = None
+    replacer: Replacer | None = None
+    merger: Merger | None = None
+    alter: Callable[[int, Tensor], Tensor] | None = None
+    fewest_tokens: int = 0
 
 
 def run(
     forward: LockstepForward,
     tokens: NDArray[np.int64],
     states: States,
-    finish: Callable[[int, Tensor], None],
+    finish: Callable[[int, Tensor], None] | None,
+    visitors: Visitors = Visitors(),
     *,
-    watcher: Watcher | None = None,
-    finish_layer: Callable[[int], None] = lambda _: None,
+    finish_layer: Callable[[int, Routing | None], None] = lambda _layer, _routing: None,
     resumed: int = 0,
-    alter: Callable[[int, Tensor], Tensor] | None = None,
+    report: Callable[[float], None] = lambda _: None,
     last: int | None = None,
 ) -> None:
     """Run a model over chunks of tokens.
@@ -49,12 +96,12 @@ def run(
         tokens: shape (chunks, context).
         states: where what layers hand on is kept.
         finish: called with the number of each chunk and its logits, (context or ``last``,
-            vocabulary), by several threads.
-        watcher: sees what goes into the matrices of the layers.
-        finish_layer: called with the number of a layer when all chunks went through it.
+            vocabulary), by several threads; None where nothing after the layers is to be run.
+        visitors: who looks on.
+        finish_layer: called with the number of a layer when all chunks went through it, and with
+            where its tokens went if it has experts.
         resumed: how many layers an earlier run did, whose states are in ``states``.
-        alter: gives, of the number of a chunk and what goes into a matrix of a layer, what is to
-            go into it instead.
+        report: told how many layers are done, with fractions, by several threads.
         last: how many tokens at the end of a chunk are scored; by default all.
 
     Raises:
@@ -62,8 +109,7 @@ def run(
         CheckpointError: a weight cannot be read.
 
     """
-    give_back_freed()
-    _Run(forward, tokens, states, finish, watcher, finish_layer, resumed, alter, last).execute()
+    _Run(forward, tokens, states, finish, visitors, finish_layer, resumed, report, last).execute()
 
 
 class _Run:
@@ -72,11 +118,11 @@ class _Run:
         forward: LockstepForward,
         tokens: NDArray[np.int64],
         states: States,
-        finish: Callable[[int, Tensor], None],
-        watcher: Watcher | None,
-        finish_layer: Callable[[int], None],
+        finish: Callable[[int, Tensor], None] | None,
+        visitors: Visitors,
+        finish_layer: Callable[[int, Routing | None], None],
         resumed: int,
-        alter: Callable[[int, Tensor], Tensor] | None,
+        report: Callable[[float], None],
         last: int | None,
     ) -> None:
         self._forward = forward
@@ -84,15 +130,23 @@ class _Run:
         self._used = np.unique(tokens)
         self._states = states
         self._finish = finish
-        self._watcher = watcher
+        self._visitors = visitors
         self._finish_layer = finish_layer
         self._resumed = self._done = resumed
-        self._alter = alter
+        self._report = report
+        self._share = 0.0  # of the layer at hand that is done
         self._last = last or tokens.shape[1]
         at_once = torch.get_num_threads() if forward.device.type == "cpu" else 1
         self._chunks = Chunks(len(tokens), at_once)
+        self._scratch = states.scratch()
+        self._stations = Stations(self._chunks, self._scratch)
         self._heads = self._head_permits()
         self._matrices = Matrices()  # of the layer that is loaded
+        self._routing: Routing | None = None  # of that layer
+        self._scores: dict[int, Tensor] = {}  # of its routers, by chunk
+        self._experts: frozenset[int] = frozenset()  # how many it has
+        self._replaced: dict[str, Tensor] = {}  # its parameters that a visitor has come to
+        self._latest: dict[int, weakref.ref[Tensor]] = {}  # inputs of these, by chunk
         self._scoring: set[int] = set()
         self._lock = threading.Lock()
         # Modules outside the layers that are loaded, and whether with all rows. Some stay; others
@@ -103,6 +157,8 @@ class _Run:
 
     def execute(self) -> None:
         forward = self._forward
+        share_heap()
+        give_back_freed()
         undo: list[Callable[[], None]] = []
         try:
             undo += [self._stop_at(number, name) for number, name in enumerate(forward.layers)]
@@ -131,12 +187,17 @@ class _Run:
 
     def _run_chunk(self, number: int) -> None:
         ids = self._tokens[number : number + 1].to(self._forward.device)
-        alter = partial(self._alter, number) if self._alter is not None else None
+        visitors = self._visitors
+        alter = partial(visitors.alter, number) if visitors.alter is not None else None
+        prepare = self._prepare if visitors.replacer is not None else None
         try:
-            with Watching(self._matrices, self._see, alter):
+            with Watching(self._matrices, self._see, alter, prepare):
                 logits = self._forward.scores(ids, self._last)
             require_finite(logits, "the scores of the tokens")
+            assert self._finish is not None  # noqa: S101 - else it has ended with the last layer
             self._finish(number, logits[0])
+        except _EndedError:
+            pass
         finally:
             if number in self._scoring:
                 self._scoring.remove(number)
@@ -166,16 +227,31 @@ class _Run:
         def forward(*args: Any, **kwargs: Any) -> Any:
             chunk = self._chunks.number
             if number < self._resumed:
+                self._end_with(number)
                 return self._states.restore(chunk, kwargs)
             self._chunks.meet(("before", name), None)
-            out = own(*args, **kwargs)
+            out = self._stations.run(partial(own, *args, **kwargs))
             require_finite(out, f"what layer {self._done} gives ({name})")
             out = self._states.put(chunk, out, kwargs)
+            if not self._experts:
+                self._tell(1 / self._tokens.shape[0])
             self._chunks.meet(("after", name), None)
+            self._end_with(number)
             return out
 
         layer.forward = forward
         return lambda: delattr(layer, "forward")
+
+    def _end_with(self, number: int) -> None:
+        """Go no further than the last layer if nobody asks for what comes of it."""
+        if self._finish is None and number == len(self._forward.layers) - 1:
+            raise _EndedError
+
+    def _tell(self, share: float) -> None:
+        """Report that so much more of the layer is done."""
+        with self._lock:
+            self._share = min(self._share + share, _MOST_TOLD)
+            self._report(self._done + self._share)
 
     def _read_rows_of(self, name: str, module: nn.Embedding) -> Callable[[], None]:
         """An embedding within a layer is read by the rows that are asked for."""
@@ -188,20 +264,41 @@ class _Run:
         return lambda: delattr(module, "forward")
 
     def _meet_experts(self, name: str, *call: Tensor) -> Tensor:
-        result: Tensor = self._chunks.meet(("experts", name), call)
+        result: Tensor = self._stations.meet(("experts", name), call)
         return result
+
+    def _prepare(self, parameter: str, x: Tensor, matrix: Tensor) -> None:
+        """Have a matrix replaced before it is multiplied by, once all chunks have come to it."""
+        replacer = self._visitors.replacer
+        assert replacer is not None  # noqa: S101 - or nobody would call
+        if not replacer.wants(parameter):
+            return
+        number = self._chunks.number
+        latest = self._latest.get(number)
+        is_same = latest is not None and latest() is x
+        self._latest[number] = weakref.ref(x)
+        self._replaced.setdefault(parameter, matrix)
+        brought = () if is_same else (x.reshape(-1, x.shape[-1]),)
+        self._stations.meet(("matrix", parameter), brought, once=True)
 
     def _serve(self, station: Any, values: list[Any]) -> Sequence[Any]:
         """Do what is to be done once for all chunks."""
         place, name = station
         forward = self._forward
         if place == "experts":
-            return forward.experts[name].run(
-                values,
-                lambda matrix, expert: forward.expert(f"{name}.{matrix}", expert),
-                partial(self._see_expert, name),
-                self._alter,
-            )
+            layer = forward.layers[self._done]
+            reads_again = self._visitors.replacer is None
+            if reads_again:  # while experts take memory, the rest of the layer lets go of it
+                self._empty_layer(layer, but=name)
+            results = self._run_experts(name, values)
+            if reads_again:
+                self._fill_layer(layer)
+            return results
+        if place == "matrix":
+            self._replace(name, values)
+            if self._scratch is not None:
+                self._scratch.drop(station)
+            return [None] * len(values)
         parts = forward.parts[name]
         if place == "before":
             if self._done >= len(forward.layers) or name != forward.layers[self._done]:
@@ -211,15 +308,82 @@ class _Run:
                 )
             empty(self._passing)
             self._passing = {}
-            loaded = forward.parameters.load(forward.dense(name))
-            fill(parts, loaded)
-            self._matrices.put(loaded)
+            self._fill_layer(name)
+            self._experts = frozenset(
+                forward.experts[part].count for part in parts if part in forward.experts
+            )
         else:
-            self._matrices.put({})
-            empty(parts)
-            self._finish_layer(self._done)
-            self._done += 1
+            self._empty_layer(name)
+            self._replaced.clear()
+            self._scores.clear()
+            routing, self._routing = self._routing, None
+            self._finish_layer(self._done, routing)
+            self._done, self._share = self._done + 1, 0.0
+            self._report(self._done)
         return values
+
+    def _fill_layer(self, name: str) -> None:
+        loaded = self._forward.parameters.load(self._forward.dense(name))
+        fill(self._forward.parts[name], loaded)
+        self._matrices.put(loaded)
+
+    def _empty_layer(self, name: str, but: str | None = None) -> None:
+        """Let go of a layer's parameters, except those of a module and within it."""
+        self._matrices.put({})
+        parts = self._forward.parts[name]
+        if but is not None:
+            parts = {
+                part: module
+                for part, module in parts.items()
+                if part != but and not part.startswith(f"{but}.")
+            }
+        empty(parts)
+
+    def _replace(self, parameter: str, values: Sequence[tuple[Tensor, ...]]) -> None:
+        """Write over a matrix with what the visitor makes of it."""
+        replacer, matrix = self._visitors.replacer, self._replaced[parameter]
+        assert replacer is not None  # noqa: S101 - or nobody would have come
+        if values[0]:  # else the inputs are those of the matrix before
+            replacer.take_in(((x, 1.0) for (x,) in values), matrix.shape[1], parameter)
+        matrix.copy_(replacer.replace(parameter, None, matrix))
+
+    def _run_experts(self, name: str, values: Sequence[tuple[Tensor, ...]]) -> Sequence[Tensor]:
+        forward, visitors, scratch = self._forward, self._visitors, self._scratch
+        dispatch = Dispatch(
+            forward.experts[name],
+            lambda matrix, expert: forward.expert(f"{name}.{matrix}", expert),
+            partial(self._see_expert, name),
+            name=name,
+            replacer=visitors.replacer,
+            alter=visitors.alter,
+            fewest=visitors.fewest_tokens,
+        )
+        if forward.experts[name].are_alone:
+            alone = dispatch.run_alone(values)
+            if scratch is not None:
+                scratch.drop(("experts", name))
+            return alone
+        calls = [
+            Call(hidden, index, weights, self._scores.get(number))
+            for number, (hidden, index, weights) in enumerate(values)
+        ]
+        each, width = calls[0].hidden.shape
+        shape = (each * len(calls), width)
+        result = (
+            torch.zeros(shape, device=forward.device) if scratch is None else scratch.zeros(shape)
+        )
+        routing = dispatch.run(calls, result, self._tell)
+        self._routing = self._routing or routing
+        if visitors.merger is not None:
+            inputs = Rows([call.hidden for call in calls])
+            dense = visitors.merger(self._done, inputs, result, routing)
+            for start in range(0, len(result), _AT_ONCE):
+                cut = slice(start, start + _AT_ONCE)
+                result[cut] = dense(inputs[cut])
+        if scratch is not None:
+            scratch.drop(("experts", name))
+        parts: Sequence[Tensor] = result.split(each)
+        return parts
 
     def _load_embeddings(self) -> None:
         """Load what tokens become, for the whole run: some models ask where it lies."""
@@ -254,14 +418,19 @@ class _Run:
         return len(inputs) == 1 and bool(np.isin(inputs[0].cpu().numpy(), self._used).all())
 
     def _see(self, name: str, expert: int | None, x: Tensor, out: Tensor) -> None:
+        if not self._stations.is_new():
+            return
         require_finite(out, f"what {name} makes of its inputs in layer {self._done}")
-        if self._watcher is not None:
+        number = self._chunks.number
+        if self._visitors.fewest_tokens and out.shape[-1] in self._experts:
+            self._scores[number] = out.reshape(-1, out.shape[-1])
+        if self._visitors.watcher is not None:
             x = x.reshape(-1, x.shape[-1])
-            self._watcher.observe(name, expert, self._chunks.number, x)
+            self._visitors.watcher.observe(name, expert, number, x)
 
-    def _see_expert(self, name: str, matrix: str, expert: int, x: Tensor) -> None:
+    def _see_expert(self, name: str, matrix: str, expert: int, x: Tensor, share: float) -> None:
         require_finite(
             x, f"what goes into {name}.{matrix} of expert {expert} in layer {self._done}"
         )
-        if self._watcher is not None:
-            self._watcher.observe(f"{name}.{matrix}", expert, None, x)
+        if self._visitors.watcher is not None:
+            self._visitors.watcher.observe(f"{name}.{matrix}", expert, None, x, share)

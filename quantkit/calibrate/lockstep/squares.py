@@ -26,16 +26,18 @@ class Squares:
         self._sums: dict[str, dict[tuple[int | None, int | None], NDArray[np.float64]]]
         self._sums = defaultdict(dict)
 
-    def observe(self, parameter: str, expert: int | None, chunk: int | None, x: Tensor) -> None:
+    def observe(
+        self, parameter: str, expert: int | None, chunk: int | None, x: Tensor, share: float = 1.0
+    ) -> None:
         """Add inputs, shape (tokens, columns)."""
-        found = x.square().sum(0).double().cpu().numpy()
+        found = share * x.square().sum(0).double().cpu().numpy()
         with self._lock:
             sums = self._sums[parameter]
             key = (expert, chunk)
             if key not in sums:
                 sums[key] = np.zeros(len(found) + 1)  # the last counts tokens
             sums[key][:-1] += found
-            sums[key][-1] += len(x)
+            sums[key][-1] += share * len(x)
 
     def take(self) -> dict[str, Sums]:
         """The sums by parameter, which then begin anew."""
@@ -45,7 +47,7 @@ class Squares:
             for expert, chunk in sorted(sums, key=lambda key: (key[0] or 0, key[1] or 0)):
                 total[expert or 0] += sums[expert, chunk]
             taken[parameter] = Sums(
-                total[:, :-1].astype(np.float32), total[:, -1].astype(np.float32)
+                total[:, :-1].astype(np.float32), total[:, -1].round().astype(np.float32)
             )
         self._sums.clear()
         return taken

@@ -5,6 +5,7 @@ import os
 import threading
 import zlib
 from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantkit.calibrate.lockstep.scratch import Scratch
 from quantkit.core.documents import parse_object
 from quantkit.core.errors import CalibrationError, OutputError
 from quantkit.core.files import open_file
@@ -30,8 +32,11 @@ _DTYPES = {
 }
 _Leaf: TypeAlias = tuple[str, tuple[int, ...]]  # dtype and shape, of one chunk's
 
-_SPILLED = 3  # arrays of states on disk at once: of two layers, and what the model still holds
-_IN_MEMORY = 2
+# Arrays of states at once: what a layer gets and what it gives; on the disk also what the model
+# still holds of the layer before.
+_IN_MEMORY, _SPILLED, _KEPT = 2, 3, 2
+_OF_EXPERTS = 2  # what goes into a layer's experts, and what they make of it
+_OF_ATTENTION = 3  # queries, keys and values, while their matrices are replaced
 _HEADER = 2**16  # bytes; a page or more, so that what follows can be mapped
 _READ = 8 * 2**20
 
@@ -60,6 +65,10 @@ class States:
         self._arrays: list[NDArray[Any]] = []
         self._held: dict[int, list[Tensor]] = {}
         self._resumed: tuple[Any, list[NDArray[Any]]]
+
+    def scratch(self) -> Scratch | None:
+        """Where chunks may leave what they have within a layer; None where that is in memory."""
+        return Scratch(self._folder, self._chunks) if self._spill else None
 
     def put(self, chunk: int, out: Any, arguments: Mapping[str, Any]) -> Any:
         """Keep what a layer made of a chunk; what the model is to go on with.
@@ -185,10 +194,44 @@ class States:
         return self._folder / f"states-{turn}.f32"
 
 
-def spilled_bytes(forward: "LockstepForward", shape: tuple[int, ...], max_memory: int) -> int:
-    """The bytes of disk that activations take which do not fit in memory; 0 if they do fit."""
-    one = forward.state_bytes(shape)
-    return _SPILLED * one if _IN_MEMORY * one > max_memory else 0
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Whether activations ``spill`` to the disk, and the bytes of them there."""
+
+    spills: bool
+    n_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        forward: "LockstepForward",
+        shape: tuple[int, ...],
+        max_memory: int,
+        *,
+        is_durable: bool,
+        replaces: bool = False,
+        more_arrays: int = 0,
+    ) -> "Room":
+        """What a run takes.
+
+        Args:
+            forward: what is run.
+            shape: of the tokens.
+            max_memory: bytes of activations above which they go to the disk.
+            is_durable: whether they are kept there in any case.
+            replaces: whether matrices are replaced: all chunks then wait at each.
+            more_arrays: of states that a visitor keeps.
+
+        """
+        one = forward.state_bytes(shape)
+        inner = (_OF_EXPERTS if forward.experts else 0) + more_arrays
+        widest = 0
+        if replaces:
+            inner += _OF_ATTENTION
+            widest = prod(shape) * 4 * forward.widest
+        if (_IN_MEMORY + inner) * one + widest > max_memory:
+            return cls(True, (_SPILLED + inner) * one + widest)
+        return cls(False, _KEPT * one if is_durable else 0)
 
 
 def _crc_of(file: BinaryIO) -> int:

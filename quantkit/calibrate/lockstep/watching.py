@@ -1,7 +1,7 @@
 """Seeing what goes into the matrices of a layer, whatever module multiplies by them."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,9 @@ from quantkit.core.errors import CalibrationError
 class Watcher(Protocol):
     """Sees what goes into the matrices of a model. Several threads call it at once."""
 
-    def observe(self, parameter: str, expert: int | None, chunk: int | None, x: Tensor) -> None:
+    def observe(
+        self, parameter: str, expert: int | None, chunk: int | None, x: Tensor, share: float = 1.0
+    ) -> None:
         """Take in inputs of a matrix, shape (tokens, columns).
 
         Args:
@@ -23,8 +25,34 @@ class Watcher(Protocol):
             expert: which of the matrices in that parameter, if there are several.
             chunk: whose tokens they are; None for those of several, in the order of the chunks.
             x: the inputs.
+            share: how much a token of them counts.
 
         """
+
+
+class Replacer(Protocol):
+    """Makes other matrices of those that a layer multiplies by, with which the run goes on.
+
+    What comes later is computed from what was replaced before, within a layer too. It is called by
+    one thread, in the order in which the model comes to its matrices.
+    """
+
+    def wants(self, parameter: str) -> bool:
+        """Whether the matrices of a parameter are to be replaced."""
+
+    def take_in(self, inputs: Iterable[tuple[Tensor, float]], columns: int, what: str) -> None:
+        """Take in all inputs of the matrices that are replaced until the next call.
+
+        Args:
+            inputs: of shape (tokens, columns), each with how much a token of it counts. There may
+                be none, of an expert that no token goes to.
+            columns: of the matrices.
+            what: the parameter that is replaced first.
+
+        """
+
+    def replace(self, parameter: str, expert: int | None, matrix: Tensor) -> Tensor:
+        """Another matrix, (rows, columns), for one whose inputs have been taken in."""
 
 
 class Matrices:
@@ -71,12 +99,23 @@ class Watching(TorchFunctionMode):  # type: ignore[misc] # torch gives it no typ
         matrices: Matrices,
         see: Callable[[str, int | None, Tensor, Tensor], None],
         alter: Callable[[Tensor], Tensor] | None = None,
+        prepare: Callable[[str, Tensor, Tensor], None] | None = None,
     ) -> None:
-        """``see`` gets name, expert, inputs and results; ``alter`` gives other inputs instead."""
+        """Watch.
+
+        Args:
+            matrices: what is looked for.
+            see: gets name, expert, inputs and results of a product.
+            alter: gives other inputs instead.
+            prepare: called before a product with a matrix that is a whole parameter: its name, the
+                inputs and the matrix, (rows, columns), which it may write over.
+
+        """
         super().__init__()
         self._matrices = matrices
         self._see = see
         self._alter = alter
+        self._prepare = prepare
 
     def __torch_function__(
         self,
@@ -95,6 +134,8 @@ class Watching(TorchFunctionMode):  # type: ignore[misc] # torch gives it no typ
         if found is not None and self._alter is not None:
             x = self._alter(x)
             args = (*args[:place], x, *args[place + 1 :])
+        if found is not None and found[1] is None and self._prepare is not None:
+            self._prepare(found[0], x, matrix if func is linear else matrix.T)
         result = func(*args, **(kwargs or {}))
         if found is not None:
             self._see(*found, x, result)
