@@ -130,4 +130,4 @@ def test_gptq_of_an_architecture_that_is_no_family(folders: dict[str, Path]) -> 
         matrix = forward.parameters.load([parameter])[parameter]
         matrix = matrix if expert is None else matrix[expert].T
         error = (rounded.dequantize() - matrix).norm() / matrix.norm()
-        assert error < 0.25, (parameter, expert)
+        assert error < 0.4, (parameter, expert)  # GPTQ moves weights beyond the nearest level

@@ -109,12 +109,19 @@ def test_random_tokens_say_what_they_are() -> None:
     assert (corpus.tokens == random_corpus(1000, 3, 32).tokens).all()
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"far too short"])
-def test_too_little_text_is_refused(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", r"text\.txt is empty"),
+        (b"\n", r"text\.txt is empty"),
+        (b"far too short", r"text\.txt has \d+ tokens, .* at least 1024"),
+    ],
+)
+def test_too_little_text_is_refused(content: bytes, complaint: str, tmp_path: Path) -> None:
     checkpoint, _ = opened(TINY / "tiny-mistral")
     text = tmp_path / "text.txt"
     text.write_bytes(content)
-    with pytest.raises(CalibrationError, match=r"text\.txt has \d+ tokens, .* at least 1024"):
+    with pytest.raises(CalibrationError, match=complaint):
         make_corpus(checkpoint, [Source(text)], 128, 512)
 
 

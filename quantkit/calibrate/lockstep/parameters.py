@@ -1,6 +1,8 @@
 """Parameters of a model as float32 tensors, read and converted when they are needed."""
 
+import mmap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -185,7 +187,7 @@ class Parameters:
         if origin.converter is not None:
             return self.load([name])[name]
         source = self._tensors[origin.stored[0]]
-        table = np.zeros(source.shape, np.float32)
+        table = _zeros((source.shape[0], source.shape[1]))
         step = max(1, _READ_ROWS // source.row_bytes)
         for first in range(0, source.shape[0], step):
             count = min(step, source.shape[0] - first)
@@ -215,6 +217,15 @@ class Parameters:
                 f"{quoted(scale)} of {self._place} does not fit what it scales: {error}; download "
                 "the checkpoint again."
             ) from None
+
+
+def _zeros(shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Zeros of which a page takes memory once it is written to; numpy would ask for huge pages."""
+    memory = mmap.mmap(-1, max(1, prod(shape) * 4))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # of a kernel that has none
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.float32, prod(shape)).reshape(shape)
 
 
 def stored_names(parts: Mapping[str, nn.Module]) -> list[str]:
