@@ -25,9 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import EXPERTS as MANY_EXPERTS
-from benchmarks.memory import MIXTRAL_8X22B
 from quantkit.core.units import format_size
-from tests.large_checkpoints import large_checkpoint
+from tests.large_checkpoints import MIXTRAL_8X22B, large_checkpoint
 from tests.large_experts import large_experts
 from tests.measured import Cost, measure, unwind_on_sigterm
 

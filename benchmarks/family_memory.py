@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.memory import LIMIT, MIXTRAL_8X22B
+from benchmarks.memory import LIMIT
 from quantkit.verify.machine import usable_cores
-from tests.large_checkpoints import large_checkpoint
+from tests.large_checkpoints import MIXTRAL_8X22B, large_checkpoint
 from tests.measured import Cost, measure, unwind_on_sigterm
 from tests.random_checkpoints import config_of, write_tokenizer
 from tests.raw_releases import params_of

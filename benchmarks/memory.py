@@ -22,17 +22,10 @@ from benchmarks.random_imatrix import imatrix_for
 from quantkit.core.units import format_size, parse_size
 from quantkit.plan.quants import find_quants
 from quantkit.verify.machine import usable_cores
-from tests.large_checkpoints import large_checkpoint
+from tests.large_checkpoints import MIXTRAL_8X22B, large_checkpoint
 from tests.large_experts import large_experts
 from tests.measured import Cost, measure, unwind_on_sigterm
 
-MIXTRAL_8X22B: dict[str, Any] = {
-    "hidden_size": 6144,
-    "intermediate_size": 16384,
-    "num_attention_heads": 48,
-    "num_key_value_heads": 8,
-    "vocab_size": 32000,
-}
 # As `large_experts` takes them. The heads make what is beside the experts as large as it is there.
 EXPERTS: dict[str, dict[str, Any]] = {
     "qwen3-235b": {

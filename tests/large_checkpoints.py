@@ -20,6 +20,15 @@ from tests.safetensors_writer import to_bf16
 _BLOCK_ELEMENTS = 4 * 2**20 + 1
 _BF16_BYTES = 2
 
+# Arguments of `large_checkpoint`.
+MIXTRAL_8X22B: dict[str, Any] = {
+    "hidden_size": 6144,
+    "intermediate_size": 16384,
+    "num_attention_heads": 48,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
+
 
 def large_checkpoint(
     folder: Path,
