@@ -6,7 +6,6 @@ they end, where this process and all later ones find it. A kernel's shared funct
 once per process, so kernels that share them go to the same one.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -123,7 +122,12 @@ def _compile_apart(wishes: Sequence[Wish], dtypes: Sequence[str], search: str) -
     command = [sys.executable, "-P", "-m", "quantkit.encodings.fast.prepare"]
     processes = [
         subprocess.Popen(
-            [*command, json.dumps([share, dtypes, search])],
+            [
+                *command,
+                search,
+                ",".join(dtypes),
+                *(f"{name}:{weighted:d}" for name, weighted in share),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -168,8 +172,10 @@ def _seconds(part: list[tuple[list[Wish], int]]) -> int:
 
 
 def _main() -> None:
-    wishes, dtypes, search = json.loads(sys.argv[1])
-    _compile_here([(encoding(name), weighted) for name, weighted in wishes], dtypes, search)
+    search, dtypes, *wishes = sys.argv[1:]
+    pairs = [wish.split(":") for wish in wishes]
+    wanted = [(encoding(name), weighted == "1") for name, weighted in pairs]
+    _compile_here(wanted, dtypes.split(","), search)
 
 
 if __name__ == "__main__":
