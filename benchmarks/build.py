@@ -203,7 +203,7 @@ def compile_kernels(checkpoint: Path, options: argparse.Namespace) -> None:
         for tensor in layout.plan.tensors
     }
     dtypes = {tensor.dtype for tensor in work.checkpoint.tensors.values()}
-    work.kernel.prepare(wanted, dtypes, lambda names: console.print(f"Compiling {names}"))
+    work.kernel.prepare(wanted, dtypes, console.print)
 
 
 Command = Callable[[Path, Path, argparse.Namespace], Sequence[str | Path]]

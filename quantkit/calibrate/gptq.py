@@ -34,11 +34,14 @@ from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.rows import open_rows
-from quantkit.core.errors import CheckpointError, OutputError
+from quantkit.core.errors import CheckpointError, OutputError, WeightsError
 from quantkit.core.files import open_file
+from quantkit.core.printable import quoted
 from quantkit.core.writing import open_written, refuse_links
+from quantkit.encodings.encoding import encoding
 from quantkit.encodings.gptq import Grid, Rounded
 from quantkit.encodings.kernel import load_kernel
+from quantkit.encodings.sound import is_sound
 from quantkit.families.model import Decoder
 from quantkit.formats.folder import FolderLayout, StoredMatrix
 from quantkit.formats.gptq.packing import PARTS, pack
@@ -197,8 +200,8 @@ class _Build:
             )
             fewest = self._build.settings.fewest_tokens
             visitors = Visitors(replacer=quantizer, fewest_tokens=fewest)
+            crcs = self._copy_unquantized()  # first: a damaged one is found before the long run
             run.execute(visitors, self._finish_layer, report, say)
-            crcs = self._copy_unquantized()
             for record in run.records:
                 crcs |= record
             artifact.write_headers()
@@ -226,7 +229,12 @@ class _Build:
         return crcs
 
     def _copy_unquantized(self) -> dict[str, int]:
-        """Write what stays as it is; a CRC-32 of each tensor."""
+        """Write what stays as it is; a CRC-32 of each tensor.
+
+        Raises:
+            WeightsError: a weight is not finite.
+
+        """
         crcs = {}
         checkpoint = self._build.checkpoint
         read_rows = open_rows(with_rows(checkpoint))
@@ -236,6 +244,12 @@ class _Build:
             for matrix, block in zip(stored.matrices, stored.target.blocks, strict=True):
                 assert block.matrix is None  # noqa: S101 - only experts are fused
                 raw = read_rows(block.source, block.row, block.rows)
+                if not is_sound(raw, encoding(checkpoint.tensors[block.source].dtype)):
+                    raise WeightsError(
+                        f"{quoted(block.source)} of {checkpoint.tensors[block.source].file} has a "
+                        "NaN or infinite weight; no quant of it can be right. Download the file "
+                        "again or ask the model's author."
+                    )
                 crcs[matrix.name] = self._write(matrix.name, raw)
         return crcs
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from quantkit.calibrate.lockstep.watching import require_finite
 from quantkit.calibrate.statistics import SecondMoment
+from quantkit.core.errors import WeightsError
 from quantkit.encodings.gptq import Compensation, Grid, Rounded, prepare, solve
 
 
@@ -75,7 +76,18 @@ class Quantizer:
         self._compensation = prepare(mean, act_order=recipe.act_order, damp=recipe.damp)
 
     def replace(self, parameter: str, expert: int | None, matrix: Tensor) -> Tensor:
-        """A matrix, rounded."""
+        """A matrix, rounded.
+
+        Raises:
+            WeightsError: a weight is not finite.
+
+        """
+        if not torch.isfinite(matrix.sum()) and not torch.isfinite(matrix).all():
+            one = parameter if expert is None else f"{parameter} of expert {expert}"
+            raise WeightsError(
+                f"{one} has a NaN or infinite weight; no quant of it can be right. Download the "
+                "checkpoint again or ask the model's author."
+            )
         assert self._compensation is not None  # noqa: S101 - its inputs have been taken in
         recipe = self._recipe
         whole = slice(0, len(matrix))

@@ -168,8 +168,8 @@ def open_decoder(checkpoint: Checkpoint, fix: str = "GGUFs can be made of it") -
         )
     if is_foreign(checkpoint):
         raise CheckpointError(
-            f"{checkpoint.repo or checkpoint.path} is {_kind(checkpoint)}, and quantkit computes "
-            f"no layers of such a model yet; {fix}."
+            f"{checkpoint.repo or checkpoint.path} is {_kind(checkpoint)}, which quantkit "
+            f"knows only through llama.cpp's converter yet; {fix}."
         )
     model = describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)
@@ -192,7 +192,7 @@ def require_checkpoint(source: Path | Checkpoint, fix: str) -> None:
     """
     if is_gguf_source(source):
         path = source if isinstance(source, Path) else source.path
-        raise CheckpointError(f"{path} is a GGUF, and quantkit computes no layers of one; {fix}.")
+        raise CheckpointError(f"{path} is a GGUF, and this needs a checkpoint; {fix}.")
 
 
 def require_layers(source: Path | Checkpoint, fix: str) -> tuple[Checkpoint, Decoder]:

@@ -529,7 +529,7 @@ def run_build(
 
     def report(progress: "Progress") -> None:
         if progress.stage == "compile":
-            note(f"Compiling kernels, once for this machine: {progress.name}")
+            note(progress.name)
             return
         verb = {"encode": "Encoding", "verify": "Verifying", "check": "Running"}[progress.stage]
         meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)

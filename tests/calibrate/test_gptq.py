@@ -21,7 +21,7 @@ from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.statistics import SecondMoment
 from quantkit.checkpoint.folder import open_quantized
-from quantkit.core.errors import Interrupted, OutputError
+from quantkit.core.errors import Interrupted, OutputError, WeightsError
 from quantkit.encodings.gptq import Grid, output_error, prepare, round_to_nearest, solve
 from quantkit.formats.gptq.plan import GptqOptions
 from quantkit.formats.gptq.reader import open_artifact
@@ -279,6 +279,18 @@ def test_a_finished_artifact_is_left_alone_and_another_is_not_overwritten(tmp_pa
     for changed in others:
         with pytest.raises(OutputError, match="was not built from"):
             built(model, tmp_path, "gptq-int4", **{"chunks": 2, "context": 64, **changed})
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight"])
+def test_a_weight_that_is_not_finite(name: str, tmp_path: Path) -> None:
+    model = random_checkpoint(tmp_path / "model", "mistral", num_hidden_layers=2)
+    tensor = opened(model)[0].tensors[name]
+    with tensor.file.open("r+b") as file:
+        file.seek(tensor.offset + 2 * 5)
+        file.write(b"\xc0\x7f")  # NaN in bfloat16
+    with pytest.raises(WeightsError, match=rf"{name}.* has a NaN or infinite weight"):
+        built(model, tmp_path, "gptq-int4", chunks=2, context=64)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["Tiny-gptq-int4.partial"]
 
 
 def test_shards(tmp_path: Path) -> None:

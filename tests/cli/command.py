@@ -39,7 +39,7 @@ def sentences(err: str) -> list[str]:
     return [
         line
         for line in err.splitlines()
-        if not line.startswith(("Compiling kernels, ", "The card names no base model"))
+        if not line.startswith(("Compiling kernels", "The card names no base model"))
         and not line.endswith(" s left")
     ]
 

@@ -1,6 +1,6 @@
 """Commands on a checkpoint that llama.cpp's converter describes: what works, and what says why not.
 
-Who is refused because quantkit computes no layers of such a model is refused before the converter
+Who is refused because quantkit does not know such a model by itself is refused before the converter
 is asked, which may have to be fetched first.
 """
 
@@ -15,10 +15,8 @@ from tests.large_experts import large_experts
 
 pytestmark = pytest.mark.usefixtures("shared_converter")
 
-ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, and quantkit computes no layers"
-FOLDERS = (
-    "layers of such a model yet; build GGUF quants of it, and leave bitsandbytes and GPTQ out."
-)
+ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, which quantkit knows only through"
+FOLDERS = "only through llama.cpp's converter yet; build GGUF quants of it, and leave bitsandbytes and GPTQ out."
 
 
 @pytest.fixture(scope="module")

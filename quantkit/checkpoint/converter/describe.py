@@ -511,8 +511,8 @@ def _refusal(answer: Mapping[str, Any], checkpoint: Checkpoint, converter: Conve
     if kind == "unknown":
         return UnknownArchitectureError(
             f"{path} is of the architecture {what}, which neither quantkit nor {converter.version} "
-            "knows; give a GGUF of it that a newer llama.cpp made, or that llama.cpp's folder with "
-            "--llama-cpp."
+            "knows; give a GGUF of it that a newer llama.cpp made, or build with that llama.cpp's "
+            "folder: quantkit build --llama-cpp DIR."
         )
     if kind == "code":
         return ConverterError(

@@ -48,8 +48,8 @@ def prepare(
     Args:
         encodings: and whether each is wanted with importance.
         dtypes: of the source.
-        report: called once with the names of what has to be compiled, before it is; not where the
-            machine code of an earlier run serves.
+        report: told once, before it is done, what has to be compiled; not where the machine code of
+            an earlier run serves.
         search: as for ``encode``.
 
     """
@@ -58,8 +58,14 @@ def prepare(
     missing = [wish for wish in wanted if not _is_compiled(wish, dtypes, search)]
     if not missing:
         return
-    report(", ".join(dict.fromkeys(kind.name for kind, _ in missing)))
-    if keeps_results():
+    names = ", ".join(dict.fromkeys(kind.name for kind, _ in missing))
+    if not keeps_results():
+        report(
+            f"Compiling kernels: {names}. They cannot be kept for the next time; set "
+            "NUMBA_CACHE_DIR to a folder that can be written."
+        )
+    else:
+        report(f"Compiling kernels, once for this machine: {names}")
         _compile_apart([(kind.name, weighted) for kind, weighted in missing], dtypes, search)
     _compile_here(missing, dtypes, search)
 
