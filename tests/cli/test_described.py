@@ -16,7 +16,7 @@ from tests.large_experts import large_experts
 pytestmark = pytest.mark.usefixtures("shared_converter")
 
 ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, which quantkit knows only through"
-FOLDERS = "only through llama.cpp's converter yet; build GGUF quants of it, and leave bitsandbytes and GPTQ out."
+FOLDERS = "build GGUF quants of it, and leave bitsandbytes and GPTQ out."
 
 
 @pytest.fixture(scope="module")
