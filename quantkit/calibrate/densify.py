@@ -160,7 +160,7 @@ class _Fit:
         A neuron's is the sum of its squared activations where the router sent tokens, by the
         expert's mean squared gate and the squared length of its column in ``down``.
         """
-        (name,) = self._forward.parts[self._forward.layers[layer]].keys() & self._forward.experts
+        name = self._experts_of(layer)
         seen = self._squares.take()[f"{name}.down_proj"]
         squares = torch.from_numpy(seen.squares)
         experts, neurons = squares.shape
@@ -185,9 +185,16 @@ class _Fit:
             downs.append(read("down_proj", expert)[:, own])
         return Part(torch.cat(gates), torch.cat(ups), torch.cat(downs, 1))
 
+    def _experts_of(self, layer: int) -> str:
+        """The name of a layer's module of experts."""
+        forward = self._forward
+        names: set[str] = forward.parts[forward.layers[layer]].keys() & forward.experts.keys()
+        (name,) = names
+        return name
+
     def _store(self, layer: int, part: Part) -> Part:
         """Write a layer's matrices in the experts' dtype; the part as it was rounded."""
-        (name,) = self._forward.parts[self._forward.layers[layer]].keys() & self._forward.experts
+        name = self._experts_of(layer)
         origin = self._forward.parameters.origins[f"{name}.gate_up_proj"]
         dtype = self._checkpoint.tensors[origin.stored[0]].dtype
         raws: dict[str, bytes] = {}

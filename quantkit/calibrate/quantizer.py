@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.calibrate.lockstep.watching import require_finite
+from quantkit.calibrate.lockstep.watching import are_all_finite, require_finite
 from quantkit.calibrate.statistics import SecondMoment
 from quantkit.core.errors import WeightsError
 from quantkit.encodings.gptq import Compensation, Grid, Rounded, prepare, solve
@@ -82,7 +82,7 @@ class Quantizer:
             WeightsError: a weight is not finite.
 
         """
-        if not torch.isfinite(matrix.sum()) and not torch.isfinite(matrix).all():
+        if not are_all_finite(matrix):
             one = parameter if expert is None else f"{parameter} of expert {expert}"
             raise WeightsError(
                 f"{one} has a NaN or infinite weight; no quant of it can be right. Download the "

@@ -244,26 +244,18 @@ def weight_faults(
 
     errors = list(errors)
     broken = [error for error in errors if not error.error <= limit(error)]
-    if not broken and by_row:
-        return _row_faults([e for e in errors if not e.row_error <= row_limit(e)], encoded_as)
-    if not broken:
+    if broken:
+        worst = max(broken, key=lambda error: error.error)
+        what, verb, off, more = "the weights", "are", worst.error, ""
+    elif by_row and (broken := [e for e in errors if not e.row_error <= row_limit(e)]):
+        worst = max(broken, key=lambda error: error.row_error)
+        what, verb = f"row {worst.row} of the weights", "is"
+        off, more = worst.row_error, "rows of "
+    else:
         return []
-    worst = max(broken, key=lambda error: error.error)
     expert = f", expert {worst.expert}," if worst.expert is not None else ""
-    others = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+    others = f" (and {more}{len(broken) - 1} more)" if len(broken) > 1 else ""
     return [
-        f"the weights of {worst.tensor}{expert} are {worst.error:.0%} off, more than "
-        f"{encoded_as(worst)} explains{others}"
-    ]
-
-
-def _row_faults(broken: list[WeightError], encoded_as: Callable[[WeightError], str]) -> list[str]:
-    if not broken:
-        return []
-    worst = max(broken, key=lambda error: error.row_error)
-    expert = f", expert {worst.expert}," if worst.expert is not None else ""
-    others = f" (and rows of {len(broken) - 1} more)" if len(broken) > 1 else ""
-    return [
-        f"row {worst.row} of the weights of {worst.tensor}{expert} is {worst.row_error:.0%} off, "
-        f"more than {encoded_as(worst)} explains{others}"
+        f"{what} of {worst.tensor}{expert} {verb} {off:.0%} off, more than {encoded_as(worst)} "
+        f"explains{others}"
     ]

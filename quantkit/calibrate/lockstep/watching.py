@@ -142,6 +142,12 @@ class Watching(TorchFunctionMode):  # type: ignore[misc] # torch gives it no typ
         return result
 
 
+def are_all_finite(values: Tensor) -> bool:
+    """Whether no number among these is NaN or infinite."""
+    # A sum is cheaper to look at, and not finite if anything in it is not.
+    return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
+
+
 def require_finite(values: Any, what: str) -> None:
     """Refuse activations that nothing can be computed with.
 
@@ -152,13 +158,7 @@ def require_finite(values: Any, what: str) -> None:
     if isinstance(values, tuple | list):
         for value in values:
             require_finite(value, what)
-    # A sum is cheaper to look at, and not finite if anything in it is not.
-    elif (
-        isinstance(values, Tensor)
-        and values.is_floating_point()
-        and not torch.isfinite(values.sum())
-        and not torch.isfinite(values).all()
-    ):
+    elif isinstance(values, Tensor) and values.is_floating_point() and not are_all_finite(values):
         raise CalibrationError(
             f"The activations are not finite in {what}; a weight before it is damaged or huge, or "
             "the model does not fit its config.json. Download it again."
