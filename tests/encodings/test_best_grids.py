@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
-from numpy.typing import NDArray
 
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
@@ -17,13 +16,18 @@ from quantkit.encodings.fast.grid_blocks import put_together, take_apart
 from quantkit.encodings.fast.grids import read_grid
 from quantkit.encodings.fast.near_points import near_points
 from quantkit.encodings.slab import Slab
+from tests.encodings.best import (
+    errors,
+    require_blocks_on_their_own,
+    require_no_more_error_in_special_rows,
+    whole_numbers,
+)
 from tests.encodings.rows import (
     COLUMNS,
     heavy_tailed,
     importance,
     normal,
     slab_of,
-    special,
     trained,
 )
 
@@ -35,19 +39,6 @@ GOLDEN = {
     "IQ2_XS": "ccce57f87bcbb4f4",
     "IQ2_XXS": "b0738725613f99e0",
 }
-
-
-def errors(
-    slab: Slab, name: str, columns: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Per block: best's error and ggml's."""
-    kind = encoding(name)
-    found = []
-    for data in (encode(slab, kind, columns, "best"), ggml.encode(slab.rows, kind, columns)):
-        decoded = dequantize(data, GGMLQuantizationType[name])
-        np.testing.assert_array_equal(decoded.reshape(-1), ggml.decode(data.reshape(-1), kind))
-        found.append(weighted_error(name, slab.rows, decoded, columns))
-    return found[0], found[1]
 
 
 def slab_of_kind(rows: str) -> Slab:
@@ -63,13 +54,6 @@ def slab_of_kind(rows: str) -> Slab:
         "few magnitudes": (np.round(plain * 3) / 3).astype(np.float32),
     }
     return slab_of(made[rows], "BF16")
-
-
-def whole_numbers() -> Slab:
-    """Rows that any version of numpy makes alike."""
-    numbers = np.arange(8 * COLUMNS, dtype=np.int64).reshape(8, COLUMNS)
-    mixed = numbers * 2654435761 % 2**32
-    return slab_of(((mixed >> 12) % 2001 - 1000).astype(np.float32) * (1 + (mixed >> 28)), "F32")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -88,25 +72,10 @@ class TestError:
         assert (best <= reference).all()
 
     def test_special_rows(self, name: str) -> None:
-        columns = importance(COLUMNS, "holes")
-        taken = []
-        for row in special():
-            try:
-                ggml.encode(row[np.newaxis], encoding(name), columns)
-                taken.append(row)
-            except OverflowError:
-                with pytest.raises(OverflowError):
-                    encode(slab_of(row[np.newaxis]), encoding(name), columns, "best")
-        best, reference = errors(slab_of(np.array(taken)), name, columns)
-        assert (best <= reference).all()
+        require_no_more_error_in_special_rows(name)
 
     def test_a_block_does_not_depend_on_its_neighbours(self, name: str) -> None:
-        columns = importance(768)
-        rows = normal(14, 768)
-        whole = encode(slab_of(rows), encoding(name), columns, "best")
-        for first, last in ((0, 1), (1, 14)):
-            part = encode(slab_of(rows[first:last]), encoding(name), columns, "best")
-            np.testing.assert_array_equal(part, whole[first:last])
+        require_blocks_on_their_own(name, 14)
 
 
 def test_without_importance_blocks_are_those_of_ggml() -> None:

@@ -6,33 +6,23 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
-from numpy.typing import NDArray
 
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
 from quantkit.encodings.error import weighted_error
 from quantkit.encodings.fast.best_iq4 import FORMATS
 from quantkit.encodings.fast.encode import encode
-from quantkit.encodings.slab import Slab
-from tests.encodings.rows import COLUMNS, importance, normal, slab_of, special
+from tests.encodings.best import (
+    errors,
+    require_blocks_on_their_own,
+    require_no_more_error_in_special_rows,
+    whole_numbers,
+)
+from tests.encodings.rows import COLUMNS, importance, normal, slab_of
 from tests.encodings.test_best import slab_of_kind
-from tests.encodings.test_best_grids import whole_numbers
 
 # Of the blocks of ``whole_numbers``: a change of these is a change of what a build writes.
 GOLDEN = {"IQ4_NL": "96a5e3b0291fb441", "IQ4_XS": "b88d8b1acb7ad671"}
-
-
-def errors(
-    slab: Slab, name: str, columns: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Best's error and ggml's, per 256 weights."""
-    kind = encoding(name)
-    found = []
-    for data in (encode(slab, kind, columns, "best"), ggml.encode(slab.rows, kind, columns)):
-        decoded = dequantize(data, GGMLQuantizationType[name])
-        np.testing.assert_array_equal(decoded.reshape(-1), ggml.decode(data.reshape(-1), kind))
-        found.append(weighted_error(name, slab.rows, decoded, columns))
-    return found[0], found[1]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -52,25 +42,10 @@ class TestError:
         assert (best <= reference).all()
 
     def test_special_rows(self, name: str) -> None:
-        columns = importance(COLUMNS, "holes")
-        taken = []
-        for row in special():
-            try:
-                ggml.encode(row[np.newaxis], encoding(name), columns)
-                taken.append(row)
-            except OverflowError:
-                with pytest.raises(OverflowError):
-                    encode(slab_of(row[np.newaxis]), encoding(name), columns, "best")
-        best, reference = errors(slab_of(np.array(taken)), name, columns)
-        assert (best <= reference).all()
+        require_no_more_error_in_special_rows(name)
 
     def test_a_block_does_not_depend_on_its_neighbours(self, name: str) -> None:
-        columns = importance(768)
-        rows = normal(40, 768)
-        whole = encode(slab_of(rows), encoding(name), columns, "best")
-        for first, last in ((0, 1), (1, 40)):
-            part = encode(slab_of(rows[first:last]), encoding(name), columns, "best")
-            np.testing.assert_array_equal(part, whole[first:last])
+        require_blocks_on_their_own(name, 40)
 
 
 def test_rows_that_are_no_whole_superblocks() -> None:
