@@ -458,7 +458,7 @@ def _refuse_early(
     needed = on_text.look_ahead(hashed=hashed)
     if work is not None:
         engine.divide_memory(work.read_ahead, memory)
-        guessed = on_text.wants_matrix and not on_text.has_matrix
+        guessed = on_text.lacks_matrix
         needed += engine.look_ahead(work, on_text.folder, hashed=hashed, guessed=guessed)
         get_ready(work, on_text.folder, memory, smoke=False)
     check_space(on_text.folder, needed)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.cli.calibrate import Device, open_noted, remarks_on, require_running, run
-from quantkit.cli.checks import check_artifact, expect_tokens_of, refuse_other_matrix
+from quantkit.cli.checks import check_artifact, expect_tokens_of
+from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.output import note, open_meter
 from quantkit.cli.plans import default_folder
 
@@ -54,44 +55,26 @@ class OnText:
     """All that a text is needed for, planned: nothing has been run or written."""
 
     checkpoint: "Checkpoint"
-    model: "Model"
     corpus: "Corpus"
     settings: "Settings"
     asked: int
     folder: Path
-    wants_matrix: bool
+    first: MatrixFirst | None
     builds: "tuple[GptqBuild, ...]"
 
     @property
-    def matrix(self) -> Path:
-        """Where an importance matrix is, or will be."""
-        return self.folder / "imatrix.gguf"
-
-    @property
-    def has_matrix(self) -> bool:
-        """Whether the importance matrix that is wanted is there already.
+    def lacks_matrix(self) -> bool:
+        """Whether an importance matrix is wanted and still to be made.
 
         Raises:
-            OutputError: another is.
+            OutputError: another is there.
 
         """
-        from quantkit.calibrate.calibrate import is_made_from
-
-        if is_made_from(self.matrix, self.checkpoint, self.corpus, self.settings):
-            return True
-        refuse_other_matrix(self.matrix)
-        return False
+        return self.first is not None and self.first.lacks_matrix
 
     def foresee_matrix(self) -> "Imatrix | None":
         """The importance matrix, or what stands for it until it is made; None if none is wanted."""
-        from quantkit.checkpoint.imatrix import load_imatrix, stand_in
-
-        if not self.wants_matrix:
-            return None
-        if self.has_matrix:
-            return load_imatrix(self.matrix)
-        corpus = self.corpus
-        return stand_in(self.matrix, self.model.targets, corpus.chunks, corpus.names)
+        return None if self.first is None else self.first.foresee_matrix()
 
     def look_ahead(self, *, hashed: bool) -> int:
         """The bytes that all of this will need on the disk.
@@ -111,14 +94,7 @@ class OnText:
 
     def make_matrix(self) -> "Imatrix | None":
         """The importance matrix, made now unless it is there already; None if none is wanted."""
-        from quantkit.checkpoint.imatrix import load_imatrix
-
-        if not self.wants_matrix:
-            return None
-        if not self.has_matrix:
-            remarks = remarks_on(self.corpus, self.asked)
-            run(self.checkpoint, self.model, self.corpus, self.matrix, self.settings, remarks)
-        return load_imatrix(self.matrix)
+        return None if self.first is None else self.first.make_matrix()
 
     def build_gptq(
         self, *, threads: int, memory: int, smoke: bool, hashed: bool
@@ -181,11 +157,13 @@ def plan_on_text(
     """
     extra, purpose = ("gptq", "GPTQ") if gptq.quants else ("calibrate", "--imatrix auto")
     require_running(extra, purpose)
+    from quantkit.calibrate.calibrate import is_made_from, look_ahead
     from quantkit.calibrate.gptq import plan_gptq
     from quantkit.calibrate.lockstep.forward import stand_ready
     from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.text import make_corpus
     from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
+    from quantkit.checkpoint.imatrix import stand_in
     from quantkit.checkpoint.open import open_model
     from quantkit.families.model import Decoder
     from quantkit.formats.gguf.metadata import describe_checkpoint
@@ -215,7 +193,18 @@ def plan_on_text(
         if isinstance(model, Decoder)  # of no other model are any asked for
     )
     folder = out or default_folder(base_name, only_gguf=only_gguf)
-    return OnText(checkpoint, model, corpus, settings, text.chunks, folder, wants_matrix, builds)
+    first = None
+    if wants_matrix:
+        first = MatrixFirst(
+            folder,
+            is_made=lambda matrix: is_made_from(matrix, checkpoint, corpus, settings),
+            stand_in=lambda matrix: stand_in(matrix, model.targets, corpus.chunks, corpus.names),
+            needed=lambda: look_ahead(checkpoint, corpus, settings),
+            make=lambda matrix: run(
+                checkpoint, model, corpus, matrix, settings, remarks_on(corpus, text.chunks)
+            ),
+        )
+    return OnText(checkpoint, corpus, settings, text.chunks, folder, first, builds)
 
 
 @contextmanager

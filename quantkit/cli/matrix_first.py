@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 class MatrixFirst:
     """A build that makes its importance matrix first, planned: nothing has been run or written.
 
-    It answers what `calibrated.OnText` does, of models that something else runs. Of the matrix's
-    file ``is_made`` says whether it is the one, ``stand_in`` gives what stands for it until it is
-    made, ``make`` makes it; ``needed`` are the bytes that this takes on the disk.
+    Of the matrix's file ``is_made`` says whether it is the one, ``stand_in`` gives what stands for
+    it until it is made, ``make`` makes it; ``needed`` are the bytes that this takes on the disk.
     """
 
     folder: Path
@@ -25,7 +24,6 @@ class MatrixFirst:
     stand_in: "Callable[[Path], Imatrix]"
     needed: Callable[[], int]
     make: Callable[[Path], object]
-    wants_matrix: bool = True
 
     @property
     def matrix(self) -> Path:
@@ -33,32 +31,32 @@ class MatrixFirst:
         return self.folder / "imatrix.gguf"
 
     @property
-    def has_matrix(self) -> bool:
-        """Whether it is there already.
+    def lacks_matrix(self) -> bool:
+        """Whether it is still to be made.
 
         Raises:
-            OutputError: another is.
+            OutputError: another is there.
 
         """
         if self.is_made(self.matrix):
-            return True
+            return False
         refuse_other_matrix(self.matrix)
-        return False
+        return True
 
     def foresee_matrix(self) -> "Imatrix":
         """The importance matrix, or what stands for it until it is made."""
         from quantkit.checkpoint.imatrix import load_imatrix
 
-        return load_imatrix(self.matrix) if self.has_matrix else self.stand_in(self.matrix)
+        return self.stand_in(self.matrix) if self.lacks_matrix else load_imatrix(self.matrix)
 
     def look_ahead(self, *, hashed: bool) -> int:  # noqa: ARG002 - as OnText has it
         """The bytes that making it needs on the disk."""
-        return 0 if self.has_matrix else self.needed()
+        return self.needed() if self.lacks_matrix else 0
 
     def make_matrix(self) -> "Imatrix":
         """The importance matrix, made now unless it is there already."""
         from quantkit.checkpoint.imatrix import load_imatrix
 
-        if not self.has_matrix:
+        if self.lacks_matrix:
             self.make(self.matrix)
         return load_imatrix(self.matrix)
