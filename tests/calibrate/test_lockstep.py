@@ -32,7 +32,7 @@ from tests.calibrate.small_models import (
 
 # Window and softcap; parallel block; latent attention, grouped routing, shared experts; linear
 # attention and a gated shared expert; experts stored transposed, with biases; embeddings per layer.
-NAMES = ("gemma2", "command-r", "deepseek2", "qwen3next", "gpt-oss", "gemma3n")
+NAMES = ("gemma2", "command-r", "deepseek2", "qwen3next", "gpt-oss", "gpt-oss-mxfp4", "gemma3n")
 MOST = 1e-6
 
 
@@ -78,7 +78,7 @@ def test_a_layer_is_in_memory_and_of_its_experts_a_matrix(folders: dict[str, Pat
     assert all(parameter.is_meta for parameter in forward.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["deepseek2", "qwen3next", "gpt-oss"])
+@pytest.mark.parametrize("name", ["deepseek2", "qwen3next", "gpt-oss", "gpt-oss-mxfp4"])
 def test_an_expert_is_a_part_of_the_parameter(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.search
 
 # What is no decoder, or none that transformers makes of the small config.json.
 ENCODERS = {"t5", "t5encoder", "bert", "roberta", "nomic-bert", "modern-bert", "eurobert"}
-OTHERS = {"gemma-embedding", "rwkv6", "rwkv7", "deepseek", "mistral3", "gpt-oss-mxfp4"}
+OTHERS = {"gemma-embedding", "rwkv6", "rwkv7", "deepseek", "mistral3"}
 LOOPED = {"hrm_text"}  # runs its layers more than once
 NAMES = sorted(SMALL.keys() - ENCODERS - OTHERS - LOOPED)
 

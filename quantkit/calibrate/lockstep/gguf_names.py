@@ -11,6 +11,8 @@ import torch
 from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.calibrate.statistics import Sums
 from quantkit.checkpoint.checkpoint import Checkpoint, Range, stored_view
+from quantkit.encodings import ggml
+from quantkit.encodings.encoding import encoding
 from quantkit.families.model import Block, Model, Target
 
 # Halves of a matrix of latent attention, which llama.cpp multiplies by what the model never has.
@@ -120,7 +122,8 @@ class Inputs:
 
     def _has_row(self, target: Target, row: int, parameter: str, expert: int | None) -> bool:
         """Whether a row of a computed tensor is one of a parameter's matrix, as it is."""
-        if self._checkpoint.tensors[target.name].dtype != "F32":
+        kind = self._checkpoint.tensors[target.name].dtype
+        if kind not in ("F32", "MXFP4"):
             return False
         if expert is None:
             values = self._forward.parameters.load([parameter])[parameter]
@@ -128,7 +131,11 @@ class Inputs:
             values = self._forward.expert(parameter, expert)
         assert self._description is not None  # noqa: S101 - or it would not be computed
         raw = self._description.rows.rows(target.name, row, 1, self._description.rows.read)
-        wanted = torch.from_numpy(np.frombuffer(raw, "<f4").copy()).to(values.device)
+        if kind == "F32":
+            row_values = np.frombuffer(raw, "<f4").copy()
+        else:
+            row_values = ggml.decode(np.frombuffer(raw, np.uint8), encoding(kind))
+        wanted = torch.from_numpy(row_values).to(values.device)
         return any(
             matrix.shape[-1] == len(wanted) and bool((matrix == wanted).all(-1).any())
             for matrix in (values, values.T)

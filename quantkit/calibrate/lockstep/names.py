@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from quantkit.calibrate.lockstep.packed import BLOCKS, SCALES, Packed
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
 
@@ -113,14 +114,21 @@ def find_origins(
         target, pattern = rename_source_key(name, renamings, converters, prefix, wanted)
         if target not in wanted and name in wanted:
             target, pattern = rename_source_key(name, [], [], prefix, wanted)
-        if target in wanted:
+        packed = target.removesuffix(BLOCKS).removesuffix(SCALES)
+        if target not in wanted and packed in wanted:
+            _, sources = found.setdefault(packed, (Packed(), {}))
+            sources[target.removeprefix(packed)] = [name]
+        elif target in wanted:
             converter = None if pattern is None else by_pattern[pattern]
             _, sources = found.setdefault(target, (converter, {}))
             sources.setdefault(pattern or name, []).append(name)
     origins: dict[str, Origin] = {}
     for first, (converter, lists) in found.items():
         origin = Origin(first, converter, {p: tuple(names) for p, names in lists.items()})
-        made = origin.convert(model, lambda name: torch.empty(shapes[name], device="meta"))
+        dtype = getattr(converter, "dtype", torch.float32)
+        made = origin.convert(
+            model, lambda name, dtype=dtype: torch.empty(shapes[name], dtype=dtype, device="meta")
+        )
         for target, values in made.items():
             if target not in wanted:
                 continue

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantkit.calibrate.lockstep.names import Origin, find_origins
+from quantkit.calibrate.lockstep.packed import Packed
 from quantkit.calibrate.lockstep.scaled import DTYPE, KIND, block_size, scale_of, scaled
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.hub_rows import with_rows
@@ -23,10 +24,16 @@ from quantkit.core.tensors import FLOAT_BYTES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, KIND: DTYPE}
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+    KIND: DTYPE,
+}
 _ONLY_FLOATS = (
-    "quantkit runs only floats and FP8 with its scales layer by layer; give the checkpoint that it "
-    "was made from, or run its GGUF"
+    "quantkit runs only floats, FP8 with its scales and gpt-oss's MXFP4 layer by layer; give the "
+    "checkpoint that it was made from, or run its GGUF"
 )
 _READ_ROWS = 64 * 2**20  # bytes of embeddings read at once
 
@@ -67,10 +74,6 @@ class Parameters:
 
         """
         for name in names:
-            if f"{name}_blocks" in self._tensors:
-                raise CheckpointError(
-                    f"{quoted(name)} of {self._place} is stored as MXFP4, and {_ONLY_FLOATS}."
-                )
             if name not in self.origins:
                 raise CheckpointError(
                     f"{self._place} lacks what {quoted(name)} is made of; download it again."
@@ -78,7 +81,8 @@ class Parameters:
             for stored in self.origins[name].stored:
                 kind = self._tensors[stored].dtype
                 is_scaled = kind == KIND and scale_of(stored, self._tensors) is not None
-                if kind not in FLOAT_BYTES and not is_scaled:
+                is_packed = kind == "U8" and isinstance(self.origins[name].converter, Packed)
+                if kind not in FLOAT_BYTES and not is_scaled and not is_packed:
                     raise CheckpointError(
                         f"{quoted(stored)} of {self._place} is stored as {kind}, and "
                         f"{_ONLY_FLOATS}."
@@ -205,6 +209,8 @@ class Parameters:
         count = prod(tensor.shape[:-1]) // parts
         raw = torch.from_numpy(self._read_rows(name, part * count, count))
         values = raw.view(_DTYPES[tensor.dtype]).to(self._device).view(shape)
+        if tensor.dtype == "U8":
+            return values
         if tensor.dtype != KIND:
             return values if as_stored else values.float()
         values = values.float()

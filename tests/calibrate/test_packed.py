@@ -1,0 +1,39 @@
+"""gpt-oss as it is published, its experts in MXFP4."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from quantkit.calibrate.calibrate import calibrate
+from quantkit.calibrate.settings import Settings
+from quantkit.calibrate.sources import Source
+from quantkit.calibrate.text import make_corpus
+from quantkit.checkpoint.open import open_checkpoint, open_model
+from tests.calibrate.runs import text_file
+from tests.calibrate.small_models import small_model, with_fused_names
+from tests.calibrate.test_calibrate import read_imatrix
+
+
+def matrix(folder: Path, text: Path, out: Path) -> dict[str, np.ndarray]:
+    checkpoint = open_checkpoint(folder)
+    corpus = make_corpus(checkpoint, [Source(text)], 2, 128)
+    made = calibrate(checkpoint, open_model(checkpoint), corpus, out, Settings())
+    return read_imatrix(made.path)
+
+
+def test_matrices_are_those_of_the_same_weights_as_floats(tmp_path: Path) -> None:
+    packed = small_model("gpt-oss-mxfp4", tmp_path / "packed")
+    plain = with_fused_names(packed, tmp_path / "plain")
+    config = json.loads((plain / "config.json").read_text())
+    del config["quantization_config"]
+    (plain / "config.json").write_text(json.dumps(config))
+    text = text_file(tmp_path)
+    of_packed = matrix(packed, text, tmp_path / "packed.gguf")
+    of_plain = matrix(plain, text, tmp_path / "plain.gguf")
+    assert of_packed.keys() == of_plain.keys()
+    assert {"blk.0.ffn_gate_exps.weight.in_sum2", "blk.0.ffn_down_exps.weight.counts"} <= set(
+        of_packed
+    )
+    for name, values in of_plain.items():
+        np.testing.assert_array_equal(of_packed[name], values)
