@@ -10,7 +10,7 @@ from gguf.quants import dequantize
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
 from quantkit.encodings.error import weighted_error
-from quantkit.encodings.fast.best_grids import FORMATS
+from quantkit.encodings.fast import best_grids, best_iq1
 from quantkit.encodings.fast.encode import encode
 from quantkit.encodings.fast.grid_blocks import put_together, take_apart
 from quantkit.encodings.fast.grids import read_grid
@@ -31,6 +31,7 @@ from tests.encodings.rows import (
     trained,
 )
 
+FORMATS = (*best_grids.FORMATS, *best_iq1.FORMATS)
 # Of the blocks of ``whole_numbers``: a change of these is a change of what a build writes.
 GOLDEN = {
     "IQ3_S": "16eeecedebb5d17b",
@@ -38,6 +39,8 @@ GOLDEN = {
     "IQ2_S": "fe8dad4798fe2bdb",
     "IQ2_XS": "ccce57f87bcbb4f4",
     "IQ2_XXS": "b0738725613f99e0",
+    "IQ1_S": "1a01f1666bea9c7a",
+    "IQ1_M": "f748841a06de972d",
 }
 
 
@@ -84,7 +87,7 @@ def test_without_importance_blocks_are_those_of_ggml() -> None:
     np.testing.assert_array_equal(encode(slab, kind, None, "best"), expected)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", best_grids.FORMATS)
 def test_decoded_weights_do_not_shrink(name: str) -> None:
     """Their weighted product with the weights is that of the weights with themselves."""
     slab, columns = slab_of_kind("normal"), importance(COLUMNS)
@@ -112,7 +115,7 @@ def test_every_bit_of_a_block_belongs_to_a_part(name: str) -> None:
     np.testing.assert_array_equal(again, raw)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*best_grids.FORMATS, "IQ1_S"])
 def test_the_points_of_a_place_are_near_and_none_is_in_vain(name: str) -> None:
     grid, near = read_grid(name).astype(np.int64), near_points(name)
     size = grid.shape[1]

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from quantkit.encodings.fast.grid_blocks import put_together, take_apart
 from quantkit.encodings.fast.grid_turn import (
     SCALES,
+    STEPS,
     WIDTH,
     Block,
     coordinate,
@@ -199,7 +200,7 @@ def _improve(tiles, importance, near, parts, size, n_points, subs, even, mean, t
         np.empty((WIDTH // 8, LANES), np.int32),
         np.empty((subs, LANES), np.float32),
     )
-    room = make_room(size, n_points + 1, subs)
+    room = make_room(size, n_points + 1, subs, STEPS)
     top_level = f32(top)
     for group in range(tiles.shape[0]):
         x = tiles[group]

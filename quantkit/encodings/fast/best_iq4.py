@@ -270,7 +270,7 @@ def improve(
         tiles: the weights, from ``make_tiles``; of IQ4_XS 256 to a block.
         importance: one weight per column.
         name: of the format, one of ``FORMATS``.
-        out: ggml's blocks, 1-D; the better ones afterwards.
+        out: ggml's blocks; the better ones afterwards.
 
     """
     if name == "IQ4_NL":

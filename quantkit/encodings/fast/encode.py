@@ -6,7 +6,17 @@ from numpy.typing import NDArray
 import quantkit
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import Encoding
-from quantkit.encodings.fast import best_grids, best_iq4, iq1, iq2, iq3, iq4, k_quants, legacy
+from quantkit.encodings.fast import (
+    best_grids,
+    best_iq1,
+    best_iq4,
+    iq1,
+    iq2,
+    iq3,
+    iq4,
+    k_quants,
+    legacy,
+)
 from quantkit.encodings.fast.best import make_scratch
 from quantkit.encodings.fast.grids import Lists, make_lists
 from quantkit.encodings.slab import Slab
@@ -40,6 +50,9 @@ _LEGACY = {
     "Q5_1": legacy.encode_q5_1,
 }
 _KERNELS = {**_K_QUANTS, **_IQ4, **_ON_GRIDS, **_LEGACY}
+_IMPROVE = {
+    name: module.improve for module in (best_grids, best_iq1, best_iq4) for name in module.FORMATS
+}
 # ggml has no legacy search without an importance, and the others it refuses.
 _WEIGHTED_ONLY = {*_LEGACY, "IQ2_XS", "IQ2_XXS", "IQ1_S"}
 
@@ -52,8 +65,8 @@ def encode(
 ) -> NDArray[np.uint8]:
     """The bytes of a slab in a block format: those that ``ggml.encode`` gives, only sooner.
 
-    With the search ``best`` the K-quants, and IQ2 to IQ4 with importance, get other bytes, with
-    less of the error that ggml minimizes (see ``fast.best``, ``fast.best_grids`` and
+    With the search ``best`` the K-quants, and i-quants with importance, get other bytes, with less
+    of the error that ggml minimizes (see ``fast.best``, ``fast.best_grids``, ``fast.best_iq1`` and
     ``fast.best_iq4``); every other format is the same.
 
     Formats without a kernel of ours go to ggml, and so do rows with weights so large, small or
@@ -100,10 +113,9 @@ def encode(
             out[row] = ggml.encode(slab.rows[row : row + 1], encoding, importance)
     if search == "best" and importance is not None:
         weights = np.array(importance, np.float32)
-        if encoding.name in best_grids.FORMATS:
-            best_grids.improve(tiles, weights, encoding.name, out.reshape(odd.size, -1))
-        elif encoding.name in best_iq4.FORMATS:
-            best_iq4.improve(tiles, weights, encoding.name, out.reshape(-1))
+        improve = _IMPROVE.get(encoding.name)
+        if improve is not None:
+            improve(tiles, weights, encoding.name, out.reshape(odd.size, -1))
     return out
 
 

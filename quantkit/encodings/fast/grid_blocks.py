@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 # ``scales``: float16 bits of each block's scale. ``levels``: of its sub-blocks, whose scales are
 # ``2 * level + 1`` parts of it. ``numbers``: the grid points of its groups. ``signs``: a bit for
-# each of eight weights, set where a weight is negative. Shapes (blocks, how many per block).
+# each of eight weights, set where a weight is negative; of IQ1 1 where a centre is below 0, of each
+# sub-block (IQ1_S) or group (IQ1_M). Shapes (blocks, how many per block).
 Parts = namedtuple("Parts", "scales levels numbers signs")
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.integer[Any]]
 _BITS, _PAIR, _QUAD = np.arange(8), np.arange(0, 8, 4), np.arange(0, 8, 2)
 _SEVENS = np.arange(0, 28, 7)
+_THREES, _NIBBLES = np.arange(0, 12, 3, np.uint16), np.arange(0, 16, 4, np.uint16)
 
 
 def _split(packed: Bytes, shifts: NDArray[np.int64], mask: int) -> Bytes:
@@ -112,12 +114,45 @@ def _put_iq2_xxs(raw: Bytes, parts: Parts) -> None:
     raw[:, 2:] = eights.reshape(len(raw), 64)
 
 
+def _take_iq1_s(raw: Bytes) -> tuple[Bytes, Numbers, Bytes]:
+    words = np.ascontiguousarray(raw[:, 34:]).view(np.uint16)
+    high = (words[..., np.newaxis] >> _THREES) & 7
+    numbers = raw[:, 2:34] | (high.reshape(len(raw), 32) << 8)
+    return ((words >> 12) & 7).astype(np.uint8), numbers, (words >> 15).astype(np.uint8)
+
+
+def _put_iq1_s(raw: Bytes, parts: Parts) -> None:
+    raw[:, 2:34] = parts.numbers & 255
+    high = (parts.numbers >> 8).reshape(len(raw), 8, 4) << _THREES
+    top = parts.levels | (parts.signs << 3)
+    words = np.bitwise_or.reduce(high, axis=-1) | (top.astype(np.uint16) << 12)
+    raw[:, 34:] = words.view(np.uint8)
+
+
+def _take_iq1_m(raw: Bytes) -> tuple[Bytes, Numbers, Bytes]:
+    words = np.ascontiguousarray(raw[:, 48:]).view(np.uint16)
+    levels = (words[..., np.newaxis] >> _THREES) & 7
+    high = _split(raw[:, 32:48], _PAIR, 15)
+    numbers = raw[:, :32] | ((high & 7).astype(np.uint16) << 8)
+    return levels.reshape(len(raw), 16).astype(np.uint8), numbers, high >> 3
+
+
+def _put_iq1_m(raw: Bytes, parts: Parts) -> None:
+    raw[:, :32] = parts.numbers & 255
+    raw[:, 32:48] = _join((parts.numbers >> 8).astype(np.uint8) | (parts.signs << 3), _PAIR)
+    levels = parts.levels.astype(np.uint16).reshape(len(raw), 4, 4) << _THREES
+    scale = ((parts.scales.reshape(-1, 1) >> _NIBBLES) & 15) << 12
+    raw[:, 48:] = (np.bitwise_or.reduce(levels, axis=-1) | scale).view(np.uint8)
+
+
 _TAKE: dict[str, Callable[[Bytes], tuple[Bytes, Numbers, Bytes]]] = {
     "IQ3_S": _take_iq3_s,
     "IQ3_XXS": _take_iq3_xxs,
     "IQ2_S": _take_iq2_s,
     "IQ2_XS": _take_iq2_xs,
     "IQ2_XXS": _take_iq2_xxs,
+    "IQ1_S": _take_iq1_s,
+    "IQ1_M": _take_iq1_m,
 }
 _PUT: dict[str, Callable[[Bytes, Parts], None]] = {
     "IQ3_S": _put_iq3_s,
@@ -125,17 +160,24 @@ _PUT: dict[str, Callable[[Bytes, Parts], None]] = {
     "IQ2_S": _put_iq2_s,
     "IQ2_XS": _put_iq2_xs,
     "IQ2_XXS": _put_iq2_xxs,
+    "IQ1_S": _put_iq1_s,
+    "IQ1_M": _put_iq1_m,
 }
 
 
 def take_apart(raw: Bytes, name: str) -> Parts:
     """The parts of blocks, shape (blocks, bytes), of the format called ``name``."""
     levels, numbers, signs = _TAKE[name](raw)
-    scales = np.ascontiguousarray(raw[:, :2]).view(np.uint16).reshape(-1)
+    if name == "IQ1_M":  # four bits of it in each of the last four words
+        words = np.ascontiguousarray(raw[:, 48:]).view(np.uint16) >> 12
+        scales = np.bitwise_or.reduce(words << _NIBBLES, axis=-1)
+    else:
+        scales = np.ascontiguousarray(raw[:, :2]).view(np.uint16).reshape(-1)
     return Parts(scales, *map(np.ascontiguousarray, (levels, numbers, signs)))
 
 
 def put_together(raw: Bytes, name: str, parts: Parts) -> None:
     """Write parts into blocks, as ``take_apart`` gave them."""
-    raw[:, :2] = parts.scales.reshape(-1, 1).view(np.uint8)
+    if name != "IQ1_M":
+        raw[:, :2] = parts.scales.reshape(-1, 1).view(np.uint8)
     _PUT[name](raw, parts)

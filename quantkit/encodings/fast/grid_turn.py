@@ -15,8 +15,8 @@ from quantkit.encodings.fast.simd import LANES, f32, i32, load, select, store, t
 WIDTH = 256
 # Scales of the block that the first turn tries, in its present one, which comes first.
 SCALES = np.array([1, 0.97, 0.94, 1.03, 0.91], np.float32)
+STEPS = 3  # multiples that are tried with each of the block's scales
 _TOP_LEVEL = 15
-_STEPS = 3  # multiples that are tried with each of the block's scales
 _MOST = 3.4028234663852886e38
 
 # Tiles of 256 weights: signed so that they should be positive, what their errors count, and both
@@ -34,12 +34,15 @@ Room = namedtuple("Room", "tried trials choices")
 
 
 @inlined
-def make_room(size, n_points, subs):
-    """Room for turns with blocks of ``subs`` sub-blocks, trying ``n_points`` for each group."""
+def make_room(size, n_points, subs, ways):
+    """Room for turns with blocks of ``subs`` sub-blocks.
+
+    ``n_points`` are tried for each group, and ``ways`` for a sub-block with each scale.
+    """
     per_point = np.empty((2, n_points * LANES), np.float32)
     codes = np.empty(n_points * LANES, np.int32)
     tried = Tried(np.empty(LANES, np.int32), codes, per_point[0], per_point[1])
-    n = _STEPS * len(SCALES)
+    n = ways * len(SCALES)
     per_trial = np.empty((5, n * LANES), np.float32)
     trials = Trials(
         per_trial[0],
@@ -117,10 +120,10 @@ def _sum_points(block, start, size, top, n, tried):
 
 
 @inlined
-def _try_scales(tried, n, trials, n_trials, group):
-    """Add the best point of a group for each scale."""
+def try_scales(tried, n, trials, first, n_trials, group):
+    """Add the best point of a group for each scale from the ``first`` on."""
     for trial in range(n_trials):
-        at = trial * LANES
+        at = (first + trial) * LANES
         scale = load(trials.scales, at)
         best, best_linear, best_square, best_code = f32(_MOST), f32(0), f32(0), i32(0)
         for k in range(n):
@@ -138,18 +141,32 @@ def _try_scales(tried, n, trials, n_trials, group):
 
 
 @inlined
-def _list_trials(level, scales, n_scales, trials):
-    """Three multiples of each of the block's scales: around the one next to the present scale."""
+def list_scales(d, n_scales, choices):
+    """The scales of the block to try, with nothing chosen yet."""
+    for k in range(n_scales):
+        store(choices.scales, k * LANES, half_value(half_bits(d * f32(SCALES[k]))))
+        store(choices.error, k * LANES, f32(0))
+        store(choices.linear, k * LANES, f32(0))
+        store(choices.square, k * LANES, f32(0))
+
+
+@inlined
+def list_trials(level, top_level, scales, n_scales, ways, trials):
+    """Three multiples of each of the block's scales: around the one next to the present scale.
+
+    Where a sub-block has more ``ways`` than these, all three again for each.
+    """
     multiple = f32(2) * level + f32(1)
     for k in range(n_scales):
         new = load(scales, k * LANES)
         middle = level
         if k > 0:
             wanted = multiple * f32(np.float32(1) / SCALES[k])
-            middle = level_between(f32(0.5) * (wanted - f32(1)), f32(0), f32(_TOP_LEVEL))
-        for step in range(_STEPS):
-            at = (_STEPS * k + step) * LANES
-            beside = most(least(middle + f32(np.float32(step - 1)), f32(_TOP_LEVEL)), f32(0))
+            middle = level_between(f32(0.5) * (wanted - f32(1)), f32(0), f32(top_level))
+        for way in range(ways):
+            at = (ways * k + way) * LANES
+            beside = middle + f32(np.float32(way % STEPS - 1))
+            beside = most(least(beside, f32(top_level)), f32(0))
             store(trials.levels, at, beside)
             store(trials.scales, at, new * (f32(2) * beside + f32(1)))
             store(trials.error, at, f32(0))
@@ -158,13 +175,13 @@ def _list_trials(level, scales, n_scales, trials):
 
 
 @inlined
-def _choose_levels(trials, n_scales, sub, n_groups, choices):
+def choose_levels(trials, n_scales, ways, sub, n_groups, choices):
     """Add a sub-block's best multiple of each of the block's scales."""
     for k in range(n_scales):
         at = k * LANES
-        for step in range(_STEPS):
-            trial = (_STEPS * k + step) * LANES
-            if step == 0:
+        for way in range(ways):
+            trial = (ways * k + way) * LANES
+            if way == 0:
                 best = load(trials.error, trial)
                 linear, square = load(trials.linear, trial), load(trials.square, trial)
                 level, which = load(trials.levels, trial), i32(0)
@@ -174,7 +191,7 @@ def _choose_levels(trials, n_scales, sub, n_groups, choices):
                 linear = select(better, load(trials.linear, trial), linear)
                 square = select(better, load(trials.square, trial), square)
                 level = select(better, load(trials.levels, trial), level)
-                which = select(better, i32(step), which)
+                which = select(better, i32(way), which)
         multiple = f32(2) * level + f32(1)
         store(choices.error, at, load(choices.error, at) + best)
         store(choices.linear, at, load(choices.linear, at) + multiple * linear)
@@ -182,15 +199,15 @@ def _choose_levels(trials, n_scales, sub, n_groups, choices):
         store(choices.levels[sub], at, level)
         for group in range(n_groups):
             codes = trials.codes[group]
-            code = load(codes, _STEPS * k * LANES)
-            for step in range(1, _STEPS):
-                other = load(codes, (_STEPS * k + step) * LANES)
-                code = select(which == i32(step), other, code)
+            code = load(codes, ways * k * LANES)
+            for way in range(1, ways):
+                other = load(codes, (ways * k + way) * LANES)
+                code = select(which == i32(way), other, code)
             store(choices.codes[sub * n_groups + group], at, code)
 
 
 @inlined
-def _choose_scale(choices, n_scales, subs, groups, block):
+def choose_scale(choices, n_scales, subs, groups, block):
     """Take over what is best with one of the block's scales; its sums."""
     best, linear, square = load(choices.error, 0), load(choices.linear, 0), load(choices.square, 0)
     which = i32(0)
@@ -234,21 +251,17 @@ def take_turn(block, near, size, n_points, subs, top, d, n_scales, room):
     tried, trials, choices = room.tried, room.trials, room.choices
     width = WIDTH // subs
     n_groups = width // size
-    for k in range(n_scales):
-        store(choices.scales, k * LANES, half_value(half_bits(d * f32(SCALES[k]))))
-        store(choices.error, k * LANES, f32(0))
-        store(choices.linear, k * LANES, f32(0))
-        store(choices.square, k * LANES, f32(0))
+    list_scales(d, n_scales, choices)
     for sub in range(subs):
         level = load(block.levels[sub], 0)
         scale = d * (f32(2) * level + f32(1))
-        _list_trials(level, choices.scales, n_scales, trials)
+        list_trials(level, _TOP_LEVEL, choices.scales, n_scales, STEPS, trials)
         for group in range(n_groups):
             start = sub * width + group * size
             _find_places(block.x, start, size, scale, tried.keys)
             present = block.codes[sub * n_groups + group]
             _take_points(near, tried.keys, present, n_points, tried.codes)
             _sum_points(block, start, size, top, n_points + 1, tried)
-            _try_scales(tried, n_points + 1, trials, _STEPS * n_scales, group)
-        _choose_levels(trials, n_scales, sub, n_groups, choices)
-    return _choose_scale(choices, n_scales, subs, WIDTH // size, block)
+            try_scales(tried, n_points + 1, trials, 0, STEPS * n_scales, group)
+        choose_levels(trials, n_scales, STEPS, sub, n_groups, choices)
+    return choose_scale(choices, n_scales, subs, WIDTH // size, block)

@@ -34,6 +34,8 @@ def near_points(name: str) -> NearPoints:
 
     The key of a place has ``16 // size`` bits for each coordinate, the first in the lowest.
     """
+    if name == "IQ1_M":
+        return near_points("IQ1_S")
     grid = read_grid(name)
     size = grid.shape[1]
     bits = 16 // size
