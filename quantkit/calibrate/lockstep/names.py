@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,9 +127,7 @@ def find_origins(
     for first, (converter, lists) in found.items():
         origin = Origin(first, converter, {p: tuple(names) for p, names in lists.items()})
         dtype = getattr(converter, "dtype", torch.float32)
-        made = origin.convert(
-            model, lambda name, dtype=dtype: torch.empty(shapes[name], dtype=dtype, device="meta")
-        )
+        made = origin.convert(model, partial(_without_values, shapes, dtype))
         for target, values in made.items():
             if target not in wanted:
                 continue
@@ -144,3 +143,7 @@ def find_origins(
         elif source not in origins and target in origins:
             origins[source] = origins[target]
     return origins
+
+
+def _without_values(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, name: str) -> Tensor:
+    return torch.empty(shapes[name], dtype=dtype, device="meta")

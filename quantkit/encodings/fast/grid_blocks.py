@@ -21,7 +21,7 @@ Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.integer[Any]]
 _BITS, _PAIR, _QUAD = np.arange(8), np.arange(0, 8, 4), np.arange(0, 8, 2)
 _SEVENS = np.arange(0, 28, 7)
-_THREES, _NIBBLES = np.arange(0, 12, 3, np.uint16), np.arange(0, 16, 4, np.uint16)
+_THREES, _NIBBLES = np.arange(0, 12, 3, dtype=np.uint16), np.arange(0, 16, 4, dtype=np.uint16)
 
 
 def _split(packed: Bytes, shifts: NDArray[np.int64], mask: int) -> Bytes:
@@ -134,7 +134,7 @@ def _take_iq1_m(raw: Bytes) -> tuple[Bytes, Numbers, Bytes]:
     levels = (words[..., np.newaxis] >> _THREES) & 7
     high = _split(raw[:, 32:48], _PAIR, 15)
     numbers = raw[:, :32] | ((high & 7).astype(np.uint16) << 8)
-    return levels.reshape(len(raw), 16).astype(np.uint8), numbers, high >> 3
+    return levels.reshape(len(raw), 16).astype(np.uint8), numbers, (high >> 3).astype(np.uint8)
 
 
 def _put_iq1_m(raw: Bytes, parts: Parts) -> None:
