@@ -1,4 +1,4 @@
-"""JSON and YAML that anybody may have written, parsed within bounds, decoded into typed values.
+"""JSON, TOML and YAML that anybody may have written: parsed within bounds, decoded into types.
 
 ``parse_*`` give plain values of a text whose nesting and numbers are bounded; `decode` holds them
 to a type. The bounds are far above what models have, far below what makes a parser slow, deep or
@@ -7,6 +7,7 @@ large.
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,7 +147,7 @@ def decode(
 def to_type(
     value: Any, kind: type[T], name: object, *, error: Raise = FileError, fix: str = AGAIN
 ) -> T:
-    """A value of JSON or YAML as one of a type; nothing is converted, no text into a number.
+    """A value of JSON, TOML or YAML as one of a type; nothing is converted, no text into a number.
 
     Raises:
         error: a part of it is of another type or out of its bounds.
@@ -157,6 +158,26 @@ def to_type(
     except (msgspec.ValidationError, RecursionError, OverflowError) as fault:
         why = one_line(str(fault), 160)
         raise error(f"{name} is not as it should be ({why}); {fix}.") from None
+
+
+def parse_toml(
+    raw: bytes, name: object, *, error: Raise = FileError, fix: str = AGAIN
+) -> dict[str, Any]:
+    """The table of a TOML text. How long it may be is for whoever reads it to say.
+
+    Raises:
+        error: it is not UTF-8 or not TOML, or nested too deeply.
+
+    """
+    try:
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise error(f"{name} is not UTF-8; {fix}.") from None
+    except RecursionError:
+        raise error(f"{name} is nested too deeply; {fix}.") from None
+    except ValueError as fault:
+        why = one_line(str(fault), 120)
+        raise error(f"{name} is not TOML ({why}); {fix}.") from None
 
 
 def parse_yaml(raw: bytes, name: object, *, error: Raise = FileError, fix: str = AGAIN) -> Any:

@@ -47,7 +47,7 @@ _FALLBACK = {
     "Q6_K": "Q8_0",
 }
 _SMALL_BLOCK = 32
-_NEEDS_IMATRIX = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
+NEEDS_IMATRIX = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
 # Those whose kernels end the process without one, whatever the tensor.
 _KERNEL_NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
 # llama.cpp reads the number with sscanf, which takes white space and a sign and no more notice of
@@ -86,7 +86,7 @@ def needs_imatrix(target: Target, chosen: Encoding, recipe: Recipe) -> bool:
         return True
     if category_of(target.name) in ("token_embd", "output"):
         return False
-    return chosen.name in _NEEDS_IMATRIX or (chosen.name == "Q2_K" and recipe.mixture == "q2_k_s")
+    return chosen.name in NEEDS_IMATRIX or (chosen.name == "Q2_K" and recipe.mixture == "q2_k_s")
 
 
 def assign(
@@ -133,25 +133,21 @@ def _asked_for(target: Target, category: Category, recipe: Recipe) -> Encoding |
     """What the recipe says of the output or the embeddings; such a wish falls back to nothing."""
     if category == "token_embd" and recipe.token_embedding is not None:
         # This table is a matter of its own, which an override may name.
-        named = target.name == PER_LAYER_TOKEN_EMBD and _overridden(target, recipe) is not None
+        named = target.name == PER_LAYER_TOKEN_EMBD and recipe.named(target.name) is not None
         return None if named else recipe.token_embedding
     return recipe.output if category == "output" else None
-
-
-def _overridden(target: Target, recipe: Recipe) -> Encoding | None:
-    return next((o.encoding for o in recipe.overrides if o.pattern.search(target.name)), None)
 
 
 def _by_rules(target: Target, category: Category, recipe: Recipe, mixture: "_Mixture") -> Encoding:
     if not recipe.encoding.is_block:
         return recipe.encoding
-    wanted = _overridden(target, recipe)
+    wanted = recipe.named(target.name)
     if wanted is None:
         wanted = encoding(mixture.choose(target, category, recipe.encoding.name))
-    return _fit_to_rows(wanted, target)
+    return fit_to_rows(wanted, target)
 
 
-def _fit_to_rows(wanted: Encoding, target: Target) -> Encoding:
+def fit_to_rows(wanted: Encoding, target: Target) -> Encoding:
     """The encoding itself, or what llama-quantize takes where rows are no whole blocks of it."""
     if wanted.holds_rows_of(target.columns):
         return wanted

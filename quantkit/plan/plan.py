@@ -1,8 +1,9 @@
 """The plan of one quant: every tensor, its encoding and its bytes, in the order of the file."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import methodcaller
+from typing import Any
 
 from quantkit.checkpoint.imatrix import Imatrix, require_same_model
 from quantkit.core.errors import ImatrixError, PlanError
@@ -34,11 +35,15 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a build of one quant will write, and what must be said of it."""
+    """What a build of one quant will write, and what must be said of it.
+
+    ``record`` is what a manifest keeps of a recipe that was searched.
+    """
 
     quant: Quant
     tensors: tuple[PlannedTensor, ...]
     remarks: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
@@ -122,7 +127,7 @@ def _lacking(plan: Plan, recipe: Recipe, imatrix: Imatrix | None) -> PlannedTens
 
 def _remarks(plan: Plan, recipe: Recipe, model: Model, imatrix: Imatrix | None) -> Iterator[str]:
     quant = plan.quant
-    if quant.base is not None:
+    if quant.base is not None and not quant.searched:
         plain = replace(recipe, output=None, token_embedding=None)
         base = outline_plan(model, all_quants()[quant.base], imatrix is not None, plain)
         if base.tensors == plan.tensors:
@@ -155,7 +160,7 @@ def outline_plan(
             raise
         message = f"{quant.name} cannot be built: {error} Or ask for {quant.base}."
         raise PlanError(message) from None
-    return Plan(quant, tuple(map(PlannedTensor, targets, chosen)))
+    return Plan(quant, tuple(map(PlannedTensor, targets, chosen)), record=recipe.record)
 
 
 def _as_stored(model: Model, quant: Quant) -> Plan:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -22,7 +22,8 @@ class Quant:
     """What a user asks for: a public name, and what llama.cpp calls it (``llama_ftype``).
 
     One that is ``trained_only`` is for models that were trained to its few levels, and no others.
-    A variant is what its ``base`` is, but for the types of ``output`` and ``token_embedding``.
+    A variant is what its ``base`` is, but for the types of ``output`` and ``token_embedding``; one
+    that was ``searched`` has its base's file type, and types of its own for every tensor.
     """
 
     name: str
@@ -35,11 +36,17 @@ class Quant:
     base: str | None = None
     output: Encoding | None = None
     token_embedding: Encoding | None = None
+    searched: bool = False
 
     @property
     def mixture(self) -> str:
         """The name of llama-quantize's mixture whose rules choose: its own or its base's."""
         return self.base or self.name
+
+    @property
+    def in_file_names(self) -> str:
+        """What files are called after it: ``Q4_K_M``, or the ``3.42bpw`` of a searched one."""
+        return self.name if self.searched else self.name.upper()
 
 
 @cache
@@ -87,6 +94,27 @@ def known_quants() -> dict[str, Quant]:
     kept = "every weight in the type it has in a GGUF or, as llama.cpp's converter says, would have"
     source = Quant(SOURCE, "gguf", -1, encoding("F32"), (), kept)
     return {SOURCE: source, **all_quants(), **folder_quants()}
+
+
+def searched_quant(base: str, bits_per_weight: float) -> Quant | None:
+    """What a searched recipe makes, as a quant; None where there is no such base.
+
+    Args:
+        base: the name of the file type that it states.
+        bits_per_weight: over all tensors.
+
+    """
+    quant = all_quants().get(base)
+    if quant is None or quant.base is not None or not quant.encoding.is_block:
+        return None
+    return replace(
+        quant,
+        name=f"{bits_per_weight:.2f}bpw",
+        groups=(),
+        good_for="the least loss that was found for its size",
+        base=base,
+        searched=True,
+    )
 
 
 @cache

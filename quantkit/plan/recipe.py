@@ -1,8 +1,9 @@
 """What decides the encoding of every tensor: a mixture of llama-quantize's, and changes to it."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from quantkit.core.errors import PlanError
 from quantkit.encodings.encoding import Encoding, encodings
@@ -47,6 +48,8 @@ class Recipe:
     ``mixture`` is the name of a file type of llama-quantize's, whose rules choose, and ``encoding``
     what most weights get by them. ``overrides`` come before the rules, the first that matches;
     ``output`` and ``token_embedding`` before both, as llama-quantize's options of these names do.
+    ``types`` are the encodings of single tensors by their whole names, which come before overrides:
+    what a searched recipe says. ``record`` is what a manifest keeps of it.
     """
 
     mixture: str
@@ -54,6 +57,14 @@ class Recipe:
     output: Encoding | None = None
     token_embedding: Encoding | None = None
     overrides: tuple[Override, ...] = ()
+    types: Mapping[str, Encoding] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def named(self, tensor: str) -> Encoding | None:
+        """The encoding that is asked for a tensor by its name, None where rules choose."""
+        if tensor in self.types:
+            return self.types[tensor]
+        return next((o.encoding for o in self.overrides if o.pattern.search(tensor)), None)
 
 
 def recipe_of(

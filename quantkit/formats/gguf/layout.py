@@ -100,12 +100,12 @@ def lay_out(
         PlanError: a tensor is larger than a shard.
 
     """
-    name = f"{metadata.base_name}-{plan.quant.name.upper()}"
+    name = f"{metadata.base_name}-{plan.quant.in_file_names}"
     remarks = (*metadata.remarks, *plan.remarks)
     own = tuple(_quant_entries(plan, metadata, imatrix))
     said_anew = {entry.key for entry in own}
     entries = (*(entry for entry in metadata.entries if entry.key not in said_anew), *own)
-    if shard_size is None or sum(map(_padded, plan.tensors)) <= shard_size:
+    if shard_size is None or sum(map(padded, plan.tensors)) <= shard_size:
         file = _place(f"{name}.gguf", entries, plan.tensors)
         return Layout(plan, name, None, (file,), remarks)
     shards = _divide(plan.tensors, shard_size)
@@ -166,19 +166,19 @@ def _text(key: str, value: str) -> KeyValue:
 
 
 def _divide(tensors: Sequence[PlannedTensor], shard_size: int) -> list[list[PlannedTensor]]:
-    largest = max(tensors, key=_padded)
-    if _padded(largest) > shard_size:
+    largest = max(tensors, key=padded)
+    if padded(largest) > shard_size:
         raise PlanError(
             f"--shard-size is smaller than {largest.target.name} "
-            f"({format_size(largest.n_bytes)}); use at least --shard-size {_padded(largest)}."
+            f"({format_size(largest.n_bytes)}); use at least --shard-size {padded(largest)}."
         )
     shards: list[list[PlannedTensor]] = [[]]
     filled = 0
     for tensor in tensors:
-        filled += _padded(tensor)
+        filled += padded(tensor)
         if filled > shard_size:
             shards.append([])
-            filled = _padded(tensor)
+            filled = padded(tensor)
         shards[-1].append(tensor)
     return shards
 
@@ -197,7 +197,7 @@ def _place(
     for tensor in tensors:
         relative.append(end)
         parts.append(_tensor_info(tensor, end, as_converted=as_converted))
-        end += _padded(tensor)
+        end += padded(tensor)
     header = b"".join(parts)
     header += b"\0" * (-len(header) % ALIGNMENT)
     offsets = tuple(len(header) + offset for offset in relative)
@@ -217,5 +217,6 @@ def _tensor_info(tensor: PlannedTensor, offset: int, *, as_converted: bool) -> b
     )
 
 
-def _padded(tensor: PlannedTensor) -> int:
+def padded(tensor: PlannedTensor) -> int:
+    """Bytes that a tensor takes in a file, up to where the next one may begin."""
     return -(-tensor.n_bytes // ALIGNMENT) * ALIGNMENT
