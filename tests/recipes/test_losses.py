@@ -33,8 +33,8 @@ def test_what_is_kept_is_read_as_it_was(tmp_path: Path) -> None:
     first = (tmp_path / "losses.json").read_bytes()
     backwards = Measured(
         _MEASURED.arch,
-        dict(reversed(_MEASURED.sensitivities.items())),
-        dict(reversed(_MEASURED.errors.items())),
+        dict(sorted(_MEASURED.sensitivities.items())),
+        dict(sorted(_MEASURED.errors.items(), reverse=True)),
         _MEASURED.basis,
         _MEASURED.imatrix,
     )

@@ -33,7 +33,7 @@ CHOICES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None)  # time: none
 @given(st.lists(CHOICES, min_size=1, max_size=5), st.integers(0, 60))
 def test_no_choice_is_better_by_more_than_one_step(
     sizes: list[list[tuple[int, float]]], more: int
@@ -118,10 +118,10 @@ def test_an_exchange_pays() -> None:
 def test_a_large_model_takes_no_time() -> None:
     """Mixtral-8x22B has 394 of these units; the search itself takes a twentieth of this."""
     units = model_like(56, seed=4)
-    begun = time.process_time()
+    begun = time.process_time()  # time: bounded from above, and far away
     search = Search(units)
     budget = (search.smallest + search.largest) // 3
     chosen = search.choose(budget)
-    assert time.process_time() - begun < 2  # time: of this process alone
+    assert time.process_time() - begun < 2  # time: it takes a twentieth
     assert bytes_of(units, chosen) <= budget
     assert chosen == Search(units).choose(budget)
