@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from quantkit.build.hub import HubReader
 from quantkit.build.kept import Kept
@@ -22,12 +23,15 @@ from quantkit.formats.bnb.plan import lay_out_bnb
 from quantkit.formats.dequantized import open_artifact
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
-from quantkit.formats.gguf.metadata import describe_checkpoint
+from quantkit.formats.gguf.metadata import ModelMetadata, describe_checkpoint
 from quantkit.plan.plan import Plan, make_plan, make_plans
 from quantkit.plan.quants import Quant
-from quantkit.plan.recipe import Override, recipe_of
+from quantkit.plan.recipe import Override, Recipe, recipe_of
 
 _NO_BNB = BnbOptions()
+
+# What finds a recipe for a model, with the keys of its files and the importance matrix, if any.
+Choose: TypeAlias = Callable[[Model, ModelMetadata, Imatrix | None], tuple[Quant, Recipe]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ def prepare(
     bnb: BnbOptions = _NO_BNB,
     kept: Kept | None = None,
     allow_requantize: bool = False,
+    choose: Choose | None = None,
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
 
@@ -115,6 +120,7 @@ def prepare(
         bnb: options of bitsandbytes quants.
         kept: where to store a checkpoint from the Hub while it is read.
         allow_requantize: take a GGUF whose weights are quantized already.
+        choose: finds one more GGUF to build, by a recipe of its own.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
@@ -137,8 +143,10 @@ def prepare(
         if quant.format == "gguf"
     ]
     plans = make_plans(model, wanted, imatrix)
-    _check_requantizing(checkpoint, plans, allowed=allow_requantize)
     metadata = describe_checkpoint(checkpoint, model, name)
+    if choose is not None:
+        plans += make_plans(model, [choose(model, metadata, imatrix)], imatrix)
+    _check_requantizing(checkpoint, plans, allowed=allow_requantize)
     base_name = metadata.base_name
     layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
     if decoder is not None:

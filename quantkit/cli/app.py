@@ -22,6 +22,7 @@ from quantkit.cli import (
     perplexity,
     publish,
     quants,
+    recipe,
     smoke,
     verify,
 )
@@ -53,6 +54,7 @@ def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
 for command in (
     fit.fit,
     build.build,
+    recipe.recipe,
     calibrate.calibrate,
     export.export,
     import_.import_,

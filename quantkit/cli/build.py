@@ -39,12 +39,20 @@ from quantkit.cli.gguf_matrix import foresee, gguf_wish, named_folder, plan_on_g
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
 from quantkit.cli.joined import foresee_joined, require_room, write_joined
 from quantkit.cli.matrix_first import MatrixFirst
-from quantkit.cli.needs import AUTO, BUILD, BuildWish, refuse_idle
+from quantkit.cli.needs import AUTO, BUILD, BuildWish, is_given, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.plans import default_folder, show_plan
 from quantkit.cli.projector import MmprojOption, layout_of, plan_projector
 from quantkit.cli.proven import foresee_build, prove_build, with_proof, with_recorded
 from quantkit.cli.publication import Publication, plan_publication
+from quantkit.cli.searched import (
+    BitsOption,
+    BudgetOption,
+    ForOption,
+    MeasuredOption,
+    SearchWish,
+    plan_searched,
+)
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import format_count, format_size, parse_size
 
@@ -55,6 +63,8 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
 
+
+_LIKE_A_RECIPE = "q4_k_m"  # what options do beside, before the model is known
 
 VerifyOption = Annotated[
     bool, typer.Option("--verify", help="Compare the sha256 of what is there already.")
@@ -85,11 +95,19 @@ def build(
         ),
     ],
     quant: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--quant", "-q", help="What to build, or `ladder`, `publish`, `all`; again for more."
         ),
-    ],
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Build what quantkit recipe found, too."),
+    ] = None,
+    budget: BudgetOption = None,
+    bpw: BitsOption = None,
+    for_: ForOption = None,
+    measured: MeasuredOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output folder  [default: ./NAME-GGUF]")
     ] = None,
@@ -232,12 +250,21 @@ def build(
     )
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
-    from quantkit.plan.quants import find_quants
+    from quantkit.plan.quants import all_quants, find_quants
     from quantkit.plan.recipe import parse_encoding, parse_override
     from quantkit.verify.machine import usable_cores
 
     memory = parse_size(max_memory)
-    quants = find_quants(quant)
+    wish = Wish(llama_cpp, mtp=mtp, say=note)
+    run_context = context if for_ is not None and is_given(command, "context") else None
+    budgeted = SearchWish(budget, bpw, for_, run_context, measured)
+    searches = recipe is not None or budgeted.is_given
+    quants = find_quants(quant or ())
+    if not quants and not searches:
+        raise PlanError(
+            "Say what to build: --quant NAME, --recipe FILE, or the best within --budget SIZE, "
+            "--bpw BITS or --for 'GPU + RAM'; quantkit quants lists the names."
+        )
     overrides = [parse_override(pattern) for pattern in tensor_type or ()]
     output, embedding = (
         parse_encoding(text, option) if text is not None else None
@@ -255,14 +282,24 @@ def build(
             "--continue FILE, and give what that writes."
         )
     asked = BuildWish(
-        quants, overrides, of_two, matrices, cluster, publish, delete_published, smoke
+        (*quants, all_quants()[_LIKE_A_RECIPE]) if searches else quants,
+        overrides,
+        of_two,
+        matrices,
+        cluster,
+        publish,
+        delete_published,
+        smoke,
+        only_searched=searches and all(q.format != "gguf" for q in quants),
+        budgeted=budgeted,
     )
     refuse_idle(command, BUILD, asked)
+    choose = plan_searched(recipe, budgeted, checkpoint, wish)
     sources = parse_sources(text, chat)
     publication = plan_publication(
         publish,
         checkpoint,
-        quants,
+        asked.quants,
         smoke=smoke,
         license_=license_,
         base_model=base_model,
@@ -273,7 +310,6 @@ def build(
     most_bytes = parse_size(shard_size) if shard_size else None
     if out is not None and not dry_run:
         require_place(out)
-    wish = Wish(llama_cpp, mtp=mtp, say=note)
     source = find_source(checkpoint)
     is_gguf = is_gguf_source(source)
     if prove:
@@ -301,6 +337,7 @@ def build(
         most_bytes,
     )
     slabs = [chosen for chosen in quants if chosen.format != "gptq"]
+    has_slabs = bool(slabs) or choose is not None
     only_gguf = all(chosen.format == "gguf" for chosen in quants)
 
     def plan(source: "Path | Checkpoint", matrix: "Imatrix | None") -> "Work":
@@ -318,6 +355,7 @@ def build(
             bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
             kept=kept,
             allow_requantize=allow_requantize,
+            choose=choose,
         )
 
     joined = matrices if len(matrices) > 1 else []
@@ -330,7 +368,7 @@ def build(
     if dry_run:
         if auto:
             matrix = foresee(source, place, sources, chunks)
-        work = plan(source, matrix) if slabs else None
+        work = plan(source, matrix) if has_slabs else None
         part = None
         if work is not None and asked.has("gguf"):
             work, part = plan_projector(work, mmproj, name)
@@ -362,7 +400,7 @@ def build(
         if gptq.quants:
             require_folder(source, kept, "GPTQ")
         on_text = plan_text()
-        foreseen = plan(source, matrix or on_text.foresee_matrix()) if slabs else None
+        foreseen = plan(source, matrix or on_text.foresee_matrix()) if has_slabs else None
         _refuse_early(on_text, foreseen, memory, publication, hashed=verify)
     else:
         work = plan(source, matrix)
@@ -383,7 +421,7 @@ def build(
                 artifacts = on_text.build_gptq(
                     threads=threads, memory=memory, smoke=smoke, hashed=verify
                 )
-        if not slabs:
+        if not has_slabs:
             _finish(artifacts, out, as_json, publication)
             return
         work = plan(source, matrix)

@@ -1,5 +1,6 @@
 """``quantkit fit``: which quant of a model runs on a machine, how, and with how much to spare."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
@@ -13,7 +14,8 @@ from rich.table import Table
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.needs import FIT, FitWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
-from quantkit.core.errors import QuantkitError
+from quantkit.cli.searched import SearchWish, numbers_of
+from quantkit.core.errors import PlanError, QuantkitError
 from quantkit.core.packages import require
 from quantkit.core.units import format_count, format_size, parse_size
 
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from quantkit.fit.documented import Finding
     from quantkit.fit.hardware import Machine
     from quantkit.fit.placement import Placement
+    from quantkit.fit.probe import Curve
+    from quantkit.fit.subject import Buildable, Wishes
     from quantkit.fit.verdict import Answer, Row
+    from quantkit.recipes.machine import Found
 
 _USUAL_CONTEXT = 8192
 LIST = "list"  # instead of a profile's name
@@ -135,6 +140,10 @@ def fit(
     here = not (gpu or ram or hardware)
     curve = probe(subject, settings, gpu=here and bool(machine.gpus))
     result = answer(subject, curve, machine)
+    best = None
+    if subject.buildable is not None and not quants:
+        best = _search(subject.buildable, wishes, curve, machine)
+    found = None if best is None else (best, _how_to_search(best, model, gpu, ram, hardware))
     findings = check_claims(model.lower(), settings, result) if documented else ()
     for warning in result.warnings:
         note(warning)
@@ -145,13 +154,58 @@ def fit(
         note(f"Drew {plot}.")
     if as_json:
         numbers = as_numbers(result)
+        if found is not None:
+            numbers["searched"] = {**numbers_of(found[0], machine), "command": found[1]}
         emit_json(
             numbers | ({"documented": [f.as_numbers() for f in findings]} if documented else {})
         )
         return
     _show(result)
+    if found is not None:
+        _show_searched(*found, machine)
     if documented:
         _show_claims(findings, result.subject.title)
+
+
+def _search(
+    source: "Buildable", wishes: "Wishes", curve: "Curve", machine: "Machine"
+) -> "Found | None":
+    """The best recipe for a machine; None where none fits, or nothing is left to choose."""
+    from quantkit.recipes.machine import MachineSearch
+
+    weighted = wishes.imatrix is not None
+    try:
+        search = SearchWish().prepare(source, wishes, weighted=weighted, unquantized=False)
+        return MachineSearch(search, source, wishes, curve, machine).best()
+    except PlanError:
+        return None
+
+
+def _how_to_search(
+    best: "Found", model: str, gpus: list[str] | None, ram: str | None, profile: str | None
+) -> str:
+    """The command that builds it: by the machine, if it was named in full, or by its bytes."""
+    words = ["--budget", f"{best.variant.file_bytes}B"]
+    if ram is not None and profile is None:
+        words = ["--for", " + ".join([*(gpus or ["0"]), ram])]
+    elif profile is not None and not (gpus or ram):
+        words = ["--for", profile]
+    return shlex.join(["quantkit", "build", model, *words])
+
+
+def _show_searched(best: "Found", command: str, machine: "Machine") -> None:
+    from quantkit.fit.verdict import describe
+
+    variant, placement = best.variant, best.placement
+    assert placement is not None  # noqa: S101 - it was placed
+    size = _figure(variant.file_bytes / 1e9)
+    console.print(
+        f"[bold]searched[/]: {variant.bits_per_weight:.2f} bits, {size} GB, {describe(placement)}; "
+        f"weights take {best.share_used(machine):.1%} of the memory that is there for them "
+        f"({escape(best.recipe.basis)}).",
+        soft_wrap=True,
+    )
+    console.print(f"  {escape(command)}", soft_wrap=True)
 
 
 def complete(arguments: Sequence[str]) -> list[str]:

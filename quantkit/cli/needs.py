@@ -15,6 +15,7 @@ import typer
 from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
+    from quantkit.cli.searched import SearchWish
     from quantkit.encodings.encoding import Encoding
     from quantkit.plan.quants import Quant
     from quantkit.plan.recipe import Override
@@ -35,6 +36,12 @@ class Need(Generic[W]):
     otherwise: str
 
 
+def is_given(command: typer.Context, parameter: str) -> bool:
+    """Whether an option was typed, by its parameter's name."""
+    source = command.get_parameter_source(parameter)
+    return source is not None and not source.name.startswith("DEFAULT")
+
+
 def refuse_idle(command: typer.Context, needs: Iterable[Need[W]], wish: W) -> None:
     """Refuse options that were given and would do nothing.
 
@@ -48,9 +55,7 @@ def refuse_idle(command: typer.Context, needs: Iterable[Need[W]], wish: W) -> No
 
     """
     for need in needs:
-        source = command.get_parameter_source(need.parameter)
-        given = source is not None and not source.name.startswith("DEFAULT")
-        if given and not need.does_something(wish):
+        if is_given(command, need.parameter) and not need.does_something(wish):
             raise PlanError(f"{need.option} {need.otherwise}.")
 
 
@@ -66,6 +71,8 @@ class BuildWish:
     publish: str | None
     delete_published: bool
     smoke: bool
+    only_searched: bool = False  # the only GGUF is that of a recipe
+    budgeted: "SearchWish | None" = None
 
     def has(self, *formats: str) -> bool:
         """Whether a quant of one of these formats is asked for."""
@@ -75,6 +82,11 @@ class BuildWish:
     def calibrates(self) -> bool:
         """Whether a text is run through the model."""
         return AUTO in self.imatrix or self.has("gptq")
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether a recipe is searched for a machine."""
+        return self.budgeted is not None and self.budgeted.machine is not None
 
     @property
     def has_blocks(self) -> bool:
@@ -154,13 +166,34 @@ def _bnb(option: str, parameter: str) -> _Build:
     return Need(option, parameter, lambda wish: wish.has_4_bit_bnb, why)
 
 
+def _ruling(option: str) -> _Build:
+    parameter = option.removeprefix("--").replace("-", "_")
+    why = "changes nothing of a recipe, which says the type of every tensor; change the recipe"
+    return Need(option, parameter, lambda wish: not wish.only_searched, why)
+
+
 def _publishing(option: str, parameter: str) -> _Build:
     why = "belongs to --publish NAMESPACE/NAME, which is missing"
     return Need(option, parameter, lambda wish: wish.publish is not None, why)
 
 
 BUILD: tuple[_Build, ...] = (
-    *map(_calibration, ("--text", "--chat", "--chunks", "--context", "--device")),
+    *map(_calibration, ("--text", "--chat", "--chunks", "--device")),
+    Need(
+        "--context",
+        "context",
+        lambda wish: wish.calibrates or wish.is_placed,
+        "is for calibration and for --for, and this build has neither: it goes with --imatrix "
+        "auto, with GPTQ quants and with --for; leave it out",
+    ),
+    Need(
+        "--measured",
+        "measured",
+        lambda wish: wish.budgeted is not None and wish.budgeted.is_given,
+        "is for a search, and none is asked for: it goes with --budget, --bpw and --for; leave it "
+        "out",
+    ),
+    *map(_ruling, ("--tensor-type", "--output-tensor-type", "--token-embedding-type")),
     _gptq("--group-size", "group_size"),
     _gptq("--desc-act", "desc_act"),
     _gptq("--sym/--asym", "symmetric"),

@@ -122,6 +122,21 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Buildable:
+    """What GGUFs are planned from: a model, its keys, and what building one takes.
+
+    ``vocabulary_bytes`` are the estimated share of the vocabulary in a header, 0 where it is known
+    and among the keys. ``source_bytes`` and ``download_bytes`` are those of `Variant`.
+    """
+
+    model: Model
+    metadata: ModelMetadata
+    source_bytes: int
+    download_bytes: int
+    vocabulary_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """A model and its variants, largest first.
 
@@ -131,7 +146,8 @@ class Subject:
     converter's version. ``stored`` are folders for transformers that were found; where there are
     none, a model is shown as it would be stored. ``n_fetched`` bytes of a checkpoint came over the
     network. ``projector`` are the tensor bytes of its vision or audio part, of which there is one
-    beside any variant.
+    beside any variant. ``buildable`` is what its variants are planned from, None where they are
+    there already.
     """
 
     title: str
@@ -148,6 +164,7 @@ class Subject:
     describer: str | None = None
     n_fetched: int = 0
     projector: int = 0
+    buildable: Buildable | None = None
 
     @property
     def is_as_it_is(self) -> bool:
@@ -326,7 +343,7 @@ def _from_artifact(folder: Path) -> Subject:
     title = folder_name(folder)
     metadata = ModelMetadata(title, bare_entries(model))
     bare = _from_model(model, metadata, "artifacts", Wishes(()), title, 0, 0)
-    return replace(bare, stored=(Stored(title, n_bytes, "exact", str(method)),))
+    return replace(bare, buildable=None, stored=(Stored(title, n_bytes, "exact", str(method)),))
 
 
 def open_artifact(path: Path) -> Subject:
@@ -341,8 +358,8 @@ def open_artifact(path: Path) -> Subject:
 
 
 def _chosen(subject: Subject, wishes: Wishes) -> Subject:
-    """The subject with those of its variants that are asked for."""
-    if wishes.quants is None:
+    """The subject with those of its variants that are asked for, or as it is if none are."""
+    if not wishes.quants:
         return subject
     wanted = {quant.name for quant in wishes.quants}
     variants = tuple(variant for variant in subject.variants if variant.name in wanted)
@@ -375,9 +392,11 @@ def _from_description(
     source = _size_of_files(checkpoint)
     download = 0 if origin == "checkpoint" else source
     file = _unquantized_file(model, metadata.base_name, model.keys)
+    buildable = Buildable(model, metadata, source, download)
     return replace(
         _from_bare(file, checkpoint.name, origin),
-        variants=_planned(model, metadata, wishes, source, download, 0),
+        variants=_planned(buildable, wishes),
+        buildable=buildable,
         unquantized=True,
         describer=description.version,
         projector=projector_bytes(checkpoint),
@@ -401,9 +420,10 @@ def _from_model(
     vocabulary_bytes: int,
 ) -> Subject:
     download = 0 if origin == "checkpoint" else source_bytes
-    variants = _planned(model, metadata, wishes, source_bytes, download, vocabulary_bytes)
+    buildable = Buildable(model, metadata, source_bytes, download, vocabulary_bytes)
     bare = _from_bare(_bare_file(model, metadata.base_name), title, origin)
-    return replace(bare, variants=variants, model=model)
+    variants = _planned(buildable, wishes)
+    return replace(bare, variants=variants, buildable=buildable, model=model)
 
 
 def _from_bare(file: PlannedFile, title: str, origin: Origin) -> Subject:
@@ -442,42 +462,48 @@ def plan_gguf(found: Subject, model: Model, metadata: ModelMetadata, wishes: Wis
     """
     source = found.variants[0].file_bytes
     download = source if found.origin == "hub" else 0
-    return replace(found, variants=_planned(model, metadata, wishes, source, download, 0))
+    buildable = Buildable(model, metadata, source, download)
+    return replace(found, variants=_planned(buildable, wishes), buildable=buildable)
 
 
-def _planned(
-    model: Model,
-    metadata: ModelMetadata,
-    wishes: Wishes,
-    source_bytes: int,
-    download_bytes: int,
-    vocabulary_bytes: int,
-) -> tuple[Variant, ...]:
+def _planned(source: Buildable, wishes: Wishes) -> tuple[Variant, ...]:
     variants = []
     for quant in all_quants().values() if wishes.quants is None else wishes.quants:
         try:
-            plan, needed = _outline(model, quant, wishes.imatrix)
+            plan, needed = _outline(source.model, quant, wishes.imatrix)
         except PlanError:
             if wishes.quants is None:
                 continue  # llama-quantize cannot make this one of this model
             raise
-        layout = lay_out(plan, metadata, wishes.imatrix, wishes.shard_size)
-        variants.append(
-            Variant(
-                name=quant.name,
-                pieces=tuple(_pieces(plan)),
-                file_name=_first_file(layout),
-                n_files=len(layout.files),
-                file_bytes=layout.n_bytes + vocabulary_bytes,
-                file_is_exact=not vocabulary_bytes and not (needed and wishes.imatrix is None),
-                download_bytes=download_bytes,
-                source_bytes=source_bytes,
-                needs_imatrix=needed,
-                good_for=quant.good_for,
-                requantizes=plan.requantized is not None,
-            )
-        )
+        variants.append(variant_of(plan, source, wishes, needed=needed))
     return tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes))
+
+
+def variant_of(plan: Plan, source: Buildable, wishes: Wishes, *, needed: bool) -> Variant:
+    """The variant that a plan makes.
+
+    Args:
+        plan: of what can be built.
+        source: what it is planned from.
+        wishes: how it would be built.
+        needed: whether it cannot be without an importance matrix, and ``wishes`` has none.
+
+    """
+    layout = lay_out(plan, source.metadata, wishes.imatrix, wishes.shard_size)
+    guessed = source.vocabulary_bytes > 0 or (needed and wishes.imatrix is None)
+    return Variant(
+        name=plan.quant.name,
+        pieces=tuple(_pieces(plan)),
+        file_name=_first_file(layout),
+        n_files=len(layout.files),
+        file_bytes=layout.n_bytes + source.vocabulary_bytes,
+        file_is_exact=not guessed,
+        download_bytes=source.download_bytes,
+        source_bytes=source.source_bytes,
+        needs_imatrix=needed,
+        good_for=plan.quant.good_for,
+        requantizes=plan.requantized is not None,
+    )
 
 
 def _outline(model: Model, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan, bool]:

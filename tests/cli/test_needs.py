@@ -54,6 +54,12 @@ BLOCKS: tuple[Words, ...] = (
     ("--imatrix", "auto"),
 )
 SEARCHED: tuple[Words, ...] = (("--search", "best"), ("--search", "ggml"))
+RULES: tuple[Words, ...] = (
+    ("--tensor-type", "attn_v=q8_0"),
+    ("--output-tensor-type", "q8_0"),
+    ("--token-embedding-type", "q8_0"),
+)
+MEASURED: tuple[Words, ...] = (("--measured", "absent.json"),)
 PUBLISHING: tuple[Words, ...] = (
     ("--delete-published",),
     ("--private",),
@@ -70,7 +76,10 @@ def pairs(given: Words, *idle: Iterable[Words]) -> list[tuple[Words, Words]]:
 
 # What is asked for, and an option that does nothing there.
 BUILDS: list[tuple[Words, Words]] = [
-    *pairs(("-q", "q4_k_m"), CALIBRATION, GPTQ, BNB_4_BIT, BNB, PUBLISHING),
+    *pairs(("-q", "q4_k_m"), CALIBRATION, GPTQ, BNB_4_BIT, BNB, PUBLISHING, MEASURED),
+    *pairs(("--recipe", "absent.toml"), CALIBRATION, GPTQ, RULES, MEASURED),
+    *pairs(("--bpw", "4"), CALIBRATION, BNB_4_BIT, BNB, RULES, PUBLISHING),
+    *pairs(("--recipe", "absent.toml", "-q", "bnb-nf4"), RULES, MEASURED),
     *pairs(("-q", "q4_k_m", "--imatrix", "absent.gguf"), CALIBRATION),
     *pairs(("-q", "q8_0", "--no-smoke"), [("--prove",)]),
     *pairs(("-q", "q8_0"), SEARCHED, CALIBRATION, [("--imatrix", "auto")]),

@@ -1,0 +1,133 @@
+"""``quantkit recipe``: which type each tensor should have, within so many bytes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from quantkit.cli.converter import LlamaCppOption, MtpOption
+from quantkit.cli.needs import AUTO
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
+from quantkit.cli.searched import (
+    BitsOption,
+    BudgetOption,
+    ForOption,
+    MeasuredOption,
+    NoFloorOption,
+    SearchWish,
+    TypesOption,
+    numbers_of,
+)
+from quantkit.core.errors import PlanError
+from quantkit.core.units import format_size
+
+if TYPE_CHECKING:
+    from quantkit.fit.hardware import Machine
+    from quantkit.recipes.machine import Found
+
+
+def recipe(
+    model: Annotated[
+        str,
+        typer.Argument(help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b."),
+    ],
+    budget: BudgetOption = None,
+    bpw: BitsOption = None,
+    for_: ForOption = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --for: tokens  [default: 8192, or what the model has]"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.toml", help="Keep the recipe.")
+    ] = None,
+    tensor_type_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write it for llama-quantize --tensor-type-file."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix to build with; `auto`: made then."),
+    ] = None,
+    measured: MeasuredOption = None,
+    types: TypesOption = None,
+    no_floor: NoFloorOption = None,
+    mtp: MtpOption = None,
+    llama_cpp: LlamaCppOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the best type for each tensor, within a size or a machine's memory.
+
+    Only headers are read.
+    """
+    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.imatrix import load_imatrix
+    from quantkit.core.writing import replace_file
+    from quantkit.fit.subject import Wishes, open_subject
+    from quantkit.recipes.file import tensor_type_file as lines_of
+    from quantkit.recipes.file import write_recipe
+
+    wish = SearchWish(
+        budget, bpw, for_, context, measured, tuple(types or ()), tuple(no_floor or ())
+    )
+    wish.require_one()
+    matrix = load_imatrix(imatrix) if imatrix is not None and imatrix != AUTO else None
+    wishes = Wishes((), None, matrix, Wish(llama_cpp, mtp=mtp, say=note))
+    subject = open_subject(model, wishes)
+    if subject.buildable is None:
+        raise PlanError(
+            f"{subject.title} is quantized already, and recipes are for what can be built; give "
+            "the checkpoint, or a GGUF in bf16, f16 or f32."
+        )
+    found, machine = wish.search(
+        subject.buildable, wishes, weighted=imatrix is not None, look=lambda: subject
+    )
+    if out is not None:
+        write_recipe(out, found.recipe)
+        note(f"Wrote {out}.")
+    if tensor_type_file is not None:
+        replace_file(tensor_type_file, lines_of(found.recipe).encode())
+        note(
+            f"Wrote {tensor_type_file}, for llama-quantize --tensor-type-file {tensor_type_file} "
+            f"IN.gguf OUT.gguf {found.recipe.base}."
+        )
+    if as_json:
+        emit_json(numbers_of(found, machine))
+        return
+    _show(found, machine)
+    if out is None:
+        console.print("  -o FILE.toml keeps it, for quantkit build --recipe FILE.toml")
+        return
+    weighed = " --imatrix FILE" if found.variant.needs_imatrix or found.recipe.weighted else ""
+    command = f"quantkit build {model} --recipe {out}{weighed}"
+    console.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def _show(found: "Found", machine: "Machine | None") -> None:
+    """The answer, and what types go where."""
+    from quantkit.fit.verdict import describe
+
+    variant, recipe = found.variant, found.recipe
+    about = "" if variant.file_is_exact else "about "
+    console.print(
+        f"[bold green]{variant.name}[/]: {about}{variant.file_bytes:,} bytes "
+        f"({format_size(variant.file_bytes)}), {variant.bits_per_weight:.2f} bits per weight",
+        soft_wrap=True,
+    )
+    if found.placement is not None and machine is not None:
+        console.print(
+            f"On {escape(machine.title)}: {describe(found.placement)}; weights take "
+            f"{found.share_used(machine):.1%} of what is there for them",
+            soft_wrap=True,
+        )
+    sizes = {piece.name: piece.n_bytes for piece in variant.pieces}
+    table = Table(title=f"Types, on the base of {recipe.base}", title_justify="left")
+    for heading in ("tensors", "layers", "type"):
+        table.add_column(heading)
+    table.add_column("size", justify="right")
+    for span, kind in recipe.spans:
+        size = format_size(sum(sizes[name] for name in span.names))
+        table.add_row(escape(span.rest), span.shown_layers, kind, size)
+    show_table(table)
+    console.print(f"[dim]Losses: {escape(recipe.basis)}.[/]", soft_wrap=True)

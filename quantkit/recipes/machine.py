@@ -1,0 +1,153 @@
+"""The best recipe for the memory of a machine: the largest file that `fit` can place there.
+
+`fit` puts layers and experts on GPUs and in RAM as whole tensors, so what fits is not a sum of
+bytes: budgets are tried, and each recipe is placed as `fit` would place it.
+"""
+
+from dataclasses import dataclass, replace
+
+from quantkit.core.errors import PlanError
+from quantkit.core.units import format_size, shown
+from quantkit.fit.hardware import (
+    Machine,
+    hardware_profiles,
+    machine_from_profile,
+    machine_from_sizes,
+)
+from quantkit.fit.memory import total
+from quantkit.fit.placement import MODES, Placement, place
+from quantkit.fit.probe import Curve
+from quantkit.fit.subject import Buildable, Variant, Wishes, variant_of
+from quantkit.fit.verdict import needs_at
+from quantkit.plan.llama_quantize import needs_imatrix
+from quantkit.plan.plan import outline_plan
+from quantkit.recipes.file import SearchedRecipe, apply_recipe
+from quantkit.recipes.find import RecipeSearch
+
+_PARTS = 4096  # of what budgets differ in: the finest that they are told apart by
+_ENOUGH_BITS = 4.0  # from which on a faster place is better than more bits, as in fit.verdict
+_WORTH = 1.05  # below that, so many times the bytes are what a worse place must have room for
+_NO_MACHINE = Machine("", (), 0, None, False, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A recipe, the file that it makes, and where its parts go, where a machine was asked for.
+
+    ``loss`` is the divergence (nats) that the search expects of it.
+    """
+
+    recipe: SearchedRecipe
+    loss: float
+    variant: Variant
+    placement: Placement | None = None
+
+    def share_used(self, machine: Machine) -> float:
+        """What the weights take of what a machine has for weights, beside all other parts."""
+        parts = () if self.placement is None else self.placement.parts
+        weights = sum(part.n_bytes for part in parts if part.name == "weights")
+        memory = machine.ram + (0 if machine.unified else machine.vram)
+        return weights / (memory - total(parts) + weights)
+
+
+def parse_machine(text: str) -> Machine:
+    """The machine that ``--for`` names: ``24GB + 32GB``, GPUs first and RAM last, or a profile.
+
+    A GPU may also be named (``rtx-4090 + 64GB``), and ``0 + 32GB`` has none.
+
+    Raises:
+        PlanError: it has not that form.
+        HardwareError, SizeError: a part of it is no GPU or no size.
+
+    """
+    parts = [part.strip() for part in text.split("+")]
+    if len(parts) == 1 and parts[0].lower() in hardware_profiles():
+        return machine_from_profile(parts[0])
+    if len(parts) < 2 or not all(parts):
+        raise PlanError(
+            f"--for {shown(text)} must name GPUs and then RAM, such as '24GB + 32GB', '0 + 32GB' "
+            "without a GPU, or a machine that quantkit fit --hardware lists."
+        )
+    *gpus, ram = parts
+    named = [] if gpus == ["0"] else gpus
+    return machine_from_sizes(named, ram, _NO_MACHINE)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSearch:
+    """Recipes of a model for a machine: what to search, what is planned, and where it is to run."""
+
+    search: RecipeSearch
+    source: Buildable
+    wishes: Wishes
+    curve: Curve
+    machine: Machine
+
+    def best(self) -> Found:
+        """The best recipe that runs on the machine.
+
+        With 4 bits per weight and more, the best place counts most (all on GPUs, then all but
+        experts, then all but some layers), and then more bits, as `fit` chooses between quants.
+        Where no place has room for 4 bits, bits count most, and of places that differ in them by a
+        twentieth at most the best is taken.
+
+        Raises:
+            PlanError: even the smallest does not fit.
+
+        """
+        found = []
+        for rank in range(MODES.index("disk")):
+            best = self._largest(rank)
+            if best is None:
+                continue
+            if best.variant.bits_per_weight >= _ENOUGH_BITS:
+                return best
+            found.append(best)
+        if not found:
+            _, placement = self._place(self.search.smallest)
+            raise PlanError(
+                f"Even the smallest file of this model that may be chosen "
+                f"({format_size(self.search.smallest)}) does not fit on {self.machine.title}: "
+                f"{format_size(placement.short)} are missing; give more memory, a shorter "
+                "--context, or an importance matrix."
+            )
+        most = max(one.variant.tensor_bytes for one in found)
+        return next(one for one in found if one.variant.tensor_bytes * _WORTH >= most)
+
+    def _largest(self, rank: int) -> Found | None:
+        """The largest recipe that is placed no worse than in a mode, None where none is."""
+        span = self.search.largest - self.search.smallest
+
+        def attempt(part: int) -> Found | None:
+            found, placement = self._place(self.search.smallest + span * part // _PARTS)
+            return found if placement.rank <= rank else None
+
+        best = attempt(0)
+        low, high = 0, _PARTS
+        while best is not None and low < high:
+            middle = (low + high + 1) // 2
+            tried = attempt(middle)
+            if tried is None:
+                high = middle - 1
+            else:
+                low, best = middle, tried
+        return best
+
+    def _place(self, n_bytes: int) -> tuple[Found, Placement]:
+        found = find(self.search, self.search.within(n_bytes), self.source, self.wishes)
+        needed = needs_at(found.variant, self.curve, self.curve.settings.cells)
+        placement = place(needed, self.machine, found.variant.file_bytes)
+        return replace(found, placement=placement), placement
+
+
+def find(search: RecipeSearch, recipe: SearchedRecipe, source: Buildable, wishes: Wishes) -> Found:
+    """A recipe with the file that it makes of a model.
+
+    Raises:
+        PlanError: the recipe is for another model.
+
+    """
+    quant, chosen = apply_recipe(recipe, source.model)
+    plan = outline_plan(source.model, quant, recipe.weighted, chosen)
+    needed = any(needs_imatrix(t.target, t.encoding, chosen) for t in plan.tensors)
+    return Found(recipe, search.loss_of(recipe), variant_of(plan, source, wishes, needed=needed))
