@@ -81,6 +81,16 @@ class _Calibration(msgspec.Struct, frozen=True):
     routing: list[_Routing] = []
 
 
+class _Recipe(msgspec.Struct, frozen=True):
+    version: int
+    arch: str
+    base: str
+    shapes: _Sum
+    types: dict[str, str]
+    weighted: bool = False
+    basis: str = ""
+
+
 class _Entry(msgspec.Struct, frozen=True):
     quant: str
     plan_sha256: str
@@ -98,6 +108,7 @@ class _Entry(msgspec.Struct, frozen=True):
     takes: list[Literal["vision", "audio"]] | None = None  # of a projector, which is no model
     tools: dict[str, str] = {}
     quantization_config: dict[str, Any] = {}
+    recipe: _Recipe | None = None
 
 
 def fault_of(name: str, entry: Any) -> str | None:

@@ -111,13 +111,15 @@ def describe_artifact(
         },
         "imatrix": _describe_imatrix(work),
         "remarks": [*work.checkpoint.remarks, *layout.remarks],
-        **(layout.record if isinstance(layout, FolderLayout) else _describe_part(layout)),
+        **(layout.record if isinstance(layout, FolderLayout) else _describe_gguf(layout)),
     }
 
 
-def _describe_part(layout: GGUFLayout) -> dict[str, list[str]]:
-    """What a model's vision or audio part takes; nothing of a model."""
-    return {} if layout.takes is None else {"takes": list(layout.takes)}
+def _describe_gguf(layout: GGUFLayout) -> dict[str, Any]:
+    """What a model's vision or audio part takes; of a model, the recipe that was searched."""
+    takes = {} if layout.takes is None else {"takes": list(layout.takes)}
+    recipe = layout.plan.record
+    return {**takes, **({"recipe": dict(recipe)} if recipe else {})}
 
 
 def _search(work: Work, layout: Layout) -> str:

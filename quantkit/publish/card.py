@@ -21,6 +21,7 @@ from quantkit.publish.fits import Fits
 from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
 from quantkit.publish.measured import Measured
 from quantkit.publish.metadata import Source
+from quantkit.recipes.file import to_toml
 from quantkit.verify.compare import Result
 from quantkit.verify.proof import describe_proof
 
@@ -166,7 +167,10 @@ def _context(facts: Facts) -> dict[str, Any]:
         "example": example,
         "example_file": example.files[0].path,
         "example_is_split": len(example.files) > 1,
-        "tag": example.quant.name.upper(),
+        "tag": example.quant.in_file_names,
+        "recipes": [
+            (a.name, to_toml(a.entry["recipe"]).rstrip()) for a in artifacts if a.quant.searched
+        ],
         "local": facts.repo_id.partition("/")[2],
         "prompt": facts.prompt,
         "versions": sorted(versions),
@@ -313,7 +317,12 @@ def _rebuild(facts: Facts) -> str:
     if source.repo_id:
         place = f"{source.repo_id}/{gguf}{at}" if gguf else f"{source.repo_id}{at}"
     words = [f"quantkit build {shlex.quote(place)}"]
-    words += [f"--quant {artifact.quant.name}" for artifact in facts.models]
+    words += [
+        f"--recipe {artifact.name}.toml"
+        if artifact.quant.searched
+        else f"--quant {artifact.quant.name}"
+        for artifact in facts.models
+    ]
     words += [f"--mmproj {artifact.quant.name}" for artifact in facts.projectors]
     entry = facts.artifacts[0].entry
     searches = {(a.entry.get("kernel") or {}).get("search") for a in facts.artifacts}

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.build.entries import fault_of
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import read_manifest
 from quantkit.core.errors import OutputError, PublishError
-from quantkit.plan.quants import known_quants
-from quantkit.publish.layout import IMATRIX, Artifact, Placed, check_path
+from quantkit.publish.layout import IMATRIX, Artifact, Placed, check_path, quant_of
 from quantkit.publish.refusals import explained
 from quantkit.publish.upload import RemoteFile, list_files
 
@@ -33,12 +33,11 @@ class Earlier:
 
         """
         names = {artifact.name for artifact in artifacts}
-        known = known_quants()
         found = []
         for name, entry in self.entries.items():
             if name in names:
                 continue
-            quant = known.get(str(entry.get("quant")))
+            quant = quant_of(entry)
             if quant is None or {quant.format, artifacts[0].quant.format} != {"gguf"}:
                 raise self._refusal(name, "which is of another format")
             if _weights(entry) != _weights(artifacts[0].entry):
@@ -86,7 +85,9 @@ def find_earlier(repo_id: str) -> Earlier | None:
     folder = download(open_repo(repo_id), MANIFEST).parent
     try:
         entries = read_manifest(folder)["artifacts"]
-        for entry in entries.values():
+        for name, entry in entries.items():
+            if "recipe" in entry and fault_of(name, entry):
+                raise ValueError(name)
             for file in entry["files"]:
                 check_path(_placed(repo_id, file).path)
     except (OutputError, KeyError, TypeError, ValueError, AttributeError):

@@ -22,7 +22,7 @@ from quantkit.core.errors import PublishError
 from quantkit.core.files import has_file
 from quantkit.core.printable import quoted
 from quantkit.core.units import format_size
-from quantkit.plan.quants import Quant, find_quants, known_quants
+from quantkit.plan.quants import Quant, find_quants, known_quants, searched_quant
 
 CARD = "README.md"
 SUMS = "SHA256SUMS"
@@ -126,10 +126,9 @@ def find_artifacts(
     manifest = read_manifest(folder)
     require_sound(manifest, folder / MANIFEST, "build it again")
     entries = manifest["artifacts"]
-    known = known_quants()
     by_family: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
-        quant = known.get(entry["quant"])
+        quant = quant_of(entry)
         if quant is None:
             raise PublishError(
                 f"{folder / MANIFEST} says that {quoted(name)} is {quoted(entry['quant'])}, which "
@@ -155,17 +154,30 @@ def find_artifacts(
         }
     _check_one_model(folder, chosen)
     return in_order(
-        _place(folder, name, known[entry["quant"]], entry, alone=len(chosen) == 1)
+        _place(folder, name, quant, entry, alone=len(chosen) == 1)
         for name, entry in chosen.items()
+        if (quant := quant_of(entry)) is not None
     )
+
+
+def quant_of(entry: Mapping[str, Any]) -> Quant | None:
+    """The quant of a manifest's entry, by its name or by its recipe; None for an unknown one."""
+    recipe = entry.get("recipe")
+    if recipe is not None:
+        return searched_quant(recipe["base"], entry["bits_per_weight"])
+    return known_quants().get(str(entry.get("quant")))
 
 
 def in_order(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
     """Artifacts of one model, best first, projectors last."""
     rank = list(known_quants())
-    return tuple(
-        sorted(artifacts, key=lambda a: (a.is_projector, rank.index(a.quant.name), a.name))
-    )
+
+    def place(artifact: Artifact) -> int:
+        """A searched one stands by its base."""
+        quant = artifact.quant
+        return rank.index(quant.mixture if quant.searched else quant.name)
+
+    return tuple(sorted(artifacts, key=lambda a: (a.is_projector, place(a), a.name)))
 
 
 def _choose_family(
@@ -259,7 +271,7 @@ def _check_gguf_name(path: str, quant: Quant) -> None:
     if not fine:
         raise PublishError(
             f"{path} breaks the rules for names of GGUF files: it must end with "
-            f"-{quant.name.upper()}.gguf; build it again."
+            f"-{quant.in_file_names}.gguf; build it again."
         )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from quantkit.core.units import format_count, format_size
+from quantkit.plan.quants import searched_quant
 from quantkit.publish.card import Facts, render_card
 from quantkit.publish.metadata import Source
 from quantkit.publish.prompt import render_prompt
@@ -257,3 +259,29 @@ def test_a_prompt_is_rendered() -> None:
 def test_hostile_templates_do_nothing(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantkit.publish.prompt._SECONDS", 2)
     assert render_prompt(template, {}) is None
+
+
+def test_a_recipe_is_told_in_full() -> None:
+    """The card says how to build what no name stands for."""
+    facts = gguf()
+    recipe = {
+        "version": 1,
+        "arch": "llama",
+        "base": "q4_k_m",
+        "weighted": True,
+        "basis": HOSTILE,
+        "shapes": "0" * 64,
+        "types": {"blk.0-55.attn_v.weight": "q8_0", "output.weight": "q6_k"},
+    }
+    quant = searched_quant("q4_k_m", 4.871)
+    assert quant is not None
+    first, other = facts.artifacts
+    name = "Model-8x22B-4.87bpw"
+    file = replace(other.files[0], path=f"{name}.gguf")
+    entry = {**other.entry, "recipe": recipe}
+    searched = replace(other, name=name, quant=quant, files=(file,), entry=entry)
+    card = render_card(replace(facts, artifacts=(first, searched)))
+    assert f"--quant q6_k \\\n  --recipe {name}.toml" in card
+    (block,) = re.findall(r"```toml\n(.*?)\n```", card, re.DOTALL)
+    assert tomllib.loads(block) == recipe
+    assert f"| 4.87bpw | {format_size(other.n_bytes)} |" in card
