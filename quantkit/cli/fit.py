@@ -143,7 +143,15 @@ def fit(
     best = None
     if subject.buildable is not None and not quants:
         best = _search(subject.buildable, wishes, curve, machine)
-    found = None if best is None else (best, _how_to_search(best, model, gpu, ram, hardware))
+    found = None
+    if best is not None:
+        words = []
+        if settings == Settings(tokens):  # of how it is to be run, --for takes the context alone
+            words = _machine_words(gpu, ram, hardware)
+        words = words or ["--budget", f"{best.variant.file_bytes}B"]
+        if words[0] == "--for" and context is not None:
+            words += ["--context", f"{context}"]
+        found = best, shlex.join(["quantkit", "build", model, *words])
     findings = check_claims(model.lower(), settings, result) if documented else ()
     for warning in result.warnings:
         note(warning)
@@ -181,16 +189,11 @@ def _search(
         return None
 
 
-def _how_to_search(
-    best: "Found", model: str, gpus: list[str] | None, ram: str | None, profile: str | None
-) -> str:
-    """The command that builds it: by the machine, if it was named in full, or by its bytes."""
-    words = ["--budget", f"{best.variant.file_bytes}B"]
-    if ram is not None and profile is None:
-        words = ["--for", " + ".join([*(gpus or ["0"]), ram])]
-    elif profile is not None and not (gpus or ram):
-        words = ["--for", profile]
-    return shlex.join(["quantkit", "build", model, *words])
+def _machine_words(gpus: list[str] | None, ram: str | None, profile: str | None) -> list[str]:
+    """A machine as --for takes it; none for this one, and for what was named in another way."""
+    if profile is not None:
+        return [] if gpus or ram else ["--for", profile]
+    return [] if ram is None else ["--for", " + ".join([*(gpus or ["0"]), ram])]
 
 
 def _show_searched(best: "Found", command: str, machine: "Machine") -> None:

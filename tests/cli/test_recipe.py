@@ -128,6 +128,25 @@ def test_a_machine_is_filled() -> None:
     assert found["file_bytes_label"] == "modelled"  # its vocabulary is not known
 
 
+def test_fit_says_what_a_search_would_give() -> None:
+    def searched_by_fit(*arguments: object) -> dict[str, Any]:
+        outcome = quantkit("fit", *arguments, "--json")
+        found: dict[str, Any] = json.loads(outcome.out)["searched"]
+        return found
+
+    found = searched_by_fit("mixtral-8x22b", "--gpu", "24GB", "--ram", "32GB")
+    assert found["share_used"] >= 0.97
+    assert found["command"] == "quantkit build mixtral-8x22b --for '24GB + 32GB'"
+    assert found["types"] == searched("mixtral-8x22b", "--for", "24GB + 32GB")["types"]
+    few = searched_by_fit("mistral-7b", "--ram", "8GB", "--context", "512")
+    assert few["command"] == "quantkit build mistral-7b --for '0 + 8GB' --context 512"
+    other = searched_by_fit("mistral-7b", "--ram", "8GB", "--kv-type", "q8_0")
+    assert other["command"] == f"quantkit build mistral-7b --budget {other['file_bytes']}B"
+    text = quantkit("fit", MIXTRAL, "--ram", "8GB").out
+    assert "searched: 8.53 bits" in text
+    assert "searched" not in quantkit("fit", MIXTRAL, "--ram", "8GB", "-q", "q8_0").out
+
+
 def test_what_is_printed_for_people(tmp_path: Path) -> None:
     lines, kept = tmp_path / "types.txt", tmp_path / "recipe.toml"
     options = ["--tensor-type-file", lines, "-o", kept]
