@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.imatrix import Imatrix
 
 
+_OF_CALIBRATION = 512  # tokens per sequence
 _LIKE_A_RECIPE = "q4_k_m"  # what options do beside, before the model is known
 
 VerifyOption = Annotated[
@@ -141,7 +142,7 @@ def build(
     text: TextOption = None,
     chat: ChatOption = None,
     chunks: ChunksOption = 128,
-    context: ContextOption = 512,
+    context: ContextOption = _OF_CALIBRATION,
     device: DeviceOption = Device.CPU,
     double_quant: Annotated[
         bool, typer.Option("--double-quant/--no-double-quant", help="bnb: scales in 8 bits too.")
@@ -256,7 +257,9 @@ def build(
 
     memory = parse_size(max_memory)
     wish = Wish(llama_cpp, mtp=mtp, say=note)
-    run_context = context if for_ is not None and is_given(command, "context") else None
+    run_context = None
+    if for_ is not None and is_given(command, "context"):  # of what is to run, not of calibration
+        run_context, context = context, _OF_CALIBRATION
     budgeted = SearchWish(budget, bpw, for_, run_context, measured)
     searches = recipe is not None or budgeted.is_given
     quants = find_quants(quant or ())

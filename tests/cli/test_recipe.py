@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from quantkit.checkpoint.gguf import read_header
+from quantkit.core.errors import PlanError
 from quantkit.recipes.losses import Measured, write_measured
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
@@ -67,6 +68,22 @@ def test_a_build_within_a_budget_is_the_same(tmp_path: Path) -> None:
     assert plans[0] == plans[1] == plans[2]
     (artifact,) = json.loads(plans[0])["artifacts"]
     assert 4.3 < artifact["bits_per_weight"] <= 4.4
+
+
+def test_the_context_of_a_machine_is_not_that_of_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def stop(_sources: object, chunks: int, context: int, _device: object) -> None:
+        asked.append((chunks, context))
+        raise PlanError("Seen.")
+
+    monkeypatch.setattr("quantkit.cli.build.Text", stop)
+    options = ["--imatrix", "auto", "-o", tmp_path / "out"]
+    for words in (["--for", "24GB + 32GB", "--context", "2048"], ["--bpw", "5", "--context", "64"]):
+        assert refusal(quantkit("build", MIXTRAL, *words, *options)) == "Seen."
+    assert asked == [(128, 512), (128, 64)]
 
 
 def test_a_recipe_is_built_beside_quants(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ CHOICES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)  # time: none
+@settings(max_examples=150, deadline=None)  # time: no limit
 @given(st.lists(CHOICES, min_size=1, max_size=5), st.integers(0, 60))
 def test_no_choice_is_better_by_more_than_one_step(
     sizes: list[list[tuple[int, float]]], more: int
