@@ -54,7 +54,7 @@ from quantkit.cli.searched import (
     plan_searched,
 )
 from quantkit.core.errors import PlanError, SmokeError
-from quantkit.core.units import format_count, format_size, parse_size
+from quantkit.core.units import counted, format_count, format_size, parse_size
 
 if TYPE_CHECKING:
     from quantkit.build.engine import Artifact, Check, Progress
@@ -552,7 +552,7 @@ def run_build(
     shipping = publication.begin(work, projector) if publication else None
     note(
         f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
-        f"{len(work.layouts)} quants, {format_size(work.n_bytes)} into {folder}{origin}"
+        f"{counted(len(work.layouts), 'quant')}, {format_size(work.n_bytes)} into {folder}{origin}"
     )
     if part is not None:
         note(

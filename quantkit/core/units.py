@@ -87,3 +87,8 @@ def format_count(count: int) -> str:
             return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
         value /= 1000
     return f"{value:.3g}T"
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things whose plural ends in s: ``1 quant``, ``24 quants``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -25,6 +25,7 @@ from quantkit.checkpoint.shortened import (
 )
 from quantkit.core.errors import NoSpaceError, QuantkitError
 from quantkit.core.units import format_size
+from quantkit.encodings.encoding import encodings
 from quantkit.verify.layers import weight_errors
 from quantkit.verify.machine import memory, usable_cores
 from quantkit.verify.proof import PLAIN, Proof, lacking, length, not_proven, prove
@@ -234,7 +235,10 @@ def build_specimen(checkpoint: Checkpoint, folder: Path, threads: int | None) ->
     from quantkit.build.work import prepare
     from quantkit.plan.quants import find_quants
 
-    work = prepare(checkpoint, find_quants(["f32"]))
+    # Blocks that were published so become the numbers that they stand for, which is no rounding.
+    kinds = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    has_blocks = any(encodings()[kind].is_block for kind in kinds & encodings().keys())
+    work = prepare(checkpoint, find_quants(["f32"]), allow_requantize=has_blocks)
     check_space(folder.parent, work.n_bytes)
     [artifact] = engine.build(work, folder, jobs=threads or usable_cores(), max_memory=2**30)
     path = artifact.path

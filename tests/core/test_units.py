@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantkit.core.units import SizeError, format_count, format_size, parse_size
+from quantkit.core.units import SizeError, counted, format_count, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,7 @@ def test_format_size(n_bytes: int, text: str) -> None:
 
 def test_format_count() -> None:
     assert [format_count(n) for n in (12, 6_291_456, 22_237_845_504)] == ["12", "6.29M", "22.2B"]
+
+
+def test_one_thing_and_several() -> None:
+    assert (counted(1, "quant"), counted(1200, "layer")) == ("1 quant", "1,200 layers")
