@@ -16,7 +16,7 @@ from tests.calibrate.runs import TINY, corpus_of, opened
 from tests.calibrate.small_models import ordinary_model
 
 CHUNKS, CONTEXT = 4, 256
-ERROR = 0.002  # relative, of the noise: about that of six bits
+ERROR = 0.002  # relative, of the noise: between those of Q4_K and Q5_K
 
 
 @pytest.mark.parametrize("name", ["tiny-mistral", "tiny-mixtral"])
