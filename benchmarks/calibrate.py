@@ -30,6 +30,7 @@ from tests.large_checkpoints import MIXTRAL_8X22B, large_checkpoint
 from tests.large_experts import large_experts
 from tests.measured import Cost, measure, unwind_on_sigterm
 
+SENSITIVITY = "sensitivity"
 MIXTRAL, MANY = "mixtral-8x22b", "qwen3-235b"
 LAYERS = {MIXTRAL: 56, MANY: 94}
 JOBS = {MIXTRAL: ["calibrate", "gptq-int4"], MANY: ["calibrate"]}
@@ -80,7 +81,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--shape", choices=[MIXTRAL, MANY], default=MIXTRAL)
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--jobs", nargs="+", help="calibrate, gptq-int4 and the like")
+    parser.add_argument("--jobs", nargs="+", help="calibrate, sensitivity, gptq-int4 and the like")
     parser.add_argument("--experts", type=int, help="fewer than the shape has")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--context", type=int, default=512)
@@ -111,6 +112,8 @@ def run(job: str, model: Path, folder: Path, checkout: Path, options: argparse.N
     sizes = ["--chunks", str(options.chunks), "--context", str(options.context)]
     quantkit = [sys.executable, "-P", "-m", "quantkit"]
     wish: list[str | Path] = [job, model, "-o", folder / "imatrix.gguf", "--overwrite"]
+    if job == SENSITIVITY:
+        return measure([sys.executable, "-m", "benchmarks.sensitivity", model, *sizes])
     if job != "calibrate":
         out = folder / f"out-{checkout.name}"
         wish = ["build", model, "-q", job, "-o", out, "--no-smoke"]

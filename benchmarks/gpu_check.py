@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quantkit.calibrate.lockstep.forward import LockstepForward
-    from quantkit.calibrate.lockstep.run import Visitors
+    from quantkit.calibrate.lockstep.visitors import Visitors
     from quantkit.calibrate.quantizer import Quantizer
     from quantkit.encodings.gptq import Rounded
 
@@ -86,8 +86,8 @@ def largest(difference: Callable[[str], float], names: Mapping[str, float]) -> f
 
 def squares(folder: Path, device: str) -> tuple[dict[str, float], dict[str, float]]:
     """What the matrices of each parameter see on random tokens: sums of squares, tokens."""
-    from quantkit.calibrate.lockstep.run import Visitors
     from quantkit.calibrate.lockstep.squares import Squares
+    from quantkit.calibrate.lockstep.visitors import Visitors
 
     forward = opened(folder, device)
     watcher = Squares(forward.n_matrices)
@@ -101,7 +101,7 @@ def squares(folder: Path, device: str) -> tuple[dict[str, float], dict[str, floa
 
 def rounding_errors(folder: Path, device: str) -> dict[str, float]:
     """By parameter, how far GPTQ's matrices are from the original, in squares."""
-    from quantkit.calibrate.lockstep.run import Visitors
+    from quantkit.calibrate.lockstep.visitors import Visitors
 
     forward = opened(folder, device)
     found: dict[str, float] = {}
@@ -122,8 +122,8 @@ def time_layers(options: argparse.Namespace) -> None:
     """Say what one layer of true shape takes."""
     import torch
 
-    from quantkit.calibrate.lockstep.run import Visitors
     from quantkit.calibrate.lockstep.squares import Squares
+    from quantkit.calibrate.lockstep.visitors import Visitors
     from tests.large_checkpoints import MIXTRAL_8X22B, large_checkpoint
 
     with TemporaryDirectory(prefix="quantkit-gpu-", dir=options.folder) as temporary:

@@ -85,13 +85,13 @@ class Encoder:
                 crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
             else:
                 wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
-        peak = self._check(unit, target, raw)
+        peak = check_weights(unit, target, raw)
         if unit.source is not None and not target.rope_heads:  # it lies there row for row
             for number in wanted.pop(encoding(unit.source.dtype), ()):
                 crcs[number] = self._write(number, unit, raw)
         if not wanted:
             return crcs
-        slab = self._slab(unit, target, raw)
+        slab = _slab_of(unit, target, raw)
         if unit.source is None or unit.source.dtype not in FLOAT_BYTES:
             peak = float(np.abs(slab.rows).max())
         columns = None
@@ -100,11 +100,11 @@ class Encoder:
         importance = None if columns is None else columns[unit.matrix]
         for kind, alike in wanted.items():
             if kind.is_block and peak > _LARGEST_WEIGHT:
-                raise self._too_large(unit, kind)
+                raise too_large(unit, kind)
             try:
                 data = self._kernel.encode(slab, kind, importance).reshape(-1)
             except OverflowError:
-                raise self._too_large(unit, kind) from None
+                raise too_large(unit, kind) from None
             for number in alike:
                 crcs[number] = self._write(number, unit, data)
         return crcs
@@ -123,57 +123,71 @@ class Encoder:
         try:
             pieces = layout.encode(unit.target, unit.matrix, raw, unit.source.dtype)
         except OverflowError:
-            raise self._too_large(unit, layout.plan.tensors[unit.target].encoding) from None
+            raise too_large(unit, layout.plan.tensors[unit.target].encoding) from None
         places = layout.places(unit.target, unit.row, unit.rows)
         return artifact.write(places, [piece.data for piece in pieces])
 
-    def _check(self, unit: Unit, target: Target, raw: NDArray[np.uint8]) -> float:
-        """The largest magnitude of a unit's floats; 0 where it holds blocks or none."""
-        if unit.source is None:
-            return 0.0
-        dtype = unit.source.dtype
-        if dtype not in FLOAT_BYTES:
-            try:
-                ggml.check(raw, encoding(dtype))
-            except OverflowError as error:
-                raise WeightsError(
-                    f"{self._name(unit)} cannot be used ({error}); download the file again."
-                ) from None
-            return 0.0
-        peak = largest_magnitude(raw, dtype)
-        if not isfinite(peak) and not (target.is_limit and isinf(peak)):
-            row, column = divmod(first_nonfinite(raw, dtype), target.columns)
+
+def check_weights(unit: Unit, target: Target, raw: NDArray[np.uint8]) -> float:
+    """The largest magnitude of a unit's floats; 0 where it holds blocks or none.
+
+    Raises:
+        WeightsError: one is not finite, or a block is damaged.
+
+    """
+    if unit.source is None:
+        return 0.0
+    dtype = unit.source.dtype
+    if dtype not in FLOAT_BYTES:
+        try:
+            ggml.check(raw, encoding(dtype))
+        except OverflowError as error:
             raise WeightsError(
-                f"{self._name(unit)} has a NaN or infinite weight (row {unit.row + row} of "
-                f"{target.name}, column {column}); no quant of it can be right. Download the "
-                "file again or ask the model's author."
-            )
-        return peak
-
-    def _slab(self, unit: Unit, target: Target, raw: NDArray[np.uint8]) -> Slab:
-        """The unit's weights in the target's row order."""
-        if unit.source is None:
-            values = np.array(target.values, np.float32)
-            return Slab(values.view(np.uint8), "F32", target.columns)
-        dtype = unit.source.dtype
-        if dtype not in FLOAT_BYTES:
-            return Slab(ggml.decode(raw, encoding(dtype)).view(np.uint8), "F32", target.columns)
-        if target.rope_heads:
-            head_dim = target.shape[0] // target.rope_heads
-            is_bias = len(target.shape) == 1
-            row_bytes = FLOAT_BYTES[dtype] if is_bias else unit.source.row_bytes
-            raw = interleave_heads(raw, head_dim, row_bytes)
-        return Slab(raw, dtype, target.columns)
-
-    def _too_large(self, unit: Unit, kind: Encoding) -> WeightsError:
-        return WeightsError(
-            f"{self._name(unit)} has weights that are too large for {kind.name}; choose f32 or "
-            "bf16."
+                f"{_name(unit)} cannot be used ({error}); download the file again."
+            ) from None
+        return 0.0
+    peak = largest_magnitude(raw, dtype)
+    if not isfinite(peak) and not (target.is_limit and isinf(peak)):
+        row, column = divmod(first_nonfinite(raw, dtype), target.columns)
+        raise WeightsError(
+            f"{_name(unit)} has a NaN or infinite weight (row {unit.row + row} of "
+            f"{target.name}, column {column}); no quant of it can be right. Download the "
+            "file again or ask the model's author."
         )
+    return peak
 
-    def _name(self, unit: Unit) -> str:
-        assert unit.source is not None  # noqa: S101 - computed values are finite and small
-        return f"{unit.source.name} in {unit.source.file}"
+
+def too_large(unit: Unit, kind: Encoding) -> WeightsError:
+    """What to raise where a unit's weights leave an encoding's range."""
+    return WeightsError(
+        f"{_name(unit)} has weights that are too large for {kind.name}; choose f32 or bf16."
+    )
+
+
+def _slab_of(unit: Unit, target: Target, raw: NDArray[np.uint8]) -> Slab:
+    """The unit's weights in the target's row order."""
+    if unit.source is None:
+        values = np.array(target.values, np.float32)
+        return Slab(values.view(np.uint8), "F32", target.columns)
+    dtype = unit.source.dtype
+    if target.rope_heads and dtype in FLOAT_BYTES:
+        head_dim = target.shape[0] // target.rope_heads
+        is_bias = len(target.shape) == 1
+        row_bytes = FLOAT_BYTES[dtype] if is_bias else unit.source.row_bytes
+        raw = interleave_heads(raw, head_dim, row_bytes)
+    return widened(raw, dtype, target.columns)
+
+
+def widened(raw: NDArray[np.uint8], dtype: str, columns: int) -> Slab:
+    """Rows as a slab; those of a GGUF's blocks as the floats that they stand for."""
+    if dtype in FLOAT_BYTES:
+        return Slab(raw, dtype, columns)
+    return Slab(ggml.decode(raw, encoding(dtype)).view(np.uint8), "F32", columns)
+
+
+def _name(unit: Unit) -> str:
+    assert unit.source is not None  # noqa: S101 - computed values are finite and small
+    return f"{unit.source.name} in {unit.source.file}"
 
 
 def _read_as(dtype: str) -> str:

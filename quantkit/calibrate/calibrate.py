@@ -10,8 +10,8 @@ import numpy as np
 from quantkit.build.output import PARTIAL, working_folder
 from quantkit.calibrate.journaled import Run
 from quantkit.calibrate.lockstep.gguf_names import Inputs
-from quantkit.calibrate.lockstep.run import Visitors
 from quantkit.calibrate.lockstep.squares import Squares
+from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.settings import Settings, Step, digest, identify
 from quantkit.calibrate.statistics import Sums

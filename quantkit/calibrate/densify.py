@@ -20,8 +20,8 @@ from quantkit.calibrate.journaled import Run
 from quantkit.calibrate.least_squares import Part, Samples, fit
 from quantkit.calibrate.lockstep.dispatch import Rows
 from quantkit.calibrate.lockstep.forward import LockstepForward
-from quantkit.calibrate.lockstep.run import Visitors
 from quantkit.calibrate.lockstep.squares import Squares
+from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.lockstep.watching import require_finite
 from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.settings import Settings, Step, digest, identify

@@ -27,7 +27,7 @@ from quantkit.build.source import stamp
 from quantkit.build.work import Work
 from quantkit.calibrate.journaled import Run
 from quantkit.calibrate.lockstep.pieces import find_pieces
-from quantkit.calibrate.lockstep.run import Visitors
+from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.quantizer import Quantizer, Recipe
 from quantkit.calibrate.settings import Settings, Step, digest, find_device, identify
 from quantkit.calibrate.text import Corpus

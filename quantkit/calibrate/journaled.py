@@ -14,8 +14,9 @@ from quantkit.build.output import check_space
 from quantkit.build.source import require_unchanged
 from quantkit.calibrate.lockstep.forward import stand_ready
 from quantkit.calibrate.lockstep.losses import losses_of, scored_from
-from quantkit.calibrate.lockstep.run import Visitors, run
+from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.states import Room, States
+from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.progress import Journal, Layer
 from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.settings import Settings, Step

@@ -11,8 +11,9 @@ from torch import Tensor
 from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.calibrate.lockstep.losses import losses_of
 from quantkit.calibrate.lockstep.pieces import find_pieces
-from quantkit.calibrate.lockstep.run import Visitors, run
+from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.states import States
+from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.folder import open_quantized
 from quantkit.encodings.gptq import Grid, round_to_nearest

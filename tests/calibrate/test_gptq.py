@@ -15,8 +15,9 @@ from quantkit.build.source import stamp
 from quantkit.calibrate import progress
 from quantkit.calibrate.gptq import build_gptq, plan_gptq
 from quantkit.calibrate.lockstep.forward import LockstepForward
-from quantkit.calibrate.lockstep.run import Visitors, run
+from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.states import States
+from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.statistics import SecondMoment

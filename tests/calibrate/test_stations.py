@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from quantkit.calibrate.lockstep.forward import LockstepForward
-from quantkit.calibrate.lockstep.run import Visitors, run
+from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.states import States
+from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.quantizer import Quantizer, Recipe
 from quantkit.encodings.gptq import Grid
 from tests.calibrate.small_models import (

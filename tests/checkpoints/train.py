@@ -195,7 +195,7 @@ def windows(tokens: Sequence[int], start: int = 0) -> list[torch.Tensor]:
     return [torch.tensor([BOS, *tokens[at : at + step]]) for at in range(start, len(tokens), step)]
 
 
-def train(model: Any, tokens: Sequence[int]) -> None:
+def train(model: Any, tokens: Sequence[int], epochs: int = EPOCHS) -> None:
     """AdamW, linear warm-up and decay; every epoch cuts the text at other places."""
     shuffle = random.Random(SEED)
     dropout = model.model.embed_tokens.register_forward_hook(
@@ -209,13 +209,13 @@ def train(model: Any, tokens: Sequence[int]) -> None:
         betas=(0.9, 0.95),
     )
     steps_per_epoch = (len(tokens) // (CONTEXT - 1) - 1) // BATCH
-    steps = steps_per_epoch * EPOCHS
+    steps = steps_per_epoch * epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS)),
     )
     model.train()
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         cut = windows(tokens, shuffle.randrange(CONTEXT - 1))[:-1]
         shuffle.shuffle(cut)
         total = 0.0
@@ -228,7 +228,7 @@ def train(model: Any, tokens: Sequence[int]) -> None:
             schedule.step()
             optimizer.zero_grad()
             total += loss.item()
-        log.info("epoch %d of %d: loss %.3f", epoch + 1, EPOCHS, total / steps_per_epoch)
+        log.info("epoch %d of %d: loss %.3f", epoch + 1, epochs, total / steps_per_epoch)
     dropout.remove()
 
 
@@ -269,7 +269,7 @@ def save_model(model: Any, folder: Path) -> None:
     # What this version of transformers calls "dtype" is "torch_dtype" in the published checkpoints,
     # which also leave head_dim out where it is hidden_size / num_attention_heads.
     config["torch_dtype"] = config.pop("dtype")
-    del config["head_dim"]
+    config.pop("head_dim", None)
     write_json(folder / "config.json", config)
 
 

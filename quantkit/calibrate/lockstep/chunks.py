@@ -99,7 +99,7 @@ class Chunks:
                     if self._error:
                         return
                 torch.set_num_threads(1)
-                with torch.inference_mode():
+                with torch.no_grad():
                     body(number)
             except BaseException as error:  # noqa: BLE001 - raised by `run`
                 self._stop(error)

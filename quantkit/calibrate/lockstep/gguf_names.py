@@ -1,7 +1,7 @@
 """Which input of the model is which tensor's of the GGUF, by what both were made of."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
@@ -65,6 +65,15 @@ class Inputs:
             elif target.is_linear:
                 without.append(target.name)
         return found, without
+
+    def first_rows(self, target: Target) -> Iterator[list[tuple[str, int]]]:
+        """What the first row of each of a target's matrices is made of.
+
+        That is stored tensors, and which row of them, counted over all of their matrices.
+        """
+        rows = target.shape[-2]
+        for first in range(0, target.n_rows, rows):
+            yield self._made_of(target, first, _block_at(target, first))
 
     def _sites(self, sums: Mapping[str, Sums]) -> dict[str, tuple[str, int | None]]:
         """By stored tensor, the parameter that it is in, and as which expert if it is one."""

@@ -44,7 +44,7 @@ def exact_math() -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

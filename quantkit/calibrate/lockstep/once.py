@@ -11,8 +11,9 @@ from torch import Tensor
 from quantkit.build.output import check_space
 from quantkit.build.source import identify_source, require_unchanged
 from quantkit.calibrate.lockstep.forward import LockstepForward
-from quantkit.calibrate.lockstep.run import Visitors, run
+from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.states import Room, States
+from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.settings import Settings, find_device
 from quantkit.checkpoint.checkpoint import Checkpoint

@@ -3,9 +3,8 @@
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +22,15 @@ from quantkit.calibrate.lockstep.losses import exact_math
 from quantkit.calibrate.lockstep.parameters import empty, fill, stored_names
 from quantkit.calibrate.lockstep.states import States
 from quantkit.calibrate.lockstep.stations import Stations
-from quantkit.calibrate.lockstep.watching import (
-    Matrices,
-    Replacer,
-    Watcher,
-    Watching,
-    require_finite,
-)
+from quantkit.calibrate.lockstep.visitors import Visitors
+from quantkit.calibrate.lockstep.watching import Matrices, Watching, require_finite
 from quantkit.calibrate.routing import Routing
 from quantkit.core.errors import CalibrationError
 
 _MOST_SCORES = 2**29  # bytes of scores for the whole vocabulary, of all chunks together
 _AT_ONCE = 1024  # tokens that go through a dense part at once
 _MOST_TOLD = 0.99  # of a layer that is not on record yet
+_NOBODY = Visitors()
 _COPIES = 3  # that are made of a chunk's scores on the way to its losses
 
 
@@ -43,46 +38,12 @@ class _EndedError(BaseException):
     """Ends a chunk's way through the model after the last layer."""
 
 
-class Merger(Protocol):
-    """Makes one dense part of a layer's experts, with which the run then goes on."""
-
-    def __call__(
-        self, layer: int, inputs: Rows, outputs: Tensor, routing: Routing
-    ) -> Callable[[Tensor], Tensor]:
-        """The dense part as a function of rows of inputs, on the device.
-
-        Args:
-            layer: its number.
-            inputs: what the experts get, (tokens, hidden).
-            outputs: what they make of it together; the same shape.
-            routing: where the tokens went.
-
-        """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visitors:
-    """Who sees, or changes, what goes on within the layers.
-
-    ``watcher`` sees what goes into the matrices; ``replacer`` makes others of them; ``merger`` puts
-    a dense part in the place of experts. ``alter`` gives, of the number of a chunk and what goes
-    into a matrix, what is to go into it instead. Experts with fewer than ``fewest_tokens`` are
-    shown others'.
-    """
-
-    watcher: Watcher | None = None
-    replacer: Replacer | None = None
-    merger: Merger | None = None
-    alter: Callable[[int, Tensor], Tensor] | None = None
-    fewest_tokens: int = 0
-
-
 def run(
     forward: LockstepForward,
     tokens: NDArray[np.int64],
     states: States,
     finish: Callable[[int, Tensor], None] | None,
-    visitors: Visitors = Visitors(),
+    visitors: Visitors = _NOBODY,
     *,
     finish_layer: Callable[[int, Routing | None], None] = lambda _layer, _routing: None,
     resumed: int = 0,
@@ -164,12 +125,12 @@ class _Run:
             undo += [self._stop_at(number, name) for number, name in enumerate(forward.layers)]
             for name, some in forward.experts.items():
                 undo.append(some.put(partial(self._meet_experts, name)))
-            undo += [self._read_rows_of(name, module) for name, module in forward.tables.items()]
+            undo += [read_rows_of(forward, name) for name in forward.tables]
             within = {part for parts in forward.parts.values() for part in parts}
             head = forward.model.get_output_embeddings()
             for name, module in forward.modules.items():
                 if module is head and type(module) is nn.Linear:
-                    stand_in = Head(name, module, forward.parameters)
+                    stand_in = self._head(name, module)
                     undo.append(stand_in.put(partial(self._load_head, stand_in)))
                 elif name not in within and stored_names({name: module}):
                     hook = module.register_forward_pre_hook(partial(self._load_outside, name))
@@ -215,6 +176,14 @@ class _Run:
             self._heads.acquire()
             self._scoring.add(number)
 
+    def _head(self, name: str, module: nn.Linear) -> Head:
+        keeper, parameters = self._visitors.keeper, self._forward.parameters
+        if keeper is None:
+            return Head(name, module, parameters)
+        return Head(
+            name, module, parameters, lambda: partial(keeper.see_scores, self._chunks.number)
+        )
+
     def _load_head(self, head: Head) -> None:
         with self._lock:
             head.load()
@@ -222,7 +191,8 @@ class _Run:
     def _stop_at(self, number: int, name: str) -> Callable[[], None]:
         """All chunks wait for each other before and after a layer."""
         layer = self._forward.modules[name]
-        own = layer.forward
+        own, keeper = layer.forward, self._visitors.keeper
+        is_last = number == len(self._forward.layers) - 1
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             chunk = self._chunks.number
@@ -230,6 +200,8 @@ class _Run:
                 self._end_with(number)
                 return self._states.restore(chunk, kwargs)
             self._chunks.meet(("before", name), None)
+            if keeper is not None:
+                keeper.enter(number, chunk, args, kwargs)
             out = self._stations.run(partial(own, *args, **kwargs))
             require_finite(out, f"what layer {self._done} gives ({name})")
             out = self._states.put(chunk, out, kwargs)
@@ -237,7 +209,7 @@ class _Run:
                 self._tell(1 / self._tokens.shape[0])
             self._chunks.meet(("after", name), None)
             self._end_with(number)
-            return out
+            return keeper.leave(chunk, out) if keeper is not None and is_last else out
 
         layer.forward = forward
         return lambda: delattr(layer, "forward")
@@ -252,16 +224,6 @@ class _Run:
         with self._lock:
             self._share = min(self._share + share, _MOST_TOLD)
             self._report(self._done + self._share)
-
-    def _read_rows_of(self, name: str, module: nn.Embedding) -> Callable[[], None]:
-        """An embedding within a layer is read by the rows that are asked for."""
-
-        def forward(index: Tensor) -> Tensor:
-            used = np.unique(index.cpu().numpy())
-            return embedding(index, self._forward.parameters.table(f"{name}.weight", used))
-
-        module.forward = forward
-        return lambda: delattr(module, "forward")
 
     def _meet_experts(self, name: str, *call: Tensor) -> Tensor:
         result: Tensor = self._stations.meet(("experts", name), call)
@@ -434,3 +396,15 @@ class _Run:
         )
         if self._visitors.watcher is not None:
             self._visitors.watcher.observe(f"{name}.{matrix}", expert, None, x, share)
+
+
+def read_rows_of(forward: LockstepForward, name: str) -> Callable[[], None]:
+    """Have an embedding within a layer read by the rows that are asked for; the result ends it."""
+    module = forward.tables[name]
+
+    def rows(index: Tensor) -> Tensor:
+        used = np.unique(index.cpu().numpy())
+        return embedding(index, forward.parameters.table(f"{name}.weight", used))
+
+    module.forward = rows
+    return lambda: delattr(module, "forward")
