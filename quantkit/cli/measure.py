@@ -1,0 +1,132 @@
+"""``quantkit measure``: what rounding each tensor of a model costs, for the search for recipes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantkit.cli.calibrate import (
+    ChatOption,
+    ChunksOption,
+    ContextOption,
+    Device,
+    DeviceOption,
+    TextOption,
+    open_noted,
+    remarks_on,
+    require_running,
+)
+from quantkit.cli.converter import LlamaCppOption, MtpOption
+from quantkit.cli.import_ import JobsOption
+from quantkit.cli.output import console, escape, note, open_meter
+from quantkit.core.errors import OutputError
+from quantkit.core.units import counted, parse_size
+
+if TYPE_CHECKING:
+    from quantkit.calibrate.settings import Settings
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.families.model import Model
+
+
+def measure(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint: a folder or HUB_ID[@REVISION].")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix that the build will have."),
+    ] = None,
+    text: TextOption = None,
+    chat: ChatOption = None,
+    chunks: ChunksOption = 16,
+    context: ContextOption = 512,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Look at so many rows of a matrix for its errors  [default: all]"),
+    ] = None,
+    device: DeviceOption = Device.CPU,
+    max_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most memory for activations; more go to disk.")
+    ] = "4GiB",
+    jobs: JobsOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there already.")
+    ] = False,
+    mtp: MtpOption = None,
+    llama_cpp: LlamaCppOption = None,
+) -> None:
+    """Measure what rounding each tensor costs, for recipe --measured and build --measured.
+
+    The model is run by PyTorch over text and back again, one decoder layer at a time: some eight
+    times the work of calibrate. Give it other text than the importance matrix was made from.
+    """
+    require_running("calibrate", "Measuring a checkpoint")
+    from quantkit.build.output import require_place
+    from quantkit.calibrate.settings import Settings
+    from quantkit.calibrate.sources import parse_sources
+    from quantkit.calibrate.text import make_corpus
+    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.imatrix import load_imatrix
+    from quantkit.encodings.kernel import load_kernel
+    from quantkit.recipes.losses import write_measured
+    from quantkit.recipes.sensitivity import measure as work
+    from quantkit.verify.machine import usable_cores
+
+    sources = parse_sources(text, chat)
+    require_place(out.absolute().parent)
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; name a file with -o.")
+    if out.exists() and not overwrite:
+        raise OutputError(
+            f"{out} is there already; --overwrite replaces it, or name another file with -o."
+        )
+    matrix = load_imatrix(imatrix) if imatrix is not None else None
+    settings = Settings(device.value, 0, parse_size(max_memory))
+    known, model = _open(checkpoint, context, settings, Wish(llama_cpp, mtp=mtp, say=note))
+    corpus = make_corpus(known, sources, chunks, context)
+    for remark in remarks_on(corpus, chunks):
+        note(remark)
+    meter = open_meter("percent")
+    try:
+        measured = work(
+            known,
+            model,
+            corpus,
+            matrix,
+            load_kernel("fast"),
+            settings,
+            rows=rows,
+            jobs=jobs or usable_cores(),
+            report=lambda share: meter.show("Measuring", 100 * share, 100),
+            say=note,
+        )
+    finally:
+        meter.close()
+    write_measured(out, measured)
+    tensors = counted(len(measured.sensitivities), "tensor")
+    console.print(f"{escape(str(out))}: {tensors}, {escape(measured.basis)}", soft_wrap=True)
+    weighed = f" --imatrix {imatrix}" if imatrix is not None else ""
+    command = f"quantkit build {checkpoint} --measured {out}{weighed} --budget SIZE"
+    console.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def _open(
+    name: str, context: int, settings: "Settings", wish: "Wish"
+) -> "tuple[Checkpoint, Model]":
+    """A checkpoint and the model that it makes; llama.cpp's converter is asked if need be."""
+    from quantkit.calibrate.lockstep.forward import stand_ready
+    from quantkit.checkpoint.folder import is_foreign
+    from quantkit.checkpoint.hub_rows import with_rows
+    from quantkit.checkpoint.open import described, find_source, open_model, open_stored
+
+    source = find_source(name)
+    stored = open_stored(source) if isinstance(source, Path) else with_rows(source)
+    if not is_foreign(stored):
+        return open_noted(stored, "search its recipe without measuring")
+    stand_ready(stored, context, settings)  # before the converter is asked
+    checkpoint = described(stored, wish)
+    for remark in checkpoint.remarks:
+        note(remark)
+    return checkpoint, open_model(checkpoint)
