@@ -66,14 +66,19 @@ class Quantizer:
 
         """
         self._compensation = None  # before there is another
+        recipe = self._recipe
+        # Nothing here holds the moment while it is factorized.
+        self._compensation = prepare(
+            self._mean(inputs, columns, what), act_order=recipe.act_order, damp=recipe.damp
+        )
+
+    def _mean(self, inputs: Iterable[tuple[Tensor, float]], columns: int, what: str) -> Tensor:
         moment = SecondMoment(columns, self._device)
         for x, share in inputs:
             moment.add(x, share)
         mean = moment.mean()
-        del moment
         require_finite(mean, f"what goes into {what}")
-        recipe = self._recipe
-        self._compensation = prepare(mean, act_order=recipe.act_order, damp=recipe.damp)
+        return mean
 
     def replace(self, parameter: str, expert: int | None, matrix: Tensor) -> Tensor:
         """A matrix, rounded.

@@ -2,8 +2,12 @@
 
 A linear layer maps inputs x to W x. For a rounded matrix Q the expected squared error of the
 output is the sum over rows of (w - q) H (w - q)ᵀ with H = E[x xᵀ]. Rounding column after column,
-each column's error is made up for as well as the columns that are still free allow; how much each
-of them has to move is a row of the Cholesky factor of H's inverse.
+each column's error is made up for as well as the columns that are still free allow.
+
+With H = M Mᵀ and M upper triangular, that error is the sum of the squares of (w - q) M, whose entry
+i depends on the columns up to i alone: column i is rounded from where it makes its entry 0. So no
+inverse is needed, as it is where the columns that are still free are moved at once (Chee et al.,
+2023, show that both give the same).
 
 Only tensors here, no files. Rows of a matrix are outputs, its columns inputs.
 """
@@ -18,7 +22,7 @@ _MOST_DAMPING = 1.0
 _DAMPING_STEP = 10.0
 # How far ranges are shrunk in the search: by fine steps first, which 8 bits need, then coarse ones.
 _SHRINKS = (1.0, 0.9975, 0.995, 0.99, 0.98, *(0.975 - 0.025 * step for step in range(20)))
-_RECURSION_END = 256
+_ROWS = 512  # of a moment, put in another order at once
 _FITTED_WEIGHTS = 2**17
 
 
@@ -38,6 +42,11 @@ class Grid:
     def top(self) -> int:
         """The largest level; the smallest is 0."""
         return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> float:
+        """Where the zero of a symmetric grid is."""
+        return (self.top + 1) / 2
 
     def width(self, columns: int) -> int:
         """Columns per group."""
@@ -77,12 +86,14 @@ def round_to_nearest(weight: Tensor, grid: Grid) -> Rounded:
 class Compensation:
     """How the columns of a matrix make up for each other's errors, and the order to round them.
 
-    ``factor`` is upper triangular, (columns, columns), in that order: column i, rounded with an
-    error e, moves column j by -e * factor[i, j] / factor[i, i], and costs (e / factor[i, i])².
-    ``order`` is None for columns as they come.
+    ``factor`` is upper triangular with ones on the diagonal, (columns, columns), in that order: an
+    error e of column i, its weight less what it was rounded to, moves column j by e * factor[i, j].
+    What column i is off from where it was moved to costs its square times ``costs[i]``. ``order``
+    is None for columns as they come.
     """
 
     factor: Tensor
+    costs: Tensor
     order: Tensor | None
 
 
@@ -103,11 +114,20 @@ def prepare(moment: Tensor, *, act_order: bool = False, damp: float = 0.01) -> C
     unseen = strength == 0
     mean = float(strength.sum() / (~unseen).sum().clamp(min=1)) or 1.0
     moment.diagonal()[unseen] = mean
-    order = None
-    if act_order:
-        order = strength.argsort(descending=True, stable=True)
-        moment = moment[order][:, order]
-    return Compensation(inverse_factor(moment, damp * mean), order)
+    order = strength.argsort(descending=True, stable=True) if act_order else None
+    forwards = torch.arange(len(moment), device=moment.device) if order is None else order
+    held = [_reordered(moment, forwards.flip(0))]
+    del moment  # no more than two are there at a time, if the caller has let go of it
+    factor, costs = factorize(held.pop(), damp * mean)
+    return Compensation(factor, costs, order)
+
+
+def _reordered(moment: Tensor, order: Tensor) -> Tensor:
+    reordered = torch.empty_like(moment)
+    for start in range(0, len(moment), _ROWS):
+        rows = order[start : start + _ROWS]
+        reordered[start : start + _ROWS] = moment[rows][:, order]
+    return reordered
 
 
 def solve(
@@ -126,45 +146,73 @@ def solve(
         search: shrink each group's range where that lowers the error.
 
     """
-    factor, order = compensation.factor, compensation.order
-    work = weight.float().clone()
-    rows, columns = work.shape
+    factor, costs, order = compensation.factor, compensation.costs, compensation.order
+    weight = weight.float()
+    rows, columns = weight.shape
     width = grid.width(columns)
-    costs = factor.diagonal().square().reciprocal()
-    group_of = torch.arange(columns, device=work.device) // width
+    group_of = torch.arange(columns, device=weight.device) // width
     # One row per group, and below one row per column of the matrix: what is used together then
     # lies together.
-    scales = torch.empty(columns // width, rows, device=work.device)
+    scales = torch.empty(columns // width, rows, device=weight.device)
     zeros = torch.empty_like(scales)
-    if order is not None:
+    if order is None:
+        moved = weight.clone()  # the columns as errors before them have moved them
+    else:
         unsorted = torch.empty_like(costs)
         unsorted[order] = costs
         grouped = unsorted.view(-1, width) if search else None
-        scales, zeros = (x.T.contiguous() for x in fit(work.view(rows, -1, width), grid, grouped))
-        work, group_of = work[:, order], group_of[order]
+        scales, zeros = (x.T.contiguous() for x in fit(weight.view(rows, -1, width), grid, grouped))
+        moved, group_of = weight[:, order], group_of[order]
     groups = group_of.tolist()
-    levels = torch.empty(rows, columns, dtype=torch.uint8, device=work.device)
+    levels = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     block = _BLOCK if width % _BLOCK == 0 or grid.group_size == -1 else width
     for start in range(0, columns, block):
         end = min(start + block, columns)
         if order is None and start % width == 0:
             group, inside = start // width, slice(start, start + width)
-            fitted = fit(work[:, None, inside], grid, costs[None, inside] if search else None)
+            # Where the columns of the group would all be now if none of them were rounded.
+            by = moved[:, inside] - weight[:, inside]
+            own = factor[inside, inside]
+            free = weight[:, inside] + torch.linalg.solve_triangular(
+                own, by, upper=True, left=False, unitriangular=True
+            )
+            fitted = fit(free[:, None], grid, costs[None, inside] if search else None)
             scales[group], zeros[group] = (x[:, 0] for x in fitted)
-        own = work[:, start:end].T.contiguous()
-        errors = torch.empty_like(own)
-        chosen = torch.empty_like(own)
-        for i in range(end - start):
-            column, row = own[i], factor[start + i, start:end]
-            scale, zero = scales[groups[start + i]], zeros[groups[start + i]]
-            chosen[i] = _nearest(column, scale, zero, grid)
-            errors[i] = (column - (chosen[i] - zero) * scale) / row[i]
-            own[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
+        before = weight[:, start:end] if order is None else weight[:, order[start:end]]
+        chosen, errors = _round_block(
+            moved[:, start:end].T.contiguous(),
+            before.T.contiguous(),
+            factor[start:end, start:end].contiguous(),
+            (scales[groups[start:end]], zeros[groups[start:end]]),
+            grid,
+        )
         levels[:, start:end] = chosen.T.to(torch.uint8)
-        work[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
+        moved[:, end:].addmm_(errors.T, factor[start:end, end:])
     if order is not None:
         levels = levels[:, order.argsort()]
     return Rounded(levels, scales.T.contiguous(), zeros.T.contiguous())
+
+
+def _round_block(
+    moved: Tensor, before: Tensor, factor: Tensor, fitted: tuple[Tensor, Tensor], grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Levels and errors of some columns, each a row here, which move those after them.
+
+    Args:
+        moved: the columns as errors before them have moved them; written over.
+        before: the columns as they were.
+        factor: of them.
+        fitted: the scales and zeros of each.
+        grid: where weights may lie.
+
+    """
+    errors, chosen = torch.empty_like(moved), torch.empty_like(moved)
+    scales, zeros = fitted
+    for i, column in enumerate(moved):
+        chosen[i] = _nearest(column, scales[i], zeros[i], grid)
+        errors[i] = before[i] - (chosen[i] - zeros[i]) * scales[i]
+        moved[i + 1 :].addr_(factor[i, i + 1 :], errors[i])
+    return chosen, errors
 
 
 def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -191,11 +239,15 @@ def _fit(groups: Tensor, grid: Grid, costs: Tensor | None) -> tuple[Tensor, Tens
         return _scales(low, high, grid)
     best = torch.full_like(low, torch.inf)
     scales, zeros = torch.empty_like(low), torch.empty_like(low)
+    work = torch.empty_like(groups)
     for shrink in _SHRINKS:
         scale, zero = _scales(low * shrink, high * shrink, grid)
-        levels = _nearest(groups, scale[..., None], zero[..., None], grid)
-        error = levels.sub_(zero[..., None]).mul_(scale[..., None]).sub_(groups).square_()
-        cost = error.mul_(costs).sum(-1)
+        torch.mul(groups, scale.reciprocal()[..., None], out=work).round_()
+        if grid.symmetric:
+            work.clamp_(-grid.middle, grid.top - grid.middle)
+        else:
+            work.add_(zero[..., None]).clamp_(0, grid.top).sub_(zero[..., None])
+        cost = work.mul_(scale[..., None]).sub_(groups).square_().mul_(costs).sum(-1)
         better = cost < best
         best = torch.where(better, cost, best)
         scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
@@ -208,43 +260,38 @@ def output_error(weight: Tensor, rounded: Tensor, moment: Tensor) -> float:
     return float(((change @ moment.double()) * change).sum())
 
 
-def inverse_factor(moment: Tensor, damp: float) -> Tensor:
-    """Upper triangular U with UᵀU = (moment + damp * 1)⁻¹; more damping where that is singular.
+def factorize(turned: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+    """What `Compensation` holds of a moment, whose rows and columns come in reverse order.
 
-    With rows and columns in reverse order, the Cholesky factor of a matrix is an upper triangular
-    M with M Mᵀ = matrix, whose inverse is U: half the work of inverting, then factorizing again.
+    In that order, the Cholesky factor of a matrix is the M with M Mᵀ = matrix. It is computed in
+    float32: damping bounds how far apart its numbers are, and there is more of it where that fails.
+
+    Args:
+        turned: (columns, columns); it is used up.
+        damp: added to the diagonal.
+
+    Returns:
+        The factor with ones on its diagonal, and the squares of what was there.
+
     """
-    reversed_ = moment.flip(0, 1)
-    mean = float(reversed_.diagonal().mean())
+    mean = float(turned.diagonal().mean())
     added = 0.0
     while True:
-        reversed_.diagonal().add_(damp - added)
+        turned.diagonal().add_(damp - added)
         added = damp
-        lower, failed = torch.linalg.cholesky_ex(reversed_)
+        lower, failed = torch.linalg.cholesky_ex(turned)
         if not failed and torch.isfinite(lower.diagonal()).all():
             break
         if damp >= _MOST_DAMPING * mean:  # rounding to nearest is what is left
-            return torch.eye(len(moment), device=moment.device)
+            unit = torch.eye(len(turned), device=turned.device)
+            return unit, torch.ones(len(turned), device=turned.device)
         damp = max(damp * _DAMPING_STEP, 1e-4 * mean)
-    del reversed_
+    del turned
     upper = lower.flip(0, 1)
     del lower
-    _invert_upper(upper)
-    return upper
-
-
-def _invert_upper(matrix: Tensor) -> None:
-    """Invert an upper triangular matrix in place, in products of ever smaller blocks."""
-    size = len(matrix)
-    if size <= _RECURSION_END:
-        unit = torch.eye(size, device=matrix.device, dtype=matrix.dtype)
-        matrix.copy_(torch.linalg.solve_triangular(matrix, unit, upper=True))
-        return
-    half = size // 2
-    first, second = matrix[:half, :half], matrix[half:, half:]
-    _invert_upper(first)
-    _invert_upper(second)
-    matrix[:half, half:] = -(first @ matrix[:half, half:] @ second)
+    diagonal = upper.diagonal().clone()
+    upper.div_(diagonal)
+    return upper, diagonal.square()
 
 
 def _scales(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -258,7 +305,7 @@ def _scales(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     if grid.symmetric:
         high = torch.maximum(-low, high)
         scale = _as_stored(2 * high / grid.top)
-        return scale, torch.full_like(scale, (grid.top + 1) / 2)
+        return scale, torch.full_like(scale, grid.middle)
     scale = _as_stored((high - low) / grid.top)
     zero = (-low / scale).round()
     tight = zero < 1

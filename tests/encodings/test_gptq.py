@@ -10,8 +10,8 @@ import torch
 from quantkit.encodings.gptq import (
     Grid,
     Rounded,
+    factorize,
     fit,
-    inverse_factor,
     output_error,
     prepare,
     round_to_nearest,
@@ -58,14 +58,48 @@ def test_without_a_search_it_is_auto_gptqs_algorithm() -> None:
     assert compared >= COUNT // 2
 
 
-def test_the_factor_is_the_inverses() -> None:
+def test_the_factor_is_the_moments() -> None:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((2000, 700)).astype(np.float32))
     moment = x.T @ x / len(x)
-    factor = inverse_factor(moment.clone(), 0.01).double()
+    factor, costs = (part.double() for part in factorize(moment.flip(0, 1), 0.01))
     damped = moment.double() + 0.01 * torch.eye(700)
     assert (factor.tril(-1) == 0).all()
-    assert torch.allclose(factor.T @ factor @ damped, torch.eye(700).double(), atol=1e-3)
+    assert (factor.diagonal() == 1).all()
+    assert torch.allclose(factor * costs @ factor.T, damped, atol=1e-4)
+
+
+def by_inverse(weight: torch.Tensor, moment: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """GPTQ as it was published: what is still free moves at once, by the inverse, in float64.
+
+    With one scale per row, of its full range.
+    """
+    damped = moment.double() + 0.01 * moment.double().diagonal().mean() * torch.eye(len(moment))
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    work = weight.double().clone()
+    scales, zeros = (x[:, 0].double() for x in fit(weight[:, None], grid))
+    chosen = torch.empty_like(work)
+    for i in range(work.shape[1]):
+        levels = (work[:, i] / scales).round().add(zeros).clamp(0, grid.top)
+        chosen[:, i] = (levels - zeros) * scales
+        error = (work[:, i] - chosen[:, i]) / upper[i, i]
+        work[:, i:] -= error[:, None] * upper[i, i:]
+    return chosen
+
+
+def test_it_rounds_as_with_the_inverse() -> None:
+    """But for weights between two levels, which the last bits of float32 decide."""
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((900, 50)) @ rng.standard_normal((50, 320))
+    x += rng.standard_normal(x.shape)
+    moment = torch.from_numpy((x.T @ x / 900).astype(np.float32))
+    weight = torch.from_numpy((rng.standard_normal((64, 320)) * 0.1).astype(np.float32))
+    grid = Grid(4, -1)
+    ours = solve(weight, prepare(moment.clone()), grid, search=False).dequantize()
+    theirs = by_inverse(weight, moment, grid).float()
+    assert (torch.isclose(ours, theirs, atol=1e-6)).float().mean() > 0.97
+    errors = [float((d @ moment * d).sum()) for d in (ours - weight, theirs - weight)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.005)
 
 
 @pytest.mark.parametrize("act_order", [False, True])

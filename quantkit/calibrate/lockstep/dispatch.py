@@ -181,12 +181,15 @@ class Dispatch:
         # For fewer tokens than a matrix has columns, what comes out of it is smaller than it.
         n_tokens = sum(len(batch.tokens) for batch in batches)
         kept: list[Tensor] = []
-        if self._replacer is None and n_tokens <= hidden.width:
+        if n_tokens <= hidden.width:
             kept = [first(batch) for batch in batches]
             into.clear()
-        (down,) = self._settle(
-            (experts.down,), expert, lambda: ((inner(b, rows(b)), b.share) for b in batches)
-        )
+
+        def inputs_of_down() -> Iterator[tuple[Tensor, float]]:
+            for number, batch in enumerate(batches):
+                yield kept[number] if kept else inner(batch, rows(batch)), batch.share
+
+        (down,) = self._settle((experts.down,), expert, inputs_of_down)
         for number, batch in enumerate(batches):
             x = kept[number] if kept else first(batch)
             if batch.gates is None:
