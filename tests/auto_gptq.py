@@ -38,7 +38,8 @@ def logits(
     """
     file, facts = work / "tokens.npy", cards.gptq()
     np.save(file, tokens)
-    (loading,) = re.findall(r"```python\n(.*?)```", render_card(facts), re.S)
+    shown = re.findall(r"```python\n(.*?)```", render_card(facts), re.S)
+    (loading,) = (lines for lines in shown if "auto_gptq" in lines)
     download = facts.repo_id.partition("/")[2]
     assert f'"{download}"' in loading
     loading = loading.replace(f'"{download}"', repr(str(work / download)))

@@ -107,6 +107,7 @@ class _Entry(msgspec.Struct, frozen=True):
     remarks: list[str] = []
     takes: list[Literal["vision", "audio"]] | None = None  # of a projector, which is no model
     tools: dict[str, str] = {}
+    experts: Annotated[int, msgspec.Meta(ge=0, le=2**20)] = 0  # in a layer
     quantization_config: dict[str, Any] = {}
     recipe: _Recipe | None = None
 

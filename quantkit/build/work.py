@@ -11,6 +11,7 @@ from quantkit.build.output import Layout, check_names
 from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
+from quantkit.checkpoint.converter.describe import Wish
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.checkpoint.names import folder_name
 from quantkit.checkpoint.open import open_checkpoint, open_decoder, open_model
@@ -20,15 +21,20 @@ from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.bnb.plan import lay_out_bnb
-from quantkit.formats.dequantized import open_artifact
+from quantkit.formats.dequantized import as_checkpoint
 from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
-from quantkit.formats.gguf.metadata import ModelMetadata, describe_checkpoint
+from quantkit.formats.gguf.metadata import (
+    ModelMetadata,
+    base_name_of,
+    describe_checkpoint,
+)
 from quantkit.plan.plan import Plan, make_plan, make_plans
 from quantkit.plan.quants import Quant
 from quantkit.plan.recipe import Override, Recipe, recipe_of
 
 _NO_BNB = BnbOptions()
+_WISH = Wish()
 
 # What finds a recipe for a model, with the keys of its files and the importance matrix, if any.
 Choose: TypeAlias = Callable[[Model, ModelMetadata, Imatrix | None], tuple[Quant, Recipe]]
@@ -102,6 +108,7 @@ def prepare(
     kept: Kept | None = None,
     allow_requantize: bool = False,
     choose: Choose | None = None,
+    published: Model | None = None,
 ) -> Work:
     """Plan every quant of a checkpoint. Reads headers, config and tokenizer, and no weights.
 
@@ -121,6 +128,8 @@ def prepare(
         kept: where to store a checkpoint from the Hub while it is read.
         allow_requantize: take a GGUF whose weights are quantized already.
         choose: finds one more GGUF to build, by a recipe of its own.
+        published: the model as transformers shows it, for one of no family of ours; then only
+            formats for transformers can be planned.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
@@ -133,7 +142,7 @@ def prepare(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     bnb_quants = [quant for quant in quants if quant.format == "bnb"]
-    decoder = open_decoder(checkpoint) if bnb_quants else None
+    decoder = published or (open_decoder(checkpoint) if bnb_quants else None)
     model = decoder or open_model(checkpoint)
     if imatrix_file is not None:
         imatrix = load_imatrix(imatrix_file)
@@ -143,12 +152,16 @@ def prepare(
         if quant.format == "gguf"
     ]
     plans = make_plans(model, wanted, imatrix)
-    metadata = describe_checkpoint(checkpoint, model, name)
-    if choose is not None:
-        plans += make_plans(model, [choose(model, metadata, imatrix)], imatrix)
+    layouts: list[Layout] = []
+    if published is not None:
+        base_name = base_name_of(checkpoint, model, name)
+    else:
+        metadata = describe_checkpoint(checkpoint, model, name)
+        if choose is not None:
+            plans += make_plans(model, [choose(model, metadata, imatrix)], imatrix)
+        base_name = metadata.base_name
+        layouts += [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
     _check_requantizing(checkpoint, plans, allowed=allow_requantize)
-    base_name = metadata.base_name
-    layouts: list[Layout] = [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
     if decoder is not None:
         layouts += [
             lay_out_bnb(checkpoint, decoder, quant, bnb, base_name, shard_size)
@@ -222,22 +235,25 @@ def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightRead
     return open_weights
 
 
-def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast") -> Work:
+def prepare_export(
+    artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast", wish: Wish = _WISH
+) -> Work:
     """Plan GGUF quants of an artifact's dequantized weights.
 
     Args:
         artifact: a folder that this package, or transformers, wrote.
         quants: GGUF quants.
         kernel: a key of ``encodings.kernel.KERNELS``.
+        wish: how llama.cpp's converter is asked, where it is: of no family of ours.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged, or not of a format known here.
+        ConverterError: the converter is needed and cannot be had, or does not describe it.
         MissingPackageError: reading it needs a package that is not installed.
 
     """
-    source = open_artifact(artifact)
-    checkpoint = source.checkpoint
-    model = open_decoder(checkpoint)
+    checkpoint = as_checkpoint(artifact, wish)
+    model = open_model(checkpoint)
     # The folder's name, and no heuristics: they would take "int8" for a version.
     metadata = describe_checkpoint(checkpoint, model, folder_name(artifact))
     layouts = tuple(lay_out(make_plan(model, quant), metadata) for quant in quants)
@@ -247,5 +263,5 @@ def prepare_export(artifact: Path, quants: Sequence[Quant], *, kernel: str = "fa
         metadata.base_name,
         layouts,
         load_kernel(kernel),
-        open_weights=weight_reader(source.read_rows),
+        open_weights=weight_reader(checkpoint.read_rows),
     )

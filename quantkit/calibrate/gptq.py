@@ -42,10 +42,10 @@ from quantkit.encodings.encoding import encoding
 from quantkit.encodings.gptq import Grid, Rounded
 from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.sound import is_sound
-from quantkit.families.model import Decoder
+from quantkit.families.model import Model
 from quantkit.formats.folder import FolderLayout, StoredMatrix
 from quantkit.formats.gptq.packing import PARTS, pack
-from quantkit.formats.gptq.plan import GptqOptions, bits_of, lay_out_gptq
+from quantkit.formats.gptq.plan import GptqOptions, bits_of, is_packed, lay_out_gptq
 from quantkit.plan.quants import Quant
 
 _STATE = ".calibration"
@@ -57,7 +57,7 @@ class GptqBuild:
     """One artifact to make: of what, on which text, how."""
 
     checkpoint: Checkpoint
-    model: Decoder
+    model: Model
     corpus: Corpus
     settings: Settings
     recipe: Recipe
@@ -68,7 +68,7 @@ class GptqBuild:
 
 def plan_gptq(
     checkpoint: Checkpoint,
-    model: Decoder,
+    model: Model,
     corpus: Corpus,
     quant: Quant,
     options: GptqOptions,
@@ -170,7 +170,9 @@ class _Build:
             build.identity,
             replaces=True,
         )
-        self._pieces = find_pieces(self._run.forward, build.checkpoint, build.model)
+        rounded = tuple(x.target for x in build.layout.plan.tensors if is_packed(x))
+        of_these = replace(build.model, targets=rounded)
+        self._pieces = find_pieces(self._run.forward, build.checkpoint, of_these)
 
     def execute(
         self,
@@ -239,12 +241,13 @@ class _Build:
         checkpoint = self._build.checkpoint
         read_rows = open_rows(with_rows(checkpoint))
         for stored in self._build.layout.plan.tensors:
-            if stored.target.is_linear:
+            if is_packed(stored):
                 continue
             for matrix, block in zip(stored.matrices, stored.target.blocks, strict=True):
-                assert block.matrix is None  # noqa: S101 - only experts are fused
-                raw = read_rows(block.source, block.row, block.rows)
-                if not is_sound(raw, encoding(checkpoint.tensors[block.source].dtype)):
+                above = (block.matrix or 0) * checkpoint.tensors[block.source].shape[-2:][0]
+                raw = read_rows(block.source, above + block.row, block.rows)
+                sound = is_sound(raw, encoding(checkpoint.tensors[block.source].dtype))
+                if not sound and not stored.target.is_limit:
                     raise WeightsError(
                         f"{quoted(block.source)} of {checkpoint.tensors[block.source].file} has a "
                         "NaN or infinite weight; no quant of it can be right. Download the file "

@@ -72,11 +72,11 @@ def read_weights(files: Iterable[Path]) -> Iterable[dict[str, SourceTensor]]:
     )
 
 
-def is_artifact(path: Path) -> bool:
+def is_artifact(path: Path, *, or_source: bool = False) -> bool:
     """Whether a folder is for transformers to run, and no source: its weights are quantized.
 
     What llama.cpp's converter reads is a source, but for the GPTQ of a family of ours, which
-    quantkit itself writes.
+    quantkit itself reads. ``or_source``: GPTQ of any other counts as well.
 
     Raises:
         CheckpointError: the folder, its config.json or its index cannot be read.
@@ -89,8 +89,12 @@ def is_artifact(path: Path) -> bool:
     config = read_json(path / "config.json")
     if not config.get("quantization_config"):
         return False
-    is_source = _MODELOPT in names or _method_of(config) in _CONVERTED
-    if not is_known(config) or (is_source and _method_of(config) != "gptq"):
+    method = _method_of(config)
+    is_source = _MODELOPT in names or method in _CONVERTED
+    if is_source and method != "gptq":
+        return False
+    own = ("bitsandbytes", "gptq") if or_source else ("bitsandbytes",)
+    if not is_known(config) and method not in own:
         return False
     if not weight_files(names):
         return True

@@ -18,10 +18,10 @@ from quantkit.cli.calibrate import (
     TextOption,
 )
 from quantkit.cli.calibrated import (
-    NO_FOLDERS,
     GptqWish,
     OnText,
     Text,
+    as_published,
     computing_threads,
     plan_gptq_quants,
     plan_on_text,
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
+    from quantkit.families.model import Model
+    from quantkit.formats.folder import FolderLayout
 
 
 _OF_CALIBRATION = 512  # tokens per sequence
@@ -247,8 +249,8 @@ def build(
         is_gguf_source,
         open_once,
         require_checkpoint,
-        require_layers,
     )
+    from quantkit.checkpoint.open import refuse_idle as no_converter
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
     from quantkit.plan.quants import all_quants, find_quants
@@ -321,17 +323,21 @@ def build(
         )
     if is_gguf and auto and device is not Device.CPU:
         raise PlanError("--device is for checkpoints, and llama.cpp runs a GGUF; leave it out.")
+    published = None
     if any(chosen.format != "gguf" for chosen in quants):
         require_checkpoint(
             source,
             "only other GGUFs can be made of it, so leave the other quants out, or give the "
             "checkpoint that it was converted from",
         )
-        require_layers(source, NO_FOLDERS)
+        source, published = as_published(source, quants, searches=choose is not None)
     if cluster and isinstance(source, Path):
         source = source.absolute()  # the nodes' processes run elsewhere
     kept = keep_in(keep_source, source)
-    source = open_once(source, wish)
+    if published is None:
+        source = open_once(source, wish)
+    else:
+        no_converter(wish, checkpoint)
     threads = jobs or usable_cores()
     gptq = GptqWish(
         [chosen for chosen in quants if chosen.format == "gptq"],
@@ -359,6 +365,7 @@ def build(
             kept=kept,
             allow_requantize=allow_requantize,
             choose=choose,
+            published=published,
         )
 
     joined = matrices if len(matrices) > 1 else []
@@ -379,7 +386,7 @@ def build(
             require_loadable(work, part)
             if prove:
                 note(foresee_build(work))
-        _show_plans(work, source, gptq, name, as_json, part)
+        _show_plans(work, source, gptq, name, as_json, part, published)
         return
 
     text_wish = Text(sources, chunks, context, device)
@@ -396,6 +403,7 @@ def build(
             wants_matrix=auto,
             gptq=gptq,
             only_gguf=only_gguf,
+            published=published,
         )
 
     on_text, work = None, None
@@ -460,9 +468,13 @@ def _show_plans(
     name: str | None,
     as_json: bool,
     projector: "Work | None",
+    published: "Model | None",
 ) -> None:
     """What a dry run shows: of slabs, if there are any, of GPTQ, and of a vision or audio part."""
-    title, layouts = plan_gptq_quants(source, gptq, name) if gptq.quants else ("", [])
+    title = ""
+    layouts: list[FolderLayout] = []
+    if gptq.quants:
+        title, layouts = plan_gptq_quants(source, gptq, name, published)
     remarks = (remark for part in (work, projector) if part is not None for remark in part.remarks)
     for remark in dict.fromkeys(remarks):
         note(remark)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from quantkit.plan.quants import Quant
 
 
-NO_FOLDERS = "build GGUF quants of it, and leave bitsandbytes and GPTQ out"
-"""What to do instead with a model whose layers quantkit does not compute."""
+APART = "build its GGUF quants, and those for transformers, in two commands"
+"""What to do with a model of which two authorities tell what its tensors are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,6 @@ class OnText:
         meter = open_meter("layer")
 
         def check(path: Path) -> "Check":
-            assert tokens is not None  # noqa: S101 - it is called in smoke tests only
             return check_artifact(path, threads, memory, tokens)
 
         artifacts = []
@@ -144,6 +143,7 @@ def plan_on_text(
     wants_matrix: bool,
     gptq: GptqWish,
     only_gguf: bool,
+    published: "Model | None" = None,
 ) -> OnText:
     """Plan what a text is needed for. Reads headers and the text, and no weights.
 
@@ -162,20 +162,13 @@ def plan_on_text(
     from quantkit.calibrate.lockstep.forward import stand_ready
     from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.text import make_corpus
-    from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
+    from quantkit.checkpoint.checkpoint import stored_view
     from quantkit.checkpoint.imatrix import stand_in
-    from quantkit.checkpoint.open import open_model
-    from quantkit.families.model import Decoder
-    from quantkit.formats.gguf.metadata import describe_checkpoint
 
-    model: Model
-    if isinstance(source, Checkpoint) and source.description is not None:
-        checkpoint, model = source, open_model(source)
-    else:
-        checkpoint, model = open_noted(source, NO_FOLDERS)
+    checkpoint, model = _opened(source, published)
     settings = Settings(text.device.value)
     stand_ready(stored_view(checkpoint), text.context, settings)
-    base_name = describe_checkpoint(checkpoint, model, name).base_name
+    base_name = _base_name(checkpoint, model, name)
     corpus = make_corpus(checkpoint, text.sources, text.chunks, text.context)
     builds = tuple(
         plan_gptq(
@@ -190,7 +183,6 @@ def plan_on_text(
             shard_size=gptq.shard_size,
         )
         for quant in gptq.quants
-        if isinstance(model, Decoder)  # of no other model are any asked for
     )
     folder = out or default_folder(base_name, only_gguf=only_gguf)
     first = None
@@ -223,18 +215,81 @@ def computing_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _opened(source: "Path | Checkpoint", published: "Model | None") -> "tuple[Checkpoint, Model]":
+    """A checkpoint and its model: of a family of ours, described, or ``published`` already."""
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.open import open_model
+
+    if isinstance(source, Checkpoint) and published is not None:
+        return source, published
+    if isinstance(source, Checkpoint) and source.description is not None:
+        return source, open_model(source)
+    return open_noted(source, APART)
+
+
+def _base_name(checkpoint: "Checkpoint", model: "Model", name: str | None) -> str:
+    from quantkit.families.model import Decoder
+    from quantkit.formats.gguf.metadata import base_name_of, describe_checkpoint
+
+    if checkpoint.description is None and not isinstance(model, Decoder):
+        return base_name_of(checkpoint, model, name)
+    return describe_checkpoint(checkpoint, model, name).base_name
+
+
+def as_published(
+    source: "Path | Checkpoint", quants: "Sequence[Quant]", *, searches: bool
+) -> "tuple[Path | Checkpoint, Model | None]":
+    """The source of quants for transformers, and its model as transformers shows it.
+
+    One of a family of ours is left as it is, without a model. ``searches``: a GGUF by a recipe is
+    asked for as well.
+
+    Raises:
+        MissingPackageError: PyTorch or transformers is not installed.
+        CalibrationError: transformers has no such model.
+        PlanError: GGUF quants are asked for as well, or nothing would be quantized.
+        CheckpointError: the checkpoint is incomplete or damaged, or stored in quantized form.
+
+    """
+    from quantkit.checkpoint.folder import is_foreign
+    from quantkit.checkpoint.open import open_stored, require_layers
+    from quantkit.core.errors import PlanError
+    from quantkit.families import is_known
+
+    stored = open_stored(source) if isinstance(source, Path) else source
+    if not is_foreign(stored) or is_known(stored.config):
+        require_layers(stored, "give the checkpoint that it was made from")
+        return source, None
+    if searches or any(quant.format == "gguf" for quant in quants):
+        raise PlanError(
+            f"{stored.repo or stored.path} is of no family of quantkit's: llama.cpp's converter "
+            f"tells what its tensors are in a GGUF, and transformers elsewhere; {APART}."
+        )
+    formats = {quant.format for quant in quants}
+    extra = "gptq" if "gptq" in formats else "bnb"
+    require_running(extra, "A quant for transformers of this model")
+    import torch
+
+    from quantkit.calibrate.lockstep.forward import LockstepForward
+    from quantkit.calibrate.lockstep.published import publish_model
+
+    return stored, publish_model(LockstepForward(stored, torch.device("cpu")), stored)
+
+
 def plan_gptq_quants(
-    source: "Path | Checkpoint", wish: GptqWish, name: str | None
+    source: "Path | Checkpoint",
+    wish: GptqWish,
+    name: str | None,
+    published: "Model | None" = None,
 ) -> "tuple[str, list[FolderLayout]]":
     """The model's name, and the layouts of GPTQ quants, for a dry run: nothing is calibrated.
 
     They have no hash: it takes in the text, which is not read here.
     """
-    from quantkit.formats.gguf.metadata import describe_checkpoint
     from quantkit.formats.gptq.plan import lay_out_gptq
 
-    checkpoint, model = open_noted(source, NO_FOLDERS)
-    base_name = describe_checkpoint(checkpoint, model, name).base_name
+    checkpoint, model = _opened(source, published)
+    base_name = _base_name(checkpoint, model, name)
     layouts = [
         replace(
             lay_out_gptq(checkpoint, model, quant, wish.options, base_name, wish.shard_size),

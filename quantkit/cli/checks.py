@@ -79,12 +79,14 @@ def has_several_tokenizers(checkpoint: "Checkpoint") -> bool:
 def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens | None":
     """What the checkpoint's own tokenizer gives, its chat template's output included.
 
-    Of a GGUF the vocabulary is copied, and there is no other that it could be compared with.
+    Of a GGUF the vocabulary is copied, and there is no other that it could be compared with; nor is
+    there one for what no family of ours and nobody else has described.
 
     Raises:
         TokenizerError: its library cannot open it.
 
     """
+    from quantkit.checkpoint.folder import is_foreign
     from quantkit.checkpoint.tokenizer.chat_template import special_tokens, template_metadata
     from quantkit.checkpoint.tokenizer.source import read_source
     from quantkit.publish.prompt import render_prompt
@@ -94,6 +96,8 @@ def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens | None":
         return None
     if checkpoint.description is not None:
         return _expect_described(checkpoint, checkpoint.description)
+    if is_foreign(checkpoint):
+        return None
     source = read_source(checkpoint.path, checkpoint.config)
     template = template_metadata(source).get("tokenizer.chat_template")
     prompt = None

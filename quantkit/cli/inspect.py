@@ -221,15 +221,10 @@ def _rows_of_matrix(target: "Target") -> int:
 
 def _quantized(path: Path) -> dict[str, Any]:
     from quantkit.checkpoint.folder import open_quantized
-    from quantkit.families import describe
-    from quantkit.families.published import published_names
 
     stored = open_quantized(path)
-    # AutoGPTQ gives every layer a bias, of zeros where the model has none.
-    own = [name for name in stored.tensors if not name.endswith(".bias")]
-    model = describe(stored.config, own)
+    family, names = _matrices_of(path, stored)
     parts: dict[str, list[Any]] = defaultdict(list)
-    names = {name: target for target in model.targets for name in published_names(target)}
     for tensor in stored.tensors.values():
         module = tensor.name
         while module and f"{module}.weight" not in names and module not in names:
@@ -238,9 +233,9 @@ def _quantized(path: Path) -> dict[str, Any]:
     unused = [(t.name, t.dtype, t.n_elements, t.n_bytes) for t in parts.pop("", [])]
     tensors = [
         (
-            names[name].role,
+            names[name][0],
             _stored_as([part.name for part in found], found[0].dtype),
-            names[name].n_elements // max(1, len(names[name].blocks)),
+            names[name][1],
             sum(part.n_bytes for part in found),
         )
         for name, found in parts.items()
@@ -249,13 +244,39 @@ def _quantized(path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "kind": f"{stored.config['quantization_config'].get('quant_method')} artifact",
-        "family": model.family,
+        "family": family,
         "parameters": elements,
         "bytes": sum(file.stat().st_size for file in stored.files),
         "bits_per_weight": 8 * n_bytes / elements if elements else 0.0,
         "files": [file.name for file in stored.files],
         "metadata": stored.config,
         "tensors": _group([*tensors, *(("unused", *rest) for _, *rest in unused)]),
+    }
+
+
+def _matrices_of(path: Path, stored: "Checkpoint") -> tuple[str, dict[str, tuple[str, int]]]:
+    """The family of a quantized folder, and the role and size of each weight by its own name.
+
+    Of no family of ours, a role is the last part of a module's name.
+    """
+    from quantkit.families import describe, is_known
+    from quantkit.families.published import published_names
+    from quantkit.formats.dequantized import open_artifact
+
+    if not is_known(stored.config):
+        tensors = open_artifact(path).checkpoint.tensors
+        sizes = {
+            name: (name.removesuffix(".weight").rpartition(".")[2], tensor.n_elements)
+            for name, tensor in tensors.items()
+        }
+        return str(stored.config.get("model_type")), sizes
+    # AutoGPTQ gives every layer a bias, of zeros where the model has none.
+    own = [name for name in stored.tensors if not name.endswith(".bias")]
+    model = describe(stored.config, own)
+    return model.family, {
+        name: (target.role, target.n_elements // max(1, len(target.blocks)))
+        for target in model.targets
+        for name in published_names(target)
     }
 
 

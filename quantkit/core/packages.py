@@ -12,7 +12,7 @@ DISTRIBUTION = "quantkit-llm"
 EXTRAS = {
     "plot": ("matplotlib",),
     "calibrate": ("torch", "transformers"),
-    "gptq": ("torch", "transformers"),
+    "gptq": ("accelerate", "safetensors", "torch", "transformers"),
     "transformers": ("torch", "transformers"),
     "bnb": ("accelerate", "bitsandbytes", "safetensors", "torch", "transformers"),
     "convert": (

@@ -30,7 +30,9 @@ class Target:
     stores it reversed. ``blocks`` has one entry per matrix. Where ``rope_heads`` is above 0, the
     rows of each head are interleaved (see ``build.units``). A target with ``values`` is computed
     from the config and has no blocks. ``stored`` is the encoding, by ggml's name, that it has in an
-    unquantized GGUF and that it keeps where no quant touches it.
+    unquantized GGUF and that it keeps where no quant touches it. ``published`` are the names of its
+    matrices in a folder for transformers, and ``linear`` says whether they are of linear layers,
+    where that is known from transformers and not from the role.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Target:
     rope_heads: int = 0
     values: tuple[float, ...] = ()
     stored: str = "F32"
+    published: tuple[str, ...] = ()
+    linear: bool | None = None
 
     @property
     def columns(self) -> int:
@@ -68,6 +72,8 @@ class Target:
 
         That is what GPTQ and bitsandbytes quantize.
         """
+        if self.linear is not None:
+            return self.linear
         is_matrix = self.role.startswith(("attn_", "ffn_")) and len(self.shape) > 1
         return is_matrix and self.role != "ffn_gate_inp"
 
@@ -157,7 +163,8 @@ class Model:
     ``family`` is what people call its kind, ``arch`` its architecture's name in GGUF. ``sources``
     are the tensors that it is made of, with their shapes. ``keys`` say how it computes; what it is
     called and its vocabulary come with them only where a GGUF is the source. ``remarks`` are
-    sentences about what llama.cpp will not do as the original does.
+    sentences about what llama.cpp will not do as the original does. ``unquantized`` are linear
+    layers that formats for transformers leave alone, lm_head aside, as readers' lists name them.
     """
 
     family: str
@@ -167,6 +174,7 @@ class Model:
     facts: Facts
     keys: tuple[KeyValue, ...]
     remarks: tuple[str, ...] = ()
+    unquantized: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:

@@ -11,6 +11,8 @@ def published_names(target: Target) -> tuple[str, ...]:
     A Mixtral whose experts are fused gets the names it is published under, one per expert, which
     every version of transformers knows.
     """
+    if target.published:
+        return target.published
     moe = f"model.layers.{target.layer}.block_sparse_moe"
     if target.role == "ffn_gate_inp":
         return (f"{moe}.gate.weight",)

@@ -49,6 +49,7 @@ from quantkit.fit.shape import (
     piece,
     shape_of_header,
 )
+from quantkit.formats.dequantized import as_checkpoint
 from quantkit.formats.gguf.layout import Layout, PlannedFile, lay_out
 from quantkit.formats.gguf.metadata import (
     ModelMetadata,
@@ -337,13 +338,24 @@ def _weigh_projector(file: Path) -> int:
 def _from_artifact(folder: Path) -> Subject:
     """A folder for transformers: what it stores is exact, and it has no variants."""
     checkpoint = open_quantized(folder)
-    model = describe(checkpoint.config, checkpoint.tensors)
     method = checkpoint.config["quantization_config"].get("quant_method")
     n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     title = folder_name(folder)
+    stored = (Stored(title, n_bytes, "exact", str(method)),)
+    if not is_known(checkpoint.config):
+        return replace(_from_dequantized(folder), title=title, stored=stored)
+    model = describe(checkpoint.config, checkpoint.tensors)
     metadata = ModelMetadata(title, bare_entries(model))
     bare = _from_model(model, metadata, "artifacts", Wishes(()), title, 0, 0)
-    return replace(bare, buildable=None, stored=(Stored(title, n_bytes, "exact", str(method)),))
+    return replace(bare, buildable=None, stored=stored)
+
+
+def _from_dequantized(folder: Path) -> Subject:
+    """A folder for transformers as llama.cpp's converter describes what it dequantizes to."""
+    view = as_checkpoint(folder, _AS_USUAL)
+    assert view.description is not None  # noqa: S101 - it was described
+    subject = _from_description(view, view.description, "artifacts", Wishes(()))
+    return replace(subject, unquantized=False, buildable=None)
 
 
 def open_artifact(path: Path) -> Subject:

@@ -5,11 +5,13 @@ A format takes part with one function, ``open_artifact(stored) -> Dequantized``,
 """
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
-from quantkit.checkpoint.folder import open_quantized
+from quantkit.checkpoint.converter.describe import Wish
+from quantkit.checkpoint.folder import is_foreign, open_quantized
+from quantkit.checkpoint.open import described
 from quantkit.core.errors import CheckpointError
 
 # quant_method of config.json -> the module that reads such a folder
@@ -50,3 +52,22 @@ def open_artifact(folder: Path) -> Dequantized:
         )
     dequantized: Dequantized = importlib.import_module(_READERS[method]).open_artifact(stored)
     return dequantized
+
+
+def as_checkpoint(folder: Path, wish: Wish) -> Checkpoint:
+    """A quantized folder as a checkpoint with dequantized rows.
+
+    One of no family of ours is described by llama.cpp's converter.
+
+    Args:
+        folder: of the artifact.
+        wish: how the converter is asked.
+
+    Raises:
+        CheckpointError, MissingPackageError: as `open_artifact` does.
+        ConverterError: the converter is needed and cannot be had, or does not describe it.
+
+    """
+    source = open_artifact(folder)
+    checkpoint = replace(source.checkpoint, read_rows=source.read_rows)
+    return described(checkpoint, wish) if is_foreign(checkpoint) else checkpoint

@@ -29,6 +29,7 @@ _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$])")
 _EXAMPLES = ("q4_k_m", "q5_k_m", "q4_k_s", "iq4_xs", "q6_k", "q3_k_m", "q8_0")
 _LIBRARIES = {"gguf": "gguf", "gptq": "auto-gptq", "bnb": "transformers"}
+_OURS = ("llama", "mistral", "mixtral")  # that transformers 4 and auto-gptq have been tried with
 _TAGS = {
     "gguf": ("gguf", "llama.cpp"),
     "gptq": ("gptq",),
@@ -133,6 +134,7 @@ def _context(facts: Facts) -> dict[str, Any]:
     artifacts = facts.models
     example = _example(artifacts)
     first = artifacts[0].entry
+    family = str(first["source"].get("family")).lower()
     versions = {str(a.entry.get("quantkit")) for a in artifacts}
     rows = [_row(artifact, facts) for artifact in artifacts]
     tools = {tool for row in rows for tool in row["tools"].items()}
@@ -145,7 +147,8 @@ def _context(facts: Facts) -> dict[str, Any]:
         "source": facts.source,
         "source_name": facts.source.original or first["source"].get("name", ""),
         "parameters": format_count(first["parameters"]),
-        "is_moe": "ixtral" in str(first["source"].get("family")),
+        "is_moe": bool(first.get("experts")) or family == "mixtral",
+        "is_ours": family in _OURS,
         "rows": rows,
         "kernels": list(dict.fromkeys(row["kernel"] for row in rows if row["kernel"])),
         "tools": sorted(tools),

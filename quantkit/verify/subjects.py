@@ -214,7 +214,7 @@ def export_subject(artifact: Path, exports: Path) -> Subject:
 
 def is_quantized_folder(path: Path) -> bool:
     """Whether a folder is itself an artifact for transformers."""
-    return (path / "config.json").is_file() and is_artifact(path)
+    return (path / "config.json").is_file() and is_artifact(path, or_source=True)
 
 
 def pick_reference(subjects: Sequence[Subject], wish: str | None) -> Subject | None:

@@ -166,7 +166,7 @@ def test_no_page_offers_what_gives_random_experts() -> None:
         assert not re.search(r"pip install[^`]*gptqmodel|vllm serve|in vLLM", text, re.I), page
     gptq = (ROOT / "docs" / "gptq.md").read_text(encoding="utf-8")
     assert "transformers reads it" not in gptq
-    assert "| transformers 5 with GPTQModel | not tested | **no**: random experts |" in gptq
+    assert "| transformers 5 with GPTQModel | Llama, Gemma 3 | **no**: random experts |" in gptq
 
 
 def test_what_is_not_known_is_left_out() -> None:

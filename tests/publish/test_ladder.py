@@ -58,20 +58,21 @@ def test_the_ladder(hub: HubStore, tmp_path: Path) -> None:
         target = tmp_path / "exported" / kind
         assert quantkit("export", where, "--to", "q8_0", "-o", target).code == 0
 
-    _run_as_the_card_says(tmp_path / "bnb")
+    _run_as_the_card_says(tmp_path / "bnb", "bnb")
+    _run_as_the_card_says(tmp_path / "GPTQ", "gptq")
 
 
-def _run_as_the_card_says(copy: Path) -> None:
-    """Load a bitsandbytes repository by the lines that its card shows."""
+def _run_as_the_card_says(copy: Path, kind: str) -> None:
+    """Load a repository for transformers by the lines that its card shows."""
     from huggingface_hub import ModelCard
 
     card = ModelCard.load(copy / "README.md").text
     (code, *_) = [
         block.partition("```")[0]
         for block in card.split("```python\n")
-        if block.startswith("from quantkit.formats.bnb")
+        if block.startswith(f"from quantkit.formats.{kind}")
     ]
-    copy.rename(copy.with_name("Tiny-Mixtral-bnb"))  # as the card downloads it
+    copy.rename(copy.with_name(f"Tiny-Mixtral-{copy.name}"))  # as the card downloads it
     code = code.replace('device_map="auto"', 'device_map="cpu"')
     code += "print(model(**tokenizer('Hello', return_tensors='pt')).logits.isfinite().all().item())"
     done = subprocess.run(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import CalibrationError
-from quantkit.families.model import Decoder
+from quantkit.families.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,15 @@ class Piece:
 
 
 def find_pieces(
-    forward: LockstepForward, checkpoint: Checkpoint, model: Decoder
+    forward: LockstepForward, checkpoint: Checkpoint, model: Model
 ) -> Mapping[tuple[str, int | None], tuple[Piece, ...]]:
     """The matrices of a model's linear layers, by parameter and, among experts, number.
 
     Args:
         forward: what is run.
         checkpoint: whose weights.
-        model: the checkpoint's, of a family of ours: matrices that become one parameter lie one
-            below the other in it.
+        model: the checkpoint's, of a family of ours or as transformers shows it: matrices that
+            become one parameter lie one below the other in it.
 
     Raises:
         CalibrationError: a parameter is not made of whole matrices.

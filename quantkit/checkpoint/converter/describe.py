@@ -20,7 +20,12 @@ from quantkit.checkpoint.converter.plausible import require_plausible
 from quantkit.checkpoint.converter.process import ConverterProcess, said
 from quantkit.checkpoint.converter.provision import Converter, find_converter
 from quantkit.checkpoint.converter.scales import require_groups, require_scales
-from quantkit.checkpoint.converter.small_files import link_small_files, remove, require_sound
+from quantkit.checkpoint.converter.small_files import (
+    link_small_files,
+    remove,
+    require_sound,
+    rewrite_config,
+)
 from quantkit.checkpoint.converter.tokens import mend
 from quantkit.checkpoint.gguf import Header, read_entries, read_header
 from quantkit.checkpoint.gguf_source import as_ggml_counts, named_target
@@ -407,7 +412,11 @@ class ConvertedRows:
             self._folder = None
 
     def _link_small_files(self) -> Path:
-        return link_small_files(_place_of_small_files(self.stored), self.stored.name)
+        stored = self.stored
+        folder = link_small_files(_place_of_small_files(stored), stored.name)
+        if stored.read_rows is not None:  # its weights are dequantized, and so is its config
+            rewrite_config(folder, stored.config)
+        return folder
 
     def _name_pre_tokenizer(self) -> str:
         from quantkit.checkpoint.tokenizer import name_pre_tokenizer
@@ -415,11 +424,21 @@ class ConvertedRows:
         return name_pre_tokenizer(_place_of_small_files(self.stored), self.stored.config)
 
     def read(self, name: str, first: int, count: int) -> Any:
-        """Rows of a stored tensor along its first axis, read where it lies."""
+        """Rows of a stored tensor along its first axis, read where it lies, or as its view has."""
+        if self.stored.read_rows is not None:
+            tensor = self.stored.tensors[name]
+            if len(tensor.shape) < 2:
+                size = tensor.n_bytes // prod(tensor.shape)
+                whole = self.stored.read_rows(name, 0, 1)
+                return whole[first * size : (first + count) * size]
+            each = prod(tensor.shape[1:-1])
+            return self.stored.read_rows(name, first * each, count * each)
         found = self.range_of(name, first, count)
         return self._read_range(found.file, found.start, found.stop)
 
     def _read_direct(self, name: str, first: int, count: int) -> NDArray[np.uint8]:
+        if self.stored.read_rows is not None:
+            return self.stored.read_rows(name, first, count)
         tensor = self.stored.tensors[name]
         start = tensor.offset + first * tensor.row_bytes
         return self._read_range(tensor.file, start, start + count * tensor.row_bytes)

@@ -1,9 +1,11 @@
 """The small files of a checkpoint, as the converter sees them: links in a folder of its own."""
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quantkit.checkpoint.names import is_for_converters
 from quantkit.checkpoint.tokenizer.source import FAST
@@ -11,6 +13,7 @@ from quantkit.core.apart import run_apart
 from quantkit.core.documents import parse_json, parse_object
 from quantkit.core.errors import CheckpointError, TokenizerError
 from quantkit.core.files import AGAIN, has_file, read_file
+from quantkit.core.writing import write_file
 
 _CARD = "README.md"
 # Of other JSON files some are lists, such as the modules.json of sentence-transformers.
@@ -53,6 +56,13 @@ def _link(files: Sequence[Path], place: Path, folder: Path) -> None:
         link = folder / file.relative_to(place)
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(file.resolve())
+
+
+def rewrite_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Put a config.json in the place of the link that `link_small_files` made."""
+    file = folder / "config.json"
+    file.unlink()
+    write_file(file, json.dumps(config, indent=2).encode())
 
 
 def remove(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
 from quantkit.core.tensors import SourceTensor
-from quantkit.families.model import Decoder, Target
+from quantkit.families.model import Decoder, Model, Target
 from quantkit.families.published import published_names
 from quantkit.formats.bnb.codec import (
     BLOCK_SIZES,
@@ -37,15 +37,20 @@ _INT8 = "bnb-int8"
 
 
 def outline_bnb(
-    model: Decoder, quant: Quant, options: BnbOptions, dtype: str = "BF16"
+    model: Model,
+    quant: Quant,
+    options: BnbOptions,
+    dtype: str = "BF16",
+    stored: Mapping[str, str] | None = None,
 ) -> FolderPlan:
     """Every tensor of one quant of one model.
 
     Args:
-        model: of any family.
+        model: of any family, or as transformers shows it.
         quant: ``bnb-nf4``, ``bnb-fp4`` or ``bnb-int8``.
         options: of the user.
         dtype: of the model, by safetensors' name.
+        stored: the dtypes of tensors that are to keep them where they are not quantized.
 
     Raises:
         PlanError: there is no such block size, it does not divide the rows, or nothing to keep has
@@ -63,18 +68,20 @@ def outline_bnb(
     tensors = []
     for target in in_file_order(model.targets):
         matrices = []
-        for name in _names(model, target):
+        for block, name in zip(target.blocks, _names(model, target), strict=False):
             module = name.removesuffix(".weight")
             keeps = [k for k in options.keep if _is_named(module, k)] if target.is_linear else []
             used.update(keeps)
-            chosen: Codec = codec if target.is_linear and not keeps else Plain(dtype)
+            is_quantized = target.is_linear and not keeps
+            own = (stored or {}).get(block.source, dtype)
+            chosen: Codec = codec if is_quantized else Plain(own)
             if isinstance(chosen, FourBit) and target.columns % options.block_size:
                 raise PlanError(
                     f"--block-size {options.block_size} does not divide the {target.columns} "
                     f"columns of {name}, and bitsandbytes gets such rows wrong on CPUs; "
                     f"{_advice(model)}."
                 )
-            shape = target.shape[-2:]
+            shape = target.shape[-2:] if target.is_linear else model.sources[block.source]
             matrices.append(StoredMatrix(name, shape, chosen, chosen.parts(name, shape)))
         encoding = matrices[0].codec.encoding if matrices else Plain(dtype).encoding
         tensors.append(StoredTarget(target, encoding, tuple(matrices)))
@@ -87,7 +94,7 @@ def outline_bnb(
     return FolderPlan(quant, tuple(tensors))
 
 
-def block_sizes(model: Decoder) -> tuple[int, ...]:
+def block_sizes(model: Model) -> tuple[int, ...]:
     """The block sizes in which every linear layer's rows can be stored, smallest first."""
     columns = [target.columns for target in model.targets if target.is_linear]
     return tuple(size for size in BLOCK_SIZES if not any(n % size for n in columns))
@@ -95,7 +102,7 @@ def block_sizes(model: Decoder) -> tuple[int, ...]:
 
 def lay_out_bnb(
     checkpoint: Checkpoint,
-    model: Decoder,
+    model: Model,
     quant: Quant,
     options: BnbOptions,
     base_name: str,
@@ -110,7 +117,10 @@ def lay_out_bnb(
     """
     require_bitsandbytes()
     dtype = model_dtype(checkpoint.config, checkpoint.tensors)
-    plan = outline_bnb(model, quant, options, dtype)
+    stored = None
+    if not isinstance(model, Decoder):
+        stored = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
+    plan = outline_bnb(model, quant, options, dtype, stored)
     quantization = quantization_config(model, quant, options, dtype)
     config = {
         key: value
@@ -130,11 +140,12 @@ def lay_out_bnb(
         "tools": {name: importlib.metadata.version(name) for name in ("bitsandbytes", "torch")},
         "quantization_config": quantization,
         "unquantized": unquantized,
+        "experts": model.facts.n_experts,
     }
     return lay_out_folder(plan, name, files, record, shard_size, one_thread)
 
 
-def _advice(model: Decoder) -> str:
+def _advice(model: Model) -> str:
     found = " or ".join(map(str, block_sizes(model)))
     return f"choose {found}, or --keep the module" if found else "--keep the module, or use int8"
 
@@ -145,17 +156,18 @@ def model_dtype(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) 
     known = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
     if isinstance(named, str) and named in known:
         return known[named]
-    return next(iter(tensors.values())).dtype
+    return next(t.dtype for t in tensors.values() if t.dtype in TORCH_NAMES)
 
 
 def quantization_config(
-    model: Decoder, quant: Quant, options: BnbOptions, dtype: str
+    model: Model, quant: Quant, options: BnbOptions, dtype: str
 ) -> dict[str, Any]:
     """What config.json says of the quantization: ``BitsAndBytesConfig`` of transformers."""
     eight = quant.name == _INT8
     # Older versions hold the router in a linear module, which they would quantize. Where the list
     # is not given, every version leaves out lm_head by itself.
-    skipped = [*(["gate"] if model.hparams.num_local_experts else []), *options.keep]
+    skipped = ["gate"] if isinstance(model, Decoder) and model.facts.n_experts else []
+    skipped += [*model.unquantized, *options.keep]
     skipped = list(dict.fromkeys(["lm_head", *skipped])) if skipped else []
     return {
         "quant_method": "bitsandbytes",
@@ -174,11 +186,10 @@ def quantization_config(
     }
 
 
-def _names(model: Decoder, target: Target) -> Sequence[str]:
+def _names(model: Model, target: Target) -> Sequence[str]:
     # transformers ties lm_head to the embeddings then, whatever a file holds.
-    if target.role == "output" and model.hparams.tie_word_embeddings:
-        return ()
-    return published_names(target)
+    ties = isinstance(model, Decoder) and model.hparams.tie_word_embeddings
+    return () if target.role == "output" and ties else published_names(target)
 
 
 def _is_named(module: str, name: str) -> bool:

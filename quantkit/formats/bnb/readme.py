@@ -1,7 +1,7 @@
 """How to load an artifact, in the folder itself."""
 
 from quantkit.core.packages import DISTRIBUTION
-from quantkit.families.model import Decoder
+from quantkit.families.model import Decoder, Model
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.plan.quants import Quant
 
@@ -26,7 +26,8 @@ from quantkit.formats.bnb import load
 
 model = load("{name}", device_map="auto")
 ```
-
+"""
+_MIXTRAL = """
 transformers 4 has a module for each expert; there, with bitsandbytes and accelerate, this works:
 
 ```python
@@ -39,10 +40,12 @@ The same line raises an error in transformers 5.
 """
 
 
-def write_readme(name: str, model: Decoder, quant: Quant, options: BnbOptions) -> str:
+def write_readme(name: str, model: Model, quant: Quant, options: BnbOptions) -> str:
     """The text of an artifact's README.md."""
-    how = _MOE if model.hparams.num_local_experts else _DENSE
-    experts = ", the experts included" if model.hparams.num_local_experts else ""
+    how = _MOE if model.facts.n_experts else _DENSE
+    if model.facts.n_experts and isinstance(model, Decoder):
+        how += _MIXTRAL
+    experts = ", the experts included" if model.facts.n_experts else ""
     kept = ["the embeddings", "the norms", "lm_head"]
     kept += ["the router gates"] if experts else []
     kept += [f"`{module}`" for module in options.keep if module != "lm_head"]

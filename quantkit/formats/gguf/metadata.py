@@ -74,6 +74,19 @@ def describe_checkpoint(
     return ModelMetadata(_file_name(checkpoint.path, name, general), entries, remarks)
 
 
+def base_name_of(checkpoint: Checkpoint, model: Model, name: str | None = None) -> str:
+    """What files of a checkpoint are called, where no GGUF is made of it.
+
+    Raises:
+        CheckpointError: the model card or the generation config cannot be read.
+
+    """
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path=None, arch=model.arch)
+    return _file_name(checkpoint.path, name, _add_general(writer, checkpoint, model, name))
+
+
 def describe_projector_of(
     base_name: str, projector: Model, name: str | None = None
 ) -> ModelMetadata:

@@ -8,6 +8,7 @@ auto-gptq 0.7.1. Its three-bit layout, ten levels and a split one, is the same p
 as the others, lowest bit first.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,6 +30,17 @@ class Packed:
     qzeros: NDArray[np.int32]
     scales: NDArray[np.float16]
     g_idx: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Linear layers that are left alone, and those of a block that are not, experts aside.
+
+    Names are ends of modules' paths.
+    """
+
+    unquantized: tuple[str, ...]
+    quantized: tuple[str, ...]
 
 
 def pack(
@@ -91,14 +103,26 @@ def fits(shape: tuple[int, ...], group_size: int) -> bool:
 
 
 def quantize_config(
-    bits: int, group_size: int, damp: float, act_order: bool, symmetric: bool
+    bits: int,
+    group_size: int,
+    damp: float,
+    act_order: bool,
+    symmetric: bool,
+    skipped: "Skipped | None" = None,
 ) -> dict[str, Any]:
     """What ``quantize_config.json`` and ``quantization_config`` hold.
+
+    Where linear layers are left alone, GPTQModel and vLLM are told so by ``dynamic``, and optimum,
+    which transformers goes through, by ``modules_in_block_to_quantize``.
 
     Keys are those that auto-gptq 0.7.1 and GPTQModel 7.7 both take. auto-gptq also writes
     ``is_marlin_format``, which GPTQModel refuses (``QuantizeConfig.from_quant_config``);
     without it auto-gptq assumes false.
     """
+    told: dict[str, Any] = {}
+    if skipped is not None:
+        names: dict[str, Any] = {f"-:.*{re.escape(name)}$": {} for name in skipped.unquantized}
+        told = {"dynamic": names, "modules_in_block_to_quantize": [list(skipped.quantized)]}
     return {
         "bits": bits,
         "group_size": group_size,
@@ -111,6 +135,7 @@ def quantize_config(
         "model_file_base_name": "model",
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
+        **told,
     }
 
 

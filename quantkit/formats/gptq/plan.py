@@ -1,6 +1,7 @@
 """Which weights of a model GPTQ quantizes, and the folder that comes of it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
 from quantkit.encodings.encoding import Encoding
-from quantkit.families.model import Decoder
+from quantkit.families.model import Decoder, Model, Target
 from quantkit.families.published import published_names
 from quantkit.formats.bnb.codec import TORCH_NAMES, Plain
 from quantkit.formats.bnb.plan import model_dtype
@@ -25,12 +26,14 @@ from quantkit.formats.folder import (
     carried_files,
     lay_out_folder,
 )
-from quantkit.formats.gptq.packing import fits, packed_shapes, quantize_config
+from quantkit.formats.gptq.packing import Skipped, fits, packed_shapes, quantize_config
 from quantkit.formats.safetensors import StoredTensor
 from quantkit.plan.llama_quantize import in_file_order
 from quantkit.plan.quants import Quant
 
 _PREFIX = "gptq-int"
+_WEIGHT = ".weight"
+_NUMBERED = re.compile(r"\.\d+\.")
 _GROUP_SIZES = (32, 64, 128)  # that kernels know; -1, whole rows, is another
 
 
@@ -88,12 +91,13 @@ def bits_of(quant: Quant) -> int:
 
 
 def outline_gptq(
-    model: Decoder, quant: Quant, options: GptqOptions, dtypes: Mapping[str, str]
+    model: Model, quant: Quant, options: GptqOptions, dtypes: Mapping[str, str]
 ) -> FolderPlan:
     """Every tensor of one quant of one model.
 
     Args:
-        model: of any family.
+        model: of any family, whose matrices must all fit into the format, or as transformers shows
+            it: then those that do not stay as they are.
         quant: ``gptq-intN``.
         options: of the user.
         dtypes: of the checkpoint's tensors, by their names there; BF16 where one is not listed.
@@ -107,19 +111,26 @@ def outline_gptq(
     for target in in_file_order(model.targets):
         matrices = []
         for block, name in zip(target.blocks, published_names(target), strict=True):
-            shape = target.shape[-2:]
+            shape = target.shape[-2:] if target.is_linear else model.sources[block.source]
             codec: Codec = Plain(dtypes.get(block.source, "BF16"))
-            if target.is_linear:
+            if target.is_linear and (isinstance(model, Decoder) or fits(shape, size)):
                 if not fits(shape, size):
                     raise PlanError(_why_not(model, name, shape, size))
                 codec = Packing(bits_of(quant), size)
             matrices.append(StoredMatrix(name, shape, codec, codec.parts(name, shape)))
         encoding = matrices[0].codec.encoding if matrices else Plain("F32").encoding
         tensors.append(StoredTarget(target, encoding, tuple(matrices)))
+    if not any(is_packed(stored) for stored in tensors):
+        raise PlanError(_none_fits(model, size))
     return FolderPlan(quant, tuple(tensors))
 
 
-def group_sizes(model: Decoder) -> tuple[int, ...]:
+def is_packed(stored: StoredTarget) -> bool:
+    """Whether a target's matrices are quantized."""
+    return any(isinstance(matrix.codec, Packing) for matrix in stored.matrices)
+
+
+def group_sizes(model: Model) -> tuple[int, ...]:
     """The usual group sizes in which every linear layer can be stored, smallest first."""
     shapes = [target.shape[-2:] for target in model.targets if target.is_linear]
     return tuple(size for size in _GROUP_SIZES if all(fits(shape, size) for shape in shapes))
@@ -127,7 +138,7 @@ def group_sizes(model: Decoder) -> tuple[int, ...]:
 
 def lay_out_gptq(
     checkpoint: Checkpoint,
-    model: Decoder,
+    model: Model,
     quant: Quant,
     options: GptqOptions,
     base_name: str,
@@ -147,7 +158,9 @@ def lay_out_gptq(
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
     plan = outline_gptq(model, quant, options, dtypes)
     kept = [m.name for t in plan.tensors for m in t.matrices if isinstance(m.codec, Plain)]
-    settings = quantize_config(bits, size, options.damp, options.act_order, options.symmetric)
+    settings = quantize_config(
+        bits, size, options.damp, options.act_order, options.symmetric, _skipped(model, plan)
+    )
     config: dict[str, Any] = {
         key: value
         for key, value in checkpoint.config.items()
@@ -161,11 +174,59 @@ def lay_out_gptq(
         "quantize_config.json": _json(settings),
         **carried_files(checkpoint.path),
     }
-    record = {"quantization_config": settings, "unquantized": kept}
+    record = {
+        "quantization_config": settings,
+        "unquantized": kept,
+        "experts": model.facts.n_experts,
+    }
     return lay_out_folder(plan, f"{base_name}-{quant.name}", files, record, shard_size)
 
 
-def _why_not(model: Decoder, name: str, shape: tuple[int, ...], size: int) -> str:
+def _skipped(model: Model, plan: FolderPlan) -> Skipped | None:
+    """What readers must be told of linear layers that are not quantized; None where all are.
+
+    Ends of paths that are quantized in one layer and not in another are given in full.
+    """
+    linear = [stored for stored in plan.tensors if stored.target.is_linear]
+    misfits = [stored.target for stored in linear if not is_packed(stored)]
+    if not misfits and not model.unquantized:
+        return None
+    alone = [stored.target for stored in linear if len(stored.target.shape) == 2]
+    packed = [target for target in alone if target not in misfits]
+    ends = {_end(target) for target in misfits} & {_end(target) for target in packed}
+
+    def named(target: Target) -> str:
+        end = _end(target)
+        return target.published[0].removesuffix(_WEIGHT) if end in ends else end
+
+    unquantized = (*model.unquantized, *map(named, misfits))
+    return Skipped(tuple(dict.fromkeys(unquantized)), tuple(dict.fromkeys(map(named, packed))))
+
+
+def _end(target: Target) -> str:
+    """The path of a linear layer within a decoder layer: ``self_attn.q_proj``."""
+    name = target.published[0].removesuffix(_WEIGHT)
+    return _NUMBERED.split(name, maxsplit=1)[-1] if len(target.shape) == 2 else _ends_of(name)
+
+
+def _ends_of(name: str) -> str:
+    """What all experts' matrices of a kind have in common: ``down_proj``."""
+    return name.rpartition(".")[2]
+
+
+def _none_fits(model: Model, size: int) -> str:
+    sizes = " or ".join(map(str, reversed(_some_fit(model))))
+    fix = f"give --group-size {sizes}, or -1 for whole rows" if sizes else "build GGUF quants of it"
+    return f"--group-size {size} divides the columns of no linear layer of the model; {fix}."
+
+
+def _some_fit(model: Model) -> tuple[int, ...]:
+    """The usual group sizes in which some linear layer can be stored, smallest first."""
+    shapes = [target.shape[-2:] for target in model.targets if target.is_linear]
+    return tuple(size for size in _GROUP_SIZES if any(fits(shape, size) for shape in shapes))
+
+
+def _why_not(model: Model, name: str, shape: tuple[int, ...], size: int) -> str:
     sizes = " or ".join(map(str, reversed(group_sizes(model))))
     if not sizes:
         odd = next(t for t in model.targets if t.is_linear and not fits(t.shape[-2:], -1))

@@ -36,19 +36,13 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
             one that does not fit.
 
     """
-    bits, group_size = _settings(stored)
+    bits, group_size = read_settings(stored)
     tensors: dict[str, SourceTensor] = {}
     packed: dict[str, dict[str, SourceTensor]] = {}
     for name, tensor in stored.tensors.items():
         module, _, part = name.rpartition(".")
         if part == PARTS[0]:
-            words, rows = tensor.shape if len(tensor.shape) == 2 else (0, 0)
-            shape = (rows, words * 32 // bits)
-            if not min(shape) or words * 32 % bits or not fits(shape, group_size):
-                raise CheckpointError(
-                    f"{quoted(name)} in {tensor.file} has the shape {quoted(tensor.shape)}, which "
-                    f"is none for {bits} bits in groups of {group_size}; build or copy it again."
-                )
+            shape = _shape_of(tensor, bits, group_size)
             parts = _parts_of(stored.tensors, module, shape, bits, group_size)
             weight = f"{module}.{_WEIGHT}"
             packed[weight] = parts
@@ -86,8 +80,41 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
     return Dequantized(replace(stored, config=config, tensors=tensors), read_rows)
 
 
-def _settings(stored: Checkpoint) -> tuple[int, int]:
-    """Bits and group size."""
+def packed_matrices(stored: Checkpoint, bits: int, group_size: int) -> dict[str, tuple[int, int]]:
+    """The rows and columns of each quantized matrix, by the name ``MODULE.weight``.
+
+    Raises:
+        CheckpointError: one lacks a tensor or has one that does not fit.
+
+    """
+    found = {}
+    for name, tensor in stored.tensors.items():
+        module, _, part = name.rpartition(".")
+        if part == PARTS[0]:
+            shape = _shape_of(tensor, bits, group_size)
+            _parts_of(stored.tensors, module, shape, bits, group_size)
+            found[f"{module}.{_WEIGHT}"] = shape
+    return found
+
+
+def _shape_of(tensor: SourceTensor, bits: int, group_size: int) -> tuple[int, int]:
+    words, rows = tensor.shape if len(tensor.shape) == 2 else (0, 0)
+    shape = (rows, words * 32 // bits)
+    if not min(shape) or words * 32 % bits or not fits(shape, group_size):
+        raise CheckpointError(
+            f"{quoted(tensor.name)} in {tensor.file} has the shape {quoted(tensor.shape)}, which "
+            f"is none for {bits} bits in groups of {group_size}; build or copy it again."
+        )
+    return shape
+
+
+def read_settings(stored: Checkpoint) -> tuple[int, int]:
+    """Bits and group size of a folder.
+
+    Raises:
+        CheckpointError: they are none that a GPTQ folder has, or it is not in the first format.
+
+    """
     settings = to_type(
         stored.config["quantization_config"],
         _Settings,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from quantkit.calibrate.lockstep.packed import BLOCKS, SCALES, Packed
+from quantkit.checkpoint.mxfp4 import BLOCKS, SCALES, Packed
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
 

@@ -1,0 +1,1 @@
+"""GPTQ folders in other programs' hands."""
