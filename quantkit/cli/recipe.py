@@ -1,5 +1,7 @@
 """``quantkit recipe``: which type each tensor should have, within so many bytes."""
 
+import shlex
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,10 +21,12 @@ from quantkit.cli.searched import (
     TypesOption,
     numbers_of,
 )
-from quantkit.core.errors import PlanError
+from quantkit.core.errors import OutputError, PlanError
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from quantkit.fit.hardware import Machine
     from quantkit.recipes.machine import Found
 
@@ -72,6 +76,7 @@ def recipe(
         budget, bpw, for_, context, measured, tuple(types or ()), tuple(no_floor or ())
     )
     wish.require_one()
+    _require_places(out, tensor_type_file)
     matrix = load_imatrix(imatrix) if imatrix is not None and imatrix != AUTO else None
     wishes = Wishes((), None, matrix, Wish(llama_cpp, mtp=mtp, say=note))
     subject = open_subject(model, wishes)
@@ -84,13 +89,15 @@ def recipe(
         subject.buildable, wishes, weighted=imatrix is not None, look=lambda: subject
     )
     if out is not None:
-        write_recipe(out, found.recipe)
+        with _naming_failures(out):
+            write_recipe(out, found.recipe)
         note(f"Wrote {out}.")
     if tensor_type_file is not None:
-        replace_file(tensor_type_file, lines_of(found.recipe).encode())
+        with _naming_failures(tensor_type_file):
+            replace_file(tensor_type_file, lines_of(found.recipe).encode())
         note(
-            f"Wrote {tensor_type_file}, for llama-quantize --tensor-type-file {tensor_type_file} "
-            f"IN.gguf OUT.gguf {found.recipe.base}."
+            f"Wrote {tensor_type_file}, for llama-quantize --tensor-type-file "
+            f"{shlex.quote(str(tensor_type_file))} IN.gguf OUT.gguf {found.recipe.base}."
         )
     if as_json:
         emit_json(numbers_of(found, machine))
@@ -99,9 +106,50 @@ def recipe(
     if out is None:
         console.print("  -o FILE.toml keeps it, for quantkit build --recipe FILE.toml")
         return
-    weighed = " --imatrix FILE" if found.variant.needs_imatrix or found.recipe.weighted else ""
-    command = f"quantkit build {model} --recipe {out}{weighed}"
+    command = shlex.join(["quantkit", "build", model, "--recipe", str(out)])
+    if found.variant.needs_imatrix or found.recipe.weighted:
+        command += " --imatrix FILE"
     console.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def _require_places(*paths: Path | None) -> None:
+    """Refuse files that could not be written, or would be one, before any search.
+
+    Raises:
+        OutputError: one is a folder or a link, or lies in none, or both are one.
+
+    """
+    from quantkit.core.writing import refuse_links
+
+    given = [path for path in paths if path is not None]
+    for path in given:
+        refuse_links(path)
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name the file to write.")
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"{path} cannot be written: {path.parent} is no folder; make it first."
+            )
+    if len({path.resolve() for path in given}) < len(given):
+        raise OutputError(
+            f"-o and --tensor-type-file both name {given[0]}; name two files, for they differ."
+        )
+
+
+@contextmanager
+def _naming_failures(path: Path) -> "Iterator[None]":
+    """Turn what the system refuses into a sentence.
+
+    Raises:
+        OutputError: the file cannot be written.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror}); choose another place."
+        ) from None
 
 
 def _show(found: "Found", machine: "Machine | None") -> None:

@@ -232,3 +232,35 @@ def test_a_recipe_of_another_model_is_refused(tmp_path: Path) -> None:
     searched(TRAINED / "tiny-mistral", "--bpw", "4.4", "-o", recipe)
     sentence = refusal(quantkit("build", MIXTRAL, "--recipe", recipe, "-o", tmp_path / "out"))
     assert sentence.startswith("The recipe is for another model: it says nothing of blk.0.")
+
+
+@pytest.mark.parametrize("option", ["-o", "--tensor-type-file"])
+def test_a_place_that_takes_no_file_is_refused_before_the_search(
+    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantkit.fit.subject.open_subject", None)  # calling it would fail
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place, why in ((folder, "is a folder"), (tmp_path / "none" / "a", "is no folder")):
+        assert why in refusal(quantkit("recipe", MIXTRAL, "--bpw", "4.4", option, place))
+    assert list(tmp_path.rglob("*")) == [folder]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    places = ["-o", tmp_path / "a.toml", "--tensor-type-file", tmp_path / "." / "a.toml"]
+    assert "both name" in refusal(quantkit("recipe", MIXTRAL, "--bpw", "4.4", *places))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_system_refuses_is_one_sentence() -> None:
+    # Nobody makes a file there, root included.
+    said = refusal(quantkit("recipe", MIXTRAL, "--bpw", "4.4", "-o", "/proc/a.toml"))
+    assert said.startswith("/proc/a.toml cannot be written (")
+
+
+def test_the_command_to_go_on_with_is_quoted_for_a_shell(tmp_path: Path) -> None:
+    kept, lines = tmp_path / "a b.toml", tmp_path / "types of it.txt"
+    wish = ["recipe", MIXTRAL, "--bpw", "4.4", "-o", kept, "--tensor-type-file", lines]
+    done = quantkit(*wish)
+    assert f"--recipe '{kept}'" in done.out
+    assert f"--tensor-type-file '{lines}' IN.gguf" in done.err
