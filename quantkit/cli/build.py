@@ -82,7 +82,7 @@ class KernelName(StrEnum):
 
 
 class SearchName(StrEnum):
-    """How K-quants, and IQ2 to IQ4 with importance, are searched."""
+    """How K-quants, and IQ1 to IQ4 with importance, are searched."""
 
     GGML = "ggml"
     BEST = "best"
@@ -172,7 +172,7 @@ def build(
     ] = KernelName.FAST,
     search: Annotated[
         SearchName,
-        typer.Option(help="K-quants, IQ2 to IQ4: `best` has less error than llama-quantize."),
+        typer.Option(help="K-quants, IQ1 to IQ4: `best` has less error than llama-quantize."),
     ] = SearchName.GGML,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan to the byte and stop.")

@@ -235,7 +235,7 @@ BUILD: tuple[_Build, ...] = (
         "--search",
         "search",
         lambda wish: wish.searches,
-        "is for K-quants, and with an importance matrix for IQ2 to IQ4, and no tensor of what is "
+        "is for K-quants, and with an importance matrix for IQ1 to IQ4, and no tensor of what is "
         "asked for is one; leave it out",
     ),
     Need(
