@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantkit.core.errors import CheckpointError
+from quantkit.core.printable import quoted
+
 BLOCKS, SCALES = "_blocks", "_scales"
 _LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # then the same below 0
 _BIAS = 127  # of the exponents
@@ -50,5 +53,22 @@ class Packed:
         self._read[pattern] = read
 
     def convert(self, parameter: str, **_model: Any) -> dict[str, Tensor]:
-        """The parameter by its name."""
-        return {parameter: unpack(self._read[BLOCKS](), self._read[SCALES]())}
+        """The parameter by its name.
+
+        Raises:
+            CheckpointError: one of both tensors is missing, or they do not belong together.
+
+        """
+        for part in (BLOCKS, SCALES):
+            if part not in self._read:
+                raise CheckpointError(
+                    f"The checkpoint lacks {quoted(parameter + part)}; download it again."
+                )
+        blocks, scales = self._read[BLOCKS](), self._read[SCALES]()
+        # Scales of other shapes might broadcast, to weights that are wrong without a word.
+        if blocks.dim() != 4 or blocks.shape[:-1] != scales.shape:
+            raise CheckpointError(
+                f"{quoted(parameter + BLOCKS)} has the shape {tuple(blocks.shape)} and its scales "
+                f"{tuple(scales.shape)}, which is no MXFP4; download the checkpoint again."
+            )
+        return {parameter: unpack(blocks, scales)}

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from quantkit.calibrate.calibrate import calibrate
 from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.sources import Source
 from quantkit.calibrate.text import make_corpus
+from quantkit.checkpoint.mxfp4 import BLOCKS, SCALES, Packed
 from quantkit.checkpoint.open import open_checkpoint, open_model
+from quantkit.core.errors import CheckpointError
 from tests.calibrate.runs import text_file
 from tests.calibrate.small_models import small_model, with_fused_names
 from tests.calibrate.test_calibrate import read_imatrix
@@ -37,3 +41,25 @@ def test_matrices_are_those_of_the_same_weights_as_floats(tmp_path: Path) -> Non
     )
     for name, values in of_plain.items():
         np.testing.assert_array_equal(of_packed[name], values)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "scales", "why"),
+    [
+        ((2, 4, 3, 16), None, "lacks 'experts_scales'"),
+        (None, (2, 4, 3), "lacks 'experts_blocks'"),
+        ((2, 4, 3, 16), (2, 4, 1), "is no MXFP4"),  # these would broadcast
+        ((2, 4, 3, 16), (2, 4, 3, 1), "is no MXFP4"),
+        ((2, 4, 48), (2, 4, 3), "is no MXFP4"),
+    ],
+)
+def test_damaged_pairs_are_refused(
+    blocks: tuple[int, ...] | None, scales: tuple[int, ...] | None, why: str
+) -> None:
+    packed = Packed()
+    for part, shape in ((BLOCKS, blocks), (SCALES, scales)):
+        if shape is not None:
+            values = torch.zeros(shape, dtype=torch.uint8)
+            packed.add_tensor("experts", f"experts{part}", part, values.clone)
+    with pytest.raises(CheckpointError, match=why):
+        packed.convert("experts")
