@@ -66,9 +66,10 @@ def recipe(
     Only headers are read.
     """
     from quantkit.checkpoint.converter.describe import Wish
-    from quantkit.checkpoint.imatrix import load_imatrix
+    from quantkit.checkpoint.imatrix import load_imatrix, require_same_model
     from quantkit.core.writing import replace_file
     from quantkit.fit.subject import Wishes, open_subject
+    from quantkit.recipes.candidates import quantizable
     from quantkit.recipes.file import tensor_type_file as lines_of
     from quantkit.recipes.file import write_recipe
 
@@ -85,6 +86,9 @@ def recipe(
             f"{subject.title} is quantized already, and recipes are for what can be built; give "
             "the checkpoint, or a GGUF in bf16, f16 or f32."
         )
+    if matrix is not None:
+        buildable = subject.buildable.model
+        require_same_model(matrix, buildable.targets, quantizable(buildable))
     found, machine = wish.search(
         subject.buildable, wishes, weighted=imatrix is not None, look=lambda: subject
     )
@@ -106,9 +110,8 @@ def recipe(
     if out is None:
         console.print("  -o FILE.toml keeps it, for quantkit build --recipe FILE.toml")
         return
-    command = shlex.join(["quantkit", "build", model, "--recipe", str(out)])
-    if found.variant.needs_imatrix or found.recipe.weighted:
-        command += " --imatrix FILE"
+    weighed = ["--imatrix", str(imatrix)] if imatrix is not None else []
+    command = shlex.join(["quantkit", "build", model, "--recipe", str(out), *weighed])
     console.print(f"  {escape(command)}", soft_wrap=True)
 
 

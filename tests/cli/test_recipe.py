@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantkit.checkpoint.gguf import read_header
@@ -11,6 +12,7 @@ from quantkit.core.errors import PlanError
 from quantkit.recipes.losses import Measured, write_measured
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
+from tests.imatrix_writer import legacy_imatrix
 from tests.parity.cases import TRAINED
 
 MIXTRAL = TRAINED / "tiny-mixtral"
@@ -264,3 +266,15 @@ def test_the_command_to_go_on_with_is_quoted_for_a_shell(tmp_path: Path) -> None
     done = quantkit(*wish)
     assert f"--recipe '{kept}'" in done.out
     assert f"--tensor-type-file '{lines}' IN.gguf" in done.err
+
+
+def test_an_importance_matrix_of_another_model_is_refused_as_in_a_build(tmp_path: Path) -> None:
+    matrix = tmp_path / "imatrix.dat"
+    matrix.write_bytes(legacy_imatrix({"blk.0.ffn_up_exps.weight": (np.ones(256), 1)}))
+    wish = ["recipe", TRAINED / "tiny-mistral", "--bpw", "4.4", "--imatrix", matrix]
+    assert "was made for another model" in refusal(quantkit(*wish))
+
+
+def test_the_command_to_go_on_with_names_the_importance_matrix(tmp_path: Path) -> None:
+    wish = ["recipe", MIXTRAL, "--bpw", "4.4", "-o", tmp_path / "a.toml", "--imatrix", "auto"]
+    assert quantkit(*wish).out.rstrip().endswith("a.toml --imatrix auto")
