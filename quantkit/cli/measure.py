@@ -1,5 +1,6 @@
 """``quantkit measure``: what rounding each tensor of a model costs, for the search for recipes."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,9 +108,9 @@ def measure(
     write_measured(out, measured)
     tensors = counted(len(measured.sensitivities), "tensor")
     console.print(f"{escape(str(out))}: {tensors}, {escape(measured.basis)}", soft_wrap=True)
-    weighed = f" --imatrix {imatrix}" if imatrix is not None else ""
-    command = f"quantkit build {checkpoint} --measured {out}{weighed} --budget SIZE"
-    console.print(f"  {escape(command)}", soft_wrap=True)
+    weighed = ["--imatrix", str(imatrix)] if imatrix is not None else []
+    command = shlex.join(["quantkit", "build", checkpoint, "--measured", str(out), *weighed])
+    console.print(f"  {escape(command)} --budget SIZE", soft_wrap=True)
 
 
 def _open(

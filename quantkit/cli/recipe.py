@@ -111,7 +111,9 @@ def recipe(
         console.print("  -o FILE.toml keeps it, for quantkit build --recipe FILE.toml")
         return
     weighed = ["--imatrix", str(imatrix)] if imatrix is not None else []
-    command = shlex.join(["quantkit", "build", model, "--recipe", str(out), *weighed])
+    has_weights = subject.origin not in ("bundled", "config")
+    source = model if has_weights else "CHECKPOINT"
+    command = shlex.join(["quantkit", "build", source, "--recipe", str(out), *weighed])
     console.print(f"  {escape(command)}", soft_wrap=True)
 
 
