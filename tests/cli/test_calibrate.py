@@ -172,6 +172,6 @@ main()
     ):
         done = call(*wish)
         assert done.returncode == 2, done
-        assert install(extra) == "pip install torch transformers"
+        assert install(extra).endswith(" torch transformers")
         assert f"{install(extra)}." in done.stderr.replace("\n", " ")
     assert call("quants").returncode == 0

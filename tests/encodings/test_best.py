@@ -29,7 +29,7 @@ from tests.encodings.rows import (
 )
 
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-OTHERS = ("Q4_0", "Q5_1", "IQ1_S")
+OTHERS = ("Q4_0", "Q5_1", "Q8_0")
 SEARCHES = [(name, weighted) for name in K_QUANTS for weighted in (False, True)]
 
 
