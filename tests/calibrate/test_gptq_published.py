@@ -60,7 +60,14 @@ def test_logits_are_those_of_the_dequantized_weights(
     assert error < 1e-2
 
 
-@pytest.mark.parametrize("name", ["mixtral, 4 bits", "mixtral, 3 bits", "mixtral, 8 bits"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral, 4 bits",
+        pytest.param("mixtral, 3 bits", marks=pytest.mark.native),
+        pytest.param("mixtral, 8 bits", marks=pytest.mark.native),
+    ],
+)
 def test_a_mixtral_loads_too(name: str, tmp_path: Path) -> None:
     quant = f"gptq-int{name[-6]}"
     folder = built(TINY / "tiny-mixtral", tmp_path, quant, chunks=2).path

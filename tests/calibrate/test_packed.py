@@ -26,6 +26,7 @@ def matrix(folder: Path, text: Path, out: Path) -> dict[str, np.ndarray]:
     return read_imatrix(made.path)
 
 
+@pytest.mark.native
 def test_matrices_are_those_of_the_same_weights_as_floats(tmp_path: Path) -> None:
     packed = small_model("gpt-oss-mxfp4", tmp_path / "packed")
     plain = with_fused_names(packed, tmp_path / "plain")

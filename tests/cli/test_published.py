@@ -19,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_of("qwen3moe", tmp_path_factory.mktemp("published"))
 
 
-@pytest.mark.parametrize("quant", ["bnb-nf4", "gptq-int4"])
+@pytest.mark.parametrize("quant", ["bnb-nf4", pytest.param("gptq-int4", marks=pytest.mark.native)])
 def test_build_smoke_inspect_fit_and_export(quant: str, model: Path, tmp_path: Path) -> None:
     wish: tuple[object, ...] = ("build", model, "-q", quant, "-o", tmp_path / "out", "--json")
     if quant.startswith("gptq"):
