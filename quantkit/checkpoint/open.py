@@ -8,6 +8,7 @@ from quantkit.checkpoint.folder import is_foreign, list_folder, open_folder
 from quantkit.checkpoint.gguf import is_gguf
 from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf, open_hub_gguf
 from quantkit.checkpoint.hub import open_hub_checkpoint
+from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.names import is_raw_release, parse_hub_name, weight_files
 from quantkit.checkpoint.raw_mistral import open_raw_mistral
 from quantkit.checkpoint.sources import check_sources
@@ -85,6 +86,17 @@ def open_stored(path: Path) -> Checkpoint:
         return open_gguf(path)
     names = list_folder(path)
     return open_raw_mistral(path) if is_raw_release(names) else open_folder(path, names)
+
+
+def open_stored_by_name(name: str) -> Checkpoint:
+    """What has that name, here or on the Hub, as it is stored, with a way to its rows.
+
+    Raises:
+        CheckpointError, SafetensorsError, GGUFError: as `find_source` and `open_stored` do.
+
+    """
+    source = find_source(name)
+    return open_stored(source) if isinstance(source, Path) else with_rows(source)
 
 
 def open_once(source: Path | Checkpoint, wish: Wish) -> Path | Checkpoint:

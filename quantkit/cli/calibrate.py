@@ -148,13 +148,11 @@ def calibrate(
     from quantkit.calibrate.lockstep.forward import stand_ready
     from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.text import make_corpus, random_corpus
-    from quantkit.checkpoint.hub_rows import with_rows
-    from quantkit.checkpoint.open import find_source, open_stored
+    from quantkit.checkpoint.open import open_stored_by_name
     from quantkit.core.units import parse_size
 
     settings = Settings(device.value, min_tokens, parse_size(max_memory))
-    source = find_source(checkpoint)
-    stored = open_stored(source) if isinstance(source, Path) else with_rows(source)
+    stored = open_stored_by_name(checkpoint)
     known, model, experts = _open(
         stored, lambda: stand_ready(stored, context, settings), command, random_tokens
     )
@@ -234,17 +232,10 @@ def _vocabulary(model: "Model") -> int:
 
 def _require_file(out: Path, *, overwrite: bool) -> None:
     """Refuse a place where no file can be written, or where one lies that may not be replaced."""
-    from quantkit.build.output import require_place
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.core.errors import ImatrixError, OutputError
 
-    require_place(out.absolute().parent)
-    if out.exists() and not (out.is_file() or out.is_dir()):
-        raise OutputError(f"{out} is a device and no file; name another with -o.")
-    if out.exists() and not out.is_dir() and not overwrite:
-        raise OutputError(
-            f"{out} is there already; --overwrite replaces it, or name another file with -o."
-        )
+    require_writable(out, overwrite=overwrite)
     if out.is_file():
         try:
             load_imatrix(out)
@@ -253,6 +244,25 @@ def _require_file(out: Path, *, overwrite: bool) -> None:
                 f"{out} is no importance matrix, and --overwrite replaces nothing else; name "
                 "another file with -o."
             ) from None
+
+
+def require_writable(out: Path, *, overwrite: bool) -> None:
+    """Refuse a file's place where none can be written, or where one lies, unless ``overwrite``.
+
+    Raises:
+        OutputError: so it is.
+
+    """
+    from quantkit.build.output import require_place
+    from quantkit.core.errors import OutputError
+
+    require_place(out.absolute().parent)
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise OutputError(f"{out} is a device and no file; name another with -o.")
+    if out.exists() and not out.is_dir() and not overwrite:
+        raise OutputError(
+            f"{out} is there already; --overwrite replaces it, or name another file with -o."
+        )
 
 
 def open_noted(source: "Path | Checkpoint", fix: str) -> "tuple[Checkpoint, Decoder]":

@@ -16,6 +16,7 @@ from quantkit.cli.calibrate import (
     open_noted,
     remarks_on,
     require_running,
+    require_writable,
 )
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.import_ import JobsOption
@@ -64,7 +65,6 @@ def measure(
     times the work of calibrate. Give it other text than the importance matrix was made from.
     """
     require_running("calibrate", "Measuring a checkpoint")
-    from quantkit.build.output import require_place
     from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.sources import parse_sources
     from quantkit.calibrate.text import make_corpus
@@ -76,13 +76,9 @@ def measure(
     from quantkit.verify.machine import usable_cores
 
     sources = parse_sources(text, chat)
-    require_place(out.absolute().parent)
+    require_writable(out, overwrite=overwrite)
     if out.is_dir():
         raise OutputError(f"{out} is a folder; name a file with -o.")
-    if out.exists() and not overwrite:
-        raise OutputError(
-            f"{out} is there already; --overwrite replaces it, or name another file with -o."
-        )
     matrix = load_imatrix(imatrix) if imatrix is not None else None
     settings = Settings(device.value, 0, parse_size(max_memory))
     known, model = _open(checkpoint, context, settings, Wish(llama_cpp, mtp=mtp, say=note))
@@ -119,11 +115,9 @@ def _open(
     """A checkpoint and the model that it makes; llama.cpp's converter is asked if need be."""
     from quantkit.calibrate.lockstep.forward import stand_ready
     from quantkit.checkpoint.folder import is_foreign
-    from quantkit.checkpoint.hub_rows import with_rows
-    from quantkit.checkpoint.open import described, find_source, open_model, open_stored
+    from quantkit.checkpoint.open import described, open_model, open_stored_by_name
 
-    source = find_source(name)
-    stored = open_stored(source) if isinstance(source, Path) else with_rows(source)
+    stored = open_stored_by_name(name)
     if not is_foreign(stored):
         return open_noted(stored, "search its recipe without measuring")
     stand_ready(stored, context, settings)  # before the converter is asked

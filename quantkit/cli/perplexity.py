@@ -108,12 +108,10 @@ def _open(name: str, experts: bool) -> "tuple[Checkpoint, Decoder | None]":
     """A checkpoint, and the model that it makes where that is one of quantkit's own families."""
     from quantkit.checkpoint.densified import require_experts
     from quantkit.checkpoint.folder import is_foreign
-    from quantkit.checkpoint.hub_rows import with_rows
-    from quantkit.checkpoint.open import find_source, open_stored
+    from quantkit.checkpoint.open import open_stored_by_name
     from quantkit.cli.calibrate import open_noted
 
-    source = find_source(name)
-    checkpoint = open_stored(source) if isinstance(source, Path) else with_rows(source)
+    checkpoint = open_stored_by_name(name)
     if checkpoint.header is None and is_foreign(checkpoint) and not experts:
         for remark in checkpoint.remarks:
             note(remark)
