@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.search import CHECKPOINTS, TINY
 from quantkit.checkpoint.gguf import read_header
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
 from quantkit.plan.names import category_of
 
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "tests/checkpoints"
-TINY = ("tiny-mixtral", "tiny-mistral")
 ROUNDED = "Q3_K"
 # A pattern for each kind, by its name in llama-quantize's rules.
 KINDS = {

@@ -154,7 +154,7 @@ def widen(fitted, product, own, squares, most_error):
 
 
 @inlined
-def _load_block(parts, points, first, block):
+def load_block(parts, points, first, block):
     """Take over ggml's solution for the blocks from ``first`` on; the bits of their scales."""
     bits = np.empty(LANES, np.int32)
     for lane in range(LANES):
@@ -170,7 +170,7 @@ def _load_block(parts, points, first, block):
 
 
 @inlined
-def _store_block(parts, numbers, first, block, bits, better):
+def store_block(parts, numbers, first, block, bits, better):
     """The solution for those blocks where it is better."""
     new, wanted = np.empty((2, LANES), np.int32)
     store(new, 0, bits)
@@ -205,7 +205,7 @@ def _improve(tiles, importance, near, parts, size, n_points, subs, even, mean, t
     for group in range(tiles.shape[0]):
         x = tiles[group]
         squares = weigh_block(x, importance, group, mean, columns, block.weight)
-        bits = _load_block(parts, near.points, group * LANES, block)
+        bits = load_block(parts, near.points, group * LANES, block)
         d = half_value(bits)
         for eight in range(WIDTH // 8):
             _apply_signs(x, eight, load(block.signs[eight], 0), block)
@@ -224,7 +224,7 @@ def _improve(tiles, importance, near, parts, size, n_points, subs, even, mean, t
             d = half_value(bits)
         after = _error_of(block, size, subs, top_level, d)
         better = (after < before * f32(LESS)) & (bits < i32(INFINITE))
-        _store_block(parts, near.numbers, group * LANES, block, bits, better)
+        store_block(parts, near.numbers, group * LANES, block, bits, better)
 
 
 @compiled

@@ -12,7 +12,7 @@ from collections import namedtuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.encodings.fast.best_grids import LESS, weigh_block, widen
+from quantkit.encodings.fast.best_grids import LESS, load_block, store_block, weigh_block, widen
 from quantkit.encodings.fast.grid_blocks import put_together, take_apart
 from quantkit.encodings.fast.grid_turn import (
     SCALES,
@@ -34,12 +34,13 @@ from quantkit.encodings.fast.thirds import centre_of, value_of
 FORMATS = ("IQ1_S", "IQ1_M")
 _SIZE = 8  # of a group
 _TOP_LEVEL = 7
-_BELOW = 1 << 16  # beside the code of a point: its centre is below 0
+_CENTRE_BIT = 16
+_BELOW = 1 << _CENTRE_BIT  # beside the code of a point: its centre is below 0
 _TURNS = 3
 _ENOUGH = 0.98  # of ggml's error: beyond, a scale is not made larger
 
-# As in ``grid_turn``, without signs.
-Block = namedtuple("Block", "weight product codes levels")
+# As in ``grid_turn``; ``signs`` are those of centres.
+Block = namedtuple("Block", "weight product codes signs levels")
 
 
 @inlined
@@ -139,53 +140,38 @@ def _take_turn(x, block, near, subs, shared, d, n_scales, room):
 
 
 @inlined
-def _load_block(parts, points, first, block):
-    """Take over ggml's solution for the blocks from ``first`` on; the bits of their scales."""
-    bits = np.empty(LANES, np.int32)
-    groups_per_centre = parts.numbers.shape[1] // parts.signs.shape[1]
-    for lane in range(LANES):
-        i = min(first + lane, parts.scales.size - 1)
-        bits[lane] = parts.scales[i]
-        for k in range(parts.levels.shape[1]):
-            block.levels[k, lane] = parts.levels[i, k]
-        for k in range(parts.numbers.shape[1]):
-            below = np.int32(parts.signs[i, k // groups_per_centre])
-            block.codes[k, lane] = points[parts.numbers[i, k]] | (below * _BELOW)
-    return load(bits, 0)
+def _join_centres(block):
+    """Put the centres, which lie apart in the format, beside the codes."""
+    groups_per_centre = len(block.codes) // len(block.signs)
+    for k in range(len(block.codes)):
+        below = load(block.signs[k // groups_per_centre], 0) << i32(_CENTRE_BIT)
+        store(block.codes[k], 0, load(block.codes[k], 0) | below)
 
 
 @inlined
-def _store_block(parts, numbers, first, block, bits, better):
-    """The solution for those blocks where it is better."""
-    new, wanted = np.empty((2, LANES), np.int32)
-    store(new, 0, bits)
-    store(wanted, 0, select(better, i32(1), i32(0)))
-    groups_per_centre = parts.numbers.shape[1] // parts.signs.shape[1]
-    for lane in range(min(LANES, parts.scales.size - first)):
-        if not wanted[lane]:
-            continue
-        i = first + lane
-        parts.scales[i] = new[lane]
-        for k in range(parts.levels.shape[1]):
-            parts.levels[i, k] = block.levels[k, lane]
-        for k in range(parts.numbers.shape[1]):
-            code = block.codes[k, lane]
-            parts.numbers[i, k] = numbers[code & (_BELOW - 1)]
-            parts.signs[i, k // groups_per_centre] = code // _BELOW
+def _split_centres(block):
+    """Undo `_join_centres`."""
+    groups_per_centre = len(block.codes) // len(block.signs)
+    for k in range(len(block.codes)):
+        code = load(block.codes[k], 0)
+        store(block.signs[k // groups_per_centre], 0, code >> i32(_CENTRE_BIT))
+        store(block.codes[k], 0, code & i32(_BELOW - 1))
 
 
 @inlined
 def _improve(tiles, importance, near, parts, subs, shared):
     columns, weight, product = np.empty((3, WIDTH * LANES), np.float32)
     codes = np.empty((WIDTH // _SIZE, LANES), np.int32)
-    block = Block(weight, product, codes, np.empty((subs, LANES), np.float32))
+    signs = np.empty((parts.signs.shape[1], LANES), np.int32)
+    block = Block(weight, product, codes, signs, np.empty((subs, LANES), np.float32))
     room = make_room(_SIZE, 2 * (EIGHTS_TRIED + 1), subs, 2 * STEPS)
     for group in range(tiles.shape[0]):
         x = tiles[group]
         squares = weigh_block(x, importance, group, 2.0, columns, weight)
         for i in range(WIDTH):
             store(product, i * LANES, load(weight, i * LANES) * load(x, i * LANES))
-        bits = _load_block(parts, near.points, group * LANES, block)
+        bits = load_block(parts, near.points, group * LANES, block)
+        _join_centres(block)
         d = half_value(bits)
         before = _error_of(x, block, subs, d)
         for turn in range(_TURNS):
@@ -198,7 +184,8 @@ def _improve(tiles, importance, near, parts, subs, shared):
             d = half_value(bits)
         after = _error_of(x, block, subs, d)
         better = (after < before * f32(LESS)) & (bits < i32(INFINITE))
-        _store_block(parts, near.numbers, group * LANES, block, bits, better)
+        _split_centres(block)
+        store_block(parts, near.numbers, group * LANES, block, bits, better)
 
 
 @compiled
