@@ -7,10 +7,12 @@ checkout of quantkit, by turns, to set an earlier way beside this one::
 
     git archive COMMIT | tar -x -C FOLDER
 
+Of GPTQ it then prints, too, what each way loses of the first layer's output
+(`benchmarks.gptq_error`).
+
 The status is 1 if a peak exceeds its limit (for Mixtral 1.3 times a layer's bf16 bytes, the
 activations and one second moment together; 2 GB for 128 experts), or if two layers take more than
-one. ``--experts`` makes the layers smaller: GPTQ of a whole layer takes a processor core half an
-hour.
+one. ``--experts`` makes the layers smaller.
 """
 
 import argparse
@@ -57,6 +59,8 @@ def main() -> int:
                     way = "this" if checkout is HERE else str(checkout)
                     cost = run(job, model, Path(folder), checkout, options)
                     costs.setdefault((job, way), {})[layers] = cost
+                if job.startswith("gptq") and options.beside:
+                    console.print(errors_of(job, model, Path(folder), checkouts))
     limit = peak_limit(options)
     console.print(cost_table(costs, limit, options))
     if options.json:
@@ -119,6 +123,18 @@ def run(job: str, model: Path, folder: Path, checkout: Path, options: argparse.N
         wish = ["build", model, "-q", job, "-o", out, "--no-smoke"]
     with patch.dict(os.environ, {"PYTHONPATH": str(checkout)}):
         return measure([*quantkit, *wish, *sizes])
+
+
+def errors_of(job: str, model: Path, folder: Path, checkouts: list[Path]) -> str:
+    """A line: what each checkout's GPTQ loses of the first layer."""
+    artifacts = [
+        next(path for path in sorted((folder / f"out-{checkout.name}").iterdir()) if path.is_dir())
+        for checkout in checkouts
+    ]
+    cost = measure([sys.executable, "-m", "benchmarks.gptq_error", model, *artifacts])
+    errors = list(json.loads(cost.output.splitlines()[-1]).values())
+    ratios = [f"{error:.6g} ({error / errors[-1]:.4f})" for error in errors]
+    return f"{job}, error of the first layer's output: " + ", ".join(ratios)
 
 
 def layer_weights(experts: int) -> int:
