@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def layer_errors(
     before, exact = through(lambda: AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto"))
     size = (exact - before).square().sum()
     return {
-        folder: float((through(lambda f=folder: load(f))[1] - exact).square().sum() / size)
+        folder: float((through(partial(load, folder))[1] - exact).square().sum() / size)
         for folder in folders
     }
 

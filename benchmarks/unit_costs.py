@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from quantkit.build.encode import Encoder
-from quantkit.build.output import Layout, PartialArtifact
+from quantkit.build.output import PartialArtifact
 from quantkit.build.readback import read_back
 from quantkit.build.source import read_unit
 from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units
@@ -31,6 +31,7 @@ from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings.encoding import Encoding, encoding
 from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.slab import Slab
+from quantkit.formats.layout import Layout
 from quantkit.formats.place import Place
 from quantkit.plan.quants import find_quants
 

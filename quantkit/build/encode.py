@@ -19,7 +19,7 @@ from quantkit.encodings.kernel import Kernel
 from quantkit.encodings.slab import Slab
 from quantkit.encodings.widen import first_nonfinite, largest_magnitude
 from quantkit.families.model import Target
-from quantkit.formats.folder import FolderLayout
+from quantkit.formats.layout import OwnEncoding
 
 # Scales have 16 bits, so no block format holds more than 3e8. Near 1e15 some of ggml's kernels sum
 # squares beyond float32, and then write zeros or abort the process.
@@ -31,8 +31,8 @@ def sessions(artifacts: Iterable[PartialArtifact]) -> Iterator[None]:
     """What formats want to be set up while their matrices are encoded and completed."""
     with ExitStack() as stack:
         for artifact in artifacts:
-            if isinstance(artifact.layout, FolderLayout):
-                stack.enter_context(artifact.layout.session())
+            if artifact.layout.own is not None:
+                stack.enter_context(artifact.layout.own.session())
         yield
 
 
@@ -52,7 +52,7 @@ class Encoder:
         wanted = {
             (tensor.encoding, imatrix is not None and imatrix.columns_of(tensor.target) is not None)
             for artifact in self._artifacts
-            if not isinstance(artifact.layout, FolderLayout)
+            if artifact.layout.own is None
             for tensor in artifact.layout.plan.tensors
         }
         self._kernel.prepare(
@@ -81,8 +81,8 @@ class Encoder:
         for number, artifact in enumerate(self._artifacts):
             if number not in numbers:
                 continue
-            if isinstance(artifact.layout, FolderLayout):
-                crcs[number] = self._encode_matrix(artifact, artifact.layout, unit, raw)
+            if (own := artifact.layout.own) is not None:
+                crcs[number] = self._encode_matrix(artifact, own, unit, raw)
             else:
                 wanted[artifact.layout.plan.tensors[unit.target].encoding].append(number)
         peak = check_weights(unit, target, raw)
@@ -115,13 +115,14 @@ class Encoder:
         return artifact.write(places, [data.data])
 
     def _encode_matrix(
-        self, artifact: PartialArtifact, layout: FolderLayout, unit: Unit, raw: NDArray[np.uint8]
+        self, artifact: PartialArtifact, own: OwnEncoding, unit: Unit, raw: NDArray[np.uint8]
     ) -> list[int]:
-        """Encode one unit for an artifact in a folder, rows in the checkpoint's order."""
+        """Encode one unit for an artifact that does so itself, rows in the checkpoint's order."""
         if unit.source is None:
             return []
+        layout = artifact.layout
         try:
-            pieces = layout.encode(unit.target, unit.matrix, raw, unit.source.dtype)
+            pieces = own.encode(unit.target, unit.matrix, raw, unit.source.dtype)
         except OverflowError:
             raise too_large(unit, layout.plan.tensors[unit.target].encoding) from None
         places = layout.places(unit.target, unit.row, unit.rows)

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from quantkit.build.encode import Encoder
 from quantkit.build.heap import share_heap
-from quantkit.build.output import Layout, PartialArtifact
+from quantkit.build.output import PartialArtifact
 from quantkit.build.readback import Written, read_back
 from quantkit.build.source import Reading
 from quantkit.build.units import Unit
 from quantkit.build.work import Work
+from quantkit.formats.layout import Layout
 
 # What a unit gave: per artifact, a CRC-32 of each piece; nothing where it was not encoded for one.
 Crcs = list[list[int]]

@@ -9,7 +9,6 @@ from typing import Any
 
 import quantkit
 from quantkit.build.entries import fault_of
-from quantkit.build.output import Layout
 from quantkit.build.source import stamp
 from quantkit.build.work import Work
 from quantkit.checkpoint.checkpoint import Checkpoint, Description
@@ -22,8 +21,7 @@ from quantkit.core.files import has_file, open_file, read_if_there
 from quantkit.core.names import resolve
 from quantkit.core.writing import replace_file
 from quantkit.encodings.kernel import is_searched
-from quantkit.formats.folder import FolderLayout
-from quantkit.formats.gguf.layout import Layout as GGUFLayout
+from quantkit.formats.layout import Layout
 
 NAME = "quantkit.json"
 _VERSION = 1
@@ -111,15 +109,8 @@ def describe_artifact(
         },
         "imatrix": _describe_imatrix(work),
         "remarks": [*work.checkpoint.remarks, *layout.remarks],
-        **(layout.record if isinstance(layout, FolderLayout) else _describe_gguf(layout)),
+        **layout.record,
     }
-
-
-def _describe_gguf(layout: GGUFLayout) -> dict[str, Any]:
-    """What a model's vision or audio part takes; of a model, the recipe that was searched."""
-    takes = {} if layout.takes is None else {"takes": list(layout.takes)}
-    recipe = layout.plan.record
-    return {**takes, **({"recipe": dict(recipe)} if recipe else {})}
 
 
 def _search(work: Work, layout: Layout) -> str:

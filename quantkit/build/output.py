@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +17,14 @@ from quantkit.core.system import lock, sync_data
 from quantkit.core.units import format_size
 from quantkit.core.writing import is_own, open_to_resume, refuse_links
 from quantkit.core.writing import sync_folder as sync_folder
-from quantkit.formats.folder import FolderLayout
-from quantkit.formats.gguf.layout import Layout as GGUFLayout
+from quantkit.formats.layout import Layout
 from quantkit.formats.place import Place
-
-Layout: TypeAlias = GGUFLayout | FolderLayout
 
 PARTIAL = ".partial"
 REJECTED = ".rejected"
 _LONGEST_NAME = 255  # bytes of a file's name, in all file systems of Linux and macOS
 _LONGEST_ENDING = ".partial-smoke"
 _TRIAL = "-smoke"
-_TRIAL_HEADER = 32 * 10**6
 _NOT_HERE = -1  # instead of a file descriptor
 
 
@@ -219,7 +214,7 @@ class PartialArtifact:
     @property
     def runnable(self) -> Path:
         """What a check is given: a GGUF's first file, or the whole folder."""
-        return self.partial if isinstance(self.layout, FolderLayout) else self.paths[0]
+        return self.partial if self.layout.opened == self.layout.folder else self.paths[0]
 
     def open(self) -> None:
         """Open the files at their full size (sparse), keeping what they hold."""
@@ -262,17 +257,19 @@ class PartialArtifact:
 
         A later run does this anew: it only reads what slabs have left.
         """
-        if not isinstance(self.layout, FolderLayout):
+        own = self.layout.own
+        if own is None:
             return
         known, late = {}, {}
-        for tensor, data in self.layout.complete(self._read):
+        for tensor, data in own.complete(self._read):
             if tensor.late:
                 known[tensor.name], late[tensor.name] = tensor, data
             else:
-                self._write_whole(self.layout.place_of(tensor.name), data)
-        self.layout = self.layout.finished(known)
+                self._write_whole(own.place_of(tensor.name), data)
+        self.layout = own.finished(known)
+        assert self.layout.own is not None  # noqa: S101 - it is the same, finished
         for name, data in late.items():
-            self._write_whole(self.layout.place_of(name), data)
+            self._write_whole(self.layout.own.place_of(name), data)
         count = len(self.layout.files)
         self.paths, self._scratch = self.paths[:count], self.paths[count:]
         for fd, file in zip(self._fds[:count], self.layout.files, strict=True):
@@ -333,14 +330,6 @@ class PartialArtifact:
 def trial_of(partial: Path) -> Path:
     """Where a GGUF of an unfinished folder lies while it is run, which shows whether it can be."""
     return partial.with_name(partial.name + _TRIAL)
-
-
-def trial_bytes(layout: Layout) -> int:
-    """About how many bytes such a GGUF takes: Q8_0 of every weight, and the vocabulary."""
-    if not isinstance(layout, FolderLayout):
-        return 0
-    n_elements = sum(stored.target.n_elements for stored in layout.plan.tensors)
-    return n_elements * 17 // 16 + _TRIAL_HEADER
 
 
 def remove(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.build import engine
+from quantkit.build.artifact import Progress
 from quantkit.build.output import PARTIAL, remove, require_place, sync_folder
 from quantkit.build.source import identify_source, require_unchanged
 from quantkit.build.work import Work, weight_reader
@@ -32,7 +33,7 @@ def rewrite(
     jobs: int,
     max_memory: int,
     shard_size: int | None = None,
-    report: Callable[[engine.Progress], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Write a checkpoint into a new folder; its size in bytes.

@@ -15,13 +15,13 @@ from typing import Any
 
 from quantkit.build import manifest
 from quantkit.build.journal import Journal
-from quantkit.build.output import PARTIAL, Layout, PartialArtifact, remove
+from quantkit.build.output import PARTIAL, PartialArtifact, remove
 from quantkit.build.readback import read_back, written_to
 from quantkit.build.units import Unit
 from quantkit.core.errors import NoSpaceError
 from quantkit.core.units import format_size
 from quantkit.core.writing import write_at_start
-from quantkit.formats.folder import FolderLayout
+from quantkit.formats.layout import Layout
 
 STAGED = f".published{PARTIAL}"
 """The folder, in the output folder, of what was sent: headers alone, for the card to be made of."""
@@ -175,7 +175,7 @@ class Departures:
 
 def leaves_by_shards(layout: Layout) -> bool:
     """Whether an artifact is sent shard by shard: a split GGUF is."""
-    return layout.folder is not None and not isinstance(layout, FolderLayout)
+    return layout.folder not in (None, layout.opened)
 
 
 def hollow(path: Path, header: bytes, n_bytes: int) -> None:

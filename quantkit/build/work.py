@@ -7,11 +7,11 @@ from typing import TypeAlias
 
 from quantkit.build.hub import HubReader
 from quantkit.build.kept import Kept
-from quantkit.build.output import Layout, check_names
+from quantkit.build.output import check_names
 from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
-from quantkit.checkpoint.converter.describe import Wish
+from quantkit.checkpoint.converter.wish import Wish
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.checkpoint.names import folder_name
 from quantkit.checkpoint.open import open_checkpoint, open_decoder, open_model
@@ -22,13 +22,13 @@ from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.bnb.plan import lay_out_bnb
 from quantkit.formats.dequantized import as_checkpoint
-from quantkit.formats.folder import FolderLayout
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import (
     ModelMetadata,
     base_name_of,
     describe_checkpoint,
 )
+from quantkit.formats.layout import Layout
 from quantkit.plan.plan import Plan, make_plan, make_plans
 from quantkit.plan.quants import Quant
 from quantkit.plan.recipe import Override, Recipe, recipe_of
@@ -67,12 +67,14 @@ class Work:
         return sum(layout.n_bytes for layout in self.layouts)
 
     @property
+    def gguf(self) -> Layout | None:
+        """The first layout that llama.cpp loads."""
+        return next((x for x in self.layouts if x.plan.quant.format == "gguf"), None)
+
+    @property
     def is_projector(self) -> bool:
         """Whether it is the vision or audio part of a model, and not the model."""
-        return any(
-            not isinstance(layout, FolderLayout) and layout.takes is not None
-            for layout in self.layouts
-        )
+        return any(layout.takes is not None for layout in self.layouts)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -82,13 +84,7 @@ class Work:
 
     def remarking(self, remarks: Sequence[str]) -> "Work":
         """The same work with more remarks on its GGUF files."""
-        layouts = tuple(
-            layout
-            if isinstance(layout, FolderLayout)
-            else replace(layout, remarks=(*layout.remarks, *remarks))
-            for layout in self.layouts
-        )
-        return replace(self, layouts=layouts)
+        return replace(self, layouts=tuple(x.remarking(remarks) for x in self.layouts))
 
 
 def prepare(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import quantkit
 from quantkit.build import manifest
-from quantkit.build.engine import Artifact, Check
+from quantkit.build.artifact import Artifact, Check
 from quantkit.build.output import (
     PartialArtifact,
     check_names,
@@ -20,7 +20,6 @@ from quantkit.build.output import (
     locked,
     naming_failures,
     remove,
-    trial_bytes,
     trial_of,
 )
 from quantkit.build.source import stamp
@@ -189,7 +188,7 @@ class _Build:
             remove(run.folder)  # layers that it has done would be missing
         run.folder.mkdir(parents=True, exist_ok=True)
         remove(trial_of(artifact.partial))  # of a run that was killed
-        trial = trial_bytes(artifact.layout) if check is not None else 0
+        trial = artifact.layout.trial_bytes if check is not None else 0
         check_space(self._out, artifact.missing + max(run.n_bytes, trial))
         try:
             artifact.open()

@@ -130,10 +130,13 @@ def _listed(repo: RemoteRepo, names: list[str]) -> str:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Keep huggingface_hub from drawing: only the command line prints."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled as are_disabled
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    if are_disabled():
+    if are_progress_bars_disabled():
         yield
         return
     disable_progress_bars()

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.converter.describe import Wish, describe_by_converter, described_model
+from quantkit.checkpoint.converter.describe import describe_by_converter, described_model
+from quantkit.checkpoint.converter.wish import Wish
 from quantkit.checkpoint.folder import is_foreign, list_folder, open_folder
 from quantkit.checkpoint.gguf import is_gguf
 from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf, open_hub_gguf

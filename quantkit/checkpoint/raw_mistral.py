@@ -27,7 +27,7 @@ from quantkit.checkpoint.safetensors import only_floats, read_header
 from quantkit.core.apart import run_apart
 from quantkit.core.errors import CheckpointError, TokenizerError
 from quantkit.core.printable import quoted
-from quantkit.core.tensors import SourceTensor
+from quantkit.core.tensors import TORCH_NAMES, SourceTensor
 from quantkit.core.writing import replace_file
 from quantkit.families import describe
 from quantkit.families.model import Decoder
@@ -128,9 +128,8 @@ def open_raw_mistral(path: Path) -> Checkpoint:
         whole = SourceTensor(name, first.dtype, shape, file, offset, 0)
         size = whole.n_elements * whole.row_bytes // shape[-1]
         tensors[name] = SourceTensor(name, first.dtype, shape, file, offset, size)
-    dtype = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     folder, token_ids = _small_files(path)
-    config |= token_ids | {"torch_dtype": dtype[tensors["model.embed_tokens.weight"].dtype]}
+    config |= token_ids | {"torch_dtype": TORCH_NAMES[tensors["model.embed_tokens.weight"].dtype]}
     replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return Checkpoint(folder, config, tensors, files, read_rows=ViewReader(views))
 

@@ -133,7 +133,7 @@ def _persistently(request: Callable[[], Any]) -> Any:
             return request()
         except errors.LocalEntryNotFoundError:  # its name for "not cached, and no connection"
             pass
-        except errors.HTTPError as error:  # type: ignore[attr-defined]  # httpx's, through it
+        except errors.HTTPError as error:  # httpx's, through it
             response = getattr(error, "response", None)
             if response is not None and response.status_code not in _TRY_AGAIN:
                 raise
@@ -212,9 +212,8 @@ def _receive(
     Fewer bytes than asked for mean that another request must follow.
     """
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]  # httpx's
-    from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # httpx's, through it
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     url = hf_hub_url(repo.repo_id, repo.folder + name, revision=repo.commit)
     headers = build_hf_headers() | {
@@ -337,7 +336,7 @@ def explained(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         raise _refused(repo_id, error) from error
-    except (errors.HTTPError, errors.FileMetadataError) as error:  # type: ignore[attr-defined]  # httpx's
+    except (errors.HTTPError, errors.FileMetadataError) as error:  # httpx's, through it
         raise _unreachable(repo_id, error) from error
     except OSError as error:
         raise CheckpointError(

@@ -57,7 +57,7 @@ from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import counted, format_count, format_size, parse_size
 
 if TYPE_CHECKING:
-    from quantkit.build.engine import Artifact, Check, Progress
+    from quantkit.build.artifact import Artifact, Check, Progress
     from quantkit.build.executor import Workers
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
@@ -242,7 +242,7 @@ def build(
     from quantkit.build.output import require_place
     from quantkit.build.work import prepare
     from quantkit.calibrate.sources import parse_sources
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.checkpoint.open import (
         find_source,
@@ -551,7 +551,6 @@ def run_build(
     from quantkit.build.executor import ThisProcess
     from quantkit.build.output import check_space
     from quantkit.build.projector import knowing
-    from quantkit.formats.folder import FolderLayout
 
     require_loadable(work, projector)
     origin = get_ready(work, folder, memory, smoke=smoke)
@@ -592,9 +591,8 @@ def run_build(
         return found if path.is_dir() else with_proof(found, proof)
 
     def check_part(path: Path) -> "Check":
-        assert part is not None  # noqa: S101 - it was built
-        model = next(x for x in work.layouts if not isinstance(x, FolderLayout))
-        return check_projector(path, threads, model, part.takes or ())
+        assert part is not None and work.gguf is not None  # noqa: PT018, S101 - they were built
+        return check_projector(path, threads, work.gguf, part.takes or ())
 
     build_here = partial(
         engine.build,

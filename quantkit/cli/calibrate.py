@@ -199,7 +199,7 @@ def _open(
         CalibrationError, CheckpointError, ConverterError: it cannot be run, or not described.
 
     """
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.folder import is_foreign
     from quantkit.checkpoint.open import described, open_model
 

@@ -13,7 +13,7 @@ from quantkit.cli.output import note, open_meter
 from quantkit.cli.plans import default_folder
 
 if TYPE_CHECKING:
-    from quantkit.build.engine import Artifact, Check
+    from quantkit.build.artifact import Artifact, Check
     from quantkit.calibrate.gptq import GptqBuild
     from quantkit.calibrate.settings import Settings, Step
     from quantkit.calibrate.sources import Source

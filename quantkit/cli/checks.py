@@ -11,10 +11,10 @@ from quantkit.core.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from quantkit.build.engine import Check
+    from quantkit.build.artifact import Check
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
-    from quantkit.formats.gguf.layout import Layout
+    from quantkit.formats.layout import Layout
     from quantkit.verify.hollow import Hollow
     from quantkit.verify.tokens import ExpectedTokens
 
@@ -34,17 +34,15 @@ def require_loadable(work: "Work", projector: "Work | None" = None) -> None:
     """
     from quantkit.cli.projector import layout_of
     from quantkit.core.errors import CheckpointError, NativeError
-    from quantkit.formats.gguf.layout import Layout
     from quantkit.verify.hollow import refusal
     from quantkit.verify.projector import projector_refusal
 
     checkpoint, whole = work.checkpoint, "the checkpoint is whole and its config.json its own"
-    layout = next((x for x in work.layouts if isinstance(x, Layout)), None)
     if checkpoint.header is not None:
         whole = "it is whole and its metadata its own"
     elif checkpoint.description is None:
         return
-    if layout is None:
+    if (layout := work.gguf) is None:
         return
     with suppress(NativeError):  # the smoke test says so
         if reason := refusal(_hollow(layout)):
@@ -159,7 +157,7 @@ def check_artifact(
 
 def check_projector(path: Path, threads: int, model: "Layout", takes: "Sequence[str]") -> "Check":
     """Load a projector in llama.cpp, with the header of a model that it is for."""
-    from quantkit.build.engine import Check
+    from quantkit.build.artifact import Check
     from quantkit.verify.projector import smoke_projector
 
     result = smoke_projector(path, _hollow(model), takes=takes, threads=threads)
@@ -167,7 +165,7 @@ def check_projector(path: Path, threads: int, model: "Layout", takes: "Sequence[
 
 
 def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens | None") -> "Check":
-    from quantkit.build.engine import Check
+    from quantkit.build.artifact import Check
     from quantkit.verify.smoke import smoke
 
     result = smoke(path, threads=threads, tokens=tokens)

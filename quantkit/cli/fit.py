@@ -100,7 +100,7 @@ def fit(
 
     Only headers are read. Without --gpu, --ram and --hardware, the machine is this one.
     """
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.fit.documented import check_claims
     from quantkit.fit.probe import Settings, check_settings, probe

@@ -12,7 +12,7 @@ from quantkit.core.units import format_count, format_size, parse_size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from quantkit.build.engine import Progress
+    from quantkit.build.artifact import Progress
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
 

@@ -39,7 +39,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.folder import is_artifact
     from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_source, refuse_idle
     from quantkit.verify.subjects import holds_artifacts

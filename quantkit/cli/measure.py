@@ -27,7 +27,7 @@ from quantkit.core.units import counted, parse_size
 if TYPE_CHECKING:
     from quantkit.calibrate.settings import Settings
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.families.model import Model
 
 
@@ -68,7 +68,7 @@ def measure(
     from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.sources import parse_sources
     from quantkit.calibrate.text import make_corpus
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.encodings.kernel import load_kernel
     from quantkit.recipes.losses import write_measured

@@ -10,15 +10,14 @@ from quantkit.cli.output import emit_json, escape, show_table
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
-    from quantkit.build.output import Layout
-    from quantkit.formats.gguf.layout import Layout as GGUFLayout
+    from quantkit.formats.layout import LaidOutFile, Layout
 
 
 def show_plan(
     name: str,
     layouts: "Sequence[Layout]",
     as_json: bool,
-    projector: "GGUFLayout | None" = None,
+    projector: "Layout | None" = None,
 ) -> None:
     """Print the plans of artifacts of one model, and that of its vision or audio part."""
     everything = layouts if projector is None else (*layouts, projector)
@@ -52,22 +51,13 @@ def _show_tensors(name: str, layouts: "Sequence[Layout]") -> None:
     show_table(table)
 
 
-def _files(layout: Any) -> Iterator[tuple[Any, str]]:
+def _files(layout: "Layout") -> "Iterator[tuple[LaidOutFile, str]]":
     """The files of an artifact that stay, and their paths in the output folder."""
-    for file in layout.files:
-        if not (_is_folder(layout) and file is layout.scratch):
-            yield file, f"{layout.folder}/{file.name}" if layout.folder else file.name
+    for file in layout.final_files:
+        yield file, f"{layout.folder}/{file.name}" if layout.folder else file.name
 
 
-def _is_folder(layout: Any) -> bool:
-    from quantkit.formats.folder import FolderLayout
-
-    return isinstance(layout, FolderLayout)
-
-
-def _numbers(layout: Any) -> dict[str, Any]:
-    is_folder = _is_folder(layout)
-    tensor_numbers = _stored if is_folder else _planned
+def _numbers(layout: "Layout") -> dict[str, Any]:
     return {
         "name": layout.name,
         "quant": layout.plan.quant.name,
@@ -75,30 +65,25 @@ def _numbers(layout: Any) -> dict[str, Any]:
         "bytes": layout.n_bytes,
         "remarks": layout.remarks,
         "bits_per_weight": layout.plan.bits_per_weight,
-        **(layout.record if is_folder else {}),
+        **layout.record,
         "files": [
             {
                 "name": path,
                 "bytes": file.n_bytes,
                 "tensors": [
-                    {**tensor_numbers(tensor), "bytes": tensor.n_bytes, "offset": offset}
+                    {
+                        "name": tensor.name,
+                        "shape": tensor.shape,
+                        "encoding": tensor.dtype,
+                        "bytes": tensor.n_bytes,
+                        "offset": offset,
+                    }
                     for tensor, offset in zip(file.tensors, file.offsets, strict=True)
                 ],
             }
             for file, path in _files(layout)
         ],
     }
-
-
-def _planned(tensor: Any) -> dict[str, Any]:
-    """A tensor of a GGUF."""
-    target = tensor.target
-    return {"name": target.name, "shape": target.shape, "encoding": tensor.encoding.name}
-
-
-def _stored(tensor: Any) -> dict[str, Any]:
-    """A tensor of a safetensors file."""
-    return {"name": tensor.name, "shape": tensor.shape, "encoding": tensor.dtype}
 
 
 def default_folder(base_name: str, *, only_gguf: bool) -> Path:

@@ -9,7 +9,7 @@ from quantkit.core.errors import ConverterError, PlanError
 
 if TYPE_CHECKING:
     from quantkit.build.work import Work
-    from quantkit.formats.gguf.layout import Layout
+    from quantkit.formats.layout import Layout
 
 
 class ProjectorType(StrEnum):
@@ -57,10 +57,7 @@ def plan_projector(
 
 def layout_of(projector: "Work | None") -> "Layout | None":
     """The one layout of a projector."""
-    from quantkit.formats.gguf.layout import Layout
-
     if projector is None:
         return None
     (layout,) = projector.layouts
-    assert isinstance(layout, Layout)  # noqa: S101 - there is no other
     return layout

@@ -10,7 +10,7 @@ from quantkit.core.errors import SmokeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quantkit.build.engine import Artifact, Check
+    from quantkit.build.artifact import Artifact, Check
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.verify.proof import Proof
@@ -31,11 +31,11 @@ def prove_build(work: "Work", threads: int) -> "Proof":
 
     """
     from quantkit.checkpoint.gguf import parse_header
-    from quantkit.formats.folder import FolderLayout
     from quantkit.verify.proof import describe_proof
     from quantkit.verify.proving import prove_conversion
 
-    layout = next(x for x in work.layouts if not isinstance(x, FolderLayout))
+    layout = work.gguf
+    assert layout is not None  # noqa: S101 - refused without one
     header = parse_header(layout.files[0].header, layout.files[0].n_bytes)
     assert header is not None  # noqa: S101 - it is whole
     proof = _metered(
@@ -84,10 +84,9 @@ def with_recorded(artifact: "Artifact", folder: Path, proof: "Proof | None") -> 
     """
     from quantkit.build.manifest import add_artifact
     from quantkit.build.output import locked
-    from quantkit.formats.folder import FolderLayout
 
     ran = artifact.entry.get("smoke")
-    if proof is None or artifact.fresh or not ran or isinstance(artifact.layout, FolderLayout):
+    if proof is None or artifact.fresh or not ran or artifact.layout.plan.quant.format != "gguf":
         return artifact
     details = {**ran.get("details", {}), "proof": proof.as_numbers()}
     entry = {**artifact.entry, "smoke": {**ran, "details": details}}

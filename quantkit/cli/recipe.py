@@ -65,7 +65,7 @@ def recipe(
 
     Only headers are read.
     """
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.imatrix import load_imatrix, require_same_model
     from quantkit.core.writing import replace_file
     from quantkit.fit.subject import Wishes, open_subject

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from quantkit.build.work import Choose
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.families.model import Model
     from quantkit.fit.hardware import Machine

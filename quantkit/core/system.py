@@ -76,8 +76,9 @@ def hold_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 def user_cache() -> Path:
     """The folder of quantkit in the user's cache, which may not be there yet."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "quantkit"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("quantkit", appauthor=False)
 
 
 def most_resident_bytes() -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Safetensors dtypes that hold plain floating-point weights, and their bytes per element.
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+# PyTorch's names of the same, which config.json has, too.
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.widen import largest_magnitude
 
@@ -20,7 +21,6 @@ _SCALES = {
     "TQ1_0": (26,),
     "TQ2_0": (32,),
 }
-_FLOATS = ("F32", "F16", "BF16")
 # Integers, and blocks whose scales of 8 bits are all numbers.
 _ALWAYS_SOUND = ("I8", "I16", "I32", "I64", "NVFP4")
 
@@ -35,7 +35,7 @@ def is_sound(raw: NDArray[np.uint8], encoding: Encoding) -> bool:
     """
     if encoding.name in _ALWAYS_SOUND:
         return True
-    if encoding.name in _FLOATS:
+    if encoding.name in FLOAT_BYTES:
         return bool(np.isfinite(largest_magnitude(raw, encoding.name)))
     if encoding.name in ("F64", "Q8_K"):
         kind = "<f8" if encoding.name == "F64" else "<f4"

@@ -285,7 +285,7 @@ def buffers(
     dry: bool,
     gpu: bool = False,
 ) -> dict[str, Any]:
-    """What ``verify.bindings.buffers`` returns for a file and contexts, from a subprocess.
+    """What ``verify.buffers.buffers`` returns for a file and contexts, from a subprocess.
 
     Raises:
         FitError: what llama.cpp allocates even in a dry run is too much for this machine.

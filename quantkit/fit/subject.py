@@ -11,7 +11,7 @@ from typing import Literal
 
 from quantkit.build.projector import projector_bytes
 from quantkit.checkpoint.checkpoint import Checkpoint, Description
-from quantkit.checkpoint.converter.describe import Wish
+from quantkit.checkpoint.converter.wish import Wish
 from quantkit.checkpoint.folder import (
     is_artifact,
     list_folder,
@@ -50,7 +50,7 @@ from quantkit.fit.shape import (
     shape_of_header,
 )
 from quantkit.formats.dequantized import as_checkpoint
-from quantkit.formats.gguf.layout import Layout, PlannedFile, lay_out
+from quantkit.formats.gguf.layout import GGUFLayout, PlannedFile, lay_out
 from quantkit.formats.gguf.metadata import (
     ModelMetadata,
     bare_entries,
@@ -528,7 +528,7 @@ def _outline(model: Model, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan,
     return (outline_plan(model, quant, has_imatrix=True) if needed else plan), needed
 
 
-def _first_file(layout: Layout) -> str:
+def _first_file(layout: GGUFLayout) -> str:
     first = layout.files[0].name
     return first if layout.folder is None else f"{layout.folder}/{first}"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
-from quantkit.checkpoint.converter.describe import Wish
+from quantkit.checkpoint.converter.wish import Wish
 from quantkit.checkpoint.folder import is_foreign, open_quantized
 from quantkit.checkpoint.open import described
 from quantkit.core.errors import CheckpointError

@@ -5,7 +5,7 @@ its place in a shard before a weight is read, exactly as a GGUF does.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.names import LICENSES
+from quantkit.checkpoint.names import INDEX, LICENSES
 from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file, read_file
@@ -23,7 +23,6 @@ from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Target
 from quantkit.formats.place import Place
 from quantkit.formats.safetensors import (
-    INDEX,
     Shard,
     StoredTensor,
     place,
@@ -34,6 +33,7 @@ from quantkit.plan.quants import Quant
 
 SHARD_SIZE = 5 * 10**9
 _SCRATCH = ".scratch"
+_TRIAL_HEADER = 32 * 10**6  # of a GGUF, with a vocabulary
 _SIDE_FILES = ("generation_config.json", *LICENSES)
 
 
@@ -158,10 +158,40 @@ class FolderLayout:
     settled: bool = False
     remarks: tuple[str, ...] = ()
 
+    takes = None
+
     @property
     def folder(self) -> str:
         """The artifact's folder."""
         return self.name
+
+    @property
+    def opened(self) -> str:
+        """The folder."""
+        return self.name
+
+    @property
+    def own(self) -> "FolderLayout":
+        """It encodes by its codecs."""
+        return self
+
+    @property
+    def trial_bytes(self) -> int:
+        """Of a GGUF that shows whether it runs: Q8_0 of every weight, and the vocabulary."""
+        n_elements = sum(stored.target.n_elements for stored in self.plan.tensors)
+        return n_elements * 17 // 16 + _TRIAL_HEADER
+
+    def depends_on(self, imatrix: str | None, search: str) -> dict[str, Any]:  # noqa: ARG002
+        """Its plan, and the versions of what encodes."""
+        return {"plan": self.digest, "tools": self.record.get("tools")}
+
+    def remarking(self, remarks: Sequence[str]) -> "FolderLayout":  # noqa: ARG002
+        """The same: config and tokenizer are the checkpoint's own."""
+        return self
+
+    def without_headers(self) -> "FolderLayout":
+        """The same: its headers are short."""
+        return self
 
     @cached_property
     def files(self) -> tuple[Shard | SmallFile, ...]:
@@ -171,9 +201,14 @@ class FolderLayout:
         return (*self.shards, *index, *self.small_files, *scratch)
 
     @property
+    def final_files(self) -> tuple[Shard | SmallFile, ...]:
+        """All files but the scratch."""
+        return tuple(file for file in self.files if file is not self.scratch)
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of all files; where tensors are ``late``, at most a few bytes more than in fact."""
-        return sum(file.n_bytes for file in self.files if file is not self.scratch)
+        return sum(file.n_bytes for file in self.final_files)
 
     def places(self, tensor: int, row: int, rows: int) -> list[Place]:
         """Where some rows of a target go, one place per part that slabs give bytes to."""

@@ -14,7 +14,6 @@ from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "I8": 1, "U8": 1}
-INDEX = "model.safetensors.index.json"
 _ALIGNMENT = 8
 _LENGTH_BYTES = 8
 

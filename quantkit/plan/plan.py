@@ -23,6 +23,21 @@ class PlannedTensor:
     encoding: Encoding
 
     @property
+    def name(self) -> str:
+        """The target's."""
+        return self.target.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As PyTorch has it, outermost first."""
+        return self.target.shape
+
+    @property
+    def dtype(self) -> str:
+        """What it is stored as: its encoding's name."""
+        return self.encoding.name
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return self.encoding.row_bytes(self.target.columns)

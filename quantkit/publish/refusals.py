@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from huggingface_hub import errors
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, through it
+from huggingface_hub.errors import HTTPError  # httpx's, through it
 
 from quantkit.core.errors import PublishError, UploadError
 
@@ -27,7 +27,7 @@ def response_of(error: BaseException) -> Any:
 
 def wait_asked_for(response: Any) -> float:
     """The seconds after which the Hub wants to be asked again, 0 where it does not say."""
-    from huggingface_hub.utils._http import parse_ratelimit_headers
+    from huggingface_hub.utils import parse_ratelimit_headers
 
     if response is None:
         return 0.0

@@ -263,11 +263,14 @@ def _quietly() -> Iterator[None]:
     """Keep huggingface_hub from drawing, logging and warning: only the command line prints."""
     from logging import ERROR
 
-    from huggingface_hub.utils import logging
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled as are_disabled
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
 
-    were_disabled, verbosity = are_disabled(), logging.get_verbosity()
+    were_disabled, verbosity = are_progress_bars_disabled(), logging.get_verbosity()
     disable_progress_bars()
     logging.set_verbosity(ERROR)
     try:

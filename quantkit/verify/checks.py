@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import SmokeError
-from quantkit.verify.bindings import Model, check_size, facts
+from quantkit.verify.bindings import Model
+from quantkit.verify.file_size import check_size
+from quantkit.verify.library import facts
 from quantkit.verify.tokens import show_ids, show_text
 
 _SENTENCEPIECE, _BPE, _WORDPIECE, _UNIGRAM = 1, 2, 3, 4  # LLAMA_VOCAB_TYPE_*

@@ -10,6 +10,7 @@ from quantkit.checkpoint.names import shard_names
 from quantkit.checkpoint.remote_gguf import cached_gguf
 from quantkit.core.errors import CheckpointError, QuantkitError
 from quantkit.core.printable import quoted
+from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.verify.subjects import Subject, open_subject
 
 
@@ -90,6 +91,6 @@ def _named(subject: Subject) -> Subject:
     from quantkit.checkpoint.open import open_checkpoint
 
     dtypes = {tensor.dtype for tensor in open_checkpoint(subject.gguf).tensors.values()}
-    if subject.quant is not None or not dtypes <= {"F32", "BF16", "F16"}:
+    if subject.quant is not None or not dtypes <= FLOAT_BYTES.keys():
         return subject
     return replace(subject, quant=next(q for q in ("f16", "bf16", "f32") if q.upper() in dtypes))

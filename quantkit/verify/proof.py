@@ -20,6 +20,7 @@ from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.shortened import count_layers, text_config
 from quantkit.core.errors import QuantkitError, TokenizerError
 from quantkit.core.packages import why_missing
+from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.verify.llama import run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.smoke import artifact_files, time_limit
@@ -39,7 +40,7 @@ _LEAST = 1e-5  # relative: float32 itself, where a model damps all else
 # by its rounding. llama.cpp cuts off YaRN's ramp at whole numbers, for one, and gpt-oss does not.
 _SMALL = 0.01
 _QUANTILES = (50, 90)
-PLAIN = frozenset({"F32", "F16", "BF16"})
+PLAIN = frozenset(FLOAT_BYTES)
 
 Outcome = Literal["proven", "wrong", "not proven"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from quantkit.checkpoint.gguf import read_header
 from quantkit.core.profiles import load_profile
+from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.plan.quants import all_quants
 from quantkit.verify.divergence import Measures
 from quantkit.verify.embeddings import Cosines
@@ -19,7 +20,6 @@ from quantkit.verify.layers import WeightError, weight_errors
 from quantkit.verify.subjects import Subject, is_quantized
 
 _ROWS = 32  # of each tensor or expert: an error of all of it shows in any few rows
-_FLOATS = ("F32", "F16", "BF16")
 _AS_IT_IS = "as it is"
 # A row is rounded worse than the others of its matrix at times; not so badly that the row is gone.
 _ROOM_OF_A_ROW, _MOST_OF_A_ROW = 3.0, 1.1
@@ -237,7 +237,7 @@ def weight_faults(
 
     def limit(error: WeightError) -> float:
         kind = encoded_as(error)
-        return limits.get(kind, float("inf")) + (0.0 if kind in _FLOATS else slack)
+        return limits.get(kind, float("inf")) + (0.0 if kind in FLOAT_BYTES else slack)
 
     def row_limit(error: WeightError) -> float:
         return min(_MOST_OF_A_ROW, _ROOM_OF_A_ROW * limit(error))

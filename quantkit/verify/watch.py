@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import NativeError, SmokeError
-from quantkit.verify.bindings import ggml_library, library
+from quantkit.verify.library import ggml_library, library
 
 _F32 = 0  # ggml_type
 _LAYERS = ("blk.", "enc.blk.", "dec.blk.")

@@ -34,16 +34,18 @@ def main() -> None:
 
 
 def _answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]:
-    from quantkit.verify import bindings
-
     # What asks for no logits does without numpy, which takes as long to import as a dry run.
     if request["task"] == "facts":
-        return bindings.facts()
+        from quantkit.verify.library import facts
+
+        return facts()
     if request["task"] == "buffers":
+        from quantkit.verify.buffers import buffers
+
         file, settings = Path(request["file"]), request["settings"]
         _limit_memory(request["most_bytes"])
         try:
-            return bindings.buffers(file, settings, dry=request["dry"], gpu=request["gpu"])
+            return buffers(file, settings, dry=request["dry"], gpu=request["gpu"])
         except SmokeError as error:
             return {"refused": str(error)}
     if request["task"] == "projector":

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.build import engine
-from quantkit.build.engine import Artifact
+from quantkit.build.artifact import Artifact
 from quantkit.build.units import UNIT_ELEMENTS
 from quantkit.build.work import Work, prepare
 from quantkit.encodings.encoding import Encoding
@@ -67,8 +67,8 @@ def small_slabs(elements: int, commit_seconds: float = 0.0) -> ExitStack:
     """Slabs of so many elements, journaled so often, inside the ``with`` block."""
     stack = ExitStack()
     stack.enter_context(patch("quantkit.build.units.UNIT_ELEMENTS", elements))
-    stack.enter_context(patch("quantkit.build.engine.UNIT_ELEMENTS", elements))
-    stack.enter_context(patch("quantkit.build.engine._COMMIT_SECONDS", commit_seconds))
+    stack.enter_context(patch("quantkit.build.run.UNIT_ELEMENTS", elements))
+    stack.enter_context(patch("quantkit.build.run._COMMIT_SECONDS", commit_seconds))
     stack.enter_context(patch("quantkit.build.cluster.executor._SYNC_SECONDS", commit_seconds))
     return stack
 

@@ -17,8 +17,8 @@ from typing import Any
 from unittest.mock import patch
 
 from quantkit.build import engine
+from quantkit.build.artifact import Artifact, Progress
 from quantkit.build.encode import Encoder
-from quantkit.build.engine import Artifact, Progress
 from quantkit.build.executor import Threads
 from quantkit.build.work import Work
 from quantkit.cli.main import main

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import quantkit as package
+from quantkit.build.artifact import Progress
 from quantkit.build.cluster import calls
-from quantkit.build.engine import Progress
 from quantkit.build.work import prepare
 from quantkit.core.errors import ClusterError, Interrupted
 from quantkit.plan.quants import find_quants

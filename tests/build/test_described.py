@@ -11,7 +11,7 @@ import pytest
 from quantkit.build import source as reading
 from quantkit.build.work import Work, prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.converter.describe import ConvertedRows
+from quantkit.checkpoint.converter.rows import ConvertedRows
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.plan.quants import find_quants
 from tests.build.builds import artifacts_in, build_work, small_slabs

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build.engine import Progress
+from quantkit.build.artifact import Progress
 from quantkit.build.kept import Kept
 from quantkit.build.manifest import find_finished
 from quantkit.build.work import Work, prepare

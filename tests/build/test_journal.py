@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantkit.build.engine import Progress
+from quantkit.build.artifact import Progress
 from quantkit.build.journal import Journal
 from quantkit.build.work import Work, prepare
 from quantkit.core.errors import Interrupted

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import quantkit
-from quantkit.build.engine import Check
+from quantkit.build.artifact import Check
 from quantkit.build.work import prepare
 from quantkit.plan.quants import find_quants
 from tests.build.builds import build_work, check_manifest, names_in

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import quantkit as package
-from quantkit.build.engine import Check, Progress
+from quantkit.build.artifact import Check, Progress
 from quantkit.build.work import Work, prepare
 from quantkit.core.errors import NoSpaceError, OutputError
 from quantkit.plan.quants import find_quants

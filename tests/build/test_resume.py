@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build.engine import Check, Progress
+from quantkit.build.artifact import Check, Progress
 from quantkit.build.journal import Journal, Record, partial_paths
 from quantkit.build.work import Work, prepare
 from quantkit.core.errors import CheckpointError, Interrupted, OutputError

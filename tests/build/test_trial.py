@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build.engine import Check, build
-from quantkit.build.output import PartialArtifact, trial_bytes, trial_of
+from quantkit.build.artifact import Check
+from quantkit.build.engine import build
+from quantkit.build.output import PartialArtifact, trial_of
 from quantkit.build.work import prepare, prepare_export
 from quantkit.core.errors import NoSpaceError
 from quantkit.plan.quants import find_quants
@@ -30,7 +31,7 @@ def test_the_trial_of_a_folder_is_counted(tmp_path: Path, monkeypatch: pytest.Mo
     (made,) = build(work, tmp_path / "out", jobs=1, max_memory=2**30)
     monkeypatch.undo()
     exported = prepare_export(made.path, find_quants(["q8_0"]))
-    assert exported.n_bytes <= trial_bytes(work.layouts[0])
+    assert exported.n_bytes <= work.layouts[0].trial_bytes
 
 
 def test_what_a_killed_trial_left_is_removed(tmp_path: Path) -> None:

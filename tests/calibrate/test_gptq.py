@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.build.engine import Artifact
+from quantkit.build.artifact import Artifact
 from quantkit.build.source import stamp
 from quantkit.calibrate import progress
 from quantkit.calibrate.gptq import build_gptq, plan_gptq

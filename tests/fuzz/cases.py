@@ -85,7 +85,8 @@ def make_sound(root: Path) -> None:
 
 def _build_states(model: Path, root: Path) -> None:
     """A finished build, and one that was interrupted before its last step."""
-    from quantkit.build.engine import Progress, build
+    from quantkit.build.artifact import Progress
+    from quantkit.build.engine import build
     from quantkit.build.work import prepare
     from quantkit.plan.quants import find_quants
 

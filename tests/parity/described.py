@@ -7,7 +7,7 @@ import pytest
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.converter.describe import Wish
+from quantkit.checkpoint.converter.wish import Wish
 from quantkit.checkpoint.gguf_source import open_gguf
 from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.families import is_known

@@ -6,7 +6,8 @@ import pytest
 
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
-from quantkit.checkpoint.converter.describe import Wish, describe_by_converter
+from quantkit.checkpoint.converter.describe import describe_by_converter
+from quantkit.checkpoint.converter.wish import Wish
 from quantkit.checkpoint.folder import list_folder, open_folder
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.plan.quants import find_quants

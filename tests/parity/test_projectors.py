@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.build.engine import Artifact
+from quantkit.build.artifact import Artifact
 from quantkit.build.projector import KINDS, knowing, prepare_projector, projector_bytes
 from quantkit.build.source import read_exactly
 from quantkit.build.work import Work, prepare

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantkit.build.engine import Check
+from quantkit.build.artifact import Check
 from quantkit.verify.smoke import smoke
 from tests.build.builds import build
 from tests.parity.cases import TRAINED

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.families.model import Facts, Model, Target
-from quantkit.formats.gguf.layout import Layout, lay_out
+from quantkit.formats.gguf.layout import GGUFLayout, lay_out
 from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries
 from quantkit.plan.plan import outline_plan
 from quantkit.recipes.assumed import assume
@@ -27,7 +27,7 @@ def search_of(model: Model, **freedom: Any) -> RecipeSearch:
     return RecipeSearch(model, metadata_of(model), losses_of(model), freedom=Freedom(**freedom))
 
 
-def layout_of(recipe: SearchedRecipe, model: Model) -> Layout:
+def layout_of(recipe: SearchedRecipe, model: Model) -> GGUFLayout:
     """What a build of a recipe would write."""
     quant, chosen = apply_recipe(recipe, model)
     return lay_out(outline_plan(model, quant, recipe.weighted, chosen), metadata_of(model))

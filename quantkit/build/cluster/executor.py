@@ -24,13 +24,13 @@ from quantkit.build.cluster.scattered import (
     require_shards,
 )
 from quantkit.build.executor import Assignment, Crcs
-from quantkit.build.output import Layout, PartialArtifact
+from quantkit.build.output import PartialArtifact
 from quantkit.build.readback import Written, read_back
 from quantkit.build.source import Stamp, hash_source, stamps_of
 from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, ClusterError, OutputError, QuantkitError
-from quantkit.formats.folder import FolderLayout
+from quantkit.formats.layout import Layout
 
 _ATTEMPTS = 4
 _AHEAD = 2  # tasks given out per processor, so that none waits for this process
@@ -117,7 +117,7 @@ class ClusterExecutor:
         job = tasks.Job(
             self._name,
             artifacts[0].final.parent.absolute(),
-            tuple(_without_headers(artifact.layout) for artifact in artifacts),
+            tuple(artifact.layout.without_headers() for artifact in artifacts),
             tuple(assignment.units),
             open_rows(checkpoint),
             (work.kernel.name, work.kernel.search),
@@ -360,10 +360,3 @@ class ClusterExecutor:
                 "see to the cluster's nodes and run the same command to resume."
             )
         self._cluster.log(f"Trying again ({attempt} of {_ATTEMPTS - 1}): {what}; {lost}.")
-
-
-def _without_headers(layout: Layout) -> Layout:
-    """A layout as tasks need it: they write no headers, which hold whole vocabularies."""
-    if isinstance(layout, FolderLayout):
-        return layout
-    return replace(layout, files=tuple(replace(file, header=b"") for file in layout.files))

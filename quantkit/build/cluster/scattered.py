@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.build.cluster import calls, tasks
-from quantkit.build.output import Layout, PartialArtifact, remove
+from quantkit.build.output import PartialArtifact, remove
 from quantkit.core.documents import decode
 from quantkit.core.errors import FileError, OutputError, PlaceLostError
 from quantkit.core.files import read_file
 from quantkit.core.writing import replace_file
-from quantkit.formats.folder import FolderLayout
+from quantkit.formats.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ def require_shards(layouts: Sequence[Layout], out: Path) -> None:
 
     """
     for layout in layouts:
-        if layout.folder is None or isinstance(layout, FolderLayout):
+        if layout.folder in (None, layout.opened):
             raise OutputError(
                 f"Not all nodes of the cluster share {out}, and {layout.name} cannot be divided "
                 "among their disks; choose a shared folder with -o, or GGUF quants and a "

@@ -18,16 +18,17 @@ from quantkit.build.cluster.calls import SLAB_MEMORY
 from quantkit.build.encode import Encoder, sessions
 from quantkit.build.executor import Crcs
 from quantkit.build.heap import keep_freed
-from quantkit.build.output import Layout, PartialArtifact, check_space, remove, sync_folder
+from quantkit.build.output import PartialArtifact, check_space, remove, sync_folder
 from quantkit.build.source import read_unit
 from quantkit.build.units import Unit
 from quantkit.checkpoint.checkpoint import RowReader
-from quantkit.checkpoint.converter.describe import ConvertedRows
+from quantkit.checkpoint.converter.rows import ConvertedRows
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import OutputError
 from quantkit.core.files import read_file
 from quantkit.core.writing import create, open_to_append, refuse_links, write_at_start
 from quantkit.encodings.kernel import load_kernel
+from quantkit.formats.layout import Layout
 
 STORAGE = ".quantkit-storage"
 """A file in an output folder that tells it from those of the same name on other nodes' disks."""

@@ -2,25 +2,19 @@
 
 It answers requests until the pipe is closed (see `process` for what is asked). Nothing of what the
 converter prints reaches the user, it reaches no network, starts no program, writes no file but the
-header that is asked for, and runs no code that came with a model: `confine` sees to that, from the
+header that is asked for, and runs no code that came with a model: `confined` sees to that, from the
 moment that everything is imported.
 """
 
 import json
-import os
 import resource
 import sys
-import tempfile
 import traceback
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from quantkit.checkpoint.converter.channel import Channel
-
-
-class RefusedError(Exception):
-    """What is asked cannot be done; the sentence ends what the parent says of it."""
+from quantkit.checkpoint.converter.confined import RefusedError, confine, mark_foreign, remove
 
 
 def main() -> None:
@@ -34,7 +28,7 @@ def main() -> None:
         _answer_all(Channel(receive, send), setup, folders)
     finally:
         for folder in folders:
-            _remove(folder)
+            remove(folder)
 
 
 def _answer_all(channel: Channel, setup: dict[str, Any], folders: set[str]) -> None:
@@ -85,18 +79,6 @@ def _answer_all(channel: Channel, setup: dict[str, Any], folders: set[str]) -> N
             channel.send({"failed": _said(error), "is_of_the_form": _is_of_the_form(error)})
 
 
-def _remove(folder: str) -> None:
-    """Remove a folder and what is in it, which `confine` lets no library do."""
-    _writable.append(folder)
-    for place, folders, files in os.walk(folder, topdown=False):
-        for remove, names in ((Path.unlink, files), (Path.rmdir, folders)):
-            for name in names:
-                with suppress(OSError):
-                    remove(Path(place, name))
-    with suppress(OSError):
-        Path(folder).rmdir()
-
-
 def _said(error: BaseException) -> str:
     """What failed: its kind, its first line, and where in the converter it was."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -123,68 +105,5 @@ def _frames_in_converter(error: BaseException) -> list[traceback.FrameSummary]:
     return [frame for frame in frames if Path(frame.filename).parent.name == "conversion"]
 
 
-_FORBIDDEN = (
-    "socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system",
-    "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.rename",
-    "os.link", "os.symlink", "os.chmod", "os.truncate", "shutil.rmtree",
-    "shutil.move", "ftplib.connect", "urllib.Request", "http.client.connect",
-)  # fmt: skip
-_writable: list[str] = [os.devnull]
-_foreign: list[str] = []
-
-
-def allow_writing(folder: str) -> None:
-    """Let this process write in a folder, and put there what libraries want to put anywhere."""
-    _writable.append(folder)
-    tempfile.tempdir = folder
-
-
-def mark_foreign(folder: str) -> None:
-    """Let no code be run that lies in a folder."""
-    _foreign.append(folder)
-
-
-def confine() -> None:
-    """Forbid this process everything that describing a model does not need.
-
-    An audit hook (PEP 578) sees it happen and raises; it cannot be taken away again. It guards
-    against code that does what it should not without meaning harm, such as a library that asks a
-    server. Code that came with a model is never loaded in the first place.
-    """
-    # Where transformers puts such code; refused before it would (see `library`).
-    from transformers.utils import HF_MODULES_CACHE
-
-    _foreign.append(str(HF_MODULES_CACHE))
-    sys.addaudithook(_audit)
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open":
-        path, mode, flags = arguments
-        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if writes or (isinstance(mode, str) and set(mode) & set("wax+")):
-            _require_writable(path)
-    elif event in ("os.mkdir", "os.rmdir"):
-        _require_writable(arguments[0])
-    elif event == "exec" and _foreign:
-        name = getattr(arguments[0], "co_filename", "")
-        if any(name.startswith(folder) for folder in _foreign):
-            _refuse(f"it wanted to run {Path(name).name}, which came with the model")
-    elif event.startswith(_FORBIDDEN):
-        _refuse(f"it wanted {event}, which nothing that describes a model needs")
-
-
-def _require_writable(path: Any) -> None:
-    if not isinstance(path, int) and not os.fsdecode(path).startswith(tuple(_writable)):
-        _refuse(f"it wanted to write {os.fsdecode(path)}")
-
-
-def _refuse(what: str) -> NoReturn:
-    raise RefusedError(what)
-
-
 if __name__ == "__main__":
-    # Under its own name, so that `capture` raises the same RefusedError that is caught here.
-    from quantkit.checkpoint.converter import child
-
-    child.main()
+    main()

@@ -13,7 +13,7 @@ import gguf
 import torch
 from gguf.lazy import LazyNumpyTensor
 
-from quantkit.checkpoint.converter.expressions import is_lazy, is_leaf
+from quantkit.checkpoint.converter.nodes import is_lazy, is_leaf
 
 # (owner, attribute, what stands in its place)
 Replacement = tuple[Any, str, Any]
@@ -23,7 +23,7 @@ _COMPARED = 2**22
 
 
 class Reads(Protocol):
-    """Gives rows of stored tensors; see `capture.Source`."""
+    """Gives rows of stored tensors; see `captured.Source`."""
 
     tensors: Any
 

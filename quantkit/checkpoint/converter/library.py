@@ -14,7 +14,7 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from quantkit.checkpoint.converter.child import RefusedError
+from quantkit.checkpoint.converter.confined import RefusedError
 from quantkit.checkpoint.tokenizer import add_keys
 from quantkit.checkpoint.tokenizer.source import TEKKEN, read_source
 from quantkit.checkpoint.tokenizer.tekken import tekken_metadata

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings.fast.jit import compiled, inlined
 from quantkit.encodings.fast.simd import LANES, NARROW, i32, select, store, transpose
 
@@ -25,7 +26,7 @@ def make_tiles(raw: NDArray[np.uint8], dtype: str, width: int) -> NDArray[np.flo
         Shape (tiles, width * LANES).
 
     """
-    n_blocks = raw.size * 8 // {"F32": 32, "F16": 16, "BF16": 16}[dtype] // width
+    n_blocks = raw.size // FLOAT_BYTES[dtype] // width
     tiles = np.empty((-(-n_blocks // LANES), width * LANES), np.float32)
     if dtype == "F32":
         _tile_bits(raw.view(np.uint32), tiles.view(np.int32), width, n_blocks, np.uint32(0))

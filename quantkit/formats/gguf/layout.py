@@ -7,8 +7,9 @@ The order of metadata and tensors is llama-quantize's, and that of shards llama-
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from gguf import GGUFValue, GGUFValueType
 
@@ -43,7 +44,7 @@ class PlannedFile:
 
 
 @dataclass(frozen=True)
-class Layout:
+class GGUFLayout:
     """The files of one artifact. ``folder`` holds the shards of a split one, else None.
 
     ``remarks`` are the sentences that its user must hear (see `ModelMetadata`). ``takes`` says of a
@@ -57,6 +58,19 @@ class Layout:
     remarks: tuple[str, ...] = ()
     takes: tuple[str, ...] | None = None
 
+    trial_bytes = 0
+    own = None
+
+    @property
+    def opened(self) -> str:
+        """Its first file, within the output folder."""
+        return f"{self.folder}/{self.files[0].name}" if self.folder else self.files[0].name
+
+    @property
+    def final_files(self) -> tuple[PlannedFile, ...]:
+        """All of them."""
+        return self.files
+
     @property
     def n_bytes(self) -> int:
         """Bytes of all files."""
@@ -69,6 +83,25 @@ class Layout:
         for file in self.files:
             digest.update(file.header)
         return digest.hexdigest()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a projector takes; of a model, the recipe that was searched."""
+        takes = {} if self.takes is None else {"takes": list(self.takes)}
+        recipe = self.plan.record
+        return {**takes, **({"recipe": dict(recipe)} if recipe else {})}
+
+    def depends_on(self, imatrix: str | None, search: str) -> dict[str, Any]:
+        """Its plan, importance, and how scales are chosen."""
+        return {"plan": self.digest, "imatrix": imatrix, "search": search}
+
+    def remarking(self, remarks: Sequence[str]) -> "GGUFLayout":
+        """The same with more remarks."""
+        return replace(self, remarks=(*self.remarks, *remarks))
+
+    def without_headers(self) -> "GGUFLayout":
+        """The same without headers."""
+        return replace(self, files=tuple(replace(file, header=b"") for file in self.files))
 
     def places(self, tensor: int, row: int, rows: int) -> list[Place]:
         """Where some rows of a tensor of the plan go: one place."""
@@ -86,7 +119,7 @@ def lay_out(
     metadata: ModelMetadata,
     imatrix: Imatrix | None = None,
     shard_size: int | None = None,
-) -> Layout:
+) -> GGUFLayout:
     """Place a plan's tensors in files.
 
     Args:
@@ -107,7 +140,7 @@ def lay_out(
     entries = (*(entry for entry in metadata.entries if entry.key not in said_anew), *own)
     if shard_size is None or sum(map(padded, plan.tensors)) <= shard_size:
         file = _place(f"{name}.gguf", entries, plan.tensors)
-        return Layout(plan, name, None, (file,), remarks)
+        return GGUFLayout(plan, name, None, (file,), remarks)
     shards = _divide(plan.tensors, shard_size)
     files = []
     for index, tensors in enumerate(shards):
@@ -119,10 +152,10 @@ def lay_out(
         )
         file_name = shard_name(name, index, len(shards))
         files.append(_place(file_name, (*entries, *split) if index == 0 else split, tensors))
-    return Layout(plan, name, name, tuple(files), remarks)
+    return GGUFLayout(plan, name, name, tuple(files), remarks)
 
 
-def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...]) -> Layout:
+def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...]) -> GGUFLayout:
     """Place the tensors of a model's vision or audio part in the file that belongs to it.
 
     Its keys and the order of its tensors are the converter's, for llama-quantize has no part in it.
@@ -135,7 +168,7 @@ def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...
     """
     name = f"{PROJECTOR}{metadata.base_name}-{plan.quant.name.upper()}"
     file = _place(f"{name}.gguf", metadata.entries, plan.tensors, as_converted=True)
-    return Layout(plan, name, None, (file,), (*metadata.remarks, *plan.remarks), takes)
+    return GGUFLayout(plan, name, None, (file,), (*metadata.remarks, *plan.remarks), takes)
 
 
 def _quant_entries(

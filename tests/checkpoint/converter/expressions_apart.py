@@ -19,15 +19,9 @@ def main() -> None:
     from conversion.base import LazyTorchTensor
     from gguf.lazy import LazyNumpyTensor
 
-    from quantkit.checkpoint.converter.expressions import (
-        Leaf,
-        Part,
-        evaluate,
-        reads,
-        rows_of_sources,
-        shape_of,
-        whole,
-    )
+    from quantkit.checkpoint.converter.expressions import evaluate, reads
+    from quantkit.checkpoint.converter.nodes import Leaf, Part, shape_of, whole
+    from quantkit.checkpoint.converter.runs import rows_of_sources
 
     generator = torch.Generator().manual_seed(3)
     tensors = {

@@ -25,15 +25,8 @@ from conversion.base import LazyTorchTensor  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from quantkit.checkpoint.converter import lazily  # noqa: E402
-from quantkit.checkpoint.converter.expressions import (  # noqa: E402
-    Leaf,
-    Part,
-    evaluate,
-    matrix_of,
-    reads,
-    shape_of,
-    whole,
-)
+from quantkit.checkpoint.converter.expressions import evaluate, matrix_of, reads  # noqa: E402
+from quantkit.checkpoint.converter.nodes import Leaf, Part, shape_of, whole  # noqa: E402
 
 N_VOCAB = 6
 GENERATOR = torch.Generator().manual_seed(5)
@@ -143,7 +136,7 @@ def check_equal() -> None:
 
 
 def check_mxfp4() -> None:
-    from quantkit.checkpoint.converter.capture import _LazyNumpy, _mxfp4_rows
+    from quantkit.checkpoint.converter.replaced import _LazyNumpy, _mxfp4_rows
 
     stored = Stored(
         {
@@ -176,8 +169,8 @@ def check_mxfp4() -> None:
 
 def check_large_reads() -> None:
     """What is not on the list is refused by name, and asks the parent for nothing."""
-    from quantkit.checkpoint.converter.capture import Source
-    from quantkit.checkpoint.converter.child import RefusedError
+    from quantkit.checkpoint.converter.captured import Source
+    from quantkit.checkpoint.converter.confined import RefusedError
 
     source = Source(None, {"large.weight": ("F32", (4096, 4096))})  # type: ignore[arg-type]
     said = "it reads the 67,108,864 bytes of large.weight while it describes"

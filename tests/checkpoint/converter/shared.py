@@ -7,9 +7,9 @@ from typing import Any
 from unittest.mock import patch
 
 from quantkit.checkpoint.converter import describe
-from quantkit.checkpoint.converter.describe import ConvertedRows
 from quantkit.checkpoint.converter.process import ConverterProcess
 from quantkit.checkpoint.converter.provision import Converter
+from quantkit.checkpoint.converter.rows import ConvertedRows
 
 
 @contextmanager
