@@ -125,7 +125,7 @@ for kernel in sys.argv[1:]:
     columns = importance(COLUMNS) if weighted == "True" else None
     assert_same(slab_of(np.concatenate([normal(70), heavy_tailed(70)]), "BF16"), name, columns)
     assert_same(slab_of(np.array([r for r in special() if abs(r).max() < 1e9])), name, columns)
-from quantkit.encodings.fast.k_quants import encode_q3_k
+from quantkit.encodings.fast.k_signed import encode_q3_k
 print(*(("zmm" in a, "ymm" in a) for a in list(encode_q3_k.inspect_asm().values())[:1]))
 """
 _PROCESSORS = {

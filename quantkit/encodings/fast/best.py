@@ -9,8 +9,8 @@ won back here, by alternating
 - for the block, the scales that fit these levels and multiples best (least squares, in closed
   form), rounded to float16.
 
-The error is that which ggml minimizes for the type (see ``k_quants``), now of the weights as they
-are stored. A block is changed only where its error becomes less.
+The error is that which ggml minimizes for the type, now of the weights as they are stored. A block
+is changed only where its error becomes less.
 
 Q3_K without importance is the exception. ggml's search for it is quick but weak: a few candidates
 are a better start, and its solution is not known here. Its blocks are better on the average only.

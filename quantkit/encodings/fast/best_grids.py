@@ -44,7 +44,6 @@ from quantkit.encodings.fast.grid_turn import (
 )
 from quantkit.encodings.fast.halves import INFINITE, half_bits, half_value
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.k_quants import sum_of_squares, weigh
 from quantkit.encodings.fast.near_points import EIGHTS_TRIED, FOURS_TRIED, near_points
 from quantkit.encodings.fast.search import least, most
 from quantkit.encodings.fast.simd import (
@@ -58,6 +57,7 @@ from quantkit.encodings.fast.simd import (
     store,
 )
 from quantkit.encodings.fast.tiles import importance_tile
+from quantkit.encodings.fast.weighing import sum_of_squares, weigh
 
 _TURNS = 3
 _ENOUGH = 0.97  # of ggml's error: beyond, a scale is not made larger

@@ -27,10 +27,10 @@ from quantkit.encodings.fast.iq4 import (
     products,
 )
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.k_quants import sum_of_squares, weigh
 from quantkit.encodings.fast.search import farthest, level_between, most
 from quantkit.encodings.fast.simd import LANES, absolute, f32, i32, load, select, store
 from quantkit.encodings.fast.tiles import importance_tile
+from quantkit.encodings.fast.weighing import sum_of_squares, weigh
 
 WIDTH = 256
 _SUBS = WIDTH // BLOCK

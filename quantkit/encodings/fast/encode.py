@@ -14,7 +14,8 @@ from quantkit.encodings.fast import (
     iq2,
     iq3,
     iq4,
-    k_quants,
+    k_minima,
+    k_signed,
     legacy,
 )
 from quantkit.encodings.fast.best import make_scratch
@@ -23,11 +24,11 @@ from quantkit.encodings.slab import Slab
 
 SUPERBLOCK, _BLOCK = 256, 32
 _K_QUANTS = {
-    "Q2_K": k_quants.encode_q2_k,
-    "Q3_K": k_quants.encode_q3_k,
-    "Q4_K": k_quants.encode_q4_k,
-    "Q5_K": k_quants.encode_q5_k,
-    "Q6_K": k_quants.encode_q6_k,
+    "Q2_K": k_minima.encode_q2_k,
+    "Q3_K": k_signed.encode_q3_k,
+    "Q4_K": k_minima.encode_q4_k,
+    "Q5_K": k_minima.encode_q5_k,
+    "Q6_K": k_signed.encode_q6_k,
 }
 _IQ4 = {
     "IQ4_XS": iq4.encode_iq4_xs,

@@ -8,9 +8,8 @@ import numpy as np
 
 from quantkit.encodings.fast.halves import INFINITE, half_bits
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.k_quants import sum_of_squares, weigh
 from quantkit.encodings.fast.nearest import make_runs, number_points
-from quantkit.encodings.fast.search import LARGEST, weigh_by_square
+from quantkit.encodings.fast.search import LARGEST
 from quantkit.encodings.fast.simd import (
     LANES,
     any_lane,
@@ -35,6 +34,7 @@ from quantkit.encodings.fast.thirds import (
     value_of,
 )
 from quantkit.encodings.fast.tiles import importance_tile, store_half, write_blocks
+from quantkit.encodings.fast.weighing import sum_of_squares, weigh, weigh_by_square
 
 _SMALLEST_S, _SMALLEST_M = 1e-12, 1e-7  # GROUP_MAX_EPS_IQ1_S, GROUP_MAX_EPS_IQ1_M
 _NONE = -3.4028234663852886e38  # -FLT_MAX

@@ -18,7 +18,6 @@ from quantkit.encodings.fast.groups import (
 from quantkit.encodings.fast.halves import INFINITE, half_bits
 from quantkit.encodings.fast.iq3 import clear, store_signs
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.k_quants import sum_of_squares, weigh
 from quantkit.encodings.fast.nearest import number_points
 from quantkit.encodings.fast.search import FARTHEST_ROUNDED, LARGEST, SMALLEST, least, rounded
 from quantkit.encodings.fast.simd import (
@@ -32,6 +31,7 @@ from quantkit.encodings.fast.simd import (
     to_int,
 )
 from quantkit.encodings.fast.tiles import importance_tile, store_half, write_blocks
+from quantkit.encodings.fast.weighing import sum_of_squares, weigh
 
 _SMALLEST_S = 1e-8  # GROUP_MAX_EPS_IQ2_S
 _STEP = np.float32(0.1)

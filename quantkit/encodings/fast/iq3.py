@@ -18,11 +18,11 @@ from quantkit.encodings.fast.groups import (
 )
 from quantkit.encodings.fast.halves import INFINITE, half_bits
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.k_quants import sum_of_squares, weigh
 from quantkit.encodings.fast.nearest import number_points
-from quantkit.encodings.fast.search import LARGEST, weigh_by_square
+from quantkit.encodings.fast.search import LARGEST
 from quantkit.encodings.fast.simd import LANES, f32, i32, load, select, store, to_int
 from quantkit.encodings.fast.tiles import importance_tile, store_half, write_blocks
+from quantkit.encodings.fast.weighing import sum_of_squares, weigh, weigh_by_square
 
 _SUB = 32
 _SMALLEST = 1e-8  # GROUP_MAX_EPS_IQ3_XXS

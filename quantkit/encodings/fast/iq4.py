@@ -9,7 +9,6 @@ import numpy as np
 
 from quantkit.encodings.fast.halves import INFINITE, half_bits
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.k_quants import sum_of_squares, weigh
 from quantkit.encodings.fast.search import (
     LARGEST,
     SMALLEST,
@@ -28,6 +27,7 @@ from quantkit.encodings.fast.simd import (
     to_int,
 )
 from quantkit.encodings.fast.tiles import importance_tile, store_half, write_blocks
+from quantkit.encodings.fast.weighing import sum_of_squares, weigh
 
 BLOCK = 32
 _TRIES = 7

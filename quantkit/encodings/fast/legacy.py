@@ -8,7 +8,6 @@ import numpy as np
 
 from quantkit.encodings.fast.halves import INFINITE, half_bits
 from quantkit.encodings.fast.jit import compiled, inlined
-from quantkit.encodings.fast.k_quants import weigh
 from quantkit.encodings.fast.search import (
     LARGEST,
     level_between,
@@ -17,6 +16,7 @@ from quantkit.encodings.fast.search import (
 )
 from quantkit.encodings.fast.simd import LANES, absolute, f32, i32, load, select, store, to_int
 from quantkit.encodings.fast.tiles import importance_tile, store_half, write_blocks
+from quantkit.encodings.fast.weighing import weigh
 
 BLOCK = 32
 
