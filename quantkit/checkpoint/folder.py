@@ -1,17 +1,25 @@
 """A checkpoint folder as the Hugging Face Hub serves it: config.json and its weight files."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.names import PICKLED, WHOLE, index_name, weight_files, weights_like
+from quantkit.checkpoint.names import PICKLED, weight_files
 from quantkit.checkpoint.pth import read_pth
 from quantkit.checkpoint.safetensors import is_unneeded_buffer, only_floats, read_header
+from quantkit.checkpoint.shards import (
+    HeaderReader,
+    check_index,
+    find_shards,
+    left_out,
+    merge,
+    read_index,
+    some_of,
+)
 from quantkit.core.documents import read_object
 from quantkit.core.errors import CheckpointError
-from quantkit.core.names import is_plain_name
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.families import is_known
@@ -34,11 +42,6 @@ _MODELOPT = "hf_quant_config.json"  # where ModelOpt says it, if not in config.j
 
 # Methods that compute with rounded numbers even where the weights are stored as they were trained.
 _ALWAYS_ROUNDED = ("bitnet",)
-
-_LISTED = 3
-
-# The tensors of weight files, file by file, in the order asked for.
-HeaderReader = Callable[[tuple[Path, ...]], Iterable[dict[str, SourceTensor]]]
 
 
 def open_folder(path: Path, names: list[str]) -> Checkpoint:
@@ -147,7 +150,7 @@ def read_checkpoint(path: Path, names: list[str], read_headers: HeaderReader) ->
     evidence = f"quant_method {_method(config)} in its config.json" if quantization else ""
     if quantization and _is_rounded(config):
         raise _quantized(path, evidence)
-    found = _read_index(path, names)
+    found = read_index(path, names)
     if found and (name := _quantized_name(found[1])):
         raise _quantized(path, evidence or f"it holds tensor {quoted(name)}")
     checkpoint = _read_tensors(path, config, names, read_headers)
@@ -186,52 +189,17 @@ def _read_tensors(
     read_headers: HeaderReader = read_weights,
 ) -> Checkpoint:
     files = tuple(path / name for name in weight_files(names))
-    if found := _read_index(path, names):
+    if found := read_index(path, names):
         index, weight_map = found
-        files = _find_shards(path, names, weight_map)
-        tensors = _merge(files, read_headers)
-        _check_index(index, weight_map, tensors)
+        files = find_shards(path, names, weight_map)
+        tensors = merge(files, read_headers)
+        check_index(index, weight_map, tensors)
     elif files:
-        tensors = _merge(files, read_headers)
+        tensors = merge(files, read_headers)
     else:
         raise _no_weights(path, names)
-    remarks = _left_out(path, names, files, indexed=found is not None)
+    remarks = left_out(path, names, files, indexed=found is not None)
     return Checkpoint(path, config, _named_in_full(tensors), files, remarks=remarks)
-
-
-def _read_index(path: Path, names: list[str]) -> tuple[Path, dict[str, str]] | None:
-    """The index that the weights go by, and which file it puts each tensor in.
-
-    There is none beside a whole model that it does not name: transformers then reads no index.
-    """
-    files = weight_files(names)
-    index = index_name(names)
-    if index not in names:
-        return None
-    weight_map = read_weight_map(path / index)
-    if files and files[0] in WHOLE and set(weight_map.values()) != set(files):
-        return None
-    return path / index, weight_map
-
-
-def _left_out(
-    path: Path, names: list[str], files: tuple[Path, ...], *, indexed: bool
-) -> tuple[str, ...]:
-    """A remark on what lies beside a whole model and would be another one."""
-    whole = files[0].name
-    if whole not in WHOLE:
-        return ()
-    others = [name for name in weights_like(names, whole) if name != whole]
-    index = index_name(names)
-    if index in names and not indexed:
-        others.append(index)
-    if not others:
-        return ()
-    return (
-        f"{path} holds {whole}, which alone is built, as transformers loads it alone; "
-        f"{_some(others)} beside it {'is' if len(others) == 1 else 'are'} left out. Remove what "
-        "is of another model.",
-    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -286,53 +254,12 @@ def _no_weights(path: Path, names: list[str]) -> CheckpointError:
     others = [n for n in names if n.endswith((".pt", ".pth", ".bin", ".safetensors"))]
     if others:
         return CheckpointError(
-            f"{path} has no model*.safetensors and no pytorch_model*.bin, only {_some(others)}; "
+            f"{path} has no model*.safetensors and no pytorch_model*.bin, only {some_of(others)}; "
             "load it with what wrote it and call save_pretrained of transformers."
         )
     return CheckpointError(
         f"{path} has no model*.safetensors; download the checkpoint again, with its weights."
     )
-
-
-def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name to file name, as an index gives them; every file lies beside the index."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map; download it again.")
-    for tensor, file in weight_map.items():
-        if not is_plain_name(file):
-            raise CheckpointError(
-                f"{index} puts tensor {quoted(tensor)} in {quoted(file)}, which is not the name of "
-                "a file in its folder; don't trust this checkpoint, download it again from its "
-                "origin."
-            )
-    return weight_map
-
-
-def _find_shards(path: Path, names: list[str], weight_map: dict[str, str]) -> tuple[Path, ...]:
-    """The weight files that an index names, in the order of their names."""
-    files = sorted(set(weight_map.values()))
-    missing = sorted(set(files).difference(names))
-    if missing:
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} of the {len(files)} weight files that its index names "
-            f"({_some(missing)}); download the checkpoint again."
-        )
-    return tuple(path / file for file in files)
-
-
-def _merge(files: tuple[Path, ...], read_headers: HeaderReader) -> dict[str, SourceTensor]:
-    """The tensors of all files, none of them twice."""
-    tensors: dict[str, SourceTensor] = {}
-    for file, header in zip(files, read_headers(files), strict=True):
-        for name, tensor in header.items():
-            if name in tensors:
-                raise CheckpointError(
-                    f"{file} and {tensors[name].file.name} both hold tensor {quoted(name)}; remove "
-                    "the one that does not belong to the checkpoint, or download it again."
-                )
-            tensors[name] = tensor
-    return tensors
 
 
 def _named_in_full(tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
@@ -345,33 +272,6 @@ def _named_in_full(tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
         return tensors
     full = {name: name if name == _HEAD else f"model.{name}" for name in tensors}
     return {full[name]: replace(tensor, name=full[name]) for name, tensor in tensors.items()}
-
-
-def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, SourceTensor]) -> None:
-    """Check that the index and the weight files name the same tensors in the same places."""
-    advice = "index and weights come from different versions, so download the checkpoint again."
-    for name, tensor in tensors.items():
-        file = weight_map.get(name, tensor.file.name)
-        if file != tensor.file.name:
-            raise CheckpointError(
-                f"{index} puts tensor {quoted(name)} in {quoted(file)}, but it is in "
-                f"{quoted(tensor.file.name)}; {advice}"
-            )
-    # The header leaves out buffers that no model needs, the index does not.
-    missing = [n for n in weight_map if n not in tensors and not is_unneeded_buffer(n)]
-    if missing:
-        where = sorted({weight_map[name] for name in missing})
-        raise CheckpointError(
-            f"{index} puts {len(missing)} of its {len(weight_map)} tensors in files that lack them "
-            f"({_some(missing)}, missing in {_some(where)}); {advice}"
-        )
-    extra = [name for name in tensors if name not in weight_map]
-    if extra:
-        where = sorted({tensors[name].file.name for name in extra})
-        raise CheckpointError(
-            f"{index} does not list {len(extra)} of the tensors in {_some(where)} "
-            f"({_some(extra)}); {advice}"
-        )
 
 
 def _method(config: Mapping[str, Any]) -> str:
@@ -413,10 +313,3 @@ def _quantized(path: Path, evidence: str) -> CheckpointError:
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions.")
-
-
-def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    text = ", ".join(quoted(name) for name in names[:_LISTED])
-    more = len(names) - _LISTED
-    return f"{text} and {more:,} more" if more > 0 else text

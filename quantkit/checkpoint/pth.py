@@ -8,15 +8,14 @@ other name ends it before anything is called. Layout: PyTorch's ``torch/serializ
 
 import io
 import os
-import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import IO, Any, ClassVar, NoReturn, cast
+from typing import IO, Any, NoReturn, cast
 
+from quantkit.checkpoint.unpickler import STORAGES, ForbiddenError, StoredView, Unpickler
 from quantkit.checkpoint.window import Window
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import GIT_LFS_POINTER, open_file
@@ -25,8 +24,8 @@ from quantkit.core.tensors import SourceTensor
 
 _MOST_PICKLE_BYTES = 4 * 10**6  # a tensor takes some 200
 _BYTE_ORDER_BYTES = 16
-_MOST_DIMS = 8
-_MOST_SIZE = 2**48  # elements of anything
+
+
 _LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name
 _HAS_DESCRIPTOR = 8  # a flag of an entry
 _DESCRIPTOR_BYTES = (16, 24)
@@ -34,20 +33,9 @@ _ALIGNMENT = 64
 _MOST_PADDING = 4 + 28 + 64  # behind the name: a field's head, sizes of 64 bits, what aligns
 # How a file begins that an older PyTorch wrote: with a pickle of its magic number.
 _BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-# safetensors' names for what a storage holds, and its bytes. Only floats can be weights.
-_STORAGES = {
-    "FloatStorage": ("F32", 4),
-    "HalfStorage": ("F16", 2),
-    "BFloat16Storage": ("BF16", 2),
-    "DoubleStorage": ("F64", 8),
-    "LongStorage": ("I64", 8),
-    "IntStorage": ("I32", 4),
-    "ShortStorage": ("I16", 2),
-    "CharStorage": ("I8", 1),
-    "ByteStorage": ("U8", 1),
-    "BoolStorage": ("BOOL", 1),
-}
-_ITEM_BYTES = dict(_STORAGES.values())
+
+
+_ITEM_BYTES = dict(STORAGES.values())
 
 
 def read_pth(path: Path) -> dict[str, SourceTensor]:
@@ -130,7 +118,7 @@ def _read(path: Path, file: Window, archive: zipfile.ZipFile) -> dict[str, Sourc
     places: dict[str, tuple[int, int]] = {}  # of a storage: where it begins and ends
     tensors = {}
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, _Tensor):
+        if not isinstance(name, str) or not isinstance(value, StoredView):
             _refuse(path, f"its entry {quoted(name)} is no tensor")
         storage = value.storage
         if storage.key not in places:
@@ -167,8 +155,8 @@ def _read(path: Path, file: Window, archive: zipfile.ZipFile) -> dict[str, Sourc
 def _run(path: Path, program: bytes) -> Any:
     """What a pickle makes, of the few things that it may make."""
     try:
-        return _Unpickler(io.BytesIO(program)).load()
-    except _ForbiddenError as error:
+        return Unpickler(io.BytesIO(program)).load()
+    except ForbiddenError as error:
         _refuse(path, str(error))
     except Exception as error:  # noqa: BLE001 - a damaged pickle can raise anything
         _refuse(path, f"its data.pkl is damaged ({type(error).__name__})")
@@ -235,168 +223,6 @@ def _torch_offset(info: zipfile.ZipInfo, end: int) -> int | None:
         if start % _ALIGNMENT == 0 and least < start <= least + _MOST_PADDING:
             return start
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Storage:
-    key: str
-    dtype: str
-    n_elements: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def is_contiguous(self) -> bool:
-        if 0 in self.shape:
-            return True
-        step = 1
-        for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
-            if size != 1 and stride != step:
-                return False
-            step *= size
-        return True
-
-
-class _ForbiddenError(Exception):
-    """A pickle asks for something that tensors do not need."""
-
-
-class _Container(dict[Any, Any]):
-    """Stands for OrderedDict: a state dict sets an attribute (``_metadata``) on it."""
-
-    __slots__ = ()
-
-
-# What the pickle gets instead of the names it asks for. Instances that no opcode can change, and no
-# classes, so that none can be made anew.
-class _MakeContainer:
-    __slots__ = ()
-
-    def __call__(self) -> _Container:
-        return _Container()
-
-
-class _MakeTensor:
-    __slots__ = ()
-
-    def __call__(
-        self, storage: Any, offset: Any, shape: Any, stride: Any, *_others: Any
-    ) -> _Tensor:
-        if not (
-            isinstance(storage, _Storage)
-            and _are_sizes((offset,))
-            and _are_sizes(shape)
-            and _are_sizes(stride)
-            and len(shape) == len(stride) <= _MOST_DIMS
-        ):
-            raise _ForbiddenError("it holds a tensor that is not described as torch.save does it")
-        return _Tensor(storage, offset, tuple(shape), tuple(stride))
-
-
-class _TakeTensor:
-    """A parameter is its tensor, and whether it is trained."""
-
-    __slots__ = ()
-
-    def __call__(self, tensor: Any, *_others: Any) -> _Tensor:
-        if not isinstance(tensor, _Tensor):
-            raise _ForbiddenError("it holds a parameter that is no tensor")
-        return tensor
-
-
-class _StorageKind:
-    __slots__ = ("dtype",)
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-
-
-# What torch.save has ever put into a state dict. The others make, of a few bytes, lists of any size
-# (the memo of the unpickler in C is one) and arrays of bytes.
-_OPCODES = (
-    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
-    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.INT, pickle.BINFLOAT),
-    *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
-    *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE),
-    *(pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
-    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-    *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.LIST),
-    *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS, pickle.DICT),
-    *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
-    *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
-    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.PERSID, pickle.BINPERSID),
-    *(pickle.REDUCE, pickle.BUILD, pickle.NEWOBJ),
-)
-
-
-def _with_names(opcode: bytes, keys: slice) -> Callable[[Any], None]:
-    """An opcode that fills a dictionary from the stack, if what ``keys`` cuts out of it are names.
-
-    A key is hashed, and the hash of a tuple in a tuple in a million others ends the process.
-    """
-    load = pickle._Unpickler.dispatch[opcode[0]]
-
-    def load_checked(unpickler: Any) -> None:
-        if not all(isinstance(key, str | int) for key in unpickler.stack[keys]):
-            raise _ForbiddenError("it holds a dictionary whose keys are no names")
-        load(unpickler)
-
-    return load_checked
-
-
-def _leave_attributes_out(unpickler: Any) -> None:
-    """BUILD: of a state dict nobody needs any; those of a tensor would not be checked."""
-    unpickler.stack.pop()
-    if not isinstance(unpickler.stack[-1], _Container):
-        raise _ForbiddenError("it changes something that is no dictionary")
-
-
-class _Unpickler(pickle._Unpickler):
-    """Gives tensors and plain containers, or raises before it calls anything."""
-
-    dispatch: ClassVar = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}
-    dispatch |= {
-        pickle.SETITEM[0]: _with_names(pickle.SETITEM, slice(-2, -1)),
-        pickle.SETITEMS[0]: _with_names(pickle.SETITEMS, slice(None, None, 2)),
-        pickle.DICT[0]: _with_names(pickle.DICT, slice(None, None, 2)),
-        pickle.BUILD[0]: _leave_attributes_out,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case "collections", "OrderedDict":
-                return _MakeContainer()
-            case "torch._utils", "_rebuild_tensor_v2":
-                return _MakeTensor()
-            case "torch._utils", "_rebuild_parameter":
-                return _TakeTensor()
-            case "torch", _ if name in _STORAGES:
-                return _StorageKind(_STORAGES[name][0])
-            case "torch", _ if name.endswith("Storage"):
-                raise _ForbiddenError(f"it holds tensors of {quoted(name)}, not of plain numbers")
-        raise _ForbiddenError(
-            f"it asks for {quoted(f'{module}.{name}')}, which no weights need, and was not run"
-        )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        match pid:
-            case ("storage", _StorageKind() as kind, str() as key, _, int() as n_elements) if (
-                _are_sizes((n_elements,))
-            ):
-                return _Storage(key, kind.dtype, n_elements)
-        raise _ForbiddenError("it refers to something other than a storage")
-
-
-def _are_sizes(values: Any) -> bool:
-    return isinstance(values, tuple) and all(
-        type(n) is int and 0 <= n <= _MOST_SIZE for n in values
-    )
 
 
 def _refuse(path: Path, why: str) -> NoReturn:

@@ -12,13 +12,7 @@ from typing import Literal
 from quantkit.build.projector import projector_bytes
 from quantkit.checkpoint.checkpoint import Checkpoint, Description
 from quantkit.checkpoint.converter.wish import Wish
-from quantkit.checkpoint.folder import (
-    is_artifact,
-    list_folder,
-    open_quantized,
-    read_json,
-    read_weight_map,
-)
+from quantkit.checkpoint.folder import is_artifact, list_folder, open_quantized, read_json
 from quantkit.checkpoint.gguf import Header, parse_header, read_header
 from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
 from quantkit.checkpoint.imatrix import Imatrix
@@ -31,6 +25,7 @@ from quantkit.checkpoint.open import (
     open_source,
     refuse_idle,
 )
+from quantkit.checkpoint.shards import read_weight_map
 from quantkit.core.errors import (
     CheckpointError,
     GGUFError,

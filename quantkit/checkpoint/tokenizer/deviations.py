@@ -12,11 +12,11 @@ from itertools import pairwise
 from typing import Any
 
 from quantkit.checkpoint.tokenizer.reference import (
-    CONTROL_SPACES,
     AddedToken,
     Traits,
     splitter,
 )
+from quantkit.checkpoint.tokenizer.simplified import CONTROL_SPACES
 from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 
 Parts = Sequence[tuple[str, bool]]

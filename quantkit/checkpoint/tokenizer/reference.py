@@ -5,8 +5,7 @@ What became of it as GGUF metadata is not asked here: this is what that is compa
 ``tokenizer.model`` by SentencePiece, ``tekken.json`` by tiktoken, as mistral-common does.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,13 @@ from quantkit.checkpoint.tokenizer.fast import FastTokenizer, open_tokenizer
 from quantkit.checkpoint.tokenizer.frame import Frame
 from quantkit.checkpoint.tokenizer.model_file import read_settings
 from quantkit.checkpoint.tokenizer.sentencepiece import model_frame, open_model, symbols
+from quantkit.checkpoint.tokenizer.simplified import (
+    ASCII_CASE,
+    berts,
+    simplify_fast,
+    splits_by_case,
+    strips_accents,
+)
 from quantkit.checkpoint.tokenizer.source import (
     FAIRSEQ,
     FAST,
@@ -30,33 +36,11 @@ from quantkit.checkpoint.tokenizer.vocabulary import WORD_BOUNDARY
 from quantkit.core.files import read_file
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 # A NormalizerSpec (field 3 of a ModelProto) with add_dummy_prefix (its field 3) false. Protocol
 # buffers merge what is appended. Source: sentencepiece_model.proto.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-
-# Control characters that are white space to llama.cpp (unicode_set_whitespace in its
-# src/unicode-data.cpp), and nothing to BERT's normalizer, which knows tab and ends of lines only.
-CONTROL_SPACES = "\x0b\x0c\x85"
-
-# Expressions by which text is split, and what llama.cpp has in their place: it knows upper and
-# lower case in ASCII only, and combining marks are no letters. Source: llm_tokenizer_bpe in
-# llama.cpp's src/llama-vocab.cpp (LLAMA_VOCAB_PRE_TYPE_TEKKEN and _GPT4O).
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_NOT_LOWER, _NOT_UPPER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _cased(upper: str, lower: str, ending: str, digits: str) -> str:
-    before = r"[^\r\n\p{L}\p{N}]?"
-    return f"{before}{upper}*{lower}+{ending}|{before}{upper}+{lower}*{ending}|{digits}|{_REST}"
-
-
-_ASCII_CASE = {
-    _cased(_UPPER, _LOWER, *kind): _cased(_NOT_LOWER, _NOT_UPPER, *kind)
-    for kind in (("", r"\p{N}"), ("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}"))
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +72,7 @@ class Traits:
     keeps_space: bool = False
     """What begins with a space gets no further one in front."""
     splits_by_case: bool = False
-    """It splits words where letters of any script change their case; see `_ASCII_CASE`."""
+    """It splits words where letters of any script change their case; see `ASCII_CASE`."""
     cleans: bool = False
     """It leaves out control characters that count as white space, as BERT's does."""
     keeps_marks: bool = False
@@ -151,9 +135,9 @@ def _open_fast(source: TokenizerSource) -> Reference:
         composes=any(step.get("type") == "NFC" for step in normalizer),
         prefixes_first=metaspace.get("prepend_scheme") == "first",
         keeps_space=metaspace.get("prepend_scheme", "never") != "never",
-        splits_by_case=any(map(_splits_by_case, steps(tokenizer.pre_tokenizer, "pretokenizers"))),
-        cleans=any(step.get("clean_text") for step in _berts(normalizer)),
-        keeps_marks=any(map(_strips_accents, _berts(normalizer))),
+        splits_by_case=any(map(splits_by_case, steps(tokenizer.pre_tokenizer, "pretokenizers"))),
+        cleans=any(step.get("clean_text") for step in berts(normalizer)),
+        keeps_marks=any(map(strips_accents, berts(normalizer))),
         normalizes=bool(normalizer),
     )
 
@@ -161,80 +145,12 @@ def _open_fast(source: TokenizerSource) -> Reference:
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     def simplify() -> Callable[[str], list[int]]:
-        _simplify(tokenizer, normalizer, metaspace)
+        simplify_fast(tokenizer, normalizer, metaspace)
         return encode
 
     return Reference(
         FAST, traits, tokenizer.base_size, encode, tokenizer.frame, backend.decode, simplify
     )
-
-
-def _simplify(
-    tokenizer: FastTokenizer, normalizer: Sequence[Mapping[str, Any]], metaspace: Mapping[str, Any]
-) -> None:
-    from tokenizers import AddedToken as Added
-
-    kept = [step for step in normalizer if step.get("type") != "NFC"]
-    if any(step.get("clean_text") for step in _berts(kept)):
-        kept.insert(0, _replacing(f"[{CONTROL_SPACES}]", " "))
-    if any(map(_strips_accents, _berts(kept))):
-        kept[:0] = [{"type": "NFD"}, _replacing(r"[\p{Mc}\p{Me}]", "")]
-    splits = [_in_ascii(step) for step in steps(tokenizer.pre_tokenizer, "pretokenizers")]
-    pre_tokenizer = {"type": "Sequence", "pretokenizers": splits} if splits else {}
-    if metaspace.get("prepend_scheme", "never") != "never":
-        # What a SentencePiece vocabulary of llama.cpp does: a space before each stretch of text.
-        kept.append({"type": "Prepend", "prepend": WORD_BOUNDARY})
-        pre_tokenizer = {**metaspace, "prepend_scheme": "never"}
-    parts = _parts(kept, pre_tokenizer)
-    tokenizer.backend.normalizer = parts.normalizer
-    tokenizer.backend.pre_tokenizer = parts.pre_tokenizer
-    tokenizer.backend.add_tokens(
-        [
-            Added(token.content, normalized=False, special=token.special)
-            for token in tokenizer.added.values()
-        ]
-    )
-
-
-def _berts(normalizer: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [step for step in normalizer if step.get("type") == "BertNormalizer"]
-
-
-def _strips_accents(step: Mapping[str, Any]) -> bool:
-    wanted = step.get("strip_accents")
-    return bool(step.get("lowercase") if wanted is None else wanted)
-
-
-def _splits_by_case(step: Mapping[str, Any]) -> bool:
-    return (step.get("pattern") or {}).get("Regex") in _ASCII_CASE
-
-
-def _in_ascii(step: Mapping[str, Any]) -> dict[str, Any]:
-    if not _splits_by_case(step):
-        return dict(step)
-    return {**step, "pattern": {"Regex": _ASCII_CASE[step["pattern"]["Regex"]]}}
-
-
-def _replacing(pattern: str, content: str) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
-
-
-def _parts(
-    normalizer: Sequence[Mapping[str, Any]], pre_tokenizer: Mapping[str, Any]
-) -> "Tokenizer":
-    """A tokenizer without a vocabulary that has these parts."""
-    from tokenizers import Tokenizer
-
-    document: dict[str, Any] = {
-        "version": "1.0",
-        "added_tokens": [],
-        "normalizer": {"type": "Sequence", "normalizers": list(normalizer)} if normalizer else None,
-        "pre_tokenizer": dict(pre_tokenizer) or None,
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "BPE", "vocab": {}, "merges": []},
-    }
-    return Tokenizer.from_str(json.dumps(document))
 
 
 def _metaspace(tokenizer: FastTokenizer) -> Mapping[str, Any]:
@@ -369,7 +285,7 @@ def _open_tekken(source: TokenizerSource) -> Reference:
         encode,
         frame=Frame(before=(named["<s>"],)),
         decode=encoding.decode,
-        simplify=lambda: encoder(opened(_ASCII_CASE[PATTERN])),
+        simplify=lambda: encoder(opened(ASCII_CASE[PATTERN])),
     )
 
 
