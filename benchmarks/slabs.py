@@ -21,6 +21,7 @@ from rich.table import Table
 from benchmarks.kernels import COLUMNS, ROWS, SLAB, console, slab_of
 from quantkit.encodings.encoding import Encoding, encoding
 from quantkit.encodings.fast.encode import encode, has_kernel
+from quantkit.encodings.fast.tiles import make_tiles
 from quantkit.encodings.slab import Slab
 from quantkit.plan.quants import all_quants
 from quantkit.verify.machine import cpu_name
@@ -54,7 +55,7 @@ def main() -> int:
     seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)
     for kind, weighted in cases:  # compiles, and widens the slab
         spend(slab_of(np.zeros(COLUMNS, np.uint16)), kind, columns if weighted else None)
-    slab.rows, slab.tiles(256)
+    slab.rows, slab.tiles(256, make_tiles)
     for _ in track(range(args.rounds), console=console, transient=True):
         for kind, weighted in cases:
             importance = columns if weighted else None

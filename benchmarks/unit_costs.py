@@ -29,6 +29,7 @@ from quantkit.build.work import Work, prepare
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings.encoding import Encoding, encoding
+from quantkit.encodings.fast.tiles import make_tiles
 from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.slab import Slab
 from quantkit.formats.layout import Layout
@@ -196,7 +197,7 @@ def _take_units(work: Work, folder: Path, count: int) -> list[dict[str, float]]:
         slab: Slab, kind: Encoding, importance: NDArray[np.float32] | None
     ) -> NDArray[np.uint8]:
         with clocks.time("widen"):
-            _ = slab.rows, slab.tiles(_SUPERBLOCK)
+            _ = slab.rows, slab.tiles(_SUPERBLOCK, make_tiles)
         with clocks.time(kind.name):
             return kernel.encode(slab, kind, importance)
 

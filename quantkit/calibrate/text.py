@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quantkit.calibrate.chats import render_chats
 from quantkit.calibrate.sources import Conversation, Piece, Source, pieces_of
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.shortened import text_config
+from quantkit.checkpoint.text_config import text_config
 from quantkit.checkpoint.tokenizer.encode import encode_pieces
 from quantkit.core.errors import CalibrationError
 from quantkit.core.files import read_file

@@ -13,6 +13,7 @@ from typing import Any
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.converter.small_files import link_into
+from quantkit.checkpoint.text_config import TEXT_PARTS, text_config
 from quantkit.core.writing import write_file
 
 _IN_A_LAYER = re.compile(r"(?:^|.*\.)(?:layers|h|blocks|block)\.(\d+)\.(.+)")
@@ -20,15 +21,6 @@ _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _PERIODIC = re.compile(r"_(pattern|interval|period|every_n_layers|step|freq)$")
 # Layers that predict further tokens follow those that are counted.
 _PREDICTORS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
-_TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config.json that is about text."""
-    for key in _TEXT:
-        if isinstance(inner := config.get(key), Mapping):
-            return text_config(inner)
-    return config
 
 
 def count_layers(checkpoint: Checkpoint) -> int:
@@ -104,7 +96,7 @@ def shortened(checkpoint: Checkpoint, layers: int, folder: Path) -> Checkpoint:
 def _shortened_config(config: Mapping[str, Any], count: int, layers: int) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in config.items():
-        if key in _TEXT and isinstance(value, Mapping):
+        if key in TEXT_PARTS and isinstance(value, Mapping):
             made[key] = _shortened_config(value, count, layers)
         elif key in _COUNTS and value == count:
             made[key] = layers

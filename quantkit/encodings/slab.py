@@ -1,12 +1,17 @@
 """A slab: source rows of one matrix, widened once for every encoding that is made of them."""
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings.widen import widen
+
+# Bytes, their dtype and weights per block, to blocks in another order.
+MakeTiles: TypeAlias = Callable[[NDArray[np.uint8], str, int], NDArray[np.float32]]
 
 
 class Slab:
@@ -35,10 +40,8 @@ class Slab:
         """The weights, shape (rows, columns)."""
         return widen(self.raw, self.dtype).reshape(-1, self.columns)
 
-    def tiles(self, width: int) -> NDArray[np.float32]:
-        """The weights in blocks of ``width``, sorted for ``encodings.fast``."""
-        from quantkit.encodings.fast.tiles import make_tiles
-
+    def tiles(self, width: int, make: MakeTiles) -> NDArray[np.float32]:
+        """The weights in blocks of ``width``, sorted by ``make`` once, as its kernels read them."""
         if width not in self._tiles:
-            self._tiles[width] = make_tiles(self.raw, self.dtype, width)
+            self._tiles[width] = make(self.raw, self.dtype, width)
         return self._tiles[width]

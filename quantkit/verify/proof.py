@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.shortened import count_layers, text_config
+from quantkit.checkpoint.shortened import count_layers
+from quantkit.checkpoint.text_config import text_config
 from quantkit.core.errors import QuantkitError, TokenizerError
 from quantkit.core.packages import why_missing
 from quantkit.core.tensors import FLOAT_BYTES

@@ -10,7 +10,7 @@ import numpy as np
 
 from quantkit.checkpoint.converter.mended import with_keys
 from quantkit.checkpoint.gguf import Header
-from quantkit.checkpoint.shortened import text_config
+from quantkit.checkpoint.text_config import text_config
 
 # By architecture, the key and the entry that counts. Of ChatGLM the converter knows the names of
 # the first releases (`layernorm_epsilon`, `rope_ratio`); transformers' GlmForCausalLM has these.

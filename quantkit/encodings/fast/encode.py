@@ -20,6 +20,7 @@ from quantkit.encodings.fast import (
 )
 from quantkit.encodings.fast.best import make_scratch
 from quantkit.encodings.fast.grids import Lists, make_lists
+from quantkit.encodings.fast.tiles import make_tiles
 from quantkit.encodings.slab import Slab
 
 SUPERBLOCK, _BLOCK = 256, 32
@@ -89,7 +90,7 @@ def encode(
     if not has_kernel(encoding, importance is not None):
         return ggml.encode(slab.rows, encoding, importance)
     width = _BLOCK if slab.columns % SUPERBLOCK else SUPERBLOCK
-    tiles = slab.tiles(width)
+    tiles = slab.tiles(width, make_tiles)
     out = np.empty((slab.n_rows, encoding.row_bytes(slab.columns)), np.uint8)
     odd = np.empty(slab.n_rows * slab.columns // width, np.uint8)
     columns = None if importance is None else np.array(importance, np.float32)
