@@ -27,10 +27,10 @@ from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
-from quantkit.encodings.error import weighted_error
 from quantkit.encodings.fast.encode import encode
 from quantkit.encodings.kernel import is_searched
 from quantkit.encodings.slab import Slab
+from tests.encodings.weighted_error import weighted_error
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "tests/checkpoints"
 TINY = ("tiny-mixtral", "tiny-mistral")

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
-from quantkit.encodings.error import weighted_error
 from quantkit.encodings.fast.encode import encode
 from quantkit.encodings.slab import Slab
 from tests.encodings.rows import COLUMNS, importance, normal, slab_of, special
+from tests.encodings.weighted_error import weighted_error
 
 
 def errors(

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from quantkit.core.errors import PlanError
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
-from quantkit.encodings.error import weighted_error
 from quantkit.encodings.fast.encode import encode
 from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.slab import Slab
@@ -27,6 +26,7 @@ from tests.encodings.rows import (
     special,
     trained,
 )
+from tests.encodings.weighted_error import weighted_error
 
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 OTHERS = ("Q4_0", "Q5_1", "Q8_0")

@@ -9,7 +9,6 @@ from gguf.quants import dequantize
 
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
-from quantkit.encodings.error import weighted_error
 from quantkit.encodings.fast import best_grids, best_iq1
 from quantkit.encodings.fast.encode import encode
 from quantkit.encodings.fast.grid_blocks import put_together, take_apart
@@ -30,6 +29,7 @@ from tests.encodings.rows import (
     slab_of,
     trained,
 )
+from tests.encodings.weighted_error import weighted_error
 
 FORMATS = (*best_grids.FORMATS, *best_iq1.FORMATS)
 # Of the blocks of ``whole_numbers``: a change of these is a change of what a build writes.

@@ -9,7 +9,6 @@ from gguf.quants import dequantize
 
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
-from quantkit.encodings.error import weighted_error
 from quantkit.encodings.fast.best_iq4 import FORMATS
 from quantkit.encodings.fast.encode import encode
 from tests.encodings.best import (
@@ -20,6 +19,7 @@ from tests.encodings.best import (
 )
 from tests.encodings.rows import COLUMNS, importance, normal, slab_of
 from tests.encodings.test_best import slab_of_kind
+from tests.encodings.weighted_error import weighted_error
 
 # Of the blocks of ``whole_numbers``: a change of these is a change of what a build writes.
 GOLDEN = {"IQ4_NL": "96a5e3b0291fb441", "IQ4_XS": "b88d8b1acb7ad671"}

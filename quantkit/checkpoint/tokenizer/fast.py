@@ -27,20 +27,6 @@ _EXTRA_ROLE = "additional_special_tokens"
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# What decoding tidies up where tokenizer_config.json says clean_up_tokenization_spaces, in order.
-_TIDIED = (
-    (" .", "."),
-    (" ?", "?"),
-    (" !", "!"),
-    (" ,", ","),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class TokenizerClass:
@@ -99,7 +85,6 @@ class FastTokenizer:
     """As in tokenizer.json, which tokenizer_config.json may have changed."""
     frame: Frame
     """What surrounds every text."""
-    tidies: bool
 
     def texts_by_id(self) -> dict[int, str]:
         """Every token's text by its id."""
@@ -108,15 +93,6 @@ class FastTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that surround it."""
         return self.frame.around(self.backend.encode(text, add_special_tokens=False).ids)
-
-    def round_trip(self, text: str) -> str:
-        """The text that encoding and decoding leaves."""
-        ids = self.backend.encode(text, add_special_tokens=False).ids
-        decoded = self.backend.decode(ids, skip_special_tokens=False)
-        if self.tidies:
-            for untidy, tidy in _TIDIED:
-                decoded = decoded.replace(untidy, tidy)
-        return decoded
 
 
 def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
@@ -145,7 +121,6 @@ def open_tokenizer(source: TokenizerSource) -> FastTokenizer:
         specials=specials,
         pre_tokenizer=pre_tokenizer,
         frame=_frame(backend, source, kind, ids),
-        tidies=bool(settings.get("clean_up_tokenization_spaces")),
     )
 
 
