@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128  # columns whose errors are carried to the rest of the matrix in one product
+_PART = 16  # columns of a block whose errors are carried to the rest of it in one
 _MOST_DAMPING = 1.0
 _DAMPING_STEP = 10.0
 # How far ranges are shrunk in the search: by fine steps first, which 8 bits need, then coarse ones.
@@ -76,10 +77,12 @@ class Rounded:
 def round_to_nearest(weight: Tensor, grid: Grid) -> Rounded:
     """Every weight at the nearest level of its group's full range: what GPTQ improves on."""
     rows, columns = weight.shape
-    groups = weight.float().view(rows, -1, grid.width(columns))
+    groups = weight.float().T.reshape(-1, grid.width(columns), rows)
     scales, zeros = fit(groups, grid)
-    levels = _nearest(groups, scales[..., None], zeros[..., None], grid)
-    return Rounded(levels.view(rows, columns).to(torch.uint8), scales, zeros)
+    levels = torch.empty_like(groups)
+    _nearest(groups, scales[:, None], zeros[:, None], grid, levels)
+    levels = levels.view(columns, rows).T.to(torch.uint8)
+    return Rounded(levels.contiguous(), scales.T.contiguous(), zeros.T.contiguous())
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def _reordered(moment: Tensor, order: Tensor) -> Tensor:
     reordered = torch.empty_like(moment)
     for start in range(0, len(moment), _ROWS):
         rows = order[start : start + _ROWS]
-        reordered[start : start + _ROWS] = moment[rows][:, order]
+        torch.index_select(moment[rows], 1, order, out=reordered[start : start + _ROWS])
     return reordered
 
 
@@ -147,50 +150,48 @@ def solve(
 
     """
     factor, costs, order = compensation.factor, compensation.costs, compensation.order
-    weight = weight.float()
     rows, columns = weight.shape
     width = grid.width(columns)
     group_of = torch.arange(columns, device=weight.device) // width
-    # One row per group, and below one row per column of the matrix: what is used together then
+    # One row per column of the matrix from here on, and one per group: what is used together then
     # lies together.
+    before = weight.T.float().contiguous()
     scales = torch.empty(columns // width, rows, device=weight.device)
     zeros = torch.empty_like(scales)
-    if order is None:
-        moved = weight.clone()  # the columns as errors before them have moved them
-    else:
+    if order is not None:
         unsorted = torch.empty_like(costs)
         unsorted[order] = costs
-        grouped = unsorted.view(-1, width) if search else None
-        scales, zeros = (x.T.contiguous() for x in fit(weight.view(rows, -1, width), grid, grouped))
-        moved, group_of = weight[:, order], group_of[order]
+        scales, zeros = fit(before.view(-1, width, rows), grid, unsorted if search else None)
+        before, group_of = before.index_select(0, order), group_of[order]
+    moved = before.clone()  # the columns as errors before them have moved them
     groups = group_of.tolist()
-    levels = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
+    levels = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     block = _BLOCK if width % _BLOCK == 0 or grid.group_size == -1 else width
     for start in range(0, columns, block):
         end = min(start + block, columns)
         if order is None and start % width == 0:
-            group, inside = start // width, slice(start, start + width)
+            inside = slice(start, start + width)
             # Where the columns of the group would all be now if none of them were rounded.
-            by = moved[:, inside] - weight[:, inside]
-            own = factor[inside, inside]
-            free = weight[:, inside] + torch.linalg.solve_triangular(
-                own, by, upper=True, left=False, unitriangular=True
+            free = before[inside] + torch.linalg.solve_triangular(
+                factor[inside, inside].T,
+                moved[inside] - before[inside],
+                upper=False,
+                unitriangular=True,
             )
-            fitted = fit(free[:, None], grid, costs[None, inside] if search else None)
-            scales[group], zeros[group] = (x[:, 0] for x in fitted)
-        before = weight[:, start:end] if order is None else weight[:, order[start:end]]
+            fitted = fit(free[None], grid, costs[inside] if search else None)
+            scales[start // width], zeros[start // width] = (x[0] for x in fitted)
         chosen, errors = _round_block(
-            moved[:, start:end].T.contiguous(),
-            before.T.contiguous(),
+            moved[start:end],
+            before[start:end],
             factor[start:end, start:end].contiguous(),
             (scales[groups[start:end]], zeros[groups[start:end]]),
             grid,
         )
-        levels[:, start:end] = chosen.T.to(torch.uint8)
-        moved[:, end:].addmm_(errors.T, factor[start:end, end:])
+        levels[start:end] = chosen
+        moved[end:].addmm_(factor[start:end, end:].T, errors)
     if order is not None:
-        levels = levels[:, order.argsort()]
-    return Rounded(levels, scales.T.contiguous(), zeros.T.contiguous())
+        levels = levels[order.argsort()]
+    return Rounded(levels.T.contiguous(), scales.T.contiguous(), zeros.T.contiguous())
 
 
 def _round_block(
@@ -208,46 +209,59 @@ def _round_block(
     """
     errors, chosen = torch.empty_like(moved), torch.empty_like(moved)
     scales, zeros = fitted
-    for i, column in enumerate(moved):
-        chosen[i] = _nearest(column, scales[i], zeros[i], grid)
-        errors[i] = before[i] - (chosen[i] - zeros[i]) * scales[i]
-        moved[i + 1 :].addr_(factor[i, i + 1 :], errors[i])
+    for first in range(0, len(moved), _PART):
+        last = min(first + _PART, len(moved))
+        for i in range(first, last):
+            _nearest(moved[i], scales[i], zeros[i], grid, chosen[i])
+            torch.sub(chosen[i], zeros[i], out=errors[i]).mul_(scales[i]).neg_().add_(before[i])
+            moved[i + 1 : last].addr_(factor[i, i + 1 : last], errors[i])
+        moved[last:].addmm_(factor[first:last, last:].T, errors[first:last])
     return chosen, errors
 
 
 def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scales and zeros for groups of weights, (rows, groups, width); both come as (rows, groups).
+    """Scales and zeros for groups of weights; both come as (groups, rows).
 
     Args:
-        groups: the weights.
+        groups: the weights, (groups, width, rows).
         grid: of them.
-        costs: what a unit of squared error costs in each column, (groups, width). Where given,
+        costs: what a unit of squared error costs in each column, (groups * width). Where given,
             ranges are tried that clip the outermost weights, and the cheapest is taken.
 
     """
+    n_groups, width, rows = groups.shape
+    scales = torch.empty(n_groups, rows, device=groups.device)
+    zeros = torch.empty_like(scales)
     # A few rows at a time, which stay in a processor's cache while ranges are tried on them.
-    step = max(1, _FITTED_WEIGHTS // groups[0].numel())
-    fitted = [_fit(groups[at : at + step], grid, costs) for at in range(0, len(groups), step)]
-    scales, zeros = (torch.cat(parts) for parts in zip(*fitted, strict=True))
+    step = max(1, _FITTED_WEIGHTS // width)
+    for group in range(n_groups):
+        cost = None if costs is None else costs[group * width : (group + 1) * width]
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            fitted = _fit(groups[group, :, part].contiguous(), grid, cost)
+            scales[group, part], zeros[group, part] = fitted
     return scales, zeros
 
 
-def _fit(groups: Tensor, grid: Grid, costs: Tensor | None) -> tuple[Tensor, Tensor]:
-    low = groups.amin(-1).clamp(max=0)
-    high = groups.amax(-1).clamp(min=0)
+def _fit(group: Tensor, grid: Grid, costs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scale and zero of each row of a group, (width, rows)."""
+    low = group.amin(0).clamp(max=0)
+    high = group.amax(0).clamp(min=0)
     if costs is None:
         return _scales(low, high, grid)
     best = torch.full_like(low, torch.inf)
     scales, zeros = torch.empty_like(low), torch.empty_like(low)
-    work = torch.empty_like(groups)
+    wanted, nearest = torch.empty_like(group), torch.empty_like(group)
     for shrink in _SHRINKS:
         scale, zero = _scales(low * shrink, high * shrink, grid)
-        torch.mul(groups, scale.reciprocal()[..., None], out=work).round_()
+        # In steps of the grid: what is summed below is the error over the scale.
+        torch.mul(group, scale.reciprocal(), out=wanted)
+        torch.round(wanted, out=nearest)
         if grid.symmetric:
-            work.clamp_(-grid.middle, grid.top - grid.middle)
+            nearest.clamp_(-grid.middle, grid.top - grid.middle)
         else:
-            work.add_(zero[..., None]).clamp_(0, grid.top).sub_(zero[..., None])
-        cost = work.mul_(scale[..., None]).sub_(groups).square_().mul_(costs).sum(-1)
+            nearest.add_(zero).clamp_(0, grid.top).sub_(zero)
+        cost = (costs @ nearest.sub_(wanted).square_()).mul_(scale.square())
         better = cost < best
         best = torch.where(better, cost, best)
         scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
@@ -318,5 +332,5 @@ def _as_stored(scale: Tensor) -> Tensor:
     return scale.clamp(limits.smallest_normal, limits.max).half().float()
 
 
-def _nearest(weights: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    return torch.clamp_((weights / scale).round_().add_(zero), 0, grid.top)
+def _nearest(weights: Tensor, scale: Tensor, zero: Tensor, grid: Grid, out: Tensor) -> Tensor:
+    return torch.div(weights, scale, out=out).round_().add_(zero).clamp_(0, grid.top)

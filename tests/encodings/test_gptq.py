@@ -77,7 +77,7 @@ def by_inverse(weight: torch.Tensor, moment: torch.Tensor, grid: Grid) -> torch.
     damped = moment.double() + 0.01 * moment.double().diagonal().mean() * torch.eye(len(moment))
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     work = weight.double().clone()
-    scales, zeros = (x[:, 0].double() for x in fit(weight[:, None], grid))
+    scales, zeros = (x[0].double() for x in fit(weight.T[None], grid))
     chosen = torch.empty_like(work)
     for i in range(work.shape[1]):
         levels = (work[:, i] / scales).round().add(zeros).clamp(0, grid.top)
@@ -181,8 +181,8 @@ def test_odd_groups(symmetric: bool) -> None:
         ]
     )
     grid = Grid(4, 32, symmetric)
-    for costs in (None, torch.ones(1, 32)):
-        scales, zeros = fit(rows[:, None], grid, costs)
+    for costs in (None, torch.ones(32)):
+        scales, zeros = fit(rows.T[None], grid, costs)
         assert (scales > 0).all()
         assert (scales == scales.half().float()).all()
         assert ((zeros >= 1) & (zeros <= 15)).all()
