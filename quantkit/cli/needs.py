@@ -3,6 +3,8 @@
 One table per command. Limits (``--jobs``, ``--max-memory``) are not in them: who needs less keeps
 them. What is asked of a dry run is judged as the command without it would be, so
 that ``--dry-run`` can be added to any.
+
+Long because it is these tables and what they look at, and a command's table is read as one.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -7,13 +7,18 @@ covers what ``SHA256SUMS`` covers, and that file.
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from quantkit.core.errors import PublishError, VerificationError
 from quantkit.core.files import read_file
 from quantkit.core.packages import require
 from quantkit.core.writing import write_file
 from quantkit.publish.layout import CARD, PICTURE, SIGNATURE
+
+if TYPE_CHECKING:
+    from model_signing.manifest import Manifest
 
 # What is not signed: the card and its picture, which may change, and what clients leave in folders.
 _UNSIGNED = [CARD, PICTURE, SIGNATURE, ".gitattributes", ".git", ".cache"]
@@ -28,10 +33,10 @@ def check_key(key: Path) -> None:
 
     """
     require("model_signing", "model-signing", "sign", "Signing")
-    from model_signing._signing.sign_ec_key import Signer
+    from model_signing.signing import Config
 
     try:
-        Signer(key)
+        Config().use_elliptic_key_signer(private_key=key)
     except OSError as error:
         raise PublishError(f"{key} cannot be read: {error.strerror}.") from None
     except (ValueError, TypeError, AttributeError):
@@ -51,9 +56,7 @@ def sign(name: str, sums: Mapping[str, str], key: Path) -> bytes:
 
     """
     from model_signing import manifest
-    from model_signing._hashing.hashing import Digest
-    from model_signing._signing.sign_ec_key import Signer
-    from model_signing._signing.signing import Payload
+    from model_signing.signing import Config
 
     kind = manifest.SerializationType.from_args(
         {
@@ -63,14 +66,53 @@ def sign(name: str, sums: Mapping[str, str], key: Path) -> bytes:
             "ignore_paths": _UNSIGNED,
         }
     )
-    items = [
-        kind.new_item(path, Digest("sha256", bytes.fromhex(sums[path]))) for path in sorted(sums)
-    ]
-    payload = Payload(manifest.Manifest(name, items, kind))
+    items = [kind.new_item(path, _Digest(bytes.fromhex(sums[path]))) for path in sorted(sums)]
+    known = _Known(manifest.Manifest(name, items, kind))
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / SIGNATURE
-        Signer(key).sign(payload).write(file)
+        signer = Config().use_elliptic_key_signer(private_key=key).set_hashing_config(known)
+        signer.sign(folder, file)
         return read_file(file)
+
+
+@dataclass(frozen=True, slots=True)
+class _Digest:
+    """A sum as model-signing has it."""
+
+    digest_value: bytes
+    algorithm: str = "sha256"
+
+    @property
+    def digest_hex(self) -> str:
+        return self.digest_value.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Stands for model-signing's way to hash files: their sums are known."""
+
+    sums: "Manifest"
+
+    def hash(self, _path: object, *, files_to_hash: object = None) -> "Manifest":  # noqa: ARG002
+        return self.sums
+
+
+class _Signed:
+    """Stands for the files of a signature, and takes whatever it says of them, once it is sound."""
+
+    sums: dict[str, str]
+
+    def add_ignored_paths(self, **_: object) -> None:
+        """Nothing is read, so nothing is left out."""
+
+    def hash(self, _path: object, *, files_to_hash: object = None) -> "_Signed":  # noqa: ARG002
+        return self
+
+    def __eq__(self, signed: Any) -> bool:
+        self.sums = {d.identifier: d.digest.digest_hex for d in signed.resource_descriptors()}
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def signed_sums(signature: bytes, key: Path) -> dict[str, str]:
@@ -84,11 +126,11 @@ def signed_sums(signature: bytes, key: Path) -> dict[str, str]:
     """
     require("model_signing", "model-signing", "sign", "Checking a signature")
     from cryptography.exceptions import InvalidSignature
-    from model_signing._signing.sign_ec_key import Verifier
-    from model_signing._signing.sign_sigstore_pb import Signature
+    from model_signing.verifying import Config
 
+    signed = _Signed()
     try:
-        verifier = Verifier(key)
+        verifier = Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(signed)
     except OSError as error:
         raise PublishError(f"{key} cannot be read: {error.strerror}.") from None
     except (ValueError, TypeError, AttributeError):
@@ -97,7 +139,7 @@ def signed_sums(signature: bytes, key: Path) -> dict[str, str]:
         file = Path(folder) / SIGNATURE
         write_file(file, signature)
         try:
-            found = verifier.verify(Signature.read(file))
+            verifier.verify(folder, file)
         except InvalidSignature:
             raise VerificationError(
                 f"The signature is not what {key.name} would have made; do not trust these files."
@@ -107,4 +149,4 @@ def signed_sums(signature: bytes, key: Path) -> dict[str, str]:
                 f"The signature was made with another key than {key.name}, or is damaged; do not "
                 "trust these files, or get the right key."
             ) from None
-    return {d.identifier: d.digest.digest_hex for d in found.resource_descriptors()}
+    return signed.sums

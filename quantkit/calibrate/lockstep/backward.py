@@ -26,11 +26,11 @@ from quantkit.calibrate.lockstep.curvature import Curvature, Place
 from quantkit.calibrate.lockstep.dispatch import Dispatch
 from quantkit.calibrate.lockstep.experts import Call
 from quantkit.calibrate.lockstep.experts_back import go_back
-from quantkit.calibrate.lockstep.forward import LockstepForward
+from quantkit.calibrate.lockstep.forward import LockstepForward, read_rows_of
 from quantkit.calibrate.lockstep.kept import Kept
 from quantkit.calibrate.lockstep.losses import exact_math, scored_from
 from quantkit.calibrate.lockstep.parameters import empty, fill
-from quantkit.calibrate.lockstep.run import read_rows_of, run
+from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.scratch import Scratch
 from quantkit.calibrate.lockstep.states import Room, States
 from quantkit.calibrate.lockstep.visitors import Visitors

@@ -1,12 +1,14 @@
 """A model of any architecture, ready to be run over text with a layer's weights at a time."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from quantkit.calibrate.lockstep.model import (
     decoder_layers,
@@ -156,3 +158,15 @@ def stand_ready(stored: Checkpoint, context: int, settings: Settings) -> Lockste
     forward = LockstepForward(stored, find_device(settings.device))
     forward.require_context(context)
     return forward
+
+
+def read_rows_of(forward: LockstepForward, name: str) -> Callable[[], None]:
+    """Have an embedding within a layer read by the rows that are asked for; the result ends it."""
+    module = forward.tables[name]
+
+    def rows(index: Tensor) -> Tensor:
+        used = np.unique(index.cpu().numpy())
+        return embedding(index, forward.parameters.table(f"{name}.weight", used))
+
+    module.forward = rows
+    return lambda: delattr(module, "forward")

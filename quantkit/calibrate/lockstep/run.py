@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from quantkit.build.heap import give_back_freed, share_heap
 from quantkit.calibrate.lockstep.chunks import Chunks
 from quantkit.calibrate.lockstep.dispatch import Dispatch, Rows
 from quantkit.calibrate.lockstep.experts import Call
-from quantkit.calibrate.lockstep.forward import LockstepForward
+from quantkit.calibrate.lockstep.forward import LockstepForward, read_rows_of
 from quantkit.calibrate.lockstep.head import Head
 from quantkit.calibrate.lockstep.losses import exact_math
 from quantkit.calibrate.lockstep.parameters import empty, fill, stored_names
@@ -396,15 +395,3 @@ class _Run:
         )
         if self._visitors.watcher is not None:
             self._visitors.watcher.observe(f"{name}.{matrix}", expert, None, x, share)
-
-
-def read_rows_of(forward: LockstepForward, name: str) -> Callable[[], None]:
-    """Have an embedding within a layer read by the rows that are asked for; the result ends it."""
-    module = forward.tables[name]
-
-    def rows(index: Tensor) -> Tensor:
-        used = np.unique(index.cpu().numpy())
-        return embedding(index, forward.parameters.table(f"{name}.weight", used))
-
-    module.forward = rows
-    return lambda: delattr(module, "forward")
