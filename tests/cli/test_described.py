@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.checkpoint.converter import describe
+from quantkit.checkpoint.converter import rows
 from tests.cli.command import quantkit, refusal
 from tests.large_experts import large_experts
 
@@ -58,7 +58,7 @@ def test_what_computes_layers_says_what_to_do_instead(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(describe, "find_converter", forbidden)
+    monkeypatch.setattr(rows, "find_converter", forbidden)
     places = {"MODEL": folder, "OUT": tmp_path / "out"}
     sentence = refusal(quantkit(*(places.get(word, word) for word in command)))
     assert why in sentence

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.checkpoint.converter import describe, provision
+from quantkit.checkpoint.converter import provision, rows
 from quantkit.fit.probe import Settings, probe
 from quantkit.fit.subject import Subject, Variant, open_subject
 from tests.architectures.ggufs import small_checkpoints
@@ -134,7 +134,7 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 def test_our_families_need_no_converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describe, "find_converter", forbidden)
+    monkeypatch.setattr(rows, "find_converter", forbidden)
     subject = open_subject(str(TRAINED / "tiny-mixtral"))
     assert (subject.describer, subject.n_fetched) == (None, 0)
     assert subject.model is not None

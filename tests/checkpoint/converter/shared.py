@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from quantkit.checkpoint.converter import describe
+from quantkit.checkpoint.converter import rows
 from quantkit.checkpoint.converter.process import ConverterProcess
 from quantkit.checkpoint.converter.provision import Converter
 from quantkit.checkpoint.converter.rows import ConvertedRows
@@ -58,7 +58,7 @@ def one_converter() -> Iterator[None]:
         return begun(rows)
 
     with (
-        patch.object(describe, "ConverterProcess", Shared),
+        patch.object(rows, "ConverterProcess", Shared),
         patch.object(ConvertedRows, "_begun", described),
     ):
         try:

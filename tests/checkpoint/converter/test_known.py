@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.checkpoint.converter import describe
+from quantkit.checkpoint.converter import rows
 from quantkit.checkpoint.converter.known import unknown_architecture
 from quantkit.checkpoint.converter.provision import find_converter
 from quantkit.checkpoint.open import open_checkpoint
@@ -54,7 +54,7 @@ def test_no_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def forbidden(*_: object) -> None:
         raise AssertionError("the converter is started")
 
-    monkeypatch.setattr(describe, "ConverterProcess", forbidden)
+    monkeypatch.setattr(rows, "ConverterProcess", forbidden)
     folder = random_checkpoint(tmp_path / "Model", "mistral", num_hidden_layers=1)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["NoSuchForX"]}))
