@@ -16,13 +16,8 @@ from quantkit.build.output import check_space
 from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.checkpoint.converter.describe import describe_alike
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.shortened import (
-    count_layers,
-    fewest_layers,
-    layer_of,
-    shortened,
-    text_config,
-)
+from quantkit.checkpoint.shortened import count_layers, fewest_layers, layer_of, shortened
+from quantkit.checkpoint.text_config import text_config
 from quantkit.core.errors import NoSpaceError, QuantkitError
 from quantkit.core.units import format_size
 from quantkit.encodings.encoding import encodings
