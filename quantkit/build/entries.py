@@ -91,6 +91,32 @@ class _Recipe(msgspec.Struct, frozen=True):
     basis: str = ""
 
 
+class _Candidate(msgspec.Struct, frozen=True):
+    """A file that might have been delivered; ``failure`` says why it was not measured."""
+
+    way: str
+    quant: str
+    bytes: _Count
+    plan_sha256: _Sum
+    kld: float | None = None  # mean, in nats
+    kld_pm: float | None = None  # its standard error
+    failure: str = ""
+    delivered: bool = False
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    """How an artifact was chosen of several; ``why`` says why it was not ``measured``."""
+
+    measured: bool
+    why: str = ""
+    text: str = ""
+    text_sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    context: _Count = 0
+    windows: _Count = 0
+    reference: str = ""
+    candidates: list[_Candidate] = []
+
+
 class _Entry(msgspec.Struct, frozen=True):
     quant: str
     plan_sha256: str
@@ -110,6 +136,7 @@ class _Entry(msgspec.Struct, frozen=True):
     experts: Annotated[int, msgspec.Meta(ge=0, le=2**20)] = 0  # in a layer
     quantization_config: dict[str, Any] = {}
     recipe: _Recipe | None = None
+    choice: _Choice | None = None
 
 
 def fault_of(name: str, entry: Any) -> str | None:

@@ -91,12 +91,17 @@ def check_space(folder: Path, needed: int) -> None:
         NoSpaceError: fewer than ``needed`` bytes are free.
 
     """
-    free = shutil.disk_usage(_existing_part(folder)).free
+    free = room_in(folder)
     if free < needed:
         raise NoSpaceError(
             f"{folder} has {format_size(free)} free and the build needs {format_size(needed)} "
             f"({needed} bytes); free {format_size(needed - free)} or choose another disk with -o."
         )
+
+
+def room_in(folder: Path) -> int:
+    """The bytes that are free where a folder is, or will be."""
+    return shutil.disk_usage(_existing_part(folder)).free
 
 
 def _existing_part(folder: Path) -> Path:

@@ -1,10 +1,11 @@
 """``quantkit build``: a checkpoint into quants."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -33,7 +34,18 @@ from quantkit.cli.checks import (
     has_several_tokenizers,
     require_loadable,
 )
+from quantkit.cli.chooser import plan_searched
 from quantkit.cli.cluster import join_cluster
+from quantkit.cli.contest import (
+    CompareOption,
+    CompareTextOption,
+    ContestWish,
+    clear,
+    foresee_candidates,
+    keep_choice,
+    refuse_seen,
+    settle,
+)
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.gguf_matrix import foresee, gguf_wish, named_folder, plan_on_gguf
 from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
@@ -50,14 +62,16 @@ from quantkit.cli.searched import (
     BudgetOption,
     ForOption,
     MeasuredOption,
+    NoFloorOption,
     SearchWish,
-    plan_searched,
+    TypesOption,
 )
+from quantkit.cli.stages import tell_stages
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import counted, format_count, format_size, parse_size
 
 if TYPE_CHECKING:
-    from quantkit.build.artifact import Artifact, Check, Progress
+    from quantkit.build.artifact import Artifact, Check
     from quantkit.build.executor import Workers
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
@@ -111,6 +125,10 @@ def build(
     bpw: BitsOption = None,
     for_: ForOption = None,
     measured: MeasuredOption = None,
+    types: TypesOption = None,
+    no_floor: NoFloorOption = None,
+    compare: CompareOption = None,
+    compare_text: CompareTextOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output folder  [default: ./NAME-GGUF]")
     ] = None,
@@ -262,7 +280,8 @@ def build(
     run_context = None
     if for_ is not None and is_given(command, "context"):  # of what is to run, not of calibration
         run_context, context = context, _OF_CALIBRATION
-    budgeted = SearchWish(budget, bpw, for_, run_context, measured)
+    choice = tuple(types or ()), tuple(no_floor or ())
+    budgeted = SearchWish(budget, bpw, for_, run_context, measured, *choice)
     searches = recipe is not None or budgeted.is_given
     quants = find_quants(quant or ())
     if not quants and not searches:
@@ -301,6 +320,7 @@ def build(
     refuse_idle(command, BUILD, asked)
     choose = plan_searched(recipe, budgeted, checkpoint, wish)
     sources = parse_sources(text, chat)
+    refuse_seen(compare_text, sources)
     publication = plan_publication(
         publish,
         checkpoint,
@@ -368,6 +388,17 @@ def build(
             published=published,
         )
 
+    contest = ContestWish(
+        compare,
+        compare_text,
+        threads,
+        memory,
+        smoke,
+        name,
+        most_bytes,
+        has_cluster=cluster is not None,
+        taken=frozenset(chosen.name for chosen in slabs if overrides or of_two),
+    )
     joined = matrices if len(matrices) > 1 else []
     matrix = load_imatrix(matrices[0]) if len(matrices) == 1 and not auto else None
     if joined or (dry_run and auto):
@@ -386,7 +417,11 @@ def build(
             require_loadable(work, part)
             if prove:
                 note(foresee_build(work))
-        _show_plans(work, source, gptq, name, as_json, part, published)
+        rivals = []
+        if work is not None and choose is not None:
+            place = out or default_folder(work.base_name, only_gguf=only_gguf)
+            rivals = foresee_candidates(work, choose, contest, place)
+        _show_plans(work, source, gptq, name, as_json, part, published, rivals)
         return
 
     text_wish = Text(sources, chunks, context, device)
@@ -442,12 +477,18 @@ def build(
             joined, context, place, lambda matrix: require_room(plan(source, matrix), folder)
         )
         work = plan(source, matrix)
+    place = out or default_folder(work.base_name, only_gguf=only_gguf)
+    adopted = None
+    if choose is not None:
+        if publication is not None:
+            publication.begin(work)  # before candidates are built
+        work, adopted = settle(work, choose, contest, place)
     part = None
     if asked.has("gguf"):
         work, part = plan_projector(work, mmproj, name)
     run_build(
         work,
-        out or default_folder(work.base_name, only_gguf=only_gguf),
+        place,
         threads,
         memory,
         smoke=smoke,
@@ -458,7 +499,10 @@ def build(
         publication=publication,
         workers=workers,
         projector=part,
+        adopted=adopted,
     )
+    if choose is not None:
+        clear(place)
 
 
 def _show_plans(
@@ -469,8 +513,12 @@ def _show_plans(
     as_json: bool,
     projector: "Work | None",
     published: "Model | None",
+    rivals: Sequence[dict[str, Any]],
 ) -> None:
-    """What a dry run shows: of slabs, if there are any, of GPTQ, and of a vision or audio part."""
+    """What a dry run shows: of slabs, if there are any, of GPTQ, and of a vision or audio part.
+
+    Beneath it come the candidates that a build would choose from.
+    """
     title = ""
     layouts: list[FolderLayout] = []
     if gptq.quants:
@@ -484,6 +532,7 @@ def _show_plans(
         (*planned, *layouts),
         as_json,
         layout_of(projector),
+        rivals,
     )
 
 
@@ -538,10 +587,12 @@ def run_build(
     publication: Publication | None = None,
     workers: "Workers | None" = None,
     projector: "Work | None" = None,
+    adopted: str | None = None,
 ) -> None:
     """Build, smoke-test and show the artifacts, with others that were built already.
 
-    A model's vision or audio part comes last, in a pass over its own tensors.
+    A model's vision or audio part comes last, in a pass over its own tensors. One artifact may be
+    ``adopted``: it was built a moment ago, as a candidate.
 
     Raises:
         SmokeError: one of them does not run.
@@ -579,13 +630,6 @@ def run_build(
     proof = prove_build(work, threads) if prove else None
     meter = open_meter()
 
-    def report(progress: "Progress") -> None:
-        if progress.stage == "compile":
-            note(progress.name)
-            return
-        verb = {"encode": "Encoding", "verify": "Verifying", "check": "Running"}[progress.stage]
-        meter.show(f"{verb} {progress.name}".rstrip(), progress.done, progress.total)
-
     def check(path: Path) -> "Check":
         found = check_artifact(path, threads, memory, tokens)
         return found if path.is_dir() else with_proof(found, proof)
@@ -598,7 +642,7 @@ def run_build(
         engine.build,
         jobs=threads,
         max_memory=memory,
-        report=report,
+        report=tell_stages(meter),
         say=note,
         shipping=shipping,
         hashed=hashed,
@@ -607,7 +651,15 @@ def run_build(
         artifacts = build_here(
             work, folder, check=check if smoke else None, workers=workers or ThisProcess()
         )
-        artifacts = [with_recorded(artifact, folder, proof) for artifact in artifacts]
+        artifacts = [
+            keep_choice(with_recorded(artifact, folder, proof), folder) for artifact in artifacts
+        ]
+        artifacts = [
+            replace(artifact, fresh=True, recognized="")
+            if artifact.layout.name == adopted
+            else artifact
+            for artifact in artifacts
+        ]
         if projector is not None and part is not None:
             if work.checkpoint.description is not None:
                 work.checkpoint.description.rows.close()

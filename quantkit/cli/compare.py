@@ -244,6 +244,8 @@ def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: P
 
 
 def _show(result: "Comparison") -> None:
+    from quantkit.verify.subjects import told_apart
+
     if result.embeds:
         title = f"Against {result.reference.name}: embeddings of {result.windows} texts"
         quality = _table(title, ("size", "mean cosine", "worst"))
@@ -257,10 +259,11 @@ def _show(result: "Comparison") -> None:
         f"Tokens per second {result.place} (threads: {result.threads})",
         ("prompt", "generation", "load", "memory"),
     )
-    for row in result.results:
-        quality.add_row(*_quality_cells(row, embeds=result.embeds))
+    names = map(escape, told_apart([row.subject for row in result.results]))
+    for row, name in zip(result.results, names, strict=True):
+        quality.add_row(name, *_quality_cells(row, embeds=result.embeds))
         if row.speed is not None:
-            speed.add_row(*_speed_cells(row))
+            speed.add_row(name, *_speed_cells(row))
     show_table(quality)
     for row in result.results:
         if row.verdict.ok and not row.verdict.judged:
@@ -296,16 +299,15 @@ def _quality_cells(row: "Result", *, embeds: bool) -> tuple[str, ...]:
         verdict = "[green]healthy[/]" if row.verdict.judged else "[yellow]not judged[/]"
     if row.is_reference:
         verdict = "reference"
-    name, size = escape(row.subject.quant or row.subject.name), format_size(row.subject.n_bytes)
+    size = format_size(row.subject.n_bytes)
     m = row.measures
     if embeds:
         cosines = row.cosines
         figures = (f"{cosines.mean:.5f}", f"{cosines.worst:.5f}") if cosines else ("", "")
-        return (name, size, *figures, verdict)
+        return (size, *figures, verdict)
     if m is None:
-        return (name, size, *[""] * 5, verdict)
+        return (size, *[""] * 5, verdict)
     return (
-        name,
         size,
         f"{m.ppl:.3f}",
         f"{max(m.kld, 0):.5f}",
@@ -321,7 +323,6 @@ def _speed_cells(row: "Result") -> tuple[str, ...]:
     if speed is None:
         return ()
     return (
-        escape(row.subject.quant or row.subject.name),
         f"{speed.prompt_tokens_per_second:,.0f}",
         f"{speed.generation_tokens_per_second:,.0f}" if speed.generation_tokens_per_second else "",
         f"{speed.load_seconds:.2f} s",

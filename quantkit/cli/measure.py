@@ -71,7 +71,7 @@ def measure(
     from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.encodings.kernel import load_kernel
-    from quantkit.recipes.losses import write_measured
+    from quantkit.recipes.losses import are_losses, write_measured
     from quantkit.recipes.sensitivity import measure as work
     from quantkit.verify.machine import usable_cores
 
@@ -79,6 +79,11 @@ def measure(
     require_writable(out, overwrite=overwrite)
     if out.is_dir():
         raise OutputError(f"{out} is a folder; name a file with -o.")
+    if out.exists() and not are_losses(out):
+        raise OutputError(
+            f"{out} is there already and no file of losses, so nothing replaces it; name another "
+            "file with -o."
+        )
     matrix = load_imatrix(imatrix) if imatrix is not None else None
     settings = Settings(device.value, 0, parse_size(max_memory))
     known, model = _open(checkpoint, context, settings, Wish(llama_cpp, mtp=mtp, say=note))
@@ -115,9 +120,17 @@ def _open(
     """A checkpoint and the model that it makes; llama.cpp's converter is asked if need be."""
     from quantkit.calibrate.lockstep.forward import stand_ready
     from quantkit.checkpoint.folder import is_foreign
-    from quantkit.checkpoint.open import described, open_model, open_stored_by_name
+    from quantkit.checkpoint.open import (
+        described,
+        open_model,
+        open_stored_by_name,
+        require_checkpoint,
+    )
 
     stored = open_stored_by_name(name)
+    require_checkpoint(
+        stored, "give the one that it was converted from, whose losses serve this GGUF, too"
+    )
     if not is_foreign(stored):
         return open_noted(stored, "search its recipe without measuring")
     stand_ready(stored, context, settings)  # before the converter is asked

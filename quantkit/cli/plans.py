@@ -18,11 +18,16 @@ def show_plan(
     layouts: "Sequence[Layout]",
     as_json: bool,
     projector: "Layout | None" = None,
+    candidates: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Print the plans of artifacts of one model, and that of its vision or audio part."""
+    """Print the plans of artifacts of one model, and that of its vision or audio part.
+
+    ``candidates`` are what a build would choose from, in the place of what was searched.
+    """
     everything = layouts if projector is None else (*layouts, projector)
     if as_json:
-        emit_json({"name": name, "artifacts": [_numbers(layout) for layout in everything]})
+        document = {"name": name, "artifacts": [_numbers(layout) for layout in everything]}
+        emit_json({**document, **({"candidates": list(candidates)} if candidates else {})})
         return
     _show_tensors(name, layouts)
     if projector is not None:
@@ -36,6 +41,19 @@ def show_plan(
             files.add_row(escape(path), f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
             bits = ""  # of the artifact, not of each file
     show_table(files)
+    if candidates:
+        _show_candidates(candidates)
+
+
+def _show_candidates(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="Candidates, of which the best is built", title_justify="left")
+    table.add_column("candidate")
+    for heading in ("quant", "bytes", "bits per weight"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        bits = f"{row['bits_per_weight']:.4f}"
+        table.add_row(row["way"], row["quant"], f"{row['bytes']:,}", bits)
+    show_table(table)
 
 
 def _show_tensors(name: str, layouts: "Sequence[Layout]") -> None:

@@ -11,20 +11,16 @@ from quantkit.core.printable import quoted
 from quantkit.core.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
-    from quantkit.build.work import Choose
-    from quantkit.checkpoint.converter.wish import Wish
-    from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.families.model import Model
     from quantkit.fit.hardware import Machine
-    from quantkit.fit.subject import Buildable, Subject, Wishes
-    from quantkit.formats.gguf.metadata import ModelMetadata
-    from quantkit.plan.quants import Quant
-    from quantkit.plan.recipe import Recipe
-    from quantkit.recipes.find import RecipeSearch
+    from quantkit.fit.probe import Curve
+    from quantkit.fit.subject import Buildable, Subject, Variant, Wishes
+    from quantkit.recipes.find import Freedom, RecipeSearch
     from quantkit.recipes.losses import Measured
-    from quantkit.recipes.machine import Found
+    from quantkit.recipes.machine import Found, MachineSearch
+    from quantkit.recipes.rivals import Candidate
 
 ALL = "all"  # instead of a floor's name
 _USUAL_CONTEXT = 8192
@@ -112,23 +108,73 @@ class SearchWish:
             PlanError: nothing fits, or what is asked for makes no sense.
 
         """
-        from quantkit.fit.probe import Settings, check_settings, probe
-        from quantkit.recipes.machine import MachineSearch, find, parse_machine
+        aim = self._aim(source, wishes, look)
+        search = self.prepare(source, wishes, weighted=weighted, unquantized=aim.machine is None)
+        return aim.best(search), aim.machine
 
-        # A machine gets nothing that is larger than q8_0, which loses practically nothing.
-        machine = parse_machine(self.machine) if self.machine is not None else None
+    def candidates(
+        self,
+        source: "Buildable",
+        wishes: "Wishes",
+        *,
+        weighted: bool,
+        look: "Callable[[], Subject]",
+        taken: "Collection[str]" = (),
+    ) -> "list[Candidate]":
+        """What is asked for first, then what might be better: see `recipes.rivals`.
+
+        Args:
+            source: what can be built.
+            wishes: how it would be built.
+            weighted: whether there is, or will be, an importance matrix.
+            look: as for `search`.
+            taken: quants that are built anyway, in a form of the user's.
+
+        Raises:
+            PlanError: as `search` does, of what is asked for.
+
+        """
+        from quantkit.recipes.rivals import (
+            candidate_of,
+            distinct,
+            nearest_mixture,
+            ways_to_search,
+        )
+
+        aim = self._aim(source, wishes, look)
+        measured = self._measured(source.model)
+        freedom = self._freedom(weighted=weighted, unquantized=aim.machine is None)
+        found: list[Candidate] = []
+        fits: Callable[[Variant], bool] | None = None
+        for way, losses, free in ways_to_search(source.model, measured, freedom):
+            try:
+                search = _search_over(source, wishes, losses, free)
+                best = aim.best(search)
+            except PlanError:  # such as: what floors ask for does not fit
+                if fits is None:
+                    raise
+                continue
+            fits = fits or aim.limit(search, best)
+            found.append(candidate_of(way, best.recipe, source.model))
+        assert fits is not None  # noqa: S101 - the first has set it
+        allowed = freedom.allowed
+        fixed = nearest_mixture(
+            source, wishes, fits, weighted=weighted, allowed=allowed, taken=taken
+        )
+        return [*distinct(found), *([fixed] if fixed is not None else ())]
+
+    def _aim(self, source: "Buildable", wishes: "Wishes", look: "Callable[[], Subject]") -> "_Aim":
+        from quantkit.fit.probe import Settings, check_settings, probe
+        from quantkit.recipes.machine import parse_machine
+
         n_bytes = parse_size(self.budget) if self.budget is not None else None
-        search = self.prepare(source, wishes, weighted=weighted, unquantized=machine is None)
-        if machine is not None:
-            shape = (subject := look()).shape
-            settings = Settings(self.context or min(_USUAL_CONTEXT, shape.n_ctx_train))
-            check_settings(shape, settings)
-            curve = probe(subject, settings)
-            return MachineSearch(search, source, wishes, curve, machine).best(), machine
-        if n_bytes is not None:
-            return find(search, search.within(n_bytes), source, wishes), None
-        assert self.bpw is not None  # noqa: S101 - there is one budget
-        return find(search, search.at_bits(self.bpw), source, wishes), None
+        if self.machine is None:
+            return _Aim(source, wishes, n_bytes, self.bpw)
+        machine = parse_machine(self.machine)
+        shape = (subject := look()).shape
+        settings = Settings(self.context or min(_USUAL_CONTEXT, shape.n_ctx_train))
+        check_settings(shape, settings)
+        return _Aim(source, wishes, machine=machine, curve=probe(subject, settings))
 
     def prepare(
         self, source: "Buildable", wishes: "Wishes", *, weighted: bool, unquantized: bool
@@ -139,25 +185,26 @@ class SearchWish:
             PlanError: what may be chosen makes no sense.
 
         """
-        from quantkit.recipes.find import Freedom, RecipeSearch
-
-        lifted, allowed = self._choice()
-        return RecipeSearch(
-            source.model,
-            source.metadata,
-            self._losses(source.model),
-            imatrix=wishes.imatrix,
-            vocabulary_bytes=source.vocabulary_bytes,
-            freedom=Freedom(weighted, lifted, allowed, unquantized and allowed is None),
-        )
-
-    def _losses(self, model: "Model") -> "Measured":
         from quantkit.recipes.assumed import assume
         from quantkit.recipes.candidates import quantizable
+
+        model = source.model
+        losses = self._measured(model) or assume(quantizable(model), model.arch, model.facts)
+        freedom = self._freedom(weighted=weighted, unquantized=unquantized)
+        return _search_over(source, wishes, losses, freedom)
+
+    def _freedom(self, *, weighted: bool, unquantized: bool) -> "Freedom":
+        """What may be chosen; a machine gets nothing above q8_0, which loses next to nothing."""
+        from quantkit.recipes.find import Freedom
+
+        lifted, allowed = self._choice()
+        return Freedom(weighted, lifted, allowed, unquantized and allowed is None)
+
+    def _measured(self, model: "Model") -> "Measured | None":
         from quantkit.recipes.losses import read_measured
 
         if self.measured is None:
-            return assume(quantizable(model), model.arch, model.facts)
+            return None
         measured = read_measured(self.measured)
         if measured.arch != model.arch:
             raise PlanError(
@@ -174,6 +221,11 @@ class SearchWish:
         listed = (part.strip().upper() for text in self.types for part in text.split(","))
         names = frozenset(name for name in listed if name)
         known = [kind.name for kind in known_candidates()]
+        if self.types and not names:
+            raise PlanError(
+                f"--types {quoted(self.types[0])} names no type; give some of "
+                f"{', '.join(known).lower()}, or leave it out."
+            )
         if strange := sorted(names.difference(known)):
             raise PlanError(
                 f"--types {quoted(strange[0].lower())} is no type that recipes choose from; they "
@@ -182,50 +234,67 @@ class SearchWish:
         return lifted, names or None
 
 
-def plan_searched(
-    file: Path | None, budgeted: SearchWish, name: str, wish: "Wish"
-) -> "Choose | None":
-    """What finds a recipe for a build: a file or a search, if one of them is asked for.
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """What a file is to fit: bytes, bits per weight, or a machine with what a model takes there."""
 
-    Args:
-        file: a recipe.
-        budgeted: what to search one within.
-        name: the model, as `fit` opens it.
-        wish: how llama.cpp's converter is asked.
+    source: "Buildable"
+    wishes: "Wishes"
+    n_bytes: int | None = None
+    bpw: float | None = None
+    machine: "Machine | None" = None
+    curve: "Curve | None" = None
 
-    Raises:
-        PlanError: both or several are given, or the file is no recipe.
+    def best(self, search: "RecipeSearch") -> "Found":
+        """The best recipe of a search that fits.
 
-    """
-    from quantkit.recipes.file import apply_recipe, read_recipe
+        Raises:
+            PlanError: none does.
 
-    if file is None and not budgeted.is_given:
-        return None
-    if file is None:
-        budgeted.require_one()
-    elif budgeted.is_given:
-        raise PlanError(
-            "--recipe says the type of every tensor already; leave it or the budget out."
-        )
-    kept = read_recipe(file) if file is not None else None
+        """
+        from quantkit.recipes.machine import find
 
-    def choose(
-        model: "Model", metadata: "ModelMetadata", imatrix: "Imatrix | None"
-    ) -> "tuple[Quant, Recipe]":
-        from quantkit.fit.subject import Buildable, Wishes, open_subject
+        if self.machine is not None:
+            return self._on_machine(search, self.machine).best()
+        within = search.within(self._most(search))
+        return find(search, within, self.source, self.wishes)
 
-        if kept is not None:
-            return apply_recipe(kept, model)
-        wishes = Wishes((), None, imatrix, wish)
-        found, _ = budgeted.search(
-            Buildable(model, metadata, 0, 0),
-            wishes,
-            weighted=imatrix is not None,
-            look=lambda: open_subject(name, wishes),
-        )
-        return apply_recipe(found.recipe, model)
+    def limit(self, search: "RecipeSearch", best: "Found") -> "Callable[[Variant], bool]":
+        """Whether a file fits as well: of a machine, as large at most and in as good a place."""
+        if self.machine is None:
+            most = self._most(search)
+            return lambda variant: variant.file_bytes <= most
+        there = self._on_machine(search, self.machine)
+        rank = best.placement.rank if best.placement is not None else 0
+        most = best.variant.file_bytes
+        return lambda v: v.file_bytes <= most and there.place(v).rank <= rank
 
-    return choose
+    def _most(self, search: "RecipeSearch") -> int:
+        if self.n_bytes is not None:
+            return self.n_bytes
+        assert self.bpw is not None  # noqa: S101 - there is one budget
+        return search.bytes_at(self.bpw)
+
+    def _on_machine(self, search: "RecipeSearch", machine: "Machine") -> "MachineSearch":
+        from quantkit.recipes.machine import MachineSearch
+
+        assert self.curve is not None  # noqa: S101 - it goes with the machine
+        return MachineSearch(search, self.source, self.wishes, self.curve, machine)
+
+
+def _search_over(
+    source: "Buildable", wishes: "Wishes", losses: "Measured", freedom: "Freedom"
+) -> "RecipeSearch":
+    from quantkit.recipes.find import RecipeSearch
+
+    return RecipeSearch(
+        source.model,
+        source.metadata,
+        losses,
+        imatrix=wishes.imatrix,
+        vocabulary_bytes=source.vocabulary_bytes,
+        freedom=freedom,
+    )
 
 
 def numbers_of(found: "Found", machine: "Machine | None") -> dict[str, Any]:

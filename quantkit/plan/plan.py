@@ -52,13 +52,15 @@ class PlannedTensor:
 class Plan:
     """What a build of one quant will write, and what must be said of it.
 
-    ``record`` is what a manifest keeps of a recipe that was searched.
+    ``record`` is what a manifest keeps of a recipe that was searched, and ``choice`` of how it, or
+    a fixed mixture, was chosen.
     """
 
     quant: Quant
     tensors: tuple[PlannedTensor, ...]
     remarks: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
+    choice: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:

@@ -1,6 +1,7 @@
 """Quants by their public names."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +16,7 @@ SOURCE = "source"
 
 # llama-quantize's own shorthands, and the name that the ladder had first.
 _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "gguf_all": "ladder"}
+_SIZE = re.compile(r"[0-9]{1,2}\.[0-9]{2}bpw")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,11 @@ def searched_quant(base: str, bits_per_weight: float) -> Quant | None:
         base=base,
         searched=True,
     )
+
+
+def is_size(name: str) -> bool:
+    """Whether a name is one that `searched_quant` gives, such as ``3.42bpw``."""
+    return _SIZE.fullmatch(name) is not None
 
 
 @cache

@@ -15,7 +15,7 @@ MOST_LAYERS = 10_000
 """Layers of one span at most: no model has as many."""
 
 _LAYERED = re.compile(r"((?:enc\.|dec\.)?blk)\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
-_RUN = r"(?:0|[1-9][0-9]{0,5})(?:-[1-9][0-9]{0,5})?"
+_RUN = r"(?:0|[1-9][0-9]{0,5})(?:-(?:0|[1-9][0-9]{0,5}))?"
 _SPAN = re.compile(rf"((?:enc\.|dec\.)?blk)\.({_RUN}(?:,{_RUN})*)\.(.+)", re.DOTALL)
 _PLAIN = re.compile(r"[a-z0-9_\-]")
 _SPELLED_OUT = re.compile(r"[A-Z\s=\x00-\x1f\x7f]")

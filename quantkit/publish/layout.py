@@ -22,7 +22,7 @@ from quantkit.core.errors import PublishError
 from quantkit.core.files import has_file
 from quantkit.core.printable import quoted
 from quantkit.core.units import format_size
-from quantkit.plan.quants import Quant, find_quants, known_quants, searched_quant
+from quantkit.plan.quants import Quant, find_quants, is_size, known_quants, searched_quant
 
 CARD = "README.md"
 SUMS = "SHA256SUMS"
@@ -142,7 +142,7 @@ def find_artifacts(
     models = {format_: found for format_, found in models.items() if found}
     chosen = by_family.get(_choose_family(folder, repo_id, models, family), {})
     if quants:
-        wanted = {quant.name for quant in find_quants(quants)}
+        wanted = _wanted(quants)
         there = (entry for entry in chosen.values() if entry.get("takes") is None)
         missing = wanted - {entry["quant"] for entry in there}
         if missing:
@@ -166,6 +166,19 @@ def quant_of(entry: Mapping[str, Any]) -> Quant | None:
     if recipe is not None:
         return searched_quant(recipe["base"], entry["bits_per_weight"])
     return known_quants().get(str(entry.get("quant")))
+
+
+def _wanted(names: Iterable[str]) -> set[str]:
+    """The quants that names and groups stand for; sizes such as ``4.25bpw`` stand for themselves.
+
+    Raises:
+        UnknownQuantError: a name stands for none.
+
+    """
+    parts = [part.strip().lower() for listed in names for part in listed.split(",")]
+    sizes = {part for part in parts if is_size(part)}
+    others = [part for part in parts if part not in sizes]
+    return sizes | ({quant.name for quant in find_quants(others)} if any(others) else set())
 
 
 def in_order(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:

@@ -23,7 +23,10 @@ _MOST_DIMENSIONS = 3  # of what llama-quantize converts
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The fewest bits of some tensors, by category or parts of the name, and who says so."""
+    """The fewest bits of some tensors, by category or parts of the name, and who says so.
+
+    One that ``shows_late`` guards from harm that grows along a text, which short ones do not show.
+    """
 
     name: str
     categories: frozenset[str]
@@ -31,6 +34,7 @@ class Floor:
     models: Literal["all", "moe", "tied"]
     least: Encoding
     source: str
+    shows_late: bool = False
 
     def holds(self, name: str) -> bool:
         """Whether it is for a tensor of this name."""
@@ -56,6 +60,7 @@ def all_floors() -> Mapping[str, Floor]:
             row.get("models", "all"),
             encoding(row["least"]),
             row["source"],
+            row.get("shows_late", False),
         )
         for name, row in load_profile(_PROFILE)["floors"].items()
     }

@@ -135,8 +135,12 @@ class RecipeSearch:
             PlanError: as `within`.
 
         """
+        return self.within(self.bytes_at(bits_per_weight))
+
+    def bytes_at(self, bits_per_weight: float) -> int:
+        """The most bytes of a file of so many bits per weight, over all tensors."""
         n_elements = sum(target.n_elements for target in self._model.targets)
-        return self.within(self._header + int(bits_per_weight * n_elements / 8))
+        return self._header + int(bits_per_weight * n_elements / 8)
 
     def loss_of(self, recipe: SearchedRecipe) -> float:
         """The divergence (nats) that is expected of a recipe of this search."""

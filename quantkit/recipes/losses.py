@@ -13,8 +13,8 @@ from typing import Annotated
 
 import msgspec
 
-from quantkit.core.documents import decode
-from quantkit.core.errors import PlanError
+from quantkit.core.documents import decode, read_object
+from quantkit.core.errors import FileError, PlanError
 from quantkit.core.files import read_file
 from quantkit.core.writing import replace_file
 
@@ -82,6 +82,15 @@ def write_measured(path: Path, measured: Measured) -> None:
     )
     text = json.dumps(msgspec.to_builtins(document), indent=1, allow_nan=False)
     replace_file(path, f"{text}\n".encode())
+
+
+def are_losses(path: Path) -> bool:
+    """Whether a file is one that `write_measured` wrote, in whatever version."""
+    try:
+        document = read_object(path, most=_MOST)
+    except FileError:
+        return False
+    return document.keys() >= {"version", "arch", "tensors"}
 
 
 def read_measured(path: Path) -> Measured:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size, shown
 from quantkit.fit.hardware import (
+    HardwareError,
     Machine,
     hardware_profiles,
     machine_from_profile,
@@ -70,7 +71,12 @@ def parse_machine(text: str) -> Machine:
         )
     *gpus, ram = parts
     named = [] if gpus == ["0"] else gpus
-    return machine_from_sizes(named, ram, _NO_MACHINE)
+    try:
+        return machine_from_sizes(named, ram, _NO_MACHINE)
+    except HardwareError as error:  # which speaks of the option that `fit` has
+        raise HardwareError(
+            f"--for {shown(text)} names no machine: {str(error).removeprefix('--gpu ')}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +139,14 @@ class MachineSearch:
                 low, best = middle, tried
         return best
 
+    def place(self, variant: Variant) -> Placement:
+        """Where the parts of a file go on the machine."""
+        needed = needs_at(variant, self.curve, self.curve.settings.cells)
+        return place(needed, self.machine, variant.file_bytes)
+
     def _place(self, n_bytes: int) -> tuple[Found, Placement]:
         found = find(self.search, self.search.within(n_bytes), self.source, self.wishes)
-        needed = needs_at(found.variant, self.curve, self.curve.settings.cells)
-        placement = place(needed, self.machine, found.variant.file_bytes)
+        placement = self.place(found.variant)
         return replace(found, placement=placement), placement
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import CompareError, FileError, TextError
 from quantkit.core.files import MOST_TEXT, read_file
 from quantkit.core.system import user_cache
+from quantkit.core.topics import TO_JUDGE, whole_topics
 from quantkit.core.writing import is_own, write_file
 from quantkit.verify.divergence import PERCENTILES, Measures
 from quantkit.verify.embeddings import Cosines
@@ -38,11 +38,9 @@ _IN_USE_SECONDS = 24 * 3600
 _SECONDS_PER_WINDOW = 5.0
 _BYTES_PER_SECOND = 50_000_000  # of the model, per window, on a slow processor
 
-# About 39 kB of Python's own documentation, which every CPython carries.
-_FIRST_TOPIC, _LAST_TOPIC = "if", "operator-summary"
 DEFAULT_TEXT = (
-    "Python's own documentation (pydoc topics 'if' to 'operator-summary'); models have seen it in "
-    "training and perplexities on it cannot be set beside those on WikiText"
+    f"Python's own documentation (pydoc topics '{TO_JUDGE[0]}' to '{TO_JUDGE[1]}'); models have "
+    "seen it in training and perplexities on it cannot be set beside those on WikiText"
 )
 
 
@@ -99,8 +97,7 @@ class Comparison:
 
 def default_text() -> str:
     """The text to measure on where none is given; Python versions word it a little differently."""
-    chosen = (name for name in sorted(topics) if _FIRST_TOPIC <= name <= _LAST_TOPIC)
-    return "\n\n".join(topics[name].strip("\n") for name in chosen)
+    return whole_topics(TO_JUDGE)
 
 
 def mean_divergence(
@@ -389,12 +386,22 @@ def _text_file(text: Path | None) -> Iterator[tuple[Path, str]]:
         if text is None:
             text = Path(folder) / "text"
             write_file(text, default_text().encode())
-        data = read_file(text, most=MOST_TEXT, error=TextError, fix="give a text file")
-        try:
-            data.decode()
-        except UnicodeDecodeError:
-            raise TextError(f"{text} is not UTF-8 text.") from None
-        yield text, hashlib.sha256(data).hexdigest()
+        yield text, hashlib.sha256(read_text(text)).hexdigest()
+
+
+def read_text(file: Path) -> bytes:
+    """A file of UTF-8 text.
+
+    Raises:
+        TextError: it cannot be read, or is none.
+
+    """
+    data = read_file(file, most=MOST_TEXT, error=TextError, fix="give a text file")
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        raise TextError(f"{file} is not UTF-8 text.") from None
+    return data
 
 
 def as_numbers(comparison: Comparison) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from quantkit.core.writing import replace_file
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import PERCENTILES
 from quantkit.verify.layers import WeightError
+from quantkit.verify.subjects import told_apart
 
 _BLUE, _GREY, _RED = "#3b6ea5", "#999999", "#b03030"
 _LEAST_KLD = 1e-6  # where a logarithmic axis ends
@@ -97,8 +98,8 @@ def _kld(row: Result) -> float:
     return max(row.measures.kld, _LEAST_KLD) if row.measures else float("inf")
 
 
-def _name(row: Result) -> str:
-    return row.subject.quant or row.subject.name
+def _names(rows: Sequence[Result]) -> list[str]:
+    return told_apart([row.subject for row in rows])
 
 
 def _frontier(figure: Any, rows: Sequence[Result]) -> Any:
@@ -107,11 +108,11 @@ def _frontier(figure: Any, rows: Sequence[Result]) -> Any:
     scale, unit = (1e9, "GB") if max(r.subject.n_bytes for r in rows) >= 1e9 else (1e6, "MB")
     sizes = [row.subject.n_bytes / scale for row in on_it]
     axes.plot(sizes, [_kld(row) for row in on_it], color=_BLUE, zorder=1, label="efficient")
-    for row in rows:
+    for row, name in zip(rows, _names(rows), strict=True):
         place = (row.subject.n_bytes / scale, _kld(row))
         colour = _RED if not row.verdict.ok else _BLUE if row in on_it else _GREY
         axes.scatter(*place, color=colour, zorder=2, s=28)
-        axes.annotate(_name(row), place, (5, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(name, place, (5, 4), textcoords="offset points", fontsize=8)
     axes.margins(x=0.08)
     axes.set_yscale("log")
     axes.set_xlabel(f"size, {unit}")
@@ -135,7 +136,7 @@ def _percentiles(figure: Any, rows: Sequence[Result]) -> Any:
     most = [max(row.measures.kld_max, _LEAST_KLD) for row in rows if row.measures]
     axes.plot(places, most, "^", color=_RED, markersize=5, label="maximum")
     axes.set_yscale("log")
-    axes.set_xticks(places, [_name(row) for row in rows], rotation=60, ha="right")
+    axes.set_xticks(places, _names(rows), rotation=60, ha="right")
     axes.set_ylabel("KL divergence of a token, nats")
     axes.set_title("How the divergence is distributed")
     axes.grid(visible=True, which="major", axis="y", alpha=0.3)
@@ -288,8 +289,8 @@ def _value(value: float | str) -> str:
     return html.escape(value, quote=True) if isinstance(value, str) else f"{value:.9g}"
 
 
-def _first_cells(row: Result) -> list[Cell]:
-    name, size = _name(row), row.subject.n_bytes
+def _first_cells(row: Result, name: str) -> list[Cell]:
+    size = row.subject.n_bytes
     return [(html.escape(name), name), (format_size(size), size)]
 
 
@@ -300,9 +301,9 @@ def _quality_table(comparison: Comparison) -> str:
     if comparison.embeds:
         headings = ["artifact", "verdict", "size", "mean cosine", "worst cosine", "run", "why"]
     rows: list[list[Cell]] = []
-    for row in comparison.results:
+    for row, name in zip(comparison.results, _names(comparison.results), strict=True):
         m = row.measures
-        cells = _first_cells(row)
+        cells = _first_cells(row, name)
         kind = "good" if row.verdict.ok else "bad"
         word = "healthy" if row.verdict.judged else "not judged"
         word = "reference" if row.is_reference else word if row.verdict.ok else "failed"
@@ -327,9 +328,9 @@ def _quality_table(comparison: Comparison) -> str:
 def _speed_table(comparison: Comparison) -> str:
     headings = ["artifact", "size", "prompt tokens/s", "generated tokens/s", "load s", "memory"]
     rows: list[list[Cell]] = []
-    for row in comparison.results:
+    for row, name in zip(comparison.results, _names(comparison.results), strict=True):
         speed = row.speed
-        cells = _first_cells(row)
+        cells = _first_cells(row, name)
         if speed is None:
             cells += [("", "")] * 4
         else:

@@ -10,11 +10,11 @@ from quantkit.build.manifest import NAME, file_of, read_manifest, sound_entries
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import is_artifact
 from quantkit.checkpoint.gguf import read_header
-from quantkit.checkpoint.names import is_first_file
+from quantkit.checkpoint.names import is_first_file, without_shard
 from quantkit.core.errors import GGUFError, QuantkitError
 from quantkit.core.files import has_file
 from quantkit.encodings.encoding import encodings
-from quantkit.plan.quants import all_quants, find_quants
+from quantkit.plan.quants import all_quants, find_quants, is_size
 from quantkit.plan.recognize import quant_of
 from quantkit.verify.smoke import artifact_files
 
@@ -32,6 +32,26 @@ class Subject:
     n_bytes: int
     n_parameters: int
     how: str = "as it is"
+
+    @property
+    def title(self) -> str:
+        """What tables call it: its quant, or the ``3.42bpw`` that the name of a searched one has.
+
+        Such a file states the file type of its base, and is another mixture.
+        """
+        size = without_shard(self.name).rpartition("-")[2]
+        return size if is_size(size) else self.quant or self.name
+
+
+def told_apart(subjects: Sequence[Subject]) -> list[str]:
+    """The titles of subjects; where two have the same, their names, and then their paths."""
+    shown = [[s.title, without_shard(s.name), str(s.gguf)] for s in subjects]
+    for level in (1, 2):
+        titles = [names[0] for names in shown]
+        for names in shown:
+            if titles.count(names[0]) > 1:
+                names[0] = names[level]
+    return [names[0] for names in shown]
 
 
 def outline_subjects(paths: Iterable[Path]) -> list[Subject]:
@@ -247,6 +267,12 @@ def is_quantized(subject: Subject) -> bool:
     return subject.quant not in _UNQUANTIZED
 
 
+def exact_quant(checkpoint: Checkpoint) -> str:
+    """The name of the smallest quant that holds a checkpoint's weights as they are stored."""
+    kinds = frozenset(tensor.dtype for tensor in checkpoint.tensors.values())
+    return {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(kinds, "f32")
+
+
 def build_reference(checkpoint: Path | Checkpoint, folder: Path, wish: str | None) -> Subject:
     """Build the reference of a checkpoint into ``folder``; what is there already is kept.
 
@@ -260,7 +286,7 @@ def build_reference(checkpoint: Path | Checkpoint, folder: Path, wish: str | Non
     source = open_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     kinds = {tensor.dtype for tensor in source.tensors.values()}
     if wish is None:
-        wish = {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(frozenset(kinds), "f32")
+        wish = exact_quant(source)
     # Widened, blocks of four bits are the same numbers.
     has_blocks = any(encodings()[kind].is_block for kind in kinds & encodings().keys())
     work = prepare(source, find_quants([wish]), allow_requantize=has_blocks)

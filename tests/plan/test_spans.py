@@ -37,7 +37,9 @@ def test_a_span_is_read_as_it_is_written() -> None:
     assert sorted(name for span in spans for name in span.names) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("layers", ["3-1", "1,0", "0-2,2", "1,1", "0-10000", "123456"])
+@pytest.mark.parametrize(
+    "layers", ["3-1", "3-0", "0-0", "1,0", "0-2,2", "1,1", "0-10000", "123456"]
+)
 def test_strange_layers_are_refused(layers: str) -> None:
     with pytest.raises(PlanError, match="rise"):
         parse_span(f"blk.{layers}.attn_k.weight")

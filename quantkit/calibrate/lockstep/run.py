@@ -31,6 +31,7 @@ _AT_ONCE = 1024  # tokens that go through a dense part at once
 _MOST_TOLD = 0.99  # of a layer that is not on record yet
 _NOBODY = Visitors()
 _COPIES = 3  # that are made of a chunk's scores on the way to its losses
+_COPIES_BACK = 5  # with gradients: scores, chances, their gradient whole and in part, and a copy
 
 
 class _EndedError(BaseException):
@@ -167,7 +168,8 @@ class _Run:
         """How many chunks may have scores for the whole vocabulary at once."""
         vocabulary = int(self._forward.model.config.get_text_config().vocab_size)
         scored = self._last if self._forward.keeps_last else self._tokens.shape[1]
-        one = _COPIES * 4 * scored * vocabulary
+        copies = _COPIES if self._visitors.keeper is None else _COPIES_BACK
+        one = copies * 4 * scored * vocabulary
         return threading.Semaphore(max(1, _MOST_SCORES // one))
 
     def _enter_head(self, _module: nn.Module, _inputs: Any) -> None:

@@ -86,10 +86,10 @@ class GGUFLayout:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a projector takes; of a model, the recipe that was searched."""
+        """What a projector takes; of a model, its searched recipe and how it was chosen."""
         takes = {} if self.takes is None else {"takes": list(self.takes)}
-        recipe = self.plan.record
-        return {**takes, **({"recipe": dict(recipe)} if recipe else {})}
+        said = {"recipe": self.plan.record, "choice": self.plan.choice}
+        return {**takes, **{key: dict(value) for key, value in said.items() if value}}
 
     def depends_on(self, imatrix: str | None, search: str) -> dict[str, Any]:
         """Its plan, importance, and how scales are chosen."""

@@ -1,0 +1,92 @@
+"""What finds a recipe for a build, and what else might be delivered for the same budget."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.core.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.imatrix import Imatrix
+    from quantkit.cli.searched import SearchWish
+    from quantkit.families.model import Model
+    from quantkit.fit.subject import Buildable, Subject, Wishes
+    from quantkit.formats.gguf.metadata import ModelMetadata
+    from quantkit.plan.quants import Quant
+    from quantkit.plan.recipe import Recipe
+    from quantkit.recipes.file import SearchedRecipe
+    from quantkit.recipes.rivals import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Chooser:
+    """What finds a recipe for a build: one that is kept in a file, or a search."""
+
+    kept: "SearchedRecipe | None"
+    budgeted: "SearchWish"
+    name: str
+    wish: "Wish"
+
+    def __call__(
+        self, model: "Model", metadata: "ModelMetadata", imatrix: "Imatrix | None"
+    ) -> "tuple[Quant, Recipe]":
+        """The recipe that is asked for."""
+        from quantkit.recipes.file import apply_recipe
+
+        if self.kept is not None:
+            return apply_recipe(self.kept, model)
+        source, wishes, look = self._asking(model, metadata, imatrix)
+        weighted = imatrix is not None
+        found, _ = self.budgeted.search(source, wishes, weighted=weighted, look=look)
+        return apply_recipe(found.recipe, model)
+
+    def candidates(
+        self,
+        model: "Model",
+        metadata: "ModelMetadata",
+        imatrix: "Imatrix | None",
+        taken: "Collection[str]",
+    ) -> "list[Candidate]":
+        """What a search may deliver, what is asked for first."""
+        source, wishes, look = self._asking(model, metadata, imatrix)
+        weighted = imatrix is not None
+        return self.budgeted.candidates(source, wishes, weighted=weighted, look=look, taken=taken)
+
+    def _asking(
+        self, model: "Model", metadata: "ModelMetadata", imatrix: "Imatrix | None"
+    ) -> "tuple[Buildable, Wishes, Callable[[], Subject]]":
+        from quantkit.fit.subject import Buildable, Wishes, open_subject
+
+        wishes = Wishes((), None, imatrix, self.wish)
+        return Buildable(model, metadata, 0, 0), wishes, lambda: open_subject(self.name, wishes)
+
+
+def plan_searched(
+    file: Path | None, budgeted: "SearchWish", name: str, wish: "Wish"
+) -> Chooser | None:
+    """What finds a recipe for a build: a file or a search, if one of them is asked for.
+
+    Args:
+        file: a recipe.
+        budgeted: what to search one within.
+        name: the model, as `fit` opens it.
+        wish: how llama.cpp's converter is asked.
+
+    Raises:
+        PlanError: both or several are given, or the file is no recipe.
+
+    """
+    from quantkit.recipes.file import read_recipe
+
+    if file is None and not budgeted.is_given:
+        return None
+    if file is None:
+        budgeted.require_one()
+    elif budgeted.is_given:
+        raise PlanError(
+            "--recipe says the type of every tensor already; leave it or the budget out."
+        )
+    return Chooser(read_recipe(file) if file is not None else None, budgeted, name, wish)

@@ -1,0 +1,362 @@
+"""The candidates of a search within a build: announced, built, measured, and the best delivered."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantkit.cli.checks import check_artifact, expect_tokens_of, require_loadable
+from quantkit.cli.hub import get_ready
+from quantkit.cli.output import note, open_meter
+from quantkit.cli.stages import tell_stages
+from quantkit.core.errors import NativeError, PlanError, QuantkitError
+from quantkit.core.units import counted, format_size
+
+if TYPE_CHECKING:
+    from quantkit.build.engine import Artifact, Check
+    from quantkit.build.work import Work
+    from quantkit.calibrate.sources import Source
+    from quantkit.cli.chooser import Chooser
+    from quantkit.formats.gguf.layout import Layout
+    from quantkit.recipes.contest import Contest, Figure, Outcome
+    from quantkit.recipes.rivals import Candidate
+
+CompareOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--compare/--no-compare",
+        help="Measure candidates of a search, build the best  [default: where the model runs]",
+    ),
+]
+CompareTextOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Text to measure candidates on, UTF-8  [default: built in]"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ContestWish:
+    """Whether candidates are to be measured (None: where it can be done), on what, and where.
+
+    ``n_bytes`` of units may be in flight. What is built is called ``name`` and split at
+    ``shard_size``, as the rest of the build is. ``taken`` are the quants that are built anyway, in
+    a form of the user's.
+    """
+
+    asked: bool | None
+    text: Path | None
+    threads: int
+    n_bytes: int
+    smoke: bool
+    name: str | None
+    shard_size: int | None
+    has_cluster: bool
+    taken: frozenset[str]
+
+
+def refuse_seen(text: Path | None, sources: "Sequence[Source]") -> None:
+    """Refuse to measure candidates on a text that the importance matrix is made from.
+
+    Raises:
+        PlanError: it is one of these, or a part of one.
+        TextError: it cannot be read.
+
+    """
+    from quantkit.core.files import MOST_TEXT, read_file
+    from quantkit.verify.compare import read_text
+
+    if text is None:
+        return
+    own = read_text(text)
+    for source in sources:
+        try:
+            seen = own in read_file(source.file, most=MOST_TEXT)
+        except QuantkitError:
+            continue  # calibration says so
+        if seen:
+            raise PlanError(
+                f"--compare-text {text} is in {source.file}, which the importance matrix is made "
+                "from, and candidates are measured on text that nothing was fitted to; give "
+                "another."
+            )
+
+
+def settle(
+    work: "Work", chooser: "Chooser", wish: ContestWish, out: Path
+) -> "tuple[Work, str | None]":
+    """The work with the best candidate in the place of what was searched, and how it was chosen.
+
+    Returns:
+        the work, and the name of the artifact that was put into the output folder now, if one was.
+
+    Raises:
+        PlanError: candidates are to be measured, and cannot be here.
+        CheckpointError: llama.cpp would not load the model.
+
+    """
+    from quantkit.build.manifest import sound_entries
+    from quantkit.recipes import contest as contests
+
+    if chooser.kept is not None:
+        return work, None
+    if wish.asked is False:
+        return _unmeasured(work, "--no-compare left that out"), None
+    contest, metadata = _plan(work, chooser, wish)
+    folder = out / contests.FOLDER / contest.digest
+    record = contests.settled(contest, sound_entries(out) if out.is_dir() else {})
+    if record is None:
+        require_loadable(work)
+        if why := _why_not(work, contest, wish, folder, out):
+            if wish.asked:
+                raise PlanError(f"Candidates cannot be measured: {why}; leave out --compare.")
+            note(f"No candidates are measured: {why}.")
+            return _unmeasured(work, why), None
+        _announce(work, contest, folder)
+        outcome = _hold(work, contest, wish, folder)
+        if outcome.best is None:
+            why = outcome.why.rstrip(".")
+            note(f"No candidates were measured: {why}.")
+            return _unmeasured(work, why), None
+        record = contests.record_of(contest, outcome)
+        _tell(contest, outcome)
+    best = contests.delivered_in(record)
+    layout = _final(work, contest.candidates[best], metadata, wish.shard_size)
+    layout = replace(layout, plan=replace(layout.plan, choice=record))
+    adopted = _adopt(folder, contest.layouts[best], out, layout)
+    others = [x for x in work.layouts if x.name != layout.name and x is not _searched(work)]
+    return replace(work, layouts=(*others, layout)), layout.name if adopted else None
+
+
+def clear(out: Path) -> None:
+    """Delete the candidates that were not delivered, once the build is finished."""
+    from quantkit.recipes.contest import FOLDER
+
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
+def keep_choice(artifact: "Artifact", folder: Path) -> "Artifact":
+    """An artifact that was there already, whose manifest entry says how it was chosen now."""
+    from quantkit.build.manifest import add_artifact
+    from quantkit.build.output import locked
+
+    choice = getattr(artifact.layout.plan, "choice", {})
+    known = artifact.entry.get("choice") or {}
+    if artifact.fresh or not choice or (known.get("measured") and not choice["measured"]):
+        return artifact
+    if known == choice:
+        return artifact
+    entry = {**artifact.entry, "choice": dict(choice)}
+    with locked(folder):
+        add_artifact(folder, artifact.layout.name, entry)
+    return replace(artifact, entry=entry)
+
+
+def foresee_candidates(
+    work: "Work", chooser: "Chooser", wish: ContestWish, out: Path
+) -> list[dict[str, Any]]:
+    """The candidates that a build would measure, as JSON values; says what it would take, too."""
+    from quantkit.recipes import contest as contests
+
+    if chooser.kept is not None or wish.asked is False:
+        return []
+    contest, _ = _plan(work, chooser, wish)
+    folder = out / contests.FOLDER / contest.digest
+    if why := _why_not(work, contest, wish, folder, out):
+        note(f"No candidates would be measured: {why}.")
+    else:
+        _announce(work, contest, folder)
+    return [
+        {
+            "way": candidate.way,
+            "quant": candidate.quant.name,
+            "bytes": layout.n_bytes,
+            "bits_per_weight": layout.plan.bits_per_weight,
+            "plan_sha256": layout.digest,
+        }
+        for candidate, layout in zip(contest.candidates, contest.layouts, strict=True)
+    ]
+
+
+def _plan(work: "Work", chooser: "Chooser", wish: ContestWish) -> "tuple[Contest, Any]":
+    """The contest, and the keys of the model's files."""
+    from quantkit.formats.gguf.metadata import describe_checkpoint
+    from quantkit.recipes.contest import plan_contest
+
+    metadata = describe_checkpoint(work.checkpoint, work.model, wish.name)
+    candidates = chooser.candidates(work.model, metadata, work.imatrix, wish.taken)
+    return plan_contest(work, metadata, candidates, wish.text), metadata
+
+
+def _searched(work: "Work") -> "Layout":
+    """The layout of what was searched, which comes after all quants with names."""
+    from quantkit.formats.gguf.layout import Layout
+
+    found = [x for x in work.layouts if isinstance(x, Layout) and x.plan.quant.searched]
+    return found[-1]
+
+
+def _unmeasured(work: "Work", why: str) -> "Work":
+    from quantkit.recipes.contest import unmeasured
+
+    old = _searched(work)
+    new = replace(old, plan=replace(old.plan, choice=unmeasured(why)))
+    return replace(work, layouts=tuple(new if x is old else x for x in work.layouts))
+
+
+def _final(work: "Work", candidate: "Candidate", metadata: Any, shard_size: int | None) -> "Layout":
+    """A candidate as it is delivered: under its name, in files of the size that is asked for."""
+    from quantkit.formats.gguf.layout import lay_out
+    from quantkit.plan.plan import make_plan
+
+    plan = make_plan(work.model, candidate.quant, work.imatrix, candidate.recipe)
+    return lay_out(plan, metadata, work.imatrix, shard_size)
+
+
+def _why_not(
+    work: "Work", contest: "Contest", wish: ContestWish, folder: Path, out: Path
+) -> str | None:
+    """Why candidates cannot be measured here, as a clause; None where they can."""
+    from quantkit.build import engine
+    from quantkit.build.output import room_in
+    from quantkit.verify.machine import memory
+
+    if wish.has_cluster:
+        return "they would be run on this machine, and --cluster builds elsewhere"
+    if len(contest.candidates) < 2:
+        return "there is but one, for no fixed mixture is as small"
+    here, reference = memory(), contest.reference_bytes
+    if here is not None and reference > here.total:
+        return (
+            f"the unquantized model ({format_size(reference)}) does not fit in this machine's "
+            f"{format_size(here.total)} of memory"
+        )
+    others = tuple(x for x in work.layouts if x is not _searched(work))
+    needed = _needed(work, contest, folder)
+    needed += engine.look_ahead(replace(work, layouts=others), out) if others else 0
+    if needed > (free := room_in(out)):
+        return (
+            f"that takes {format_size(needed)} of disk, and {format_size(free)} are free in {out}"
+        )
+    return None
+
+
+def _needed(work: "Work", contest: "Contest", folder: Path) -> int:
+    """Bytes of disk that candidates, reference and recorded predictions still take."""
+    from quantkit.build import engine
+
+    return engine.look_ahead(contest.work(work), folder) + contest.score_bytes
+
+
+def _announce(work: "Work", contest: "Contest", folder: Path) -> None:
+    reference = "the unquantized model"
+    if contest.reference is not None:
+        reference += f" ({format_size(contest.reference.n_bytes)})"
+    note(
+        f"{counted(len(contest.candidates), 'candidate')} of up to "
+        f"{format_size(max(x.n_bytes for x in contest.layouts))} and {reference} are built in one "
+        f"pass and run over {format_size(len(contest.text))} of text; that takes "
+        f"{format_size(_needed(work, contest, folder))} of disk in {folder.parent} meanwhile. "
+        "--no-compare leaves it out."
+    )
+
+
+def _hold(work: "Work", contest: "Contest", wish: ContestWish, folder: Path) -> "Outcome":
+    """Build what is missing of a contest, and measure what was not measured yet."""
+    from quantkit.build import engine
+    from quantkit.recipes.contest import Outcome, measure
+
+    for other in folder.parent.glob("*"):
+        if other != folder:
+            note(f"{other} holds candidates of another build, and is deleted.")
+            shutil.rmtree(other, ignore_errors=True)
+    everything = contest.work(work)
+    get_ready(everything, folder, wish.n_bytes, smoke=False)
+    tokens = expect_tokens_of(work.checkpoint) if wish.smoke else None
+    everything = everything.remarking(tokens.remarks if tokens is not None else ())
+    said: list[float] = []
+    meter = open_meter()
+
+    def check(path: Path) -> "Check":
+        from quantkit.build.engine import Check
+
+        if contest.reference is not None and path.name.startswith(contest.reference.name):
+            return Check(ok=True, verdict="not run", record={})  # it is run when it is recorded
+        return check_artifact(path, wish.threads, wish.n_bytes, tokens)
+
+    def measured(candidate: "Candidate", figure: "Figure", seconds: float) -> None:
+        if seconds and not said:
+            said.append(seconds)
+            note(f"The unquantized model took {seconds:,.0f} s; no candidate takes much longer.")
+        found = figure.failure or f"mean KL divergence {figure.kld:.5f} \u00b1 {figure.kld_pm:.5f}"
+        note(f"{candidate.way} ({candidate.quant.name}): {found}")
+
+    try:
+        artifacts = engine.build(
+            everything,
+            folder,
+            jobs=wish.threads,
+            max_memory=wish.n_bytes,
+            check=check if wish.smoke else None,
+            report=tell_stages(meter),
+            say=note,
+        )
+    finally:
+        meter.close()
+    try:
+        return measure(
+            contest,
+            artifacts[-len(contest.layouts) :],
+            folder,
+            wish.threads,
+            report=lambda what: note(f"Measuring {what}"),
+            measured=measured,
+        )
+    except NativeError as error:
+        return Outcome((), None, str(error))
+
+
+def _tell(contest: "Contest", outcome: "Outcome") -> None:
+    from quantkit.recipes.rivals import FIXED
+
+    assert outcome.best is not None  # noqa: S101 - there is a winner to tell of
+    won = contest.candidates[outcome.best]
+    if won.way == FIXED:
+        note(
+            f"The fixed mixture {won.quant.name} is better than all that was searched, so that is "
+            "what is built."
+        )
+    else:
+        note(f"Best: {won.way} ({won.quant.name}).")
+
+
+def _adopt(folder: Path, built: "Layout", out: Path, layout: "Layout") -> bool:
+    """Give a candidate the place and name of what is delivered; False where it has them, or cannot.
+
+    In several files, it is built once more with the rest. The entry comes first, as in a build: a
+    file that no manifest knows would be nobody's.
+    """
+    from quantkit.build.manifest import add_artifact, sound_entries
+    from quantkit.build.output import locked, naming_failures, sync_folder
+
+    file, place = folder / built.files[0].name, out / layout.files[0].name
+    if layout.folder or not file.is_file() or place.exists():
+        return False
+    entry = sound_entries(folder)[built.name]
+    [written] = entry["files"]
+    with locked(out), naming_failures(out, lambda: 0):
+        add_artifact(
+            out,
+            layout.name,
+            {
+                **entry,
+                "quant": layout.plan.quant.name,
+                "files": [{**written, "name": place.name}],
+                "choice": dict(layout.plan.choice),
+            },
+        )
+        file.rename(place)
+        sync_folder(out)
+    return True
