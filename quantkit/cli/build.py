@@ -316,6 +316,7 @@ def build(
         smoke,
         only_searched=searches and all(q.format != "gguf" for q in quants),
         budgeted=budgeted,
+        compares=compare,
     )
     refuse_idle(command, BUILD, asked)
     choose = plan_searched(recipe, budgeted, checkpoint, wish)

@@ -277,6 +277,7 @@ def _hold(work: "Work", contest: "Contest", wish: ContestWish, folder: Path) -> 
     tokens = expect_tokens_of(work.checkpoint) if wish.smoke else None
     everything = everything.remarking(tokens.remarks if tokens is not None else ())
     said: list[float] = []
+    begun: set[str] = set()
     meter = open_meter()
 
     def check(path: Path) -> "Check":
@@ -285,6 +286,11 @@ def _hold(work: "Work", contest: "Contest", wish: ContestWish, folder: Path) -> 
         if contest.reference is not None and path.name.startswith(contest.reference.name):
             return Check(ok=True, verdict="not run", record={})  # it is run when it is recorded
         return check_artifact(path, wish.threads, wish.n_bytes, tokens)
+
+    def begin(what: str) -> None:
+        if what not in begun:  # the reference comes with every candidate, and is run once
+            begun.add(what)
+            note(f"Measuring {what}")
 
     def measured(candidate: "Candidate", figure: "Figure", seconds: float) -> None:
         if seconds and not said:
@@ -311,7 +317,7 @@ def _hold(work: "Work", contest: "Contest", wish: ContestWish, folder: Path) -> 
             artifacts[-len(contest.layouts) :],
             folder,
             wish.threads,
-            report=lambda what: note(f"Measuring {what}"),
+            report=begin,
             measured=measured,
         )
     except NativeError as error:

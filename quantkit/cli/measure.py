@@ -63,6 +63,7 @@ def measure(
 
     The model is run by PyTorch over text and back again, one decoder layer at a time: some eight
     times the work of calibrate. Give it other text than the importance matrix was made from.
+    Killed once the way back is done, the same command goes on there.
     """
     require_running("calibrate", "Measuring a checkpoint")
     from quantkit.calibrate.settings import Settings
@@ -79,11 +80,13 @@ def measure(
     require_writable(out, overwrite=overwrite)
     if out.is_dir():
         raise OutputError(f"{out} is a folder; name a file with -o.")
-    if out.exists() and not are_losses(out):
-        raise OutputError(
-            f"{out} is there already and no file of losses, so nothing replaces it; name another "
-            "file with -o."
-        )
+    partial = out.with_name(f"{out.name}.partial")
+    for file in (out, partial):
+        if file.exists() and not are_losses(file):
+            raise OutputError(
+                f"{file} is there already and no file of losses, so nothing replaces it; name "
+                "another file with -o."
+            )
     matrix = load_imatrix(imatrix) if imatrix is not None else None
     settings = Settings(device.value, 0, parse_size(max_memory))
     known, model = _open(checkpoint, context, settings, Wish(llama_cpp, mtp=mtp, say=note))
@@ -101,12 +104,14 @@ def measure(
             settings,
             rows=rows,
             jobs=jobs or usable_cores(),
+            keep=partial,
             report=lambda share: meter.show("Measuring", 100 * share, 100),
             say=note,
         )
     finally:
         meter.close()
     write_measured(out, measured)
+    partial.unlink(missing_ok=True)
     tensors = counted(len(measured.sensitivities), "tensor")
     console.print(f"{escape(str(out))}: {tensors}, {escape(measured.basis)}", soft_wrap=True)
     weighed = ["--imatrix", str(imatrix)] if imatrix is not None else []

@@ -75,6 +75,7 @@ class BuildWish:
     smoke: bool
     only_searched: bool = False  # the only GGUF is that of a recipe
     budgeted: "SearchWish | None" = None
+    compares: bool | None = None  # candidates of a search; None: where that can be done
 
     def has(self, *formats: str) -> bool:
         """Whether a quant of one of these formats is asked for."""
@@ -179,6 +180,16 @@ def _publishing(option: str, parameter: str) -> _Build:
     return Need(option, parameter, lambda wish: wish.publish is not None, why)
 
 
+def _searching(option: str, parameter: str) -> _Build:
+    return Need(
+        option,
+        parameter,
+        lambda wish: wish.budgeted is not None and wish.budgeted.is_given,
+        "is for a search, and none is asked for: it goes with --budget, --bpw and --for; leave it "
+        "out",
+    )
+
+
 BUILD: tuple[_Build, ...] = (
     *map(_calibration, ("--text", "--chat", "--chunks", "--device")),
     Need(
@@ -188,12 +199,16 @@ BUILD: tuple[_Build, ...] = (
         "is for calibration and for --for, and this build has neither: it goes with --imatrix "
         "auto, with GPTQ quants and with --for; leave it out",
     ),
+    _searching("--measured", "measured"),
+    _searching("--types", "types"),
+    _searching("--no-floor", "no_floor"),
+    _searching("--compare", "compare"),
+    _searching("--compare-text", "compare_text"),
     Need(
-        "--measured",
-        "measured",
-        lambda wish: wish.budgeted is not None and wish.budgeted.is_given,
-        "is for a search, and none is asked for: it goes with --budget, --bpw and --for; leave it "
-        "out",
+        "--compare-text",
+        "compare_text",
+        lambda wish: wish.compares is not False,
+        "is what candidates are measured on, and --no-compare measures none; leave one of them out",
     ),
     *map(_ruling, ("--tensor-type", "--output-tensor-type", "--token-embedding-type")),
     _gptq("--group-size", "group_size"),

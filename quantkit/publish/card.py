@@ -21,6 +21,7 @@ from quantkit.publish.fits import Fits
 from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
 from quantkit.publish.measured import Measured
 from quantkit.publish.metadata import Source
+from quantkit.recipes.contest import describe_choice
 from quantkit.recipes.file import to_toml
 from quantkit.verify.compare import Result
 from quantkit.verify.proof import describe_proof
@@ -174,6 +175,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "recipes": [
             (a.name, to_toml(a.entry["recipe"]).rstrip()) for a in artifacts if a.quant.searched
         ],
+        "choices": _choices(artifacts),
         "local": facts.repo_id.partition("/")[2],
         "prompt": facts.prompt,
         "versions": sorted(versions),
@@ -192,6 +194,15 @@ def _context(facts: Facts) -> dict[str, Any]:
         "has_license": facts.has_license,
         "is_signed": facts.is_signed,
     }
+
+
+def _choices(artifacts: Sequence[Artifact]) -> list[tuple[str, str]]:
+    """How artifacts were chosen that were not asked for by name, with what was measured of each."""
+    return [
+        (artifact.name, describe_choice(artifact.entry.get("choice") or {}))
+        for artifact in artifacts
+        if artifact.quant.searched or "choice" in artifact.entry
+    ]
 
 
 def _describers(artifacts: Sequence[Artifact]) -> list[str]:

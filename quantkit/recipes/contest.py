@@ -337,7 +337,7 @@ def describe_choice(record: Mapping[str, Any]) -> str:
     ]
     against = f"; the others: {', '.join(beside)}" if beside else ""
     return (
-        f"Chosen of {len(rows)} candidates of at most its size by mean KL divergence in nats over "
+        f"Chosen of {len(rows)} candidates within one budget by mean KL divergence in nats over "
         f"{record['windows']} windows of {record['context']} tokens of {record['text']} (sha256 "
         f"{record['text_sha256'][:16]}): {won['way']} {_figure(won)}{against}."
     )

@@ -3,7 +3,7 @@
 Our own kernels encode the rows of a checkpoint, which are read in slabs, as a build does.
 """
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -37,6 +37,7 @@ def measure_errors(
     *,
     rows: int | None = None,
     jobs: int = 1,
+    finish: Callable[[str, Mapping[str, float]], None] = lambda _name, _errors: None,
     report: Callable[[float], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[tuple[str, str], float]:
@@ -54,6 +55,7 @@ def measure_errors(
         kernel: what encodes.
         rows: how many of each matrix to look at, in evenly spaced runs; by default all.
         jobs: threads that encode.
+        finish: called with each tensor whose rows were all looked at, and its errors by encoding.
         report: told the share of the elements that are done.
         say: told where kernels have to be compiled before.
 
@@ -88,16 +90,24 @@ def measure_errors(
     total = sum(unit.rows * targets[unit.target].columns for unit in units)
     done = 0
     sums: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(1))
+    left = Counter(targets[unit.target].name for unit in units)
+    found_of: dict[str, dict[str, float]] = {}
     read = ((unit, read_unit(unit, read_rows)) for unit in units)
     for unit, found in _in_order(measure, read, jobs):
         target = targets[unit.target]
         sums[target.name] = sums[target.name] + np.array(found)
         done += unit.rows * target.columns
+        left[target.name] -= 1
+        if not left[target.name]:
+            squares, *errors = sums.pop(target.name)
+            found_of[target.name] = {
+                kind.name: float(error / squares) if squares else 0.0
+                for kind, error in zip(wanted[target.name], errors, strict=True)
+            }
+            finish(target.name, found_of[target.name])
         report(done / total)
     return {
-        (name, kind.name): float(error / sums[name][0]) if sums[name][0] else 0.0
-        for name in sums
-        for kind, error in zip(wanted[name], sums[name][1:], strict=True)
+        (name, kind): error for name, errors in found_of.items() for kind, error in errors.items()
     }
 
 

@@ -6,10 +6,14 @@ of text, of the gradient of each weight, with labels drawn from the model's own 
 falls out of one way through the layers and back.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
+import quantkit
 from quantkit.build.source import identify_source, require_unchanged
 from quantkit.calibrate.lockstep.backward import Bend, find_bend
 from quantkit.calibrate.lockstep.forward import LockstepForward, stand_ready
@@ -18,12 +22,14 @@ from quantkit.calibrate.settings import Settings
 from quantkit.calibrate.text import Corpus
 from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.core.errors import PlanError
 from quantkit.core.tensors import SourceTensor
+from quantkit.core.writing import is_own
 from quantkit.encodings.kernel import Kernel
 from quantkit.families.model import Model
 from quantkit.recipes.candidates import all_floors, offer
 from quantkit.recipes.errors import measure_errors
-from quantkit.recipes.losses import Measured
+from quantkit.recipes.losses import Measured, read_measured, write_measured
 
 _EMBEDDINGS = "token_embd.weight"
 
@@ -38,6 +44,7 @@ def measure(
     *,
     rows: int | None = None,
     jobs: int = 1,
+    keep: Path | None = None,
     report: Callable[[float], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Measured:
@@ -52,8 +59,10 @@ def measure(
         settings: as for `measure_sensitivities`.
         rows: as for `measure_errors`.
         jobs: threads that encode.
+        keep: a file for what is finished, from which a killed run goes on: first all
+            sensitivities, then the errors of each tensor. It is left there.
         report: told the share of the work that is done.
-        say: told where kernels have to be compiled before.
+        say: told where kernels have to be compiled before, and what an earlier run has measured.
 
     Raises:
         CalibrationError, CheckpointError, NoSpaceError: as `measure_sensitivities`.
@@ -66,17 +75,38 @@ def measure(
         if imatrix is not None and imatrix.columns_of(target) is not None
     }
     offers = offer(model, weighted, lifted=all_floors())
-    sensitivities = measure_sensitivities(
-        checkpoint, model, corpus, settings, lambda share: report(share / 2)
-    )
-    errors = measure_errors(
+    wanted = {one.target.name: one.encodings for one in offers}
+    identity = _identity(checkpoint, corpus, imatrix, kernel, rows)
+    earlier = _resume(keep, model.arch, identity)
+    sensitivities = dict(earlier.sensitivities)
+    errors = dict(earlier.errors)
+    missing = {name: kinds for name, kinds in wanted.items() if (name, kinds[0].name) not in errors}
+    if sensitivities:
+        say(
+            "An earlier run has measured all sensitivities and the errors of "
+            f"{len(wanted) - len(missing)} of {len(wanted)} tensors."
+        )
+    else:
+        sensitivities = measure_sensitivities(
+            checkpoint, model, corpus, settings, lambda share: report(share / 2)
+        )
+
+    def finish(name: str, found: Mapping[str, float]) -> None:
+        errors.update({(name, kind): error for kind, error in found.items()})
+        if keep is not None:
+            write_measured(keep, Measured(model.arch, sensitivities, errors, identity))
+
+    if keep is not None:
+        write_measured(keep, Measured(model.arch, sensitivities, errors, identity))
+    measure_errors(
         checkpoint,
         model,
-        {one.target.name: one.encodings for one in offers},
+        missing,
         imatrix,
         kernel,
         rows=rows,
         jobs=jobs,
+        finish=finish,
         report=lambda share: report((1 + share) / 2),
         say=say,
     )
@@ -91,6 +121,38 @@ def measure(
         ),
         imatrix=None if imatrix is None else imatrix.sha256,
     )
+
+
+def _identity(
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    imatrix: Imatrix | None,
+    kernel: Kernel,
+    rows: int | None,
+) -> str:
+    """What tells a measurement from others; in its file it stands where the basis will be."""
+    parts = [
+        quantkit.__version__,
+        identify_source(stored_view(checkpoint)),
+        corpus.tokens.shape,
+        hashlib.sha256(corpus.tokens.tobytes()).hexdigest(),
+        None if imatrix is None else imatrix.sha256,
+        kernel.version,
+        rows,
+    ]
+    return f"unfinished {hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+
+
+def _resume(keep: Path | None, arch: str, identity: str) -> Measured:
+    """What an earlier run of the same measurement has finished."""
+    nothing = Measured(arch, {})
+    if keep is None or not is_own(keep):
+        return nothing
+    try:
+        found = read_measured(keep)
+    except PlanError:
+        return nothing
+    return found if found.basis == identity else nothing
 
 
 def measure_sensitivities(

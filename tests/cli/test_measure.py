@@ -2,7 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from quantkit.families.model import Target
+from quantkit.recipes import errors
+from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.parity.cases import TRAINED
 
@@ -31,3 +37,51 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path: Path) -> Non
     assert "is a folder" in refusal(quantkit("measure", MISTRAL, "-o", tmp_path))
     missing = refusal(quantkit("measure", tmp_path / "none", "-o", tmp_path / "losses.json"))
     assert str(tmp_path / "none") in missing
+
+
+def test_a_killed_measurement_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ("--chunks", "2", "--context", "32", "--rows", "8", "--jobs", "1")
+    whole, losses = tmp_path / "whole.json", tmp_path / "losses.json"
+    assert quantkit("measure", MISTRAL, "-o", whole, *sizes).code in (0, None)
+
+    rounded: list[str] = []
+    real = errors._errors_of
+
+    def some(unit: Any, target: Target, *others: Any) -> list[float]:
+        rounded.append(target.name)
+        if len(set(rounded)) > 12:
+            raise KeyboardInterrupt
+        return real(unit, target, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(errors, "_errors_of", some)
+        assert quantkit("measure", MISTRAL, "-o", losses, *sizes).code == 130
+    assert not losses.exists()
+
+    def never(*_: Any, **__: Any) -> dict[str, float]:
+        raise AssertionError("the way through the model is done")
+
+    rounded.clear()
+    monkeypatch.setattr("quantkit.recipes.sensitivity.measure_sensitivities", never)
+    monkeypatch.setattr(errors, "_errors_of", lambda *a: rounded.append(a[1].name) or real(*a))
+    done = quantkit("measure", MISTRAL, "-o", losses, *sizes)
+    assert "An earlier run has measured all sensitivities and the errors of" in done.err
+    assert 0 < len(set(rounded)) < 30
+    assert losses.read_bytes() == whole.read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} == {"whole.json", "losses.json"}
+
+
+def test_nothing_but_losses_is_replaced(tmp_path: Path) -> None:
+    other = tmp_path / "notes.json"
+    other.write_text('{"version": 1}')
+    said = refusal(quantkit("measure", MISTRAL, "-o", other, "--overwrite"))
+    assert "no file of losses, so nothing replaces it" in said
+    assert other.read_text() == '{"version": 1}'
+
+
+def test_a_gguf_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (small,) = build(MISTRAL, tmp_path, "bf16")
+    said = refusal(quantkit("measure", small.path, "-o", tmp_path / "losses.json"))
+    assert said.startswith(f"{small.path} is a GGUF, and this needs a checkpoint;")

@@ -59,7 +59,14 @@ RULES: tuple[Words, ...] = (
     ("--output-tensor-type", "q8_0"),
     ("--token-embedding-type", "q8_0"),
 )
-MEASURED: tuple[Words, ...] = (("--measured", "absent.json"),)
+MEASURED: tuple[Words, ...] = (
+    ("--measured", "absent.json"),
+    ("--types", "q4_k"),
+    ("--no-floor", "all"),
+    ("--compare",),
+    ("--no-compare",),
+    ("--compare-text", "absent.txt"),
+)
 PUBLISHING: tuple[Words, ...] = (
     ("--delete-published",),
     ("--private",),
@@ -78,6 +85,7 @@ def pairs(given: Words, *idle: Iterable[Words]) -> list[tuple[Words, Words]]:
 BUILDS: list[tuple[Words, Words]] = [
     *pairs(("-q", "q4_k_m"), CALIBRATION, GPTQ, BNB_4_BIT, BNB, PUBLISHING, MEASURED),
     *pairs(("--recipe", "absent.toml"), CALIBRATION, GPTQ, RULES, MEASURED),
+    *pairs(("--bpw", "4", "--no-compare"), [("--compare-text", "absent.txt")]),
     *pairs(("--bpw", "4"), CALIBRATION, BNB_4_BIT, BNB, RULES, PUBLISHING),
     *pairs(("--recipe", "absent.toml", "-q", "bnb-nf4"), RULES, MEASURED),
     *pairs(("-q", "q4_k_m", "--imatrix", "absent.gguf"), CALIBRATION),
@@ -128,6 +136,11 @@ OTHERS: list[tuple[Words, Words]] = [
 ]
 
 
+def plain(option: str) -> str:
+    """An option as it is called where it is not turned off."""
+    return option if option == "--no-floor" else option.replace("--no-", "--")
+
+
 def label(words: Words) -> str:
     return " ".join(words)
 
@@ -152,7 +165,7 @@ def test_an_option_that_another_command_would_not_use(
 def check(given: Words, option: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sentence = refusal(quantkit(*given, *option))
-    name = {"-q": "--quant"}.get(option[0], option[0].replace("--no-", "--"))
+    name = {"-q": "--quant"}.get(option[0], plain(option[0]))
     assert sentence.startswith((f"{name} ", f"{name}/")) or f"/{name} " in sentence, sentence
     assert list(tmp_path.iterdir()) == []
 
@@ -200,7 +213,7 @@ def test_every_row_of_every_table_is_tested(command: str) -> None:
     rows = {name for need in table for name in need.option.split()[0].split("/")}
     typed = {option[0].replace("-q", "--quant") for given, option in OTHERS if given[0] == command}
     if command == "build":
-        typed = {option[0].replace("--no-", "--") for _, option in BUILDS}
+        typed = {plain(option[0]) for _, option in BUILDS}
     if command == "fit":
         typed |= {"--shard-size", "--imatrix"}
     if command == "calibrate":

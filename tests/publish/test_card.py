@@ -285,3 +285,29 @@ def test_a_recipe_is_told_in_full() -> None:
     (block,) = re.findall(r"```toml\n(.*?)\n```", card, re.DOTALL)
     assert tomllib.loads(block) == recipe
     assert f"| 4.87bpw | {format_size(other.n_bytes)} |" in card
+    assert f"`{name}`: Not measured against a fixed mixture of its size: it was built from" in card
+
+
+def test_how_a_file_was_chosen_is_told_with_all_figures() -> None:
+    facts = gguf()
+    first, other = facts.artifacts
+    won = {"way": "searched", "quant": "4.87bpw", "kld": 0.01, "kld_pm": 0.0001, "delivered": True}
+    lost = {"way": "fixed mixture", "quant": "q4_k_m", "kld": 0.02, "kld_pm": 0.0002}
+    broken = {"way": "searched, floors lifted", "quant": "4.87bpw", "kld": None}
+    choice = {
+        "measured": True,
+        "text": "judged.txt",
+        "text_sha256": "ab" * 32,
+        "context": 512,
+        "windows": 7,
+        "reference": "bf16",
+        "candidates": [won, {**lost, "delivered": False}, {**broken, "delivered": False}],
+    }
+    chosen = replace(first, entry={**first.entry, "choice": choice})
+    card = render_card(replace(facts, artifacts=(chosen, other)))
+    line = next(line for line in card.splitlines() if "Chosen of 3 candidates" in line)
+    assert "over 7 windows of 512 tokens of judged.txt \\(sha256 abababababababab\\)" in line
+    assert "searched 0.01000 \u00b1 0.00010; the others: " in line
+    assert "fixed mixture q4\\_k\\_m 0.02000 \u00b1 0.00020" in line
+    assert line.endswith("searched, floors lifted not measured.")
+    assert "Chosen of" not in render_card(facts)
