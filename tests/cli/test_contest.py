@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 
 from quantkit.checkpoint.gguf import read_header
+from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.core.errors import CompareError
+from quantkit.core.topics import topics_to_choose_by
+from quantkit.recipes.candidates import known_candidates, quantizable
 from quantkit.recipes.contest import FOLDER
+from quantkit.recipes.losses import Measured, write_measured
 from quantkit.verify.machine import Memory
 from tests.build.builds import manifest_of
 from tests.cli.command import Outcome, quantkit, refusal
@@ -285,3 +289,40 @@ def test_types_are_chosen_in_a_build_as_in_a_search() -> None:
     (artifact,) = json.loads(done.out)["artifacts"]
     kinds = {tensor["encoding"] for tensor in artifact["files"][0]["tensors"]}
     assert kinds <= {"Q4_K", "Q6_K", "F32"}
+
+
+@pytest.mark.native
+def test_recipes_of_doctored_losses_lose_to_the_fixed_mixture(tmp_path: Path) -> None:
+    """llama.cpp measures; these losses say that feed-forward layers are nothing to care for."""
+    targets = quantizable(open_model(open_checkpoint(MISTRAL)))
+    losses = Measured(
+        "llama",
+        {target.name: 1.0 for target in targets},
+        {
+            (target.name, kind.name): 1e-12
+            for target in targets
+            if ".ffn_" in target.name
+            for kind in known_candidates()
+        },
+    )
+    write_measured(tmp_path / "losses.json", losses)
+    text = tmp_path / "judged.txt"
+    text.write_text(topics_to_choose_by()[:8000])
+    wish = ["--measured", tmp_path / "losses.json", "--compare-text", text]
+    done = quantkit("build", MISTRAL, *BUDGET, *wish, "-o", tmp_path / "out", "--jobs", "1")
+    assert done.code in (0, None), done
+    (entry,) = manifest_of(tmp_path / "out").values()
+    fixed = entry["choice"]["candidates"][-1]
+    assert (fixed["way"], fixed["delivered"]) == ("fixed mixture", True)
+    assert entry["quant"] == fixed["quant"]
+    assert entry["smoke"]["ok"]
+    others = [row["kld"] for row in entry["choice"]["candidates"][:-1]]
+    assert all(kld > 2 * fixed["kld"] > 0 for kld in others)
+    assert entry["choice"]["text_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    assert "is better than all that was searched" in done.err
+
+    card = tmp_path / "out"
+    shown = quantkit(
+        "publish", card, "--repo", "a/b", "--dry-run", "--card-only", "--license", "mit"
+    )
+    assert "Chosen of" in shown.out, shown

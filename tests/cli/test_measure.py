@@ -65,7 +65,12 @@ def test_a_killed_measurement_goes_on_where_it_was(
 
     rounded.clear()
     monkeypatch.setattr("quantkit.recipes.sensitivity.measure_sensitivities", never)
-    monkeypatch.setattr(errors, "_errors_of", lambda *a: rounded.append(a[1].name) or real(*a))
+
+    def watched(unit: Any, target: Target, *others: Any) -> list[float]:
+        rounded.append(target.name)
+        return real(unit, target, *others)
+
+    monkeypatch.setattr(errors, "_errors_of", watched)
     done = quantkit("measure", MISTRAL, "-o", losses, *sizes)
     assert "An earlier run has measured all sensitivities and the errors of" in done.err
     assert 0 < len(set(rounded)) < 30
