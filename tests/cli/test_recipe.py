@@ -64,11 +64,11 @@ def test_a_build_within_a_budget_is_the_same(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     searched(MIXTRAL, "--bpw", "4.4", "-o", recipe)
     plans = [
-        quantkit("build", MIXTRAL, *options, "--dry-run", "--json").out
+        json.loads(quantkit("build", MIXTRAL, *options, "--dry-run", "--json").out)["artifacts"]
         for options in (["--recipe", recipe], ["--bpw", "4.4"], ["--bpw", "4.4", "--jobs", "1"])
     ]
     assert plans[0] == plans[1] == plans[2]
-    (artifact,) = json.loads(plans[0])["artifacts"]
+    (artifact,) = plans[0]
     assert 4.3 < artifact["bits_per_weight"] <= 4.4
 
 
@@ -192,7 +192,7 @@ def test_what_is_printed_for_people(tmp_path: Path) -> None:
         (["--bpw", "4", "--context", "512"], "--context goes with --for"),
         (["--for", "24GB"], "must name GPUs and then RAM"),
         (["--for", "24GB + much"], "is not a size"),
-        (["--for", "foo + 3GB"], "--for 'foo + 3GB' names no machine: foo is neither"),
+        (["--for", "foo + 3GB"], "--for 'foo + 3GB' names no machine: 'foo' is neither"),
         (["--bpw", "4", "--types", ","], "--types ',' names no type"),
         (["--bpw", "4", "--types", "q9_k"], "no type that recipes choose from"),
         (["--bpw", "4", "--types", "q4_k"], "is left for"),
