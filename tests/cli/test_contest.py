@@ -20,7 +20,7 @@ from quantkit.recipes.candidates import known_candidates, quantizable
 from quantkit.recipes.contest import FOLDER
 from quantkit.recipes.losses import Measured, write_measured
 from quantkit.verify.machine import Memory
-from tests.build.builds import manifest_of
+from tests.build.builds import build, manifest_of
 from tests.cli.command import Outcome, quantkit, refusal
 from tests.parity.cases import TRAINED
 
@@ -262,6 +262,22 @@ def test_a_fixed_mixture_that_is_built_anyway_is_built_once(
     assert entry["choice"]["candidates"][-1]["delivered"]
 
 
+def test_a_gguf_is_measured_against_itself(
+    tmp_path: Path, measuring: Callable[..., Measuring]
+) -> None:
+    (source,) = build(MISTRAL, tmp_path / "source", "bf16")
+    stand_in = measuring(0.02, 0.01, 0.03)
+    seen: list[set[str]] = []
+    stand_in.before = lambda _: seen.append(files_in(tmp_path / "out" / FOLDER))
+    out = tmp_path / "out"
+    done = quantkit("build", source.path, *BUDGET, "--no-smoke", "-o", out, "--jobs", "1")
+    assert done.code in (0, None), done
+    (entry,) = manifest_of(out).values()
+    assert entry["choice"]["candidates"][1]["delivered"]
+    assert entry["choice"]["reference"] == "the source"
+    assert len([name for name in seen[0] if name.endswith(".gguf")]) == 3
+
+
 def test_shards_are_built_of_the_winner(
     tmp_path: Path, measuring: Callable[..., Measuring]
 ) -> None:
@@ -321,8 +337,5 @@ def test_recipes_of_doctored_losses_lose_to_the_fixed_mixture(tmp_path: Path) ->
     assert entry["choice"]["text_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
     assert "is better than all that was searched" in done.err
 
-    card = tmp_path / "out"
-    shown = quantkit(
-        "publish", card, "--repo", "a/b", "--dry-run", "--card-only", "--license", "mit"
-    )
+    shown = quantkit("publish", tmp_path / "out", "--repo", "a/b", "--dry-run", "--card-only")
     assert "Chosen of" in shown.out, shown
