@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.families.model import Target
+from quantkit.families.model import Model, Target
 from quantkit.recipes import errors
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
@@ -42,38 +42,37 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path: Path) -> Non
 def test_a_killed_measurement_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = ("--chunks", "2", "--context", "32", "--rows", "8", "--jobs", "1")
-    whole, losses = tmp_path / "whole.json", tmp_path / "losses.json"
-    assert quantkit("measure", MISTRAL, "-o", whole, *sizes).code in (0, None)
-
+    ways: list[str] = []
     rounded: list[str] = []
     real = errors._errors_of
 
+    def go(_checkpoint: object, model: Model, *_: object) -> dict[str, float]:
+        ways.append("there and back")
+        return {target.name: 1.0 for target in model.targets if len(target.shape) > 1}
+
     def some(unit: Any, target: Target, *others: Any) -> list[float]:
         rounded.append(target.name)
-        if len(set(rounded)) > 12:
+        if len(set(rounded)) == stop_at:
             raise KeyboardInterrupt
         return real(unit, target, *others)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(errors, "_errors_of", some)
-        assert quantkit("measure", MISTRAL, "-o", losses, *sizes).code == 130
+    monkeypatch.setattr("quantkit.recipes.sensitivity.measure_sensitivities", go)
+    monkeypatch.setattr(errors, "_errors_of", some)
+    sizes = ("--chunks", "2", "--context", "32", "--rows", "2", "--jobs", "1")
+    whole, losses = tmp_path / "whole.json", tmp_path / "losses.json"
+
+    stop_at = 12
+    assert quantkit("measure", MISTRAL, "-o", losses, *sizes).code == 130
     assert not losses.exists()
 
-    def never(*_: Any, **__: Any) -> dict[str, float]:
-        raise AssertionError("the way through the model is done")
-
+    stop_at = 0
     rounded.clear()
-    monkeypatch.setattr("quantkit.recipes.sensitivity.measure_sensitivities", never)
-
-    def watched(unit: Any, target: Target, *others: Any) -> list[float]:
-        rounded.append(target.name)
-        return real(unit, target, *others)
-
-    monkeypatch.setattr(errors, "_errors_of", watched)
     done = quantkit("measure", MISTRAL, "-o", losses, *sizes)
     assert "An earlier run has measured all sensitivities and the errors of" in done.err
     assert 0 < len(set(rounded)) < 30
+    assert len(ways) == 1
+
+    assert quantkit("measure", MISTRAL, "-o", whole, *sizes).code in (0, None)
     assert losses.read_bytes() == whole.read_bytes()
     assert {file.name for file in tmp_path.iterdir()} == {"whole.json", "losses.json"}
 
