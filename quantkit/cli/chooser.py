@@ -9,7 +9,7 @@ from quantkit.core.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.cli.searched import SearchWish
     from quantkit.families.model import Model

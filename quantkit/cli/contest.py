@@ -16,11 +16,11 @@ from quantkit.core.errors import NativeError, PlanError, QuantkitError
 from quantkit.core.units import counted, format_size
 
 if TYPE_CHECKING:
-    from quantkit.build.engine import Artifact, Check
+    from quantkit.build.artifact import Artifact, Check
     from quantkit.build.work import Work
     from quantkit.calibrate.sources import Source
     from quantkit.cli.chooser import Chooser
-    from quantkit.formats.gguf.layout import Layout
+    from quantkit.formats.gguf.layout import GGUFLayout
     from quantkit.recipes.contest import Contest, Figure, Outcome
     from quantkit.recipes.rivals import Candidate
 
@@ -190,11 +190,11 @@ def _plan(work: "Work", chooser: "Chooser", wish: ContestWish) -> "tuple[Contest
     return plan_contest(work, metadata, candidates, wish.text), metadata
 
 
-def _searched(work: "Work") -> "Layout":
+def _searched(work: "Work") -> "GGUFLayout":
     """The layout of what was searched, which comes after all quants with names."""
-    from quantkit.formats.gguf.layout import Layout
+    from quantkit.formats.gguf.layout import GGUFLayout
 
-    found = [x for x in work.layouts if isinstance(x, Layout) and x.plan.quant.searched]
+    found = [x for x in work.layouts if isinstance(x, GGUFLayout) and x.plan.quant.searched]
     return found[-1]
 
 
@@ -206,7 +206,9 @@ def _unmeasured(work: "Work", why: str) -> "Work":
     return replace(work, layouts=tuple(new if x is old else x for x in work.layouts))
 
 
-def _final(work: "Work", candidate: "Candidate", metadata: Any, shard_size: int | None) -> "Layout":
+def _final(
+    work: "Work", candidate: "Candidate", metadata: Any, shard_size: int | None
+) -> "GGUFLayout":
     """A candidate as it is delivered: under its name, in files of the size that is asked for."""
     from quantkit.formats.gguf.layout import lay_out
     from quantkit.plan.plan import make_plan
@@ -281,7 +283,7 @@ def _hold(work: "Work", contest: "Contest", wish: ContestWish, folder: Path) -> 
     meter = open_meter()
 
     def check(path: Path) -> "Check":
-        from quantkit.build.engine import Check
+        from quantkit.build.artifact import Check
 
         if contest.reference is not None and path.name.startswith(contest.reference.name):
             return Check(ok=True, verdict="not run", record={})  # it is run when it is recorded
@@ -338,7 +340,7 @@ def _tell(contest: "Contest", outcome: "Outcome") -> None:
         note(f"Best: {won.way} ({won.quant.name}).")
 
 
-def _adopt(folder: Path, built: "Layout", out: Path, layout: "Layout") -> bool:
+def _adopt(folder: Path, built: "GGUFLayout", out: Path, layout: "GGUFLayout") -> bool:
     """Give a candidate the place and name of what is delivered; False where it has them, or cannot.
 
     In several files, it is built once more with the rest. The entry comes first, as in a build: a

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from quantkit.build.engine import Artifact
+from quantkit.build.artifact import Artifact
 from quantkit.build.work import Work
 from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import CompareError, FileError
 from quantkit.core.topics import TO_CHOOSE, topics_to_choose_by
 from quantkit.core.writing import is_own, replace_file, write_file
-from quantkit.formats.gguf.layout import Layout, lay_out
+from quantkit.formats.gguf.layout import GGUFLayout, lay_out
 from quantkit.formats.gguf.metadata import ModelMetadata
 from quantkit.plan.plan import make_plan
 from quantkit.plan.quants import SOURCE, find_quants
@@ -55,8 +55,8 @@ class Contest:
     """
 
     candidates: tuple[Candidate, ...]
-    layouts: tuple[Layout, ...]
-    reference: Layout | None
+    layouts: tuple[GGUFLayout, ...]
+    reference: GGUFLayout | None
     origin: Path | None
     text: bytes
     text_name: str
