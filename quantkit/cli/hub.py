@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from quantkit.build.kept import Kept
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.checkpoint.converter.describe import Wish
+    from quantkit.checkpoint.converter.wish import Wish
 
 
 def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "Kept | None":
