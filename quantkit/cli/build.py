@@ -21,6 +21,7 @@ from quantkit.cli.calibrate import (
 from quantkit.cli.calibrated import (
     GptqWish,
     OnText,
+    Published,
     Text,
     as_published,
     computing_threads,
@@ -69,6 +70,7 @@ from quantkit.cli.searched import (
 from quantkit.cli.stages import tell_stages
 from quantkit.core.errors import PlanError, SmokeError
 from quantkit.core.units import counted, format_count, format_size, parse_size
+from quantkit.formats.readers import who_reads
 
 if TYPE_CHECKING:
     from quantkit.build.artifact import Artifact, Check
@@ -76,7 +78,6 @@ if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
-    from quantkit.families.model import Model
     from quantkit.formats.folder import FolderLayout
 
 
@@ -344,6 +345,8 @@ def build(
         )
     if is_gguf and auto and device is not Device.CPU:
         raise PlanError("--device is for checkpoints, and llama.cpp runs a GGUF; leave it out.")
+    if cluster and isinstance(source, Path):
+        source = source.absolute()  # the nodes' processes run elsewhere
     published = None
     if any(chosen.format != "gguf" for chosen in quants):
         require_checkpoint(
@@ -351,13 +354,12 @@ def build(
             "only other GGUFs can be made of it, so leave the other quants out, or give the "
             "checkpoint that it was converted from",
         )
-        source, published = as_published(source, quants, searches=choose is not None)
-    if cluster and isinstance(source, Path):
-        source = source.absolute()  # the nodes' processes run elsewhere
+        published = as_published(source, quants)
     kept = keep_in(keep_source, source)
-    if published is None:
+    if published is None or asked.has("gguf"):
         source = open_once(source, wish)
     else:
+        source = published.checkpoint
         no_converter(wish, checkpoint)
     threads = jobs or usable_cores()
     gptq = GptqWish(
@@ -367,6 +369,9 @@ def build(
         most_bytes,
     )
     slabs = [chosen for chosen in quants if chosen.format != "gptq"]
+    # Of a model of no family of ours, in a pass of their own beside GGUFs: see `Published`.
+    apart = [q for q in slabs if q.format != "gguf"] if published and asked.has("gguf") else []
+    slabs = [chosen for chosen in slabs if chosen not in apart]
     has_slabs = bool(slabs) or choose is not None
     only_gguf = all(chosen.format == "gguf" for chosen in quants)
 
@@ -386,7 +391,21 @@ def build(
             kept=kept,
             allow_requantize=allow_requantize,
             choose=choose,
-            published=published,
+            published=None if published is None or asked.has("gguf") else published.model,
+        )
+
+    def plan_apart() -> "Work | None":
+        if published is None or not apart:
+            return None
+        return prepare(
+            published.checkpoint,
+            apart,
+            name=name,
+            shard_size=most_bytes,
+            kernel=kernel.value,
+            bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
+            kept=kept,
+            published=published.model,
         )
 
     contest = ContestWish(
@@ -422,7 +441,7 @@ def build(
         if work is not None and choose is not None:
             place = out or default_folder(work.base_name, only_gguf=only_gguf)
             rivals = foresee_candidates(work, choose, contest, place)
-        _show_plans(work, source, gptq, name, as_json, part, published, rivals)
+        _show_plans(work, plan_apart(), source, gptq, name, as_json, part, published, rivals)
         return
 
     text_wish = Text(sources, chunks, context, device)
@@ -448,7 +467,7 @@ def build(
             require_folder(source, kept, "GPTQ")
         on_text = plan_text()
         foreseen = plan(source, matrix or on_text.foresee_matrix()) if has_slabs else None
-        _refuse_early(on_text, foreseen, memory, publication, hashed=verify)
+        _refuse_early(on_text, (foreseen, plan_apart()), memory, publication, hashed=verify)
     else:
         work = plan(source, matrix)
     workers = join_cluster(
@@ -456,8 +475,9 @@ def build(
     )
     artifacts: list[Artifact] = []
     if on_text is not None:
-        if (fetched := fetch(source, kept)) is not source:
+        if (fetched := fetch(source, kept, wish)) is not source:
             source = fetched
+            published = published and published.stored_in(fetched)
             on_text = plan_text()
         out = on_text.folder
         with computing_threads(None if is_gguf else jobs):
@@ -501,6 +521,7 @@ def build(
         workers=workers,
         projector=part,
         adopted=adopted,
+        apart=plan_apart(),
     )
     if choose is not None:
         clear(place)
@@ -508,12 +529,13 @@ def build(
 
 def _show_plans(
     work: "Work | None",
+    apart: "Work | None",
     source: "Path | Checkpoint",
     gptq: GptqWish,
     name: str | None,
     as_json: bool,
     projector: "Work | None",
-    published: "Model | None",
+    published: "Published | None",
     rivals: Sequence[dict[str, Any]],
 ) -> None:
     """What a dry run shows: of slabs, if there are any, of GPTQ, and of a vision or audio part.
@@ -524,10 +546,11 @@ def _show_plans(
     layouts: list[FolderLayout] = []
     if gptq.quants:
         title, layouts = plan_gptq_quants(source, gptq, name, published)
-    remarks = (remark for part in (work, projector) if part is not None for remark in part.remarks)
+    parts = (work, apart, projector)
+    remarks = (remark for part in parts if part is not None for remark in part.remarks)
     for remark in dict.fromkeys(remarks):
         note(remark)
-    planned = work.layouts if work is not None else ()
+    planned = [layout for part in (work, apart) if part is not None for layout in part.layouts]
     show_plan(
         title or (work.base_name if work else ""),
         (*planned, *layouts),
@@ -539,7 +562,7 @@ def _show_plans(
 
 def _refuse_early(
     on_text: OnText | MatrixFirst,
-    work: "Work | None",
+    works: "Sequence[Work | None]",
     memory: int,
     publication: Publication | None,
     *,
@@ -549,7 +572,7 @@ def _refuse_early(
 
     Args:
         on_text: what is made with the text.
-        work: what is built afterwards, planned with a stand-in for the importance matrix.
+        works: what is built afterwards, planned with a stand-in for the importance matrix.
         memory: bytes of slabs in flight.
         publication: where it all goes.
         hashed: compare sha256 of what is there already.
@@ -559,7 +582,9 @@ def _refuse_early(
     from quantkit.build.output import check_space
 
     needed = on_text.look_ahead(hashed=hashed)
-    if work is not None:
+    for work in works:
+        if work is None:
+            continue
         engine.divide_memory(work.read_ahead, memory)
         guessed = on_text.lacks_matrix
         needed += engine.look_ahead(work, on_text.folder, hashed=hashed, guessed=guessed)
@@ -567,7 +592,7 @@ def _refuse_early(
     check_space(on_text.folder, needed)
     if publication is None:
         return
-    if work is not None:
+    if (work := works[0]) is not None:  # what is published is all of one format
         publication.begin(work)
     elif isinstance(on_text, OnText):
         names = [build.layout.name for build in on_text.builds]
@@ -589,11 +614,13 @@ def run_build(
     workers: "Workers | None" = None,
     projector: "Work | None" = None,
     adopted: str | None = None,
+    apart: "Work | None" = None,
 ) -> None:
     """Build, smoke-test and show the artifacts, with others that were built already.
 
-    A model's vision or audio part comes last, in a pass over its own tensors. One artifact may be
-    ``adopted``: it was built a moment ago, as a candidate.
+    What is ``apart`` comes in a second pass over the same weights, and a model's vision or audio
+    part last, in one over its own tensors. One artifact may be ``adopted``: it was built a moment
+    ago, as a candidate.
 
     Raises:
         SmokeError: one of them does not run.
@@ -607,15 +634,17 @@ def run_build(
     require_loadable(work, projector)
     origin = get_ready(work, folder, memory, smoke=smoke)
     part = layout_of(projector)
-    if projector is not None:
-        needed = engine.look_ahead(projector, folder)
-        if workers is None and not (publication and publication.deletes):
+    if later := [part for part in (apart, projector) if part is not None]:
+        needed = sum(engine.look_ahead(part, folder) for part in later)
+        if isinstance(workers, ThisProcess | None) and not (publication and publication.deletes):
             needed += engine.look_ahead(work, folder)
         check_space(folder, needed)
     shipping = publication.begin(work, projector) if publication else None
+    passes = [work] if apart is None else [work, apart]
+    quants = counted(sum(len(one.layouts) for one in passes), "quant")
     note(
-        f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, "
-        f"{counted(len(work.layouts), 'quant')}, {format_size(work.n_bytes)} into {folder}{origin}"
+        f"{work.base_name}: {format_count(work.model.n_parameters)} parameters, {quants}, "
+        f"{format_size(sum(one.n_bytes for one in passes))} into {folder}{origin}"
     )
     if part is not None:
         note(
@@ -626,7 +655,7 @@ def run_build(
     if smoke or has_several_tokenizers(work.checkpoint):
         tokens = expect_tokens_of(work.checkpoint)
         work = work.remarking(tokens.remarks if tokens is not None else ())
-    for remark in dict.fromkeys((*work.remarks, *(projector.remarks if projector else ()))):
+    for remark in dict.fromkeys(remark for one in (work, *later) for remark in one.remarks):
         note(remark)
     proof = prove_build(work, threads) if prove else None
     meter = open_meter()
@@ -661,9 +690,13 @@ def run_build(
             else artifact
             for artifact in artifacts
         ]
+        if later and work.checkpoint.description is not None:
+            work.checkpoint.description.rows.close()
+        if apart is not None:
+            artifacts += build_here(
+                apart, folder, check=check if smoke else None, workers=workers or ThisProcess()
+            )
         if projector is not None and part is not None:
-            if work.checkpoint.description is not None:
-                work.checkpoint.description.rows.close()
             projector = knowing(projector, [artifact.entry for artifact in artifacts])
             artifacts += build_here(projector, folder, check=check_part if smoke else None)
     finally:
@@ -685,6 +718,9 @@ def _finish(
     _show_artifacts(artifacts, folder, as_json)
     for remark in _token_remarks(artifacts):
         note(remark)
+    for artifact in artifacts:
+        if artifact.is_sound and (kind := artifact.layout.plan.quant.format) != "gguf":
+            note(who_reads(artifact.layout.name, kind, artifact.entry))
     rejected = [a for a in artifacts if a.check is not None and not a.check.ok]
     if rejected:
         failures = "; ".join(f"{a.path.name}: {a.check.verdict}" for a in rejected if a.check)

@@ -26,8 +26,24 @@ if TYPE_CHECKING:
     from quantkit.plan.quants import Quant
 
 
-APART = "build its GGUF quants, and those for transformers, in two commands"
-"""What to do with a model of which two authorities tell what its tensors are."""
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A model as transformers shows it, and its checkpoint under its own names.
+
+    Quants for transformers are made of it where llama.cpp's converter describes what GGUFs are made
+    of: of no family of ours, or in FP8, which is multiplied by its scales here.
+    """
+
+    checkpoint: "Checkpoint"
+    model: "Model"
+
+    def stored_in(self, checkpoint: "Checkpoint | Path") -> "Published":
+        """The same model, whose weights lie in another place now."""
+        from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
+        from quantkit.checkpoint.scaled import as_meant
+
+        assert isinstance(checkpoint, Checkpoint)  # noqa: S101 - it was fetched from the Hub
+        return replace(self, checkpoint=as_meant(stored_view(checkpoint)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +159,7 @@ def plan_on_text(
     wants_matrix: bool,
     gptq: GptqWish,
     only_gguf: bool,
-    published: "Model | None" = None,
+    published: Published | None = None,
 ) -> OnText:
     """Plan what a text is needed for. Reads headers and the text, and no weights.
 
@@ -166,14 +182,15 @@ def plan_on_text(
     from quantkit.checkpoint.imatrix import stand_in
 
     checkpoint, model = _opened(source, published)
+    stored, shown = (published.checkpoint, published.model) if published else (checkpoint, model)
     settings = Settings(text.device.value)
     stand_ready(stored_view(checkpoint), text.context, settings)
     base_name = _base_name(checkpoint, model, name)
     corpus = make_corpus(checkpoint, text.sources, text.chunks, text.context)
     builds = tuple(
         plan_gptq(
-            checkpoint,
-            model,
+            stored,
+            shown,
             corpus,
             quant,
             gptq.options,
@@ -215,16 +232,16 @@ def computing_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _opened(source: "Path | Checkpoint", published: "Model | None") -> "tuple[Checkpoint, Model]":
-    """A checkpoint and its model: of a family of ours, described, or ``published`` already."""
+def _opened(source: "Path | Checkpoint", published: Published | None) -> "tuple[Checkpoint, Model]":
+    """A checkpoint and its model: of a family of ours, described, or as transformers shows it."""
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.open import open_model
 
-    if isinstance(source, Checkpoint) and published is not None:
-        return source, published
     if isinstance(source, Checkpoint) and source.description is not None:
         return source, open_model(source)
-    return open_noted(source, APART)
+    if published is not None:
+        return published.checkpoint, published.model
+    return open_noted(source, "GGUFs can be made of it")
 
 
 def _base_name(checkpoint: "Checkpoint", model: "Model", name: str | None) -> str:
@@ -236,18 +253,17 @@ def _base_name(checkpoint: "Checkpoint", model: "Model", name: str | None) -> st
     return describe_checkpoint(checkpoint, model, name).base_name
 
 
-def as_published(
-    source: "Path | Checkpoint", quants: "Sequence[Quant]", *, searches: bool
-) -> "tuple[Path | Checkpoint, Model | None]":
-    """The source of quants for transformers, and its model as transformers shows it.
+def as_published(source: "Path | Checkpoint", quants: "Sequence[Quant]") -> Published | None:
+    """What quants for transformers are made of; None for a model of a family of ours.
 
-    One of a family of ours is left as it is, without a model. ``searches``: a GGUF by a recipe is
-    asked for as well.
+    Args:
+        source: as `quantkit.checkpoint.open.find_source` gives it.
+        quants: all that are asked for.
 
     Raises:
         MissingPackageError: PyTorch or transformers is not installed.
         CalibrationError: transformers has no such model.
-        PlanError: GGUF quants are asked for as well, or nothing would be quantized.
+        PlanError: nothing would be quantized, or it is in FP8 and on the Hub.
         CheckpointError: the checkpoint is incomplete or damaged, or stored in quantized form.
 
     """
@@ -257,14 +273,9 @@ def as_published(
     from quantkit.families import is_known
 
     stored = open_stored(source) if isinstance(source, Path) else source
-    if not is_foreign(stored) or is_known(stored.config):
+    if not is_foreign(stored):
         require_layers(stored, "give the checkpoint that it was made from")
-        return source, None
-    if searches or any(quant.format == "gguf" for quant in quants):
-        raise PlanError(
-            f"{stored.repo or stored.path} is of no family of quantkit's: llama.cpp's converter "
-            f"tells what its tensors are in a GGUF, and transformers elsewhere; {APART}."
-        )
+        return None
     formats = {quant.format for quant in quants}
     extra = "gptq" if "gptq" in formats else "bnb"
     require_running(extra, "A quant for transformers of this model")
@@ -272,15 +283,28 @@ def as_published(
 
     from quantkit.calibrate.lockstep.forward import LockstepForward
     from quantkit.calibrate.lockstep.published import publish_model
+    from quantkit.checkpoint.scaled import as_meant
 
-    return stored, publish_model(LockstepForward(stored, torch.device("cpu")), stored)
+    plain = as_meant(stored)
+    if plain is stored and is_known(stored.config):
+        require_layers(stored, "give the checkpoint that it was made from")
+    if plain is not stored and stored.repo is not None and not _is_here(stored):
+        raise PlanError(
+            f"{stored.repo} is stored in FP8, which quants for transformers are made of only where "
+            f"it lies on this machine; download it first: hf download {stored.repo.repo_id}."
+        )
+    return Published(plain, publish_model(LockstepForward(plain, torch.device("cpu")), plain))
+
+
+def _is_here(checkpoint: "Checkpoint") -> bool:
+    return all(file.is_file() for file in checkpoint.files)
 
 
 def plan_gptq_quants(
     source: "Path | Checkpoint",
     wish: GptqWish,
     name: str | None,
-    published: "Model | None" = None,
+    published: Published | None = None,
 ) -> "tuple[str, list[FolderLayout]]":
     """The model's name, and the layouts of GPTQ quants, for a dry run: nothing is calibrated.
 
@@ -290,6 +314,8 @@ def plan_gptq_quants(
 
     checkpoint, model = _opened(source, published)
     base_name = _base_name(checkpoint, model, name)
+    if published is not None:
+        checkpoint, model = published.checkpoint, published.model
     layouts = [
         replace(
             lay_out_gptq(checkpoint, model, quant, wish.options, base_name, wish.shard_size),

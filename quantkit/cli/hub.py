@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from quantkit.build.kept import Kept
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.converter.wish import Wish
 
 
 def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "Kept | None":
@@ -47,13 +48,14 @@ def require_folder(source: "Path | Checkpoint", kept: "Kept | None", purpose: st
         )
 
 
-def fetch(source: "Path | Checkpoint", kept: "Kept | None") -> "Path | Checkpoint":
+def fetch(source: "Path | Checkpoint", kept: "Kept | None", wish: "Wish") -> "Path | Checkpoint":
     """A checkpoint with its weights on the disk, for what reads them more than once.
 
-    One on the Hub needs a folder (see `require_folder`).
+    One on the Hub needs a folder (see `require_folder`). It is described anew if it was.
 
     Raises:
         CheckpointError: it cannot be downloaded.
+        ConverterError: llama.cpp's converter does not describe what it described.
         OutputError: the folder cannot take it.
 
     """
@@ -61,7 +63,7 @@ def fetch(source: "Path | Checkpoint", kept: "Kept | None") -> "Path | Checkpoin
     from quantkit.build.output import check_space
     from quantkit.build.source import Reading, stamps_of
     from quantkit.checkpoint.ahead import MOST_BYTES
-    from quantkit.checkpoint.open import open_checkpoint
+    from quantkit.checkpoint.open import described, open_stored
 
     if isinstance(source, Path) or source.repo is None or kept is None:
         return source
@@ -76,7 +78,9 @@ def fetch(source: "Path | Checkpoint", kept: "Kept | None") -> "Path | Checkpoin
                 meter.show("Fetching", done, total)
     finally:
         meter.close()
-    return replace(open_checkpoint(kept.folder), repo=source.repo)
+    stored = open_stored(kept.folder)
+    found = stored if source.description is None else described(stored, wish)
+    return replace(found, repo=source.repo)
 
 
 def get_ready(work: "Work", folder: Path, max_memory: int, *, smoke: bool) -> str:

@@ -40,8 +40,8 @@ def inspect(
 ) -> None:
     """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
     from quantkit.checkpoint.converter.wish import Wish
-    from quantkit.checkpoint.folder import is_artifact
     from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_source, refuse_idle
+    from quantkit.formats.dequantized import is_own_artifact
     from quantkit.verify.subjects import holds_artifacts
 
     wish = Wish(llama_cpp, mtp=mtp, say=note)
@@ -52,7 +52,7 @@ def inspect(
         facts = _gguf(path)
     elif path.is_dir() and not holds_weights(path) and holds_artifacts(path):
         facts = _artifacts(path)
-    elif path.is_dir() and is_artifact(path):
+    elif path.is_dir() and is_own_artifact(path):
         facts = _quantized(path)
     else:
         facts = _checkpoint(open_checkpoint(path, wish), place)

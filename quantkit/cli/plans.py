@@ -29,7 +29,13 @@ def show_plan(
         document = {"name": name, "artifacts": [_numbers(layout) for layout in everything]}
         emit_json({**document, **({"candidates": list(candidates)} if candidates else {})})
         return
-    _show_tensors(name, layouts)
+    # What is for transformers may have other tensors than a GGUF of the same model.
+    alike: dict[tuple[str, ...], list[Layout]] = {}
+    for layout in layouts:
+        named = tuple(tensor.target.name for tensor in layout.plan.tensors)
+        alike.setdefault(named, []).append(layout)
+    for some in alike.values():
+        _show_tensors(name, some)
     if projector is not None:
         _show_tensors(projector.name, (projector,))
     files = Table(title="Files", title_justify="left")

@@ -12,7 +12,7 @@ from typing import Literal
 from quantkit.build.projector import projector_bytes
 from quantkit.checkpoint.checkpoint import Checkpoint, Description
 from quantkit.checkpoint.converter.wish import Wish
-from quantkit.checkpoint.folder import is_artifact, list_folder, open_quantized, read_json
+from quantkit.checkpoint.folder import list_folder, open_quantized, read_json
 from quantkit.checkpoint.gguf import Header, parse_header, read_header
 from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
 from quantkit.checkpoint.imatrix import Imatrix
@@ -44,7 +44,7 @@ from quantkit.fit.shape import (
     piece,
     shape_of_header,
 )
-from quantkit.formats.dequantized import as_checkpoint
+from quantkit.formats.dequantized import as_checkpoint, is_own_artifact
 from quantkit.formats.gguf.layout import GGUFLayout, PlannedFile, lay_out
 from quantkit.formats.gguf.metadata import (
     ModelMetadata,
@@ -293,7 +293,7 @@ def _from_shapes(
 
 def _from_folder(path: Path, wishes: Wishes) -> Subject:
     if holds_weights(path):
-        if is_artifact(path):
+        if is_own_artifact(path):
             return _from_artifact(path)
         return _from_checkpoint(open_checkpoint(path, wishes.converter), "checkpoint", wishes)
     if (path / "config.json").is_file():

@@ -6,9 +6,10 @@ model's rows, with the blocks or groups nearest to them that do.
 
 from collections.abc import Sequence
 
+from quantkit.encodings.encoding import encoding
 from quantkit.families.model import Decoder
 from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
-from quantkit.fit.probe import Settings
+from quantkit.fit.probe import Curve, Settings
 from quantkit.fit.shape import Piece, Shape
 from quantkit.fit.subject import Stored
 from quantkit.formats.bnb.codec import BLOCK_SIZES, BnbOptions
@@ -114,19 +115,31 @@ def _nearest(sizes: tuple[int, ...], usual: int) -> int | None:
     return max((size for size in sizes if size <= usual), default=None)
 
 
+def remembered(curve: Curve) -> int | None:
+    """Bytes that llama.cpp's caches would take with 16 bits per number.
+
+    None where all layers are alike, and the shape tells.
+    """
+    if curve.kv_is_exact:
+        return None
+    at = curve.at(curve.settings.cells)
+    kind = encoding(curve.settings.kv_type.upper())
+    return at.kv * 2 * kind.elements // kind.bytes + at.state
+
+
 def parts(
-    n_bytes: int, label: Label, shape: Shape, settings: Settings, remembered: int | None = None
+    n_bytes: int, label: Label, shape: Shape, settings: Settings, kept: int | None = None
 ) -> tuple[Part, ...]:
     """What generating with transformers takes on a GPU; all but the weights is modelled.
 
-    The KV cache is 16 bits per number of every layer, unless the bytes that are ``remembered`` are
-    given, as for models whose layers are not all alike. Activations are those of the widest layer
-    while the whole prompt is read at once: gate, up and their product in 16 bits for each expert
-    that a token uses, and the hidden state four times over.
+    The KV cache is 16 bits per number of every layer, unless the bytes that are ``kept`` are given
+    (see `remembered`), as for models whose layers are not all alike. Activations are those of the
+    widest layer while the whole prompt is read at once: gate, up and their product in 16 bits for
+    each expert that a token uses, and the hidden state four times over.
     """
     tokens = settings.context * settings.parallel
     lengths = (shape.n_kv_heads or 0) * ((shape.key_length or 0) + (shape.value_length or 0))
-    kv = 2 * shape.n_layers * tokens * lengths if remembered is None else remembered
+    kv = 2 * shape.n_layers * tokens * lengths if kept is None else kept
     wide = 3 * shape.intermediate_size * max(1, shape.n_experts_used)
     return (
         Part("weights", "GPU", n_bytes, label),

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.core.units import format_size
-from quantkit.encodings.encoding import encoding
 from quantkit.fit import transformers
 from quantkit.fit.hardware import Machine, ram_to_buy
 from quantkit.fit.memory import GIB, MIB, Needs, Part, needs, total, weigh
@@ -304,13 +303,9 @@ def _others(subject: Subject, curve: Curve, machine: Machine) -> tuple[Other, ..
 def _other(stored: Stored, curve: Curve, machine: Machine) -> Other:
     if stored.n_bytes is None:
         return Other(stored.name, None, (), fits=False, spare=0, note=stored.note)
-    remembered = None
-    if not curve.kv_is_exact:
-        probe = curve.at(curve.settings.cells)
-        kind = encoding(curve.settings.kv_type.upper())
-        remembered = probe.kv * 2 * kind.elements // kind.bytes + probe.state
+    kept = transformers.remembered(curve)
     shape, settings = curve.shape, curve.settings
-    parts = transformers.parts(stored.n_bytes, stored.label, shape, settings, remembered)
+    parts = transformers.parts(stored.n_bytes, stored.label, shape, settings, kept)
     spare = machine.vram - total(parts)
     fits = bool(machine.gpus) and spare >= 0
     return Other(stored.name, stored.n_bytes, parts, fits, max(0, spare), stored.note)

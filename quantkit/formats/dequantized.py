@@ -5,12 +5,13 @@ A format takes part with one function, ``open_artifact(stored) -> Dequantized``,
 """
 
 import importlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
 from quantkit.checkpoint.converter.wish import Wish
-from quantkit.checkpoint.folder import is_foreign, open_quantized
+from quantkit.checkpoint.folder import is_artifact, is_foreign, open_quantized
 from quantkit.checkpoint.open import described
 from quantkit.core.errors import CheckpointError
 
@@ -32,6 +33,23 @@ class Dequantized:
 
     checkpoint: Checkpoint
     read_rows: RowReader
+
+
+def is_own_artifact(folder: Path) -> bool:
+    """Whether a folder is quantized in a form that quantkit itself dequantizes.
+
+    GPTQ in other forms than `open_artifact` reads is a source, which llama.cpp's converter reads.
+
+    Raises:
+        CheckpointError, SafetensorsError: as `is_artifact` does.
+
+    """
+    if is_artifact(folder) or not is_artifact(folder, or_source=True):
+        return is_artifact(folder)
+    with suppress(CheckpointError):
+        open_artifact(folder)
+        return True
+    return False
 
 
 def open_artifact(folder: Path) -> Dequantized:

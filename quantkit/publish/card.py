@@ -29,7 +29,6 @@ from quantkit.verify.proof import describe_proof
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$])")
 _EXAMPLES = ("q4_k_m", "q5_k_m", "q4_k_s", "iq4_xs", "q6_k", "q3_k_m", "q8_0")
-_LIBRARIES = {"gguf": "gguf", "gptq": "auto-gptq", "bnb": "transformers"}
 _OURS = ("llama", "mistral", "mixtral")  # that transformers 4 and auto-gptq have been tried with
 _TAGS = {
     "gguf": ("gguf", "llama.cpp"),
@@ -111,7 +110,7 @@ def front_matter(facts: Facts) -> str:
         "base_model": source.original,
         "base_model_relation": "quantized" if source.original else None,
         "quantized_by": facts.repo_id.partition("/")[0],
-        "library_name": _LIBRARIES[facts.family],
+        "library_name": _library(facts),
         "pipeline_tag": source.pipeline_tag,
         "license": source.license or "other",
         "license_name": source.license_name if other else None,
@@ -122,6 +121,16 @@ def front_matter(facts: Facts) -> str:
     }
     known = {key: value for key, value in fields.items() if value is not None}
     return ModelCardData(**known).to_yaml().strip()
+
+
+def _library(facts: Facts) -> str | None:
+    """What the Hub's own snippet is to load it with; None where no such program does."""
+    first = facts.artifacts[0].entry
+    if facts.family != "gptq":
+        return {"gguf": "gguf", "bnb": "transformers"}[facts.family]
+    if str(first["source"].get("family")).lower() in _OURS:
+        return "auto-gptq"
+    return None if first.get("experts") else "transformers"
 
 
 def _tags(facts: Facts) -> list[str]:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.checkpoint.folder import read_json
-from quantkit.families import describe
+from quantkit.families import describe, is_known
 from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
 from quantkit.fit.placement import ram_alone, vram_for_whole
 from quantkit.fit.probe import Settings, probe
 from quantkit.fit.shape import Shape
-from quantkit.fit.subject import open_artifact, shape_of
-from quantkit.fit.transformers import parts
+from quantkit.fit.subject import open_artifact, open_subject, shape_of
+from quantkit.fit.transformers import parts, remembered
 from quantkit.fit.verdict import needs_at
 from quantkit.publish.layout import Artifact
 
@@ -67,19 +67,26 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
 
 
 def _for_transformers(artifacts: Sequence[Artifact]) -> Fits:
-    found, context = {}, _USUAL_CONTEXT
+    found = {}
+    shape, settings, kept = _run(artifacts[0])  # all are of one model
     for artifact in artifacts:
-        shape = _shape(artifact)
-        context = min(context, shape.n_ctx_train)
         weights = sum(f.n_bytes for f in artifact.files if f.path.endswith(".safetensors"))
-        needed = total(parts(weights, "exact", shape, Settings(context)))
+        needed = total(parts(weights, "exact", shape, settings, kept))
         found[artifact.name] = Fit(_gpu(needed), None)
-    return Fits(context, found)
+    return Fits(settings.context, found)
 
 
-def _shape(artifact: Artifact) -> Shape:
+def _run(artifact: Artifact) -> tuple[Shape, Settings, int | None]:
+    """The shape of a model, how it is run, and what it then remembers: see `parts`.
+
+    Of no family of ours, llama.cpp's converter and llama.cpp are asked.
+    """
     (config,) = [f.local for f in artifact.files if f.path.split("/")[-1] == "config.json"]
-    return shape_of(describe(read_json(config)))
+    content = read_json(config)
+    subject = None if is_known(content) else open_subject(str(config.parent))
+    shape = shape_of(describe(content)) if subject is None else subject.shape
+    settings = Settings(min(_USUAL_CONTEXT, shape.n_ctx_train))
+    return shape, settings, remembered(probe(subject, settings)) if subject is not None else None
 
 
 def _gpu(needed: int) -> int | None:

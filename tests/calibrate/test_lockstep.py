@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from quantkit.calibrate.lockstep.run import run
-from quantkit.calibrate.lockstep.scaled import scaled
 from quantkit.calibrate.lockstep.squares import Squares
 from quantkit.calibrate.lockstep.states import States
 from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.routing import Routing
+from quantkit.checkpoint.scaled import scaled
 from quantkit.core.errors import CalibrationError, CheckpointError
 from tests.calibrate.small_models import (
     CHUNKS,

@@ -8,15 +8,17 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from quantkit.checkpoint.converter import rows
+from tests.checkpoint.test_scaled import rows_of
 from tests.cli.command import quantkit, refusal
+from tests.formats.bnb.folders import same, stored_tensors
 from tests.large_experts import large_experts
 
 pytestmark = pytest.mark.usefixtures("shared_converter")
 
 ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, which quantkit knows only through"
-EIGHT_BITS = "is stored as F8_E4M3, of which quantkit makes no quants for transformers"
 
 
 @pytest.fixture(scope="module")
@@ -37,33 +39,40 @@ def forbidden(*_: object, **__: object) -> None:
     raise AssertionError("the converter is asked")
 
 
-@pytest.mark.parametrize(
-    ("command", "why", "fix"),
-    [
-        (("densify", "MODEL", "-o", "OUT", "--expert", "0"), ARCHITECTURE, "takes Mixtrals"),
-        (("build", "MODEL", "-o", "OUT", "-q", "bnb-nf4"), EIGHT_BITS, "that it was made from"),
-        (("build", "MODEL", "-o", "OUT", "-q", "gptq-int4"), EIGHT_BITS, "that it was made from"),
-        (
-            ("build", "MODEL", "-o", "OUT", "-q", "q8_0", "-q", "bnb-nf4", "--dry-run"),
-            "transformers elsewhere",
-            "in two commands",
-        ),
-    ],
-)
 def test_what_computes_layers_says_what_to_do_instead(
-    command: tuple[str, ...],
-    why: str,
-    fix: str,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "find_converter", forbidden)
-    places = {"MODEL": folder, "OUT": tmp_path / "out"}
-    sentence = refusal(quantkit(*(places.get(word, word) for word in command)))
-    assert why in sentence
-    assert fix in sentence
+    sentence = refusal(quantkit("densify", folder, "-o", tmp_path / "out", "--expert", "0"))
+    assert ARCHITECTURE in sentence
+    assert "takes Mixtrals" in sentence
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' and torch's own
+def test_quants_for_transformers_are_of_what_fp8_means(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as of a checkpoint in bfloat16 that its weights times their scales were put in."""
+    monkeypatch.setattr(rows, "find_converter", forbidden)
+    plain = tmp_path / "Model"
+    plain.mkdir()
+    for file in folder.glob("*token*"):
+        (plain / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (plain / "config.json").write_text(json.dumps(config))
+    save_file(rows_of(folder, step=100), plain / "model.safetensors", {"format": "pt"})
+    made = []
+    for source, out in ((folder, tmp_path / "of-fp8"), (plain, tmp_path / "of-bf16")):
+        wish = ("build", source, "-q", "bnb-nf4", "-o", out, "--no-smoke")
+        done = quantkit(*wish)
+        assert done.code in (0, None), done.err
+        (built,) = out.glob("*-bnb-nf4")
+        made.append(stored_tensors(built))
+    assert made[0].keys() == made[1].keys()
+    assert any(name.endswith(".absmax") for name in made[0])
+    assert all(same(tensor, made[1][name]) for name, tensor in made[0].items())
 
 
 def test_export_is_for_what_quantkit_made(folder: Path, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantkit.calibrate.lockstep.scaled import DTYPE, KIND, block_size, scale_of, scaled
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.mxfp4 import Packed
 from quantkit.checkpoint.origins import Origin, find_origins
 from quantkit.checkpoint.rows import open_rows
+from quantkit.checkpoint.scaled import DTYPE, KIND, block_size, scale_of, scaled
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES

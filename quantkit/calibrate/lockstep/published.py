@@ -179,8 +179,9 @@ class _Finder:
 
 def _not_apart(name: str) -> PlanError:
     return PlanError(
-        f"{quoted(name)} holds experts in a form that quantkit does not take apart for "
-        "transformers; build GGUF quants of the model."
+        f"{quoted(name)} holds experts in a form that quantkit does not take apart, such as "
+        "transposed ones: transformers 5 has no linear layers for them and leaves them in 16 bits "
+        "whatever a folder holds; build GGUF quants of the model."
     )
 
 
