@@ -101,7 +101,7 @@ def name_of(row: Result) -> str:
 
 def _frontier(figure: Any, rows: Sequence[Result]) -> Any:
     axes = figure.add_subplot()
-    on_it = efficient(rows)
+    on_it = efficient([row for row in rows if row.verdict.ok])
     scale, unit = (1e9, "GB") if max(r.subject.n_bytes for r in rows) >= 1e9 else (1e6, "MB")
     sizes = [row.subject.n_bytes / scale for row in on_it]
     axes.plot(sizes, [_kld(row) for row in on_it], color=_BLUE, zorder=1)

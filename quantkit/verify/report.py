@@ -36,12 +36,12 @@ th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 td:last-child, th:last-child { text-align: left; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
-figure { margin: 1rem 0; max-width: 56rem; }
-figure img { width: 100%; height: auto; background: #fff; border-radius: 6px; }
+figure { margin: 1rem 0; max-width: 56rem; overflow-x: auto; }
+figure img { width: 100%; min-width: 36rem; height: auto; background: #fff; border-radius: 6px; }
 .note { font-size: .85rem; opacity: .8; }
 .verdicts { padding: .6rem .8rem .6rem 2rem; border-left: 4px solid var(--line);
   background: var(--soft); border-radius: 0 6px 6px 0; }
-.verdicts.bad { border-color: var(--bad); }
+.verdicts.failed { border-color: var(--bad); }
 summary { cursor: pointer; padding: .5rem 0; }
 @media (max-width: 40rem) { body { padding: .7rem; } th, td { padding: .4rem .45rem; }
   td:first-child { max-width: 40vw; overflow: hidden; text-overflow: ellipsis; } }
@@ -126,7 +126,7 @@ def _verdicts(comparison: Comparison) -> str:
     counts.append((len(rows) - len(failed) - len(unsure), "healthy"))
     said = ", ".join(f"{count} {word}" for count, word in counts if count)
     parts = [f"<p>{said or 'There is nothing but the reference'}.</p>"]
-    for kind, some in (("bad", failed), ("unsure", unsure)):
+    for kind, some in (("failed", failed), ("unsure", unsure)):
         items = "".join(
             f"<li><b>{html.escape(name_of(row))}</b>: {html.escape(row.verdict.reason)}</li>"
             for row in some

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,18 @@ from tests.hub_both import serve_both
 from tests.hub_server import HubServer
 from tests.hub_writes import WRITER, HubStore
 from tests.pages.blocks import ROOT, Command
-from tests.pages.places import FIRST, MIXTRAL, NOT_RUN, OF_A_PAGE, ON_THE_HUB, VARIES, WORDS
+from tests.pages.places import (
+    FIRST,
+    MEASURED,
+    MIXTRAL,
+    NOT_RUN,
+    OF_A_PAGE,
+    ON_THE_HUB,
+    VARIES,
+    WORDS,
+)
 
+_ANY_FIGURE = (r"\d[\d,.]*(e[+-]\d+)?", "N")
 _ELLIPSIS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -93,13 +103,19 @@ def differences(commands: list[Command], where: Place) -> list[str]:
         expected = 2 if (command.output or "").startswith("Error: ") else 0
         if code != expected:
             found.append(f"{command}\nends with {code}:\n{printed}")
-        elif command.output is not None and not matches(command.output, printed):
+        elif command.output is not None and not as_said(command, printed):
             found.append(f"{command}\nprints:\n{printed}\nand not:\n{command.output}")
     return found
 
 
-def matches(said: str, printed: str) -> bool:
+def as_said(command: Command, printed: str) -> bool:
+    """Whether a command prints what its page says."""
+    varies = (*VARIES, _ANY_FIGURE) if command.page in MEASURED else VARIES
+    return matches(command.output or "", printed, varies)
+
+
+def matches(said: str, printed: str, varies: Iterable[tuple[str, str]] = VARIES) -> bool:
     """Whether something is printed as a page says, apart from what varies and what `...` is for."""
-    for pattern, instead in VARIES:
+    for pattern, instead in varies:
         said, printed = (re.sub(pattern, instead, text) for text in (said, printed))
     return doctest.OutputChecker().check_output(said + "\n", printed + "\n", _ELLIPSIS)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.pages.blocks import PAGES, Command, commands_of
 from tests.pages.places import NOT_RUN, PLAIN
-from tests.pages.running import differences, matches, place, why_not
+from tests.pages.running import as_said, differences, matches, place, why_not
 
 _SHOWN = {page: commands_of(page) for page in PAGES}
 _RUN = [page for page, shown in _SHOWN.items() if any(why_not(c) is None for c in shown)]
@@ -50,3 +50,6 @@ def test_what_varies_is_not_compared() -> None:
     assert not matches("│ 5.07 │ 915 │ passed │", "│ 5.08 │ 915 │ passed │")
     assert not matches("│ 5.07 │ 915 │ passed │", "│ 5.07 │ 915 │ failed │")
     assert matches("one\n...\nthree", "one\ntwo\nthree")
+    measured = Command("docs/compare.md", 1, "", "quantkit compare", "q4_k_m: 0.0123 ± 1.2e-05")
+    assert as_said(measured, "q4_k_m: 0.0124 ± 1.3e-05")
+    assert not as_said(measured, "q4_k_m: failed")

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tests.pages.blocks import PAGES, ROOT, blocks_of, commands_of, text_of
-from tests.pages.running import matches, place, run_all
+from tests.pages.running import as_said, place, run_all
 
 
 def written(page: str, printed: dict[int, str]) -> str:
@@ -21,7 +21,7 @@ def written(page: str, printed: dict[int, str]) -> str:
             new: list[str] = []
             for command in commands:
                 shown = printed.get(command.line, command.output)
-                if command.output and shown and matches(command.output, shown):
+                if command.output and shown and as_said(command, shown):
                     shown = command.output
                 head, *more = command.text.splitlines()
                 new += ["", f"$ {head}", *more, *(shown.splitlines() if shown else ())]
