@@ -98,7 +98,16 @@ def draw(figures: dict[str, Any], scheme: dict[str, str], file: Path) -> None:
         axes.text(0.97, 0.93, "fixed mixtures", color=scheme["fixed"], ha="right", **where)
         axes.text(0.97, 0.86, "searched by quantkit", color=scheme["ours"], ha="right", **where)
         names = [point["name"] for point in figures["fixed"]]
-        place_labels(figure, axes, fixed, names, line=fixed, also=searched, fontsize=8, color=ink)
+        place_labels(
+            figure,
+            axes,
+            fixed,
+            names,
+            lines=(fixed, searched),
+            also=searched,
+            fontsize=8,
+            color=ink,
+        )
         figure.savefig(file, metadata={"Date": None})
 
 

@@ -19,7 +19,7 @@ def place_labels(
     places: Sequence[tuple[float, float]],
     names: Sequence[str],
     *,
-    line: Sequence[tuple[float, float]] = (),
+    lines: Sequence[Sequence[tuple[float, float]]] = (),
     also: Sequence[tuple[float, float]] = (),
     **style: Any,
 ) -> list[Any]:
@@ -32,7 +32,7 @@ def place_labels(
         axes: where the points are.
         places: the points, in the units of the data.
         names: one for each.
-        line: the corners of a line that no name may cross.
+        lines: the corners of lines that no name may cross.
         also: more points that no name may cover.
         style: of the text, such as ``fontsize`` and ``color``.
 
@@ -49,7 +49,7 @@ def place_labels(
     frame = axes.get_window_extent(renderer)
     points = axes.transData.transform([*places, *also]).reshape(-1, 2)
     taken = [_around(point, _POINT * pixels) for point in points]
-    taken += [_around(point, pixels) for point in _along(axes, line)]
+    taken += [_around(point, pixels) for line in lines for point in _along(axes, line)]
     written = []
     for name, place, point in zip(names, places, points, strict=False):
         text = axes.annotate(name, place, (0, 0), textcoords="offset points", **style)

@@ -116,7 +116,7 @@ def _frontier(figure: Any, rows: Sequence[Result]) -> Any:
     axes.set_title("Size against divergence from the reference")
     axes.grid(visible=True, which="major", alpha=0.3)
     line = [(size, _kld(row)) for size, row in zip(sizes, on_it, strict=True)]
-    place_labels(figure, axes, places, list(map(name_of, rows)), line=line, fontsize=8)
+    place_labels(figure, axes, places, list(map(name_of, rows)), lines=[line], fontsize=8)
     return figure
 
 

@@ -40,6 +40,7 @@ def main(pages: list[str]) -> None:
             for command, code, text in run_all(commands, where):
                 print(f"{command.page}:{command.line}: exit {code}")  # noqa: T201 - a script
                 printed[command.line] = text
+        text_of.cache_clear()  # it may have been edited meanwhile
         (ROOT / page).write_text(written(page, printed), encoding="utf-8")
 
 

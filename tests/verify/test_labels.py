@@ -40,7 +40,7 @@ def boxes(places: Any, size: tuple[float, float]) -> tuple[list[Any], Any, Any]:
     axes.plot(*zip(*places, strict=True))
     axes.set_yscale("log")
     axes.margins(0.1)
-    texts = place_labels(figure, axes, places, NAMES, line=places, fontsize=8)
+    texts = place_labels(figure, axes, places, NAMES, lines=[places], fontsize=8)
     canvas: Any = FigureCanvasAgg(figure)
     renderer = canvas.get_renderer()
     figure.draw_without_rendering()
