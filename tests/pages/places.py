@@ -15,6 +15,7 @@ WORDS = {
 
 # What belongs to a page alone, before the words above.
 OF_A_PAGE = {
+    "README.md": {"--imatrix auto": "--imatrix auto --chunks 4"},  # else minutes
     "docs/bnb.md": {"out/Mixtral-8x22B-bnb-nf4": "out/Tiny-Mixtral-8x2.1M-bnb-nf4"},
     "docs/recipes.md": {"20GB": "3MB"},
     "docs/scale.md": {"8": "2"},
@@ -45,6 +46,8 @@ VARIES = (
     (r"[\d,.]+ tokens/s", "N tokens/s"),
     (r"[\d,.]+(\s*(?:│|\|)\s*passed)", r"N\1"),
     (r"(?m)^It said: .*$", "It said: ..."),
+    # What is written at some moment, on some machine.
+    (r"(quantkit\.json|SHA256SUMS|README\.md) *│ *[\d.]+ k?B *│ [0-9a-f]{12}", r"\1"),
 )
 
 # Pages whose figures come out of a model, in floating point: their last digits depend on the

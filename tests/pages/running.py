@@ -26,6 +26,7 @@ from tests.pages.places import (
     WORDS,
 )
 
+_HUB = "https://huggingface.co"
 _ANY_FIGURE = (r"\d[\d,.]*(e[+-]\d+)?", "N")
 _ELLIPSIS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -49,7 +50,7 @@ class Place:
             text=True,
             check=False,
         )
-        return done.returncode, done.stdout.strip("\n")
+        return done.returncode, done.stdout.strip("\n").replace(self.endpoint, _HUB)
 
     def _environment(self) -> dict[str, str]:
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -24,21 +24,22 @@ def written(page: str, printed: dict[int, str]) -> str:
                 if command.output and shown and as_said(command, shown):
                     shown = command.output
                 head, *more = command.text.splitlines()
-                new += ["", f"$ {head}", *more, *(shown.splitlines() if shown else ())]
+                new += ["", f"$ {head}", *more, *(s.rstrip() for s in (shown or "").splitlines())]
             lines[block.line - 1 : last - 1] = new[1:]
     return "\n".join(lines) + "\n"
 
 
 def main(pages: list[str]) -> None:
-    """Write pages anew, or all of them."""
+    """Write pages anew, or all: of each, the sections that show what is printed are run."""
     for page in pages or PAGES:
-        commands = commands_of(page)
-        if not any(block.language == "console" for block in blocks_of(page)):
+        shown = {block.section for block in blocks_of(page) if block.language == "console"}
+        commands = [command for command in commands_of(page) if command.section in shown]
+        if not commands:
             continue
         with tempfile.TemporaryDirectory() as folder, place(Path(folder)) as where:
             printed = {}
             for command, code, text in run_all(commands, where):
-                print(f"{command.page}:{command.line}: exit {code}")  # noqa: T201 - a script
+                print(f"{command.page}:{command.line}: exit {code}", flush=True)  # noqa: T201
                 printed[command.line] = text
         text_of.cache_clear()  # it may have been edited meanwhile
         (ROOT / page).write_text(written(page, printed), encoding="utf-8")
