@@ -46,8 +46,10 @@ VARIES = (
     (r"[\d,.]+ tokens/s", "N tokens/s"),
     (r"[\d,.]+(\s*(?:│|\|)\s*passed)", r"N\1"),
     (r"(?m)^It said: .*$", "It said: ..."),
+    # What is said where something takes long.
+    (r"(?m)^(Compiling kernels, .*|.* left)\n", ""),
     # What is written at some moment, on some machine.
-    (r"(quantkit\.json|SHA256SUMS|README\.md) *│ *[\d.]+ k?B *│ [0-9a-f]{12}", r"\1"),
+    (r"(quantkit\.json|SHA256SUMS|README\.md) *│ *(?:[\d.]+ k?B)? *│ [0-9a-f]{12}", r"\1"),
 )
 
 # Pages whose figures come out of a model, in floating point: their last digits depend on the
