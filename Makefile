@@ -7,10 +7,15 @@ DEMO := build-demo
 
 .PHONY: demo test test-native lint vendor clean
 
-demo: $(VENV)/.ready
+# Where `make test` has been run, everything is there. Else a demo installs quantkit alone: no PyTorch,
+# no transformers, no Ray.
+demo: $(if $(wildcard $(VENV)/.ready),$(VENV)/.ready,$(VENV)/.installed)
 	$(BIN)/quantkit build tests/checkpoints/tiny-mixtral --quant ladder -o $(DEMO)/tiny-mixtral
 	$(BIN)/quantkit build tests/checkpoints/tiny-mistral --quant ladder -o $(DEMO)/tiny-mistral
 	$(BIN)/quantkit build $(DEMO)/tiny-mistral/*-F16.gguf --quant q4_k_s,iq4_xs -o $(DEMO)/from-gguf
+	@echo
+	@echo "How close are they to the original? Try:"
+	@echo "  $(BIN)/quantkit compare $(DEMO)/tiny-mixtral"
 
 # Two processes, whose idle OpenMP threads must not spin for each other's cores. A file's tests share
 # what they build, so they stay in one process. Files of few tests, which would be left for the end,
@@ -34,12 +39,20 @@ vendor: $(VENV)/.ready
 	$(BIN)/python vendor/build.py
 
 # llama-cpp-python comes as source: its build takes 6 to 10 minutes on two cores, once.
-$(VENV)/.ready: pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt --editable
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) '.[dev]'
+	touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) .
+	touch $@
+
+$(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit("quantkit needs Python 3.11 or later: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
-	touch $@
 
 # What quantkit fetches when a checkpoint first needs it, into the user's cache: once, before tests
 # that run beside each other need it.

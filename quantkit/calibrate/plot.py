@@ -6,6 +6,8 @@ from pathlib import Path
 from quantkit.calibrate.routing import Routing
 from quantkit.core.errors import OutputError
 
+_MOST_TICKS = 32
+
 
 def require_drawable(file: Path) -> None:
     """Refuse a file that no picture can become, before there is anything to draw.
@@ -39,17 +41,23 @@ def draw(routing: Mapping[int, Routing], file: Path, title: str) -> None:
         raise OutputError("--plot draws where the tokens of a MoE went; this model has no experts.")
     shares = [[count / sum(layer.tokens) for count in layer.tokens] for layer in routing.values()]
     layers, experts = len(shares), len(shares[0])
-    size = (max(4.0, 0.45 * experts + 2), max(3.0, 0.22 * layers + 1.5))
+    size = (min(16.0, max(4.0, 0.3 * experts + 2.5)), min(16.0, max(3.0, 0.22 * layers + 1.5)))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0)
     axes.set_xlabel("expert")
     axes.set_ylabel("layer")
-    axes.set_xticks(range(experts))
-    axes.set_yticks(range(layers)[:: 1 + layers // 20], [*map(str, routing)][:: 1 + layers // 20])
+    across, down = _every(experts), _every(layers)
+    axes.set_xticks(range(experts)[across])
+    axes.set_yticks(range(layers)[down], list(map(str, routing))[down])
     axes.set_title(title)
     figure.colorbar(image, label=f"share of the layer's tokens (even: {1 / experts:.3f})")
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
         raise OutputError(f"{file} cannot be drawn: {error}.") from None
+
+
+def _every(number: int) -> slice:
+    """Which of so many ticks get a number, so that none covers the next one."""
+    return slice(None, None, 1 + (number - 1) // _MOST_TICKS)

@@ -226,7 +226,8 @@ def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: P
     if layers is None and html is None and plots is None:
         return
     from quantkit.verify.layers import weight_errors
-    from quantkit.verify.report import draw_all, write_page
+    from quantkit.verify.pictures import draw_all
+    from quantkit.verify.report import write_page
 
     errors = None
     if layers is not None:

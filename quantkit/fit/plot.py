@@ -30,7 +30,7 @@ def draw(result: Answer, file: Path) -> None:
     except ImportError:
         raise OutputError(why_missing("matplotlib", "plot", "--plot")) from None
     rows = result.rows
-    figure = Figure(figsize=(max(6.0, 0.45 * len(rows) + 2.5), 5.5), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 0.4 * len(rows) + 3.5), 5.5), layout="constrained")
     axes = figure.add_subplot()
     bottom = [0.0] * len(rows)
     for name, colour in _COLOURS.items():
@@ -53,7 +53,7 @@ def draw(result: Answer, file: Path) -> None:
     axes.set_xticks(range(len(rows)), [row.variant.name for row in rows], rotation=60, ha="right")
     axes.set_ylabel("GiB")
     axes.set_title(f"{result.subject.title}, {result.settings.context:,} tokens")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:

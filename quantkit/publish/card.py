@@ -4,6 +4,7 @@ Nothing is read or asked here. What comes from the model's author is data to the
 for the place where it stands. What is not known is left out.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -142,7 +143,7 @@ def _tags(facts: Facts) -> list[str]:
 
 def _context(facts: Facts) -> dict[str, Any]:
     artifacts = facts.models
-    example = _example(artifacts)
+    example = _example(artifacts, facts)
     first = artifacts[0].entry
     family = str(first["source"].get("family")).lower()
     versions = {str(a.entry.get("quantkit")) for a in artifacts}
@@ -160,6 +161,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "is_moe": bool(first.get("experts")) or family == "mixtral",
         "is_ours": family in _OURS,
         "rows": rows,
+        "chosen": next(row for row in rows if row["name"] == example.name),
         "kernels": list(dict.fromkeys(row["kernel"] for row in rows if row["kernel"])),
         "tools": sorted(tools),
         "llamas": list(dict.fromkeys(row["llama"] for row in rows if row["llama"])),
@@ -251,6 +253,7 @@ def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
         **_figures(found),
         "fits": _fit(fit) if fit else "",
         "good_for": artifact.quant.good_for,
+        "beaten_by": beaten.quant.name if (beaten := _better(artifact, facts)) else None,
         "smoke": smoke.get("verdict"),
         "tokens": (smoke.get("details") or {}).get("generated_tokens"),
         "texts": ((smoke.get("details") or {}).get("embeddings") or {}).get("texts"),
@@ -316,9 +319,30 @@ def _fit(fit: Any) -> str:
     return " or ".join(part for part in (gpu, ram) if part)
 
 
-def _example(artifacts: Sequence[Artifact]) -> Artifact:
-    by_quant = {artifact.quant.name: artifact for artifact in artifacts}
-    return next((by_quant[name] for name in _EXAMPLES if name in by_quant), artifacts[0])
+def _example(artifacts: Sequence[Artifact], facts: Facts) -> Artifact:
+    """What to take in doubt: the usual choice of what did not fail, or what is better at less."""
+    rows = facts.measured.rows if facts.measured else {}
+    sound = [a for a in artifacts if a.passed and (a.name not in rows or rows[a.name].verdict.ok)]
+    by_quant = {artifact.quant.name: artifact for artifact in sound or artifacts}
+    usual = next((by_quant[name] for name in _EXAMPLES if name in by_quant), None)
+    usual = usual or next(iter(by_quant.values()))
+    return _better(usual, facts) or usual
+
+
+def _better(artifact: Artifact, facts: Facts) -> Artifact | None:
+    """The closest healthy artifact that is smaller, and closer by more than chance explains."""
+    rows = facts.measured.rows if facts.measured else {}
+    own = rows.get(artifact.name)
+    if own is None or own.measures is None or own.is_reference:
+        return None
+    better = []
+    for other in facts.models:
+        found = rows.get(other.name)
+        if found and found.measures and found.verdict.ok and other.n_bytes <= artifact.n_bytes:
+            gain = own.measures.kld - found.measures.kld
+            if gain > math.hypot(own.measures.kld_pm, found.measures.kld_pm):
+                better.append((found.measures.kld, other))
+    return min(better, key=lambda one: one[0], default=(0.0, None))[1]
 
 
 def _calibrations(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:

@@ -139,7 +139,7 @@ def draw_frontier(measured: Measured) -> bytes | None:
         OutputError: matplotlib is not installed, or the disk is full.
 
     """
-    from quantkit.verify.report import draw_frontier as draw
+    from quantkit.verify.pictures import draw_frontier as draw
 
     drawn = [r for r in measured.comparison.results if r.measures and not r.is_reference]
     if len(drawn) < 2:

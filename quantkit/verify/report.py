@@ -1,172 +1,18 @@
-"""Pictures of a comparison, and one self-contained page with everything."""
+"""A comparison as one page of HTML that needs nothing else."""
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from quantkit.core.errors import OutputError
 from quantkit.core.files import read_file
-from quantkit.core.packages import why_missing
-from quantkit.core.units import format_size
+from quantkit.core.units import counted, format_size
 from quantkit.core.writing import replace_file
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import PERCENTILES
 from quantkit.verify.layers import WeightError
-from quantkit.verify.subjects import told_apart
-
-_BLUE, _GREY, _RED = "#3b6ea5", "#999999", "#b03030"
-_LEAST_KLD = 1e-6  # where a logarithmic axis ends
-
-
-def draw_all(
-    comparison: Comparison, errors: Sequence[WeightError] | None, artifact: str, folder: Path
-) -> list[Path]:
-    """Draw everything into a folder, each picture as SVG and PNG; returns the files.
-
-    Args:
-        comparison: what was measured.
-        errors: of one artifact, for the heat map; None for none.
-        artifact: that artifact's name.
-        folder: where.
-
-    Raises:
-        OutputError: matplotlib is not installed, or a file cannot be written.
-
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OutputError(why_missing("matplotlib", "plot", "A picture")) from None
-    rows = [row for row in comparison.results if row.measures and not row.is_reference]
-    figures: dict[str, Any] = {}
-    if rows:
-        figures["frontier"] = _frontier(Figure(figsize=(8, 5), layout="constrained"), rows)
-        figures["percentiles"] = _percentiles(Figure(figsize=(8, 5), layout="constrained"), rows)
-    if errors is not None:
-        figures["layers"] = _heat_map(errors, artifact)
-    files = []
-    # Fixed names instead of random ones, so that the same figures give the same SVG.
-    with rc_context({"svg.hashsalt": "quantkit"}):
-        for name, figure in figures.items():
-            for kind in ("svg", "png"):
-                file = folder / f"{name}.{kind}"
-                metadata = {"Date": None} if kind == "svg" else None
-                try:
-                    figure.savefig(file, dpi=120, metadata=metadata)
-                except OSError as error:
-                    raise OutputError(f"{file} cannot be drawn: {error.strerror}.") from None
-                files.append(file)
-    return files
-
-
-def draw_frontier(comparison: Comparison, file: Path) -> None:
-    """Draw the picture of size against divergence alone, in the format that the name ends with.
-
-    Raises:
-        OutputError: matplotlib is not installed, or the file cannot be written.
-
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OutputError(why_missing("matplotlib", "plot", "A picture")) from None
-    rows = [row for row in comparison.results if row.measures and not row.is_reference]
-    figure = _frontier(Figure(figsize=(8, 5), layout="constrained"), rows)
-    try:
-        figure.savefig(file, dpi=120)
-    except OSError as error:
-        raise OutputError(f"{file} cannot be drawn: {error.strerror}.") from None
-
-
-def efficient(rows: Sequence[Result]) -> list[Result]:
-    """The artifacts that no other one beats in both size and mean KLD, smallest first."""
-    best = float("inf")
-    kept = []
-    for row in sorted(rows, key=lambda row: (row.subject.n_bytes, _kld(row))):
-        if _kld(row) < best:
-            best = _kld(row)
-            kept.append(row)
-    return kept
-
-
-def _kld(row: Result) -> float:
-    return max(row.measures.kld, _LEAST_KLD) if row.measures else float("inf")
-
-
-def _names(rows: Sequence[Result]) -> list[str]:
-    return told_apart([row.subject for row in rows])
-
-
-def _frontier(figure: Any, rows: Sequence[Result]) -> Any:
-    axes = figure.add_subplot()
-    on_it = efficient(rows)
-    scale, unit = (1e9, "GB") if max(r.subject.n_bytes for r in rows) >= 1e9 else (1e6, "MB")
-    sizes = [row.subject.n_bytes / scale for row in on_it]
-    axes.plot(sizes, [_kld(row) for row in on_it], color=_BLUE, zorder=1, label="efficient")
-    for row, name in zip(rows, _names(rows), strict=True):
-        place = (row.subject.n_bytes / scale, _kld(row))
-        colour = _RED if not row.verdict.ok else _BLUE if row in on_it else _GREY
-        axes.scatter(*place, color=colour, zorder=2, s=28)
-        axes.annotate(name, place, (5, 4), textcoords="offset points", fontsize=8)
-    axes.margins(x=0.08)
-    axes.set_yscale("log")
-    axes.set_xlabel(f"size, {unit}")
-    axes.set_ylabel("mean KL divergence, nats")
-    axes.set_title("Size against divergence from the reference")
-    axes.grid(visible=True, which="major", alpha=0.3)
-    axes.legend()
-    return figure
-
-
-def _percentiles(figure: Any, rows: Sequence[Result]) -> Any:
-    axes = figure.add_subplot()
-    places = np.arange(len(rows))
-    series = [(f"{p:g} %", i) for i, p in enumerate(PERCENTILES)]
-    shades = np.linspace(0.25, 1.0, len(series) + 1)
-    for (label, index), shade in zip(series, shades, strict=False):
-        values = [
-            max(row.measures.kld_percentiles[index], _LEAST_KLD) for row in rows if row.measures
-        ]
-        axes.plot(places, values, "o-", color=_BLUE, alpha=shade, markersize=4, label=label)
-    most = [max(row.measures.kld_max, _LEAST_KLD) for row in rows if row.measures]
-    axes.plot(places, most, "^", color=_RED, markersize=5, label="maximum")
-    axes.set_yscale("log")
-    axes.set_xticks(places, _names(rows), rotation=60, ha="right")
-    axes.set_ylabel("KL divergence of a token, nats")
-    axes.set_title("How the divergence is distributed")
-    axes.grid(visible=True, which="major", axis="y", alpha=0.3)
-    axes.legend(fontsize="small", ncols=2)
-    return figure
-
-
-def _heat_map(errors: Sequence[WeightError], artifact: str) -> Any:
-    """Layers down, roles across, each expert a column of its own."""
-    from matplotlib.figure import Figure
-
-    inside = [error for error in errors if error.layer is not None]
-    columns = list(dict.fromkeys((error.role, error.expert) for error in inside))
-    n_layers = 1 + max((error.layer or 0 for error in inside), default=0)
-    grid = np.full((n_layers, max(1, len(columns))), np.nan)
-    for error in inside:
-        grid[error.layer or 0, columns.index((error.role, error.expert))] = error.error
-    width = min(40.0, max(8.0, 0.24 * len(columns) + 2))
-    height = min(20.0, max(3.5, 0.22 * n_layers + 2.6))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
-    figure.colorbar(image, ax=axes, label="relative error of the weights")
-    labels = [role if expert is None else f"{role} {expert}" for role, expert in columns]
-    axes.set_xticks(range(len(columns)), labels, rotation=90, fontsize=7)
-    axes.set_yticks(range(n_layers), [str(i) for i in range(n_layers)], fontsize=7)
-    axes.set_ylabel("layer")
-    axes.set_title(f"Weights of {artifact} against the reference")
-    return figure
-
+from quantkit.verify.pictures import efficient, names_of
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --paper: #ffffff; --line: #d8d8dc;
@@ -190,9 +36,15 @@ th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 td:last-child, th:last-child { text-align: left; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
-figure { margin: 1rem 0; max-width: 56rem; }
-figure img { width: 100%; height: auto; background: #fff; border-radius: 6px; }
+figure { margin: 1rem 0; max-width: 56rem; overflow-x: auto; }
+figure img { width: 100%; min-width: 36rem; height: auto; background: #fff; border-radius: 6px; }
 .note { font-size: .85rem; opacity: .8; }
+.verdicts { padding: .6rem .8rem .6rem 2rem; border-left: 4px solid var(--line);
+  background: var(--soft); border-radius: 0 6px 6px 0; }
+.verdicts.failed { border-color: var(--bad); }
+summary { cursor: pointer; padding: .5rem 0; }
+@media (max-width: 40rem) { body { padding: .7rem; } th, td { padding: .4rem .45rem; }
+  td:first-child { max-width: 40vw; overflow: hidden; text-overflow: ellipsis; } }
 """
 
 _SCRIPT = """
@@ -216,9 +68,9 @@ for (const table of document.querySelectorAll("table")) {
 """
 
 _CAPTIONS = {
-    "frontier": "Size against mean KL divergence; on the line are the artifacts that no other one "
-    "beats in both. Lower left is better. Red: failed.",
-    "percentiles": "Share of the tokens whose divergence is at most this large.",
+    "frontier": "Size against mean KL divergence. Lower left is better. The line joins the files "
+    "that no other one beats in both. Red: failed.",
+    "percentiles": "How the divergence is distributed: that share of the tokens stays below.",
     "layers": "Relative root mean square error of each tensor and each expert.",
 }
 
@@ -232,42 +84,84 @@ def write_page(
 ) -> None:
     """Write one HTML file that needs nothing else: no network, no other file.
 
+    What is wrong comes first, then what is needed to choose, then the rest, folded.
+
     Raises:
         OutputError: it cannot be written.
 
     """
     name = html.escape(comparison.reference.name)
+    drawn = {picture.stem: picture for picture in pictures if picture.suffix == ".svg"}
     parts = [
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>Divergence from {name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
-        f"<h1>Divergence from {name}</h1>",
-        f"<p>{comparison.windows} windows of {comparison.context} tokens, the second half of each "
-        f"scored, in llama.cpp {comparison.place} ({comparison.threads} threads).</p>",
-        f"<p class='note'>Text: {html.escape(comparison.text)} (sha256 "
-        f"{comparison.text_sha256[:16]}). KL divergence in nats. The reference's log-probabilities "
-        "are kept in 16 bits; its own row shows what that rounding leaves. &plusmn; is one "
-        "standard error.</p>",
-        "<h2>Quality</h2>",
-        _quality_table(comparison),
+        f"<title>How close to {name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
+        f"<h1>How close to {name}</h1>",
+        _verdicts(comparison),
+        _choice_table(comparison),
+        _figure(drawn, "frontier"),
         "<h2>Speed and memory</h2>",
         _speed_table(comparison),
+        "<h2>All figures</h2>",
+        _quality_table(comparison),
+        _figure(drawn, "percentiles"),
     ]
-    for picture in pictures:
-        if picture.suffix == ".svg":
-            data = base64.b64encode(read_file(picture)).decode()
-            caption = _CAPTIONS[picture.stem]
-            parts.append(
-                f"<figure><img alt='{caption}' src='data:image/svg+xml;base64,{data}'>"
-                f"<figcaption class='note'>{caption}</figcaption></figure>"
-            )
     if errors:
-        parts += [f"<h2>Weights of {html.escape(artifact)}</h2>", _weights_table(errors)]
+        parts += [f"<h2>Weights of {html.escape(artifact)}</h2>", _figure(drawn, "layers")]
+        parts += [f"<details><summary>All tensors</summary>{_weights_table(errors)}</details>"]
+    parts += ["<h2>How this was measured</h2>", _method(comparison)]
     parts.append(f"<script>{_SCRIPT}</script>\n</body>\n</html>\n")
     try:
         replace_file(file, "\n".join(parts).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror}.") from None
+
+
+def _verdicts(comparison: Comparison) -> str:
+    """How many are healthy, then those that are not, with their reasons."""
+    rows = [row for row in comparison.results if not row.is_reference]
+    names = names_of(comparison.results)
+    called = {id(row): name for row, name in zip(comparison.results, names, strict=True)}
+    failed = [row for row in rows if not row.verdict.ok]
+    unsure = [row for row in rows if row.verdict.ok and not row.verdict.judged]
+    counts = [(len(failed), "failed"), (len(unsure), "not judged")]
+    counts.append((len(rows) - len(failed) - len(unsure), "healthy"))
+    said = ", ".join(f"{count} {word}" for count, word in counts if count)
+    parts = [f"<p>{said or 'There is nothing but the reference'}.</p>"]
+    for kind, some in (("failed", failed), ("unsure", unsure)):
+        items = "".join(
+            f"<li><b>{html.escape(called[id(row)])}</b>: {html.escape(row.verdict.reason)}</li>"
+            for row in some
+        )
+        parts.append(f"<ul class='verdicts {kind}'>{items}</ul>" if items else "")
+    return "\n".join(parts)
+
+
+def _method(comparison: Comparison) -> str:
+    if comparison.embeds:
+        over = f"{comparison.windows} texts, each embedded as a whole"
+    else:
+        over = f"{comparison.windows} windows of {comparison.context} tokens"
+        over += ", of each of which the second half is scored"
+    return (
+        f"<p class='note'>llama.cpp ran every file {comparison.place} "
+        f"({counted(comparison.threads, 'thread')}) over {over}.</p>"
+        f"<p class='note'>Text: {html.escape(comparison.text)} (sha256 "
+        f"{comparison.text_sha256[:16]}). KL divergence is in nats per token. The reference's "
+        "log-probabilities are kept in 16 bits; its own row shows what that rounding costs. "
+        "&plusmn; is one standard error.</p>"
+    )
+
+
+def _figure(drawn: Mapping[str, Path], name: str) -> str:
+    if name not in drawn:
+        return ""
+    data = base64.b64encode(read_file(drawn[name])).decode()
+    caption = _CAPTIONS[name]
+    return (
+        f"<figure><img alt='{caption}' src='data:image/svg+xml;base64,{data}'>"
+        f"<figcaption class='note'>{caption}</figcaption></figure>"
+    )
 
 
 Cell = tuple[str, float | str]  # what is shown, and what it is sorted by
@@ -294,6 +188,39 @@ def _first_cells(row: Result, name: str) -> list[Cell]:
     return [(html.escape(name), name), (format_size(size), size)]
 
 
+def _choice_table(comparison: Comparison) -> str:
+    """What one chooses by; those that no other file beats in size and divergence are bold."""
+    headings = ["file", "size", "mean KLD", "PPL ratio", "same top", "verdict"]
+    if comparison.embeds:
+        headings = ["file", "size", "mean cosine", "verdict"]
+    measured = [row for row in comparison.results if row.measures and not row.is_reference]
+    best = efficient([row for row in measured if row.verdict.ok])
+    rows: list[list[Cell]] = []
+    for row, name in zip(comparison.results, names_of(comparison.results), strict=True):
+        m, cells = row.measures, _first_cells(row, name)
+        if row in best:
+            cells[0] = (f"<b>{cells[0][0]}</b>", cells[0][1])
+        if comparison.embeds:
+            mean = row.cosines.mean if row.cosines else None
+            cells.append(("", "") if mean is None else (f"{mean:.5f}", mean))
+        elif m is None:
+            cells += [("", "")] * 3
+        else:
+            cells.append((f"{max(m.kld, 0.0):.5f}", max(m.kld, 0.0)))
+            cells += [(f"{m.ppl_ratio:.4f}", m.ppl_ratio), (f"{m.same_top:.1%}", m.same_top)]
+        cells.append(_verdict_cell(row))
+        rows.append(cells)
+    note = "<p class='note'>Bold: no other file is both smaller and closer.</p>" if best else ""
+    return _table("choice", headings, rows) + note
+
+
+def _verdict_cell(row: Result) -> Cell:
+    kind = "good" if row.verdict.ok else "bad"
+    word = "healthy" if row.verdict.judged else "not judged"
+    word = "reference" if row.is_reference else word if row.verdict.ok else "failed"
+    return f"<span class='{kind}'>{word}</span>", word
+
+
 def _quality_table(comparison: Comparison) -> str:
     shares = [f"KLD {p:g}&nbsp;%" if p != 50 else "KLD median" for p in PERCENTILES]
     headings = ["artifact", "verdict", "size", "PPL", "&plusmn;", "PPL ratio", "mean KLD"]
@@ -301,13 +228,10 @@ def _quality_table(comparison: Comparison) -> str:
     if comparison.embeds:
         headings = ["artifact", "verdict", "size", "mean cosine", "worst cosine", "run", "why"]
     rows: list[list[Cell]] = []
-    for row, name in zip(comparison.results, _names(comparison.results), strict=True):
+    for row, name in zip(comparison.results, names_of(comparison.results), strict=True):
         m = row.measures
         cells = _first_cells(row, name)
-        kind = "good" if row.verdict.ok else "bad"
-        word = "healthy" if row.verdict.judged else "not judged"
-        word = "reference" if row.is_reference else word if row.verdict.ok else "failed"
-        cells.insert(1, (f"<span class='{kind}'>{word}</span>", word))
+        cells.insert(1, _verdict_cell(row))
         if row.cosines is not None:
             cells += [(f"{v:.6f}", v) for v in (row.cosines.mean, row.cosines.worst)]
         elif m is None:
@@ -328,7 +252,7 @@ def _quality_table(comparison: Comparison) -> str:
 def _speed_table(comparison: Comparison) -> str:
     headings = ["artifact", "size", "prompt tokens/s", "generated tokens/s", "load s", "memory"]
     rows: list[list[Cell]] = []
-    for row, name in zip(comparison.results, _names(comparison.results), strict=True):
+    for row, name in zip(comparison.results, names_of(comparison.results), strict=True):
         speed = row.speed
         cells = _first_cells(row, name)
         if speed is None:

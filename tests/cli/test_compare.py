@@ -131,14 +131,25 @@ def test_the_page_holds_everything_itself(folder: Path, tmp_path: Path) -> None:
         kind, _, data = address.partition(",")
         assert kind == "data:image/svg+xml;base64"
         assert b"<svg" in base64.b64decode(data)
-    assert parsed.tags.count("table") == 3
-    # Two tables of three artifacts; all tensors, and the experts of 4 layers one by one.
-    assert parsed.tags.count("tr") == 2 * (1 + 3) + 1 + 4 * (7 + 3 * 8) + 3
+    assert parsed.tags.count("table") == 4
+    # Three tables of three artifacts; all tensors, and the experts of 4 layers one by one.
+    assert parsed.tags.count("tr") == 3 * (1 + 3) + 1 + 4 * (7 + 3 * 8) + 3
     text = page.read_text(encoding="utf-8")
+    assert "<h1>How close to " in text
     assert "prefers-color-scheme: dark" in text
     assert "width=device-width" in text
     assert not re.search(r"https?://", text.replace("http://www.w3.org", ""))
     assert not [file for file in tmp_path.iterdir() if "partial" in file.name]
+
+
+def test_the_page_begins_with_what_failed_and_why(folder: Path, tmp_path: Path) -> None:
+    bad = with_fault(of(folder, "q8_0"), tmp_path / "bad.gguf", scale_norm)
+    page = tmp_path / "report.html"
+    assert quantkit("compare", of(folder, "f16"), bad, *FEW, "--html", page).code == 1
+    text = page.read_text(encoding="utf-8")
+    before, _, _ = text.partition("<table")
+    assert "<p>1 failed.</p>" in before
+    assert re.search(r"<li><b>q8_0</b>: The weights .* are 10% off", before)
 
 
 def test_an_absent_reference_is_built_from_the_checkpoint(folder: Path, tmp_path: Path) -> None:

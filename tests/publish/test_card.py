@@ -186,9 +186,9 @@ def test_remarks_are_said_once_each() -> None:
         for artifact, of_it in zip(facts.artifacts, remarks, strict=True)
     )
     card = render_card(replace(facts, artifacts=artifacts))
-    said = "\n\n> [!NOTE]\n> It has no window.\n>\n> A \\*second\\* one.\n\n## Files\n"
+    said = "\n\n> [!NOTE]\n> It has no window.\n>\n> A \\*second\\* one.\n\n## Which file"
     assert said in card
-    assert card.replace(said, "\n\n## Files\n") == render_card(facts)
+    assert card.replace(said, "\n\n## Which file") == render_card(facts)
 
 
 def test_how_llama_cpps_tokens_compare_is_said_once() -> None:
@@ -204,6 +204,29 @@ def test_how_llama_cpps_tokens_compare_is_said_once() -> None:
     )
     assert card.count(said) == 1
     assert card.replace(said, "") == render_card(facts)
+
+
+def test_what_to_choose_is_bold_and_what_another_beats_is_marked() -> None:
+    facts = gguf()
+    assert facts.measured is not None
+    card = render_card(facts)
+    assert "| **q6_k** |" in card  # q4_k_m failed
+    assert "is smaller and closer" not in card
+
+    # The larger one becomes the worse one, beyond what chance explains.
+    large, small = sorted(facts.artifacts, key=lambda artifact: -artifact.n_bytes)
+    rows = dict(facts.measured.rows)
+    rows[small.name] = replace(rows[small.name], verdict=rows[large.name].verdict)
+    kld = rows[small.name].measures
+    assert kld is not None
+    rows[large.name] = replace(rows[large.name], measures=replace(kld, kld=kld.kld + 1))
+    worse = replace(facts, measured=replace(facts.measured, rows=rows))
+    card = render_card(worse)
+    assert card.count(f"**{small.quant.name} is smaller and closer**") == 1
+    assert f"| **{small.quant.name}** |" in card
+    rows[large.name] = replace(rows[large.name], measures=replace(kld, kld=kld.kld + kld.kld_pm))
+    card = render_card(replace(facts, measured=replace(facts.measured, rows=rows)))
+    assert "is smaller and closer" not in card
 
 
 def test_hostile_facts_stay_text() -> None:
@@ -222,7 +245,9 @@ def test_hostile_facts_stay_text() -> None:
     assert "class 'object'" not in card
     tokens = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").parse(card)
     flat = [t for token in tokens for t in (token, *(token.children or []))]
-    assert not [t for t in flat if t.type.startswith("html")]
+    html = "".join(t.content for t in flat if t.type.startswith("html"))
+    ours = "<details>\n<summary>sha256 of the weights</summary>\n</details>\n"
+    assert html == ours  # the checksums' fold
     headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
     assert "Hi" not in headings
     assert "Not a heading" not in headings

@@ -162,7 +162,7 @@ def test_the_card_of_a_model_that_embeds(hub: HubStore, tmp_path: Path) -> None:
     card = hub.repos[REPO]["README.md"].decode()
     assert "| mean cosine | worst |" in card
     assert "KLD" not in card
-    assert "Cosine: of the angle between an embedding and that of `Bert-BF16.gguf`" in card
+    assert "Cosine: how alike an embedding is to that of `Bert-BF16.gguf`" in card
     assert "--embedding\n" in card
     assert "model.embed(" in card
     assert "llama-cli" not in card

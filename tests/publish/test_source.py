@@ -78,7 +78,7 @@ def test_from_the_hub(hub: HubStore, folder: Path, artifacts: tuple[Artifact, ..
     card = hub.repos[REPO]["README.md"].decode()
     assert "base_model: original/Model" in card
     assert f"`{found.commit}`" in card
-    assert "the Hub lists the same sha256" in card
+    assert "all weights that were read have the sha256 that the Hub lists there" in card
 
     files["model-00001-of-00002.safetensors"] += b"x"
     with pytest.raises(PublishError, match=r"its model-00001-of-00002\.safetensors differs"):

@@ -30,7 +30,7 @@ def test_a_variant_is_published_beside_its_base(hub: HubStore, tmp_path: Path) -
     assert sent.code == 0, sent
     card = hub.repos[REPO]["README.md"].decode()
     rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| [`")]
-    assert [row[1] for row in rows] == ["q2_k_l", "q2_k"]
+    assert [row[1].strip("*") for row in rows] == ["q2_k_l", "q2_k"]
     assert "--quant q2_k_l" in card
     assert quantkit("verify", REPO).code == 0
     for name, quant in ((BASE, "q2_k"), (VARIANT, "q2_k_l")):
