@@ -77,6 +77,7 @@ class Variant:
     for a bundled model the vocabulary's share of the header is estimated (``file_is_exact``).
     ``download_bytes`` is the checkpoint that a build reads and is not here yet. One that
     ``requantizes`` encodes anew what is stored in blocks, which a build does where it is allowed.
+    ``path`` is where its first file is, as it was named; empty where it is not here.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Variant:
     good_for: str = ""
     format: str = "gguf"
     requantizes: bool = False
+    path: str = ""
 
     @cached_property
     def tensor_bytes(self) -> int:
@@ -584,6 +586,7 @@ def _from_gguf(
         download_bytes=sum(sizes) if origin == "hub" else 0,
         source_bytes=0,
         needs_imatrix=False,
+        path=str(files[0]) if origin == "gguf" else "",
     )
     return Subject(
         title=str(metadata.get("general.name", Path(names[0]).stem)),
