@@ -101,7 +101,7 @@ def _others(subject: Subject, curve: Curve, machine: Machine) -> tuple[Other, ..
     if not found and subject.model is not None:
         found = transformers.formats_of(subject.model)
     elif not found and subject.unquantized and subject.variants:
-        found = transformers.formats_of_pieces(subject.variants[0].pieces)
+        found = transformers.formats_of_tensors(subject.variants[0].tensors)
     return tuple(_other(stored, curve, machine) for stored in found)
 
 

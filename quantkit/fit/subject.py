@@ -1,108 +1,52 @@
 """What MODEL is: a folder, a GGUF, a repo on the Hub or a bundled name, and its quants' tensors.
 
 A folder may be a checkpoint, its config.json alone, what a build left, or one of its artifacts.
+What only some of these need is imported where one is opened: a bundled model needs least.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from quantkit.build.projector import projector_bytes
-from quantkit.checkpoint.checkpoint import Checkpoint, Description
-from quantkit.checkpoint.converter.wish import Wish
-from quantkit.checkpoint.folder import is_artifact, list_folder, open_quantized, read_json
-from quantkit.checkpoint.gguf import Header, parse_header, read_header
-from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
-from quantkit.checkpoint.imatrix import Imatrix
+from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
 from quantkit.checkpoint.names import folder_name, index_name, parse_hub_name, shard_names
-from quantkit.checkpoint.open import (
-    holds_weights,
-    open_checkpoint,
-    open_decoder,
-    open_model,
-    open_source,
-    refuse_idle,
-)
-from quantkit.checkpoint.shards import read_weight_map
-from quantkit.core.errors import (
-    CheckpointError,
-    GGUFError,
-    PlanError,
-    UnknownArchitectureError,
-)
+from quantkit.core.errors import CheckpointError, GGUFError, UnknownArchitectureError
 from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
 from quantkit.families import describe, is_known
-from quantkit.families.model import Decoder, KeyValue, Model
-from quantkit.fit.shape import (
-    Piece,
-    Shape,
-    count_active,
-    is_unquantized,
-    piece,
-    shape_of_header,
-)
-from quantkit.formats.dequantized import as_checkpoint
-from quantkit.formats.gguf.layout import GGUFLayout, PlannedFile, lay_out
-from quantkit.formats.gguf.metadata import (
-    ModelMetadata,
-    bare_entries,
-    describe_checkpoint,
-)
-from quantkit.plan.llama_quantize import needs_imatrix
-from quantkit.plan.plan import Plan, make_plan, outline_plan
-from quantkit.plan.quants import Quant, all_quants
-from quantkit.plan.recipe import recipe_of
+from quantkit.families.model import Decoder, Model
+from quantkit.fit.bare import bare_file, header_of, shape_of, unquantized_file
+from quantkit.fit.shape import Shape, Tensors, count_active, is_unquantized, shape_of_header
+from quantkit.fit.variants import Buildable, Variant, Wishes, plan_variants, variant_of
+from quantkit.formats.gguf.layout import PlannedFile
+from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries, describe_checkpoint
 from quantkit.plan.recognize import quant_of
 from quantkit.verify.hollow import Hollow
-from quantkit.verify.subjects import artifacts_in, holds_artifacts, projectors_in
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.checkpoint import Checkpoint, Description
+
+__all__ = [
+    "Buildable",
+    "Stored",
+    "Subject",
+    "Variant",
+    "Wishes",
+    "bundled_models",
+    "open_artifact",
+    "open_subject",
+    "shape_of",
+    "variant_of",
+]
 
 Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 
 # A vocabulary in a GGUF: per token its length (8 bytes), score (4) and type (4), and its text,
 # 6.4 bytes on average in Mistral's first tokenizer (mistral-common's tokenizer.model.v1: 717 KB).
 _VOCABULARY_BYTES_PER_TOKEN = 22.4
+_USUAL = Wishes()
 _BF16 = 2  # bytes per weight of the bundled models' checkpoints
-
-_AS_USUAL = Wish()
-
-
-@dataclass(frozen=True)  # without slots, which cached properties cannot use
-class Variant:
-    """One quant of a model.
-
-    ``file_bytes`` counts all files with their headers. It is exact where the tokenizer is known;
-    for a bundled model the vocabulary's share of the header is estimated (``file_is_exact``).
-    ``download_bytes`` is the checkpoint that a build reads and is not here yet. One that
-    ``requantizes`` encodes anew what is stored in blocks, which a build does where it is allowed.
-    ``path`` is where its first file is, as it was named; empty where it is not here.
-    """
-
-    name: str
-    pieces: tuple[Piece, ...]
-    file_name: str
-    n_files: int
-    file_bytes: int
-    file_is_exact: bool
-    download_bytes: int
-    source_bytes: int
-    needs_imatrix: bool
-    good_for: str = ""
-    format: str = "gguf"
-    requantizes: bool = False
-    path: str = ""
-
-    @cached_property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors, without padding and header."""
-        return sum(piece.n_bytes for piece in self.pieces)
-
-    @cached_property
-    def bits_per_weight(self) -> float:
-        """Mean bits per weight over all tensors."""
-        return 8 * self.tensor_bytes / sum(piece.n_elements for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +61,6 @@ class Stored:
     n_bytes: int | None
     label: Literal["exact", "modelled"]
     note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Buildable:
-    """What GGUFs are planned from: a model, its keys, and what building one takes.
-
-    ``vocabulary_bytes`` are the estimated share of the vocabulary in a header, 0 where it is known
-    and among the keys. ``source_bytes`` and ``download_bytes`` are those of `Variant`.
-    """
-
-    model: Model
-    metadata: ModelMetadata
-    source_bytes: int
-    download_bytes: int
-    vocabulary_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,22 +104,7 @@ def bundled_models() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in (profiles_folder() / "models").glob("*.toml")))
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """How the variants would be built: which, in files of what size, with which imatrix.
-
-    ``quants`` None stands for all of them, ``shard_size`` None for single files; it counts tensor
-    bytes, as in ``formats.gguf.layout.lay_out``. ``converter`` is how llama.cpp's converter is
-    asked, where it is.
-    """
-
-    quants: Sequence[Quant] | None = None
-    shard_size: int | None = None
-    imatrix: Imatrix | None = None
-    converter: Wish = _AS_USUAL
-
-
-def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
+def open_subject(name: str, wishes: Wishes = _USUAL) -> Subject:
     """Find out what ``name`` is and read its headers, never its weights.
 
     Args:
@@ -207,7 +121,9 @@ def open_subject(name: str, wishes: Wishes = Wishes()) -> Subject:
 
     """
     subject = _open(name, wishes)
-    if subject.describer is None:
+    if subject.describer is None and wishes.converter.is_for_converter:
+        from quantkit.checkpoint.open import refuse_idle
+
         refuse_idle(wishes.converter, name)
     return subject
 
@@ -222,7 +138,7 @@ def _open(name: str, wishes: Wishes) -> Subject:
         files, headers, sizes = _read_shards(path)
         found = _from_gguf([file.name for file in files], files, headers, sizes, "gguf")
         if found.unquantized:
-            return _from_source(found, join_shards(files, headers, sizes), wishes)
+            return _from_source(found, files, headers, sizes, wishes)
         return _chosen(found, wishes)
     if name.lower() in bundled_models():
         return _from_profile(name.lower(), wishes)
@@ -241,6 +157,8 @@ def _from_hub(
     revision: str | None,
     wishes: Wishes,
 ) -> Subject:
+    from quantkit.checkpoint.checkpoint import Checkpoint
+    from quantkit.checkpoint.open import open_source
     from quantkit.checkpoint.remote_gguf import fetch_gguf_header
 
     if file is None:
@@ -257,7 +175,7 @@ def _from_hub(
     subject = replace(subject, title=f"{repo}/{file}")
     if subject.unquantized:
         files = [Path(repo, name) for name in remote]
-        return _from_source(subject, join_shards(files, headers, sizes, paths[0]), wishes)
+        return _from_source(subject, files, headers, sizes, wishes, paths[0])
     return _chosen(subject, wishes)
 
 
@@ -270,6 +188,9 @@ def _from_profile(name: str, wishes: Wishes) -> Subject:
 
 def _from_config(file: Path, wishes: Wishes) -> Subject:
     """A model whose config.json alone is here, and perhaps its weights' index."""
+    from quantkit.checkpoint.folder import list_folder, read_json
+    from quantkit.checkpoint.shards import read_weight_map
+
     config = read_json(file)
     if not is_known(config):
         raise UnknownArchitectureError(
@@ -288,12 +209,16 @@ def _from_shapes(
 ) -> Subject:
     """A model without its tokenizer, whose share of a header is estimated."""
     metadata = ModelMetadata(title, bare_entries(model))
-    vocabulary = int(shape_of(model).n_vocab * _VOCABULARY_BYTES_PER_TOKEN)
+    vocabulary = int(model.hparams.vocab_size * _VOCABULARY_BYTES_PER_TOKEN)
     source = model.n_parameters * _BF16 if source_bytes is None else source_bytes
     return _from_model(model, metadata, origin, wishes, title, source, vocabulary)
 
 
 def _from_folder(path: Path, wishes: Wishes) -> Subject:
+    from quantkit.checkpoint.folder import is_artifact
+    from quantkit.checkpoint.open import holds_weights, open_checkpoint
+    from quantkit.verify.subjects import holds_artifacts
+
     if holds_weights(path):
         if is_artifact(path):
             return _from_artifact(path)
@@ -307,6 +232,8 @@ def _from_folder(path: Path, wishes: Wishes) -> Subject:
 
 def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
     """What a build left: GGUF files are variants of one model, folders are for transformers."""
+    from quantkit.verify.subjects import artifacts_in, projectors_in
+
     found = artifacts_in(folder)
     ggufs = [open_artifact(path) for path in found if not path.is_dir()]
     folders = [_from_artifact(path) for path in found if path.is_dir()]
@@ -334,6 +261,8 @@ def _weigh_projector(file: Path) -> int:
 
 def _from_artifact(folder: Path) -> Subject:
     """A folder for transformers: what it stores is exact, and it has no variants."""
+    from quantkit.checkpoint.folder import open_quantized
+
     checkpoint = open_quantized(folder)
     method = checkpoint.config["quantization_config"].get("quant_method")
     n_bytes = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
@@ -349,7 +278,9 @@ def _from_artifact(folder: Path) -> Subject:
 
 def _from_dequantized(folder: Path) -> Subject:
     """A folder for transformers as llama.cpp's converter describes what it dequantizes to."""
-    view = as_checkpoint(folder, _AS_USUAL)
+    from quantkit.formats.dequantized import as_checkpoint
+
+    view = as_checkpoint(folder, _USUAL.converter)
     assert view.description is not None  # noqa: S101 - it was described
     subject = _from_description(view, view.description, "artifacts", Wishes(()))
     return replace(subject, unquantized=False, buildable=None)
@@ -381,7 +312,9 @@ def _chosen(subject: Subject, wishes: Wishes) -> Subject:
     return replace(subject, variants=variants)
 
 
-def _from_checkpoint(checkpoint: Checkpoint, origin: Origin, wishes: Wishes) -> Subject:
+def _from_checkpoint(checkpoint: "Checkpoint", origin: Origin, wishes: Wishes) -> Subject:
+    from quantkit.checkpoint.open import open_decoder
+
     if checkpoint.description is not None:
         return _from_description(checkpoint, checkpoint.description, origin, wishes)
     model = open_decoder(checkpoint)
@@ -392,19 +325,22 @@ def _from_checkpoint(checkpoint: Checkpoint, origin: Origin, wishes: Wishes) -> 
 
 
 def _from_description(
-    checkpoint: Checkpoint, description: Description, origin: Origin, wishes: Wishes
+    checkpoint: "Checkpoint", description: "Description", origin: Origin, wishes: Wishes
 ) -> Subject:
     """What llama.cpp's converter describes: the GGUF that it would write, without its weights."""
+    from quantkit.build.projector import projector_bytes
+    from quantkit.checkpoint.open import open_model
+
     description.rows.close()  # nobody asks for rows
     model = open_model(checkpoint)
     metadata = describe_checkpoint(checkpoint, model)
     source = _size_of_files(checkpoint)
     download = 0 if origin == "checkpoint" else source
-    file = _unquantized_file(model, metadata.base_name, model.keys)
+    file = unquantized_file(model, metadata.base_name, model.keys)
     buildable = Buildable(model, metadata, source, download)
     return replace(
         _from_bare(file, checkpoint.name, origin),
-        variants=_planned(buildable, wishes),
+        variants=plan_variants(buildable, wishes),
         buildable=buildable,
         unquantized=True,
         describer=description.version,
@@ -412,7 +348,7 @@ def _from_description(
     )
 
 
-def _size_of_files(checkpoint: Checkpoint) -> int:
+def _size_of_files(checkpoint: "Checkpoint") -> int:
     """Bytes of all weight files, here or on the Hub."""
     if checkpoint.repo is not None:
         return sum(checkpoint.repo.sizes[file.name] for file in checkpoint.files)
@@ -430,31 +366,41 @@ def _from_model(
 ) -> Subject:
     download = 0 if origin == "checkpoint" else source_bytes
     buildable = Buildable(model, metadata, source_bytes, download, vocabulary_bytes)
-    bare = _from_bare(_bare_file(model, metadata.base_name), title, origin)
-    variants = _planned(buildable, wishes)
+    bare = _from_bare(bare_file(model, metadata.base_name), title, origin)
+    variants = plan_variants(buildable, wishes)
     return replace(bare, variants=variants, buildable=buildable, model=model)
 
 
 def _from_bare(file: PlannedFile, title: str, origin: Origin) -> Subject:
     """A GGUF that is planned, as far as its header tells."""
-    header = _header_of(file)
+    header = header_of(file)
     at = Path(file.name)
-    pieces = [piece(t.name, t.shape, t.n_bytes) for t in header.tensors]
+    tensors = _tensors(header.tensors)
     return Subject(
         title=title,
         origin=origin,
         shape=shape_of_header(at, header.metadata, header.tensors),
         variants=(),
-        n_parameters=sum(part.n_elements for part in pieces),
-        n_active=count_active(at, header.metadata, pieces),
+        n_parameters=tensors.n_elements,
+        n_active=count_active(at, header.metadata, tensors),
         model=None,
         gguf=None,
         hollow=(Hollow(file.name, file.header, file.n_bytes),),
     )
 
 
-def _from_source(found: Subject, checkpoint: Checkpoint, wishes: Wishes) -> Subject:
-    """A GGUF as what can be built of it."""
+def _from_source(
+    found: Subject,
+    files: Sequence[Path],
+    headers: Sequence[Header],
+    sizes: Sequence[int],
+    wishes: Wishes,
+    here: Path | None = None,
+) -> Subject:
+    """A GGUF as what can be built of it; ``here`` holds the first header of one on the Hub."""
+    from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
+
+    checkpoint = join_shards(files, headers, sizes, here)
     model = describe_gguf(checkpoint)
     return plan_gguf(found, model, describe_checkpoint(checkpoint, model), wishes)
 
@@ -472,95 +418,7 @@ def plan_gguf(found: Subject, model: Model, metadata: ModelMetadata, wishes: Wis
     source = found.variants[0].file_bytes
     download = source if found.origin == "hub" else 0
     buildable = Buildable(model, metadata, source, download)
-    return replace(found, variants=_planned(buildable, wishes), buildable=buildable)
-
-
-def _planned(source: Buildable, wishes: Wishes) -> tuple[Variant, ...]:
-    variants = []
-    for quant in all_quants().values() if wishes.quants is None else wishes.quants:
-        try:
-            plan, needed = _outline(source.model, quant, wishes.imatrix)
-        except PlanError:
-            if wishes.quants is None:
-                continue  # llama-quantize cannot make this one of this model
-            raise
-        variants.append(variant_of(plan, source, wishes, needed=needed))
-    return tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes))
-
-
-def variant_of(plan: Plan, source: Buildable, wishes: Wishes, *, needed: bool) -> Variant:
-    """The variant that a plan makes.
-
-    Args:
-        plan: of what can be built.
-        source: what it is planned from.
-        wishes: how it would be built.
-        needed: whether it cannot be without an importance matrix, and ``wishes`` has none.
-
-    """
-    layout = lay_out(plan, source.metadata, wishes.imatrix, wishes.shard_size)
-    guessed = source.vocabulary_bytes > 0 or (needed and wishes.imatrix is None)
-    return Variant(
-        name=plan.quant.name,
-        pieces=tuple(_pieces(plan)),
-        file_name=_first_file(layout),
-        n_files=len(layout.files),
-        file_bytes=layout.n_bytes + source.vocabulary_bytes,
-        file_is_exact=not guessed,
-        download_bytes=source.download_bytes,
-        source_bytes=source.source_bytes,
-        needs_imatrix=needed,
-        good_for=plan.quant.good_for,
-        requantizes=plan.requantized is not None,
-    )
-
-
-def _outline(model: Model, quant: Quant, imatrix: Imatrix | None) -> tuple[Plan, bool]:
-    """The plan, and whether it needs an importance matrix, which it then is planned with."""
-    if imatrix is not None:
-        return make_plan(model, quant, imatrix), False
-    plan = outline_plan(model, quant, has_imatrix=False)
-    recipe = recipe_of(quant)
-    needed = any(needs_imatrix(t.target, t.encoding, recipe) for t in plan.tensors)
-    return (outline_plan(model, quant, has_imatrix=True) if needed else plan), needed
-
-
-def _first_file(layout: GGUFLayout) -> str:
-    first = layout.files[0].name
-    return first if layout.folder is None else f"{layout.folder}/{first}"
-
-
-def _pieces(plan: Plan) -> Iterable[Piece]:
-    for tensor in plan.tensors:
-        yield piece(tensor.target.name, tensor.target.shape, tensor.n_bytes)
-
-
-def _bare_file(model: Model, name: str) -> PlannedFile:
-    """A GGUF of a model without its vocabulary, as llama.cpp is asked about it."""
-    return _unquantized_file(model, name, bare_entries(model))
-
-
-def _unquantized_file(model: Model, name: str, entries: tuple[KeyValue, ...]) -> PlannedFile:
-    """A GGUF of a model with such keys."""
-    # Any encoding will do: llama.cpp's buffers hold activations, whose types do not depend on it.
-    plan = outline_plan(model, all_quants()["bf16"], has_imatrix=False)
-    (file,) = lay_out(plan, ModelMetadata(name, entries)).files
-    return file
-
-
-def shape_of(model: Model) -> Shape:
-    """The shape of a model that its config.json describes."""
-    header = _header_of(_bare_file(model, model.family))
-    return shape_of_header(Path(model.family), header.metadata, header.tensors)
-
-
-def _header_of(file: PlannedFile) -> Header:
-    header = parse_header(file.header, file.n_bytes)
-    assert header is not None  # noqa: S101 - it is all there
-    return header
-
-
-# --- GGUF ------------------------------------------------------------------------------------
+    return replace(found, variants=plan_variants(buildable, wishes), buildable=buildable)
 
 
 def _from_gguf(
@@ -571,14 +429,15 @@ def _from_gguf(
     origin: Origin,
 ) -> Subject:
     """The subject of a GGUF's files, of which the Hub's are here with their headers only."""
-    tensors = [tensor for header in headers for tensor in header.tensors]
+    rows = [tensor for header in headers for tensor in header.tensors]
     metadata = headers[0].metadata
-    shape = shape_of_header(files[0], metadata, tensors)
-    pieces = tuple(piece(tensor.name, tensor.shape, tensor.n_bytes) for tensor in tensors)
+    shape = shape_of_header(files[0], metadata, rows)
+    tensors = _tensors(rows)
     quant = quant_of(headers)
     variant = Variant(
         name=quant.name if quant else "as built",
-        pieces=pieces,
+        tensors=tensors,
+        sizes=tuple(tensor.n_bytes for tensor in rows),
         file_name=names[0],
         n_files=len(files),
         file_bytes=sum(sizes),
@@ -593,13 +452,17 @@ def _from_gguf(
         origin=origin,
         shape=shape,
         variants=(variant,),
-        n_parameters=sum(one.n_elements for one in pieces),
-        n_active=count_active(files[0], metadata, pieces),
+        n_parameters=tensors.n_elements,
+        n_active=count_active(files[0], metadata, tensors),
         model=None,
         gguf=None if origin == "hub" else files[0].absolute(),
         hollow=tuple(map(_hollow, names, files, headers, sizes)) if origin == "hub" else (),
-        unquantized=is_unquantized(tensors),
+        unquantized=is_unquantized(rows),
     )
+
+
+def _tensors(rows: Sequence[HeaderTensor]) -> Tensors:
+    return Tensors(tuple(row.name for row in rows), tuple(row.shape for row in rows))
 
 
 def _hollow(name: str, file: Path, header: Header, n_bytes: int) -> Hollow:

@@ -49,10 +49,17 @@ def place_variant(variant: Variant, subject: Subject, curve: Curve, machine: Mac
 
     now = at(settings.cells)
     placement = place(now, machine, variant.file_bytes)
-    low, high = 0, curve.longest // CELLS
-    while placement.mode != "none" and low < high:
+
+    def runs_as_well(cells: int) -> bool:
+        return place(at(cells), machine, variant.file_bytes).rank <= placement.rank
+
+    low = high = 0
+    if placement.mode != "none":
+        low, high = settings.cells // CELLS, curve.longest // CELLS
+        low = high if runs_as_well(high * CELLS) else low
+    while low < high:
         middle = (low + high + 1) // 2
-        if place(at(middle * CELLS), machine, variant.file_bytes).rank <= placement.rank:
+        if runs_as_well(middle * CELLS):
             low = middle
         else:
             high = middle - 1

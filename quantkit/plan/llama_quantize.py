@@ -10,9 +10,10 @@ imatrix, and they depend on the order of the tensors, because llama.cpp counts a
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from quantkit.core.errors import PlanError
-from quantkit.encodings.encoding import Encoding, encoding
+from quantkit.encodings.encoding import Encoding, encoding, encodings
 from quantkit.families.model import Facts, Target
 from quantkit.plan.names import (
     ATTN_V,
@@ -59,12 +60,7 @@ _AT_LEAST_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 
 def in_file_order(targets: Iterable[Target]) -> list[Target]:
     """The tensors in the order that llama-quantize writes: by layer, then by the name's bytes."""
-
-    def key(target: Target) -> tuple[int, bytes]:
-        layer = _layer_of(target.name)
-        return (-1 if layer is None else layer, target.name.encode())
-
-    return sorted(targets, key=key)
+    return sorted(targets, key=lambda target: _place_of(target.name))
 
 
 def is_quantized(encoding: Encoding) -> bool:
@@ -116,14 +112,14 @@ def assign(
         n_attn_v=sum(category in ATTN_V for category in categories),
     )
     chosen = []
+    known = encodings()
     for target, category in zip(targets, categories, strict=True):
-        stored = encoding(target.stored)
-        kind = stored
+        stored = kind = known[target.stored]
         if may_be_quantized(target, arch):
             kind = _asked_for(target, category, recipe) or _by_rules(
                 target, category, recipe, mixture
             )
-        if kind != stored:
+        if kind is not stored:
             _require_convertible(target, kind)
         chosen.append(kind)
     return chosen
@@ -198,7 +194,8 @@ class _Mixture:
 
     def choose(self, target: Target, category: Category, default: str) -> str:
         """The name of the encoding for one tensor, before the row-length fallback."""
-        if any(part in target.name for part in _AT_LEAST_Q8_0.get(self.arch, ())):
+        raised = _AT_LEAST_Q8_0.get(self.arch)
+        if raised is not None and any(part in target.name for part in raised):
             return "Q8_0"
         if category == "output" or (category == "token_embd" and self.tied):
             return self._output(target.columns, default)
@@ -390,6 +387,13 @@ class _Mixture:
         return "IQ3_XXS" if self.quant == "iq3_xs" and middle else default
 
 
+@lru_cache(maxsize=2**14)
+def _place_of(name: str) -> tuple[int, bytes]:
+    layer = _layer_of(name)
+    return (-1 if layer is None else layer, name.encode())
+
+
+@lru_cache(maxsize=2**14)
 def _layer_of(name: str) -> int | None:
     match = _LAYER.match(name)
     return int(match[1]) if match else None

@@ -5,6 +5,7 @@ As ``tensor_allows_quantization`` and ``tensor_get_category`` in llama.cpp's ``s
 found anywhere in a name, in their order.
 """
 
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from quantkit.families.model import Target
@@ -101,8 +102,10 @@ _KEPT_BY_ARCH = {
     ),
 }
 _SUFFIX = b"weight"
+_MOST_NAMES = 2**14  # of which what was found is kept: every quant of a model asks the same
 
 
+@lru_cache(maxsize=_MOST_NAMES)
 def category_of(name: str) -> Category:
     """The category of a tensor, by which its encoding is chosen."""
     if name == OUTPUT:
@@ -120,14 +123,17 @@ def may_be_quantized(target: Target, arch: str) -> bool:
         arch: the model's architecture in GGUF.
 
     """
-    if n_dims(target) < 2:
-        return False
-    name = target.name.encode()
+    return n_dims(target) > 1 and _is_quantized_by_name(target.name, arch)
+
+
+@lru_cache(maxsize=_MOST_NAMES)
+def _is_quantized_by_name(name: str, arch: str) -> bool:
+    raw = name.encode()
     # Of a name without "weight" C++ gives the same number as for one of five bytes minus six.
-    if name.rfind(_SUFFIX) != len(name) - len(_SUFFIX):
+    if raw.rfind(_SUFFIX) != len(raw) - len(_SUFFIX):
         return False
     kept = _KEPT + _KEPT_BY_ARCH.get(arch, ())
-    return target.name not in _KEPT_NAMES and not any(part in target.name for part in kept)
+    return name not in _KEPT_NAMES and not any(part in name for part in kept)
 
 
 def n_dims(target: Target) -> int:
