@@ -8,9 +8,9 @@ from quantkit.fit import transformers
 from quantkit.fit.choose import advise, fitting_names, judge, reason_for, recommend
 from quantkit.fit.hardware import Machine
 from quantkit.fit.memory import Part, total
+from quantkit.fit.model import Stored, Subject
 from quantkit.fit.probe import Curve, Settings
 from quantkit.fit.quality import Scale, choose_scale, published_scale
-from quantkit.fit.subject import Stored, Subject
 from quantkit.fit.verdict import Row, place_variant
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from quantkit.checkpoint.names import parse_hub_name
 from quantkit.core.profiles import load_profile
+from quantkit.fit.model import Subject
 from quantkit.fit.placement import Placement
 from quantkit.fit.probe import UBATCH, Curve
 from quantkit.fit.quality import Loss
-from quantkit.fit.subject import Subject, Variant
+from quantkit.fit.variants import Variant
 
 # What runs a model, by its use. Only the server takes several sequences.
 _TOOLS = {

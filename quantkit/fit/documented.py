@@ -9,9 +9,11 @@ from quantkit.core.units import format_count, format_size
 from quantkit.fit.answer import Answer
 from quantkit.fit.hardware import Machine, machine_from_sizes, ram_to_buy
 from quantkit.fit.memory import GIB, total
+from quantkit.fit.model import Subject
 from quantkit.fit.placement import place, vram_for_whole
 from quantkit.fit.probe import Curve, Settings, probe
-from quantkit.fit.subject import Subject, Variant, Wishes, open_subject
+from quantkit.fit.subject import open_subject
+from quantkit.fit.variants import Variant, Wishes
 from quantkit.fit.verdict import describe, gib, needs_at
 from quantkit.plan.quants import all_quants, find_quants
 

@@ -14,8 +14,8 @@ from quantkit.core.errors import GGUFError, NativeError, QuantkitError
 from quantkit.core.printable import quoted
 from quantkit.encodings.encoding import encoding
 from quantkit.fit.kept import recall
+from quantkit.fit.model import Subject
 from quantkit.fit.shape import Shape
-from quantkit.fit.subject import Subject
 from quantkit.verify.hollow import most_bytes, write_hollow
 from quantkit.verify.llama import run_worker
 

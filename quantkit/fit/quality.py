@@ -10,8 +10,9 @@ import msgspec
 from quantkit.core.documents import read_object, to_type
 from quantkit.core.files import has_file
 from quantkit.core.profiles import load_profile
+from quantkit.fit.model import Subject
 from quantkit.fit.probe import FitError
-from quantkit.fit.subject import Subject, Variant
+from quantkit.fit.variants import Variant
 from quantkit.plan.quants import all_quants
 
 # How much a measured file may differ in size from the one that is judged: by its header.

@@ -4,24 +4,31 @@ A folder may be a checkpoint, its config.json alone, what a build left, or one o
 What only some of these need is imported where one is opened: a bundled model needs least.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
-from quantkit.checkpoint.names import folder_name, index_name, parse_hub_name, shard_names
+from quantkit.checkpoint.gguf import read_header
+from quantkit.checkpoint.names import HubName, folder_name, index_name, parse_hub_name
 from quantkit.core.errors import CheckpointError, GGUFError, UnknownArchitectureError
-from quantkit.core.files import open_file
 from quantkit.core.profiles import load_profile, profiles_folder
 from quantkit.families import describe, is_known
-from quantkit.families.model import Decoder, Model
+from quantkit.families.model import Decoder
 from quantkit.fit.bare import bare_file, header_of, shape_of, unquantized_file
-from quantkit.fit.shape import Shape, Tensors, count_active, is_unquantized, shape_of_header
+from quantkit.fit.ggufs import (
+    choose,
+    files_here,
+    files_on_hub,
+    open_artifact,
+    size_of,
+    subject_of,
+    tensors_of,
+)
+from quantkit.fit.model import Origin, Stored, Subject
+from quantkit.fit.shape import count_active, shape_of_header
 from quantkit.fit.variants import Buildable, Variant, Wishes, plan_variants, variant_of
 from quantkit.formats.gguf.layout import PlannedFile
 from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries, describe_checkpoint
-from quantkit.plan.recognize import quant_of
 from quantkit.verify.hollow import Hollow
 
 if TYPE_CHECKING:
@@ -40,63 +47,11 @@ __all__ = [
     "variant_of",
 ]
 
-Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
-
 # A vocabulary in a GGUF: per token its length (8 bytes), score (4) and type (4), and its text,
 # 6.4 bytes on average in Mistral's first tokenizer (mistral-common's tokenizer.model.v1: 717 KB).
 _VOCABULARY_BYTES_PER_TOKEN = 22.4
-_USUAL = Wishes()
 _BF16 = 2  # bytes per weight of the bundled models' checkpoints
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A model in a format that transformers loads.
-
-    ``n_bytes`` of weights are ``exact`` or ``modelled``; None where the format cannot hold the
-    model, and ``note`` says why.
-    """
-
-    name: str
-    n_bytes: int | None
-    label: Literal["exact", "modelled"]
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A model and its variants, largest first.
-
-    ``hollow`` are the files that llama.cpp loads in a dry run; there are none where ``gguf`` is
-    here as a whole. ``model`` is None for a GGUF, which may be ``unquantized``, and for what
-    llama.cpp's converter describes, which is a GGUF yet to be made; ``describer`` is then that
-    converter's version. ``stored`` are folders for transformers that were found; where there are
-    none, a model is shown as it would be stored. ``n_fetched`` bytes of a checkpoint came over the
-    network. ``projector`` are the tensor bytes of its vision or audio part, of which there is one
-    beside any variant. ``buildable`` is what its variants are planned from, None where they are
-    there already.
-    """
-
-    title: str
-    origin: Origin
-    shape: Shape
-    variants: tuple[Variant, ...]
-    n_parameters: int
-    n_active: int
-    model: Decoder | None
-    gguf: Path | None
-    hollow: tuple[Hollow, ...]
-    stored: tuple[Stored, ...] = ()
-    unquantized: bool = False
-    describer: str | None = None
-    n_fetched: int = 0
-    projector: int = 0
-    buildable: Buildable | None = None
-
-    @property
-    def is_as_it_is(self) -> bool:
-        """Whether it is a GGUF that is quantized already, of which nothing is planned."""
-        return self.origin in ("gguf", "hub") and self.model is None and not self.unquantized
+_USUAL = Wishes()
 
 
 def bundled_models() -> tuple[str, ...]:
@@ -135,11 +90,7 @@ def _open(name: str, wishes: Wishes) -> Subject:
     if path.name == "config.json" and path.is_file():
         return _from_config(path, wishes)
     if path.exists() or (path.suffix.lower() == ".gguf" and "/" not in name):
-        files, headers, sizes = _read_shards(path)
-        found = _from_gguf([file.name for file in files], files, headers, sizes, "gguf")
-        if found.unquantized:
-            return _from_source(found, files, headers, sizes, wishes)
-        return _chosen(found, wishes)
+        return subject_of(files_here(path), wishes)
     if name.lower() in bundled_models():
         return _from_profile(name.lower(), wishes)
     hub = parse_hub_name(name)
@@ -148,35 +99,20 @@ def _open(name: str, wishes: Wishes) -> Subject:
             f"There is no model {name!r}; give a folder, a GGUF file, a Hub id such as "
             f"mistralai/Mixtral-8x7B-v0.1, or one of {', '.join(bundled_models())}."
         )
-    return _from_hub(hub.repo_id, hub.file, hub.revision, wishes)
+    return _from_repo(hub, wishes) if hub.file is None else subject_of(files_on_hub(hub), wishes)
 
 
-def _from_hub(
-    repo: str,
-    file: str | None,
-    revision: str | None,
-    wishes: Wishes,
-) -> Subject:
+def _from_repo(hub: HubName, wishes: Wishes) -> Subject:
+    """A checkpoint on the Hub, of which the headers and the small files are fetched."""
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.open import open_source
-    from quantkit.checkpoint.remote_gguf import fetch_gguf_header
 
-    if file is None:
-        checkpoint = open_source(f"{repo}@{revision}" if revision else repo, wishes.converter)
-        assert isinstance(checkpoint, Checkpoint)  # noqa: S101 - no path has that name
-        subject = _from_checkpoint(checkpoint, "hub", wishes)
-        n_fetched = checkpoint.repo.n_fetched if checkpoint.repo is not None else 0
-        return replace(subject, title=repo, n_fetched=n_fetched)
-    remote = shard_names(PurePosixPath(file))
-    fetched = [fetch_gguf_header(repo, str(name), revision) for name in remote]
-    paths, sizes = [path for path, _ in fetched], [size for _, size in fetched]
-    headers = list(map(read_header, paths, sizes))
-    subject = _from_gguf([name.name for name in remote], paths, headers, sizes, "hub")
-    subject = replace(subject, title=f"{repo}/{file}")
-    if subject.unquantized:
-        files = [Path(repo, name) for name in remote]
-        return _from_source(subject, files, headers, sizes, wishes, paths[0])
-    return _chosen(subject, wishes)
+    at = f"@{hub.revision}" if hub.revision else ""
+    checkpoint = open_source(f"{hub.repo_id}{at}", wishes.converter)
+    assert isinstance(checkpoint, Checkpoint)  # noqa: S101 - no path has that name
+    subject = _from_checkpoint(checkpoint, "hub", wishes)
+    n_fetched = checkpoint.repo.n_fetched if checkpoint.repo is not None else 0
+    return replace(subject, title=hub.repo_id, n_fetched=n_fetched)
 
 
 def _from_profile(name: str, wishes: Wishes) -> Subject:
@@ -252,7 +188,7 @@ def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
         stored=tuple(stored for subject in folders for stored in subject.stored),
         projector=max(map(_weigh_projector, projectors_in(folder)), default=0),
     )
-    return _chosen(whole, wishes)
+    return choose(whole, wishes)
 
 
 def _weigh_projector(file: Path) -> int:
@@ -284,32 +220,6 @@ def _from_dequantized(folder: Path) -> Subject:
     assert view.description is not None  # noqa: S101 - it was described
     subject = _from_description(view, view.description, "artifacts", Wishes(()))
     return replace(subject, unquantized=False, buildable=None)
-
-
-def open_artifact(path: Path) -> Subject:
-    """A GGUF file, or all shards of a split one, as the one variant that it is.
-
-    Raises:
-        GGUFError: it is missing or unsound, or no model.
-
-    """
-    files, headers, sizes = _read_shards(path)
-    return _from_gguf([file.name for file in files], files, headers, sizes, "gguf")
-
-
-def _chosen(subject: Subject, wishes: Wishes) -> Subject:
-    """The subject with those of its variants that are asked for, or as it is if none are."""
-    if not wishes.quants:
-        return subject
-    wanted = {quant.name for quant in wishes.quants}
-    variants = tuple(variant for variant in subject.variants if variant.name in wanted)
-    if not variants:
-        there = ", ".join(variant.name for variant in subject.variants) or "no GGUF"
-        raise GGUFError(
-            f"{subject.title} is there as {there}, and not as {' or '.join(sorted(wanted))}; leave "
-            "out --quant, or build it."
-        )
-    return replace(subject, variants=variants)
 
 
 def _from_checkpoint(checkpoint: "Checkpoint", origin: Origin, wishes: Wishes) -> Subject:
@@ -352,7 +262,7 @@ def _size_of_files(checkpoint: "Checkpoint") -> int:
     """Bytes of all weight files, here or on the Hub."""
     if checkpoint.repo is not None:
         return sum(checkpoint.repo.sizes[file.name] for file in checkpoint.files)
-    return sum(map(_size, checkpoint.files))
+    return sum(map(size_of, checkpoint.files))
 
 
 def _from_model(
@@ -375,7 +285,7 @@ def _from_bare(file: PlannedFile, title: str, origin: Origin) -> Subject:
     """A GGUF that is planned, as far as its header tells."""
     header = header_of(file)
     at = Path(file.name)
-    tensors = _tensors(header.tensors)
+    tensors = tensors_of(header.tensors)
     return Subject(
         title=title,
         origin=origin,
@@ -387,101 +297,3 @@ def _from_bare(file: PlannedFile, title: str, origin: Origin) -> Subject:
         gguf=None,
         hollow=(Hollow(file.name, file.header, file.n_bytes),),
     )
-
-
-def _from_source(
-    found: Subject,
-    files: Sequence[Path],
-    headers: Sequence[Header],
-    sizes: Sequence[int],
-    wishes: Wishes,
-    here: Path | None = None,
-) -> Subject:
-    """A GGUF as what can be built of it; ``here`` holds the first header of one on the Hub."""
-    from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
-
-    checkpoint = join_shards(files, headers, sizes, here)
-    model = describe_gguf(checkpoint)
-    return plan_gguf(found, model, describe_checkpoint(checkpoint, model), wishes)
-
-
-def plan_gguf(found: Subject, model: Model, metadata: ModelMetadata, wishes: Wishes) -> Subject:
-    """An unquantized GGUF as everything that can be built of it.
-
-    Args:
-        found: the GGUF as the one variant that it is; it is also what llama.cpp is asked about.
-        model: its tensors as targets.
-        metadata: its keys, as they go into what is built.
-        wishes: which quants to plan, and how.
-
-    """
-    source = found.variants[0].file_bytes
-    download = source if found.origin == "hub" else 0
-    buildable = Buildable(model, metadata, source, download)
-    return replace(found, variants=plan_variants(buildable, wishes), buildable=buildable)
-
-
-def _from_gguf(
-    names: Sequence[str],
-    files: Sequence[Path],
-    headers: Sequence[Header],
-    sizes: Sequence[int],
-    origin: Origin,
-) -> Subject:
-    """The subject of a GGUF's files, of which the Hub's are here with their headers only."""
-    rows = [tensor for header in headers for tensor in header.tensors]
-    metadata = headers[0].metadata
-    shape = shape_of_header(files[0], metadata, rows)
-    tensors = _tensors(rows)
-    quant = quant_of(headers)
-    variant = Variant(
-        name=quant.name if quant else "as built",
-        tensors=tensors,
-        sizes=tuple(tensor.n_bytes for tensor in rows),
-        file_name=names[0],
-        n_files=len(files),
-        file_bytes=sum(sizes),
-        file_is_exact=True,
-        download_bytes=sum(sizes) if origin == "hub" else 0,
-        source_bytes=0,
-        needs_imatrix=False,
-        path=str(files[0]) if origin == "gguf" else "",
-    )
-    return Subject(
-        title=str(metadata.get("general.name", Path(names[0]).stem)),
-        origin=origin,
-        shape=shape,
-        variants=(variant,),
-        n_parameters=tensors.n_elements,
-        n_active=count_active(files[0], metadata, tensors),
-        model=None,
-        gguf=None if origin == "hub" else files[0].absolute(),
-        hollow=tuple(map(_hollow, names, files, headers, sizes)) if origin == "hub" else (),
-        unquantized=is_unquantized(rows),
-    )
-
-
-def _tensors(rows: Sequence[HeaderTensor]) -> Tensors:
-    return Tensors(tuple(row.name for row in rows), tuple(row.shape for row in rows))
-
-
-def _hollow(name: str, file: Path, header: Header, n_bytes: int) -> Hollow:
-    with open_file(file, error=GGUFError) as stream:
-        return Hollow(name, stream.read(header.data_offset), n_bytes)
-
-
-def _read_shards(path: Path) -> tuple[list[Path], list[Header], list[int]]:
-    """The files of a GGUF, with their headers and sizes."""
-    files = shard_names(path)
-    for file in files:
-        if not file.is_file():
-            raise GGUFError(f"{file} is not there; give the path of a whole GGUF.")
-    sizes = [_size(file) for file in files]
-    return files, list(map(read_header, files, sizes)), sizes
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        raise GGUFError(f"{file} cannot be read: {error.strerror}.") from None

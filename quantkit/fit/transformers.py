@@ -11,9 +11,9 @@ from math import prod
 
 from quantkit.families.model import Decoder
 from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
+from quantkit.fit.model import Stored
 from quantkit.fit.probe import Settings
 from quantkit.fit.shape import Shape, Tensors, layer_of
-from quantkit.fit.subject import Stored
 from quantkit.formats.bnb.codec import BLOCK_SIZES, BnbOptions
 from quantkit.formats.bnb.plan import block_sizes, outline_bnb
 from quantkit.formats.folder import FolderPlan

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from quantkit.fit.commands import run_command
 from quantkit.fit.hardware import Machine
 from quantkit.fit.memory import GIB, MIB, Needs, needs, weigh
+from quantkit.fit.model import Subject
 from quantkit.fit.placement import Placement, place, ram_alone, vram_for_whole
 from quantkit.fit.probe import CELLS, Curve
 from quantkit.fit.quality import Loss
 from quantkit.fit.shape import Shape
 from quantkit.fit.speed import tokens_per_second
-from quantkit.fit.subject import Subject, Variant
+from quantkit.fit.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from quantkit.checkpoint.folder import read_json
 from quantkit.families import describe
+from quantkit.fit.bare import shape_of
+from quantkit.fit.ggufs import open_artifact
 from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
 from quantkit.fit.placement import ram_alone, vram_for_whole
 from quantkit.fit.probe import Settings, probe
 from quantkit.fit.shape import Shape
-from quantkit.fit.subject import open_artifact, shape_of
 from quantkit.fit.transformers import parts
 from quantkit.fit.verdict import needs_at
 from quantkit.publish.layout import Artifact
