@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from quantkit.fit.subject import Buildable, Subject, Wishes
     from quantkit.recipes.machine import Found
 
-_USUAL_CONTEXT = 8192
 LIST = "list"  # instead of a profile's name
 
 
@@ -101,8 +100,8 @@ def fit(
     from quantkit.fit.commands import Typed, source_words, steps_to
     from quantkit.fit.documented import check_claims
     from quantkit.fit.numbers import as_numbers
-    from quantkit.fit.probe import Settings, probe
-    from quantkit.fit.quality import find_comparison, measured_scale
+    from quantkit.fit.probe import USUAL_CONTEXT, Settings, probe
+    from quantkit.fit.quality import find_comparison, measured_scale, recorded_scale
     from quantkit.fit.subject import Wishes, bundled_models, open_subject
     from quantkit.plan.quants import find_quants
 
@@ -132,12 +131,15 @@ def fit(
     if subject.n_fetched:
         note(f"Fetched {format_size(subject.n_fetched)} of {subject.title}'s files.")
     refuse_idle(command, FIT, FitWish(subject.is_as_it_is, formats))
-    file = compare or find_comparison(model)
-    measured = measured_scale(file, subject) if file is not None else None
+    measured = None
+    if (file := compare or find_comparison(model)) is not None:
+        measured = measured_scale(file, subject)
+    elif subject.origin == "artifacts":
+        measured = recorded_scale(Path(model), subject)
     if compare is not None and measured is None:
         raise QuantkitError(f"{compare} has figures of none of these quants; leave --compare out.")
     settings = Settings(
-        context or min(_USUAL_CONTEXT, subject.shape.n_ctx_train),
+        context or min(USUAL_CONTEXT, subject.shape.n_ctx_train),
         parallel,
         kv_type.value,
         flash_attn,

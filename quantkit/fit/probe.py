@@ -22,6 +22,7 @@ from quantkit.verify.llama import run_worker
 KV_TYPES = ("f16", "q8_0", "q4_0")
 CELLS = 256  # llama.cpp rounds a context up to a multiple of this
 LONGEST = 2**24  # tokens of all sequences that are tried: even a dry run has memory for each
+USUAL_CONTEXT = 8192  # tokens, where none are asked for
 UBATCH = 512  # tokens of a prompt that are computed at once; llama.cpp's default for -ub
 # Who logs states with a length, which is the number of sequences; all else with one is a cache.
 _RECURRENT = "llama_memory_recurrent"

@@ -127,6 +127,48 @@ def measured_scale(file: Path, subject: Subject) -> Scale | None:
     return Scale("measured", f"{file.name}, on {document.text}", losses) if losses else None
 
 
+class _Candidate(msgspec.Struct, frozen=True):
+    kld: float | None = None
+    delivered: bool = False
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    """What is used of how a build chose between candidates, as its manifest keeps it."""
+
+    text: str = ""
+    text_sha256: str = ""
+    candidates: list[_Candidate] = []
+
+
+def recorded_scale(folder: Path, subject: Subject) -> Scale | None:
+    """What builds measured before they delivered files, as the manifest beside them keeps it.
+
+    None where nothing was measured, or on different texts.
+
+    Raises:
+        OutputError: the manifest is not one that quantkit wrote.
+
+    """
+    from quantkit.build.manifest import NAME, sound_entries
+
+    by_file = {variant.file_name: variant for variant in subject.variants}
+    found: dict[str, tuple[float, _Choice]] = {}
+    for entry in sound_entries(folder).values():
+        variant = by_file.get(entry["files"][0]["name"].rpartition("/")[2])
+        if variant is None or "choice" not in entry:
+            continue
+        choice = to_type(entry["choice"], _Choice, folder / NAME, error=FitError)
+        measured = [one.kld for one in choice.candidates if one.delivered and one.kld is not None]
+        if measured:
+            found[variant.name] = measured[0], choice
+    texts = {choice.text_sha256 for _, choice in found.values()}
+    if len(texts) != 1:
+        return None
+    text = next(choice.text for _, choice in found.values())
+    losses = {name: Loss(kld, kld, weighted=False) for name, (kld, _) in found.items()}
+    return Scale("measured", f"{NAME}, on {text}", losses)
+
+
 def _require_same_model(file: Path, row: _Row, variant: Variant) -> None:
     if abs(row.bytes - variant.file_bytes) > _SAME_SIZE * variant.file_bytes:
         raise FitError(

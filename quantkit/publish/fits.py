@@ -11,13 +11,12 @@ from quantkit.fit.ggufs import open_artifact
 from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
 from quantkit.fit.placement import ram_alone, vram_for_whole
-from quantkit.fit.probe import Settings, probe
+from quantkit.fit.probe import USUAL_CONTEXT, Settings, probe
 from quantkit.fit.shape import Shape
 from quantkit.fit.transformers import parts
 from quantkit.fit.verdict import needs_at
 from quantkit.publish.layout import Artifact
 
-_USUAL_CONTEXT = 8192
 # GPUs as they are sold, in GiB.
 _GPUS = (4, 6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
 
@@ -56,7 +55,7 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     beside = max((artifact.n_bytes for artifact in artifacts if artifact.is_projector), default=0)
     artifacts = [artifact for artifact in artifacts if not artifact.is_projector]
     subjects = [open_artifact(Path(artifact.files[0].local)) for artifact in artifacts]
-    context = min(_USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
+    context = min(USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
     # Only weights differ between the quants of a model.
     curve = probe(replace(subjects[-1], projector=beside), Settings(context))
     found = {}
@@ -68,7 +67,7 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
 
 
 def _for_transformers(artifacts: Sequence[Artifact]) -> Fits:
-    found, context = {}, _USUAL_CONTEXT
+    found, context = {}, USUAL_CONTEXT
     for artifact in artifacts:
         shape = _shape(artifact)
         context = min(context, shape.n_ctx_train)

@@ -22,10 +22,12 @@ from quantkit.fit.quality import (
     find_comparison,
     measured_scale,
     published_scale,
+    recorded_scale,
 )
 from quantkit.fit.speed import REACHED, read_per_token, tokens_per_second
 from quantkit.fit.subject import Subject, Wishes, open_subject
 from quantkit.plan.quants import find_quants
+from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.parity.cases import TRAINED
 
@@ -115,6 +117,32 @@ def test_a_comparison_is_read_and_must_be_of_this_model(tiny: Subject, tmp_path:
     file.write_text("[]")
     with pytest.raises(FitError, match=r"compare\.json"):
         measured_scale(file, tiny)
+
+
+def test_what_a_build_measured_is_read_from_its_manifest(tmp_path: Path) -> None:
+    build(TINY, tmp_path, "q8_0", "q4_k_m", check=None)
+    subject = open_subject(str(tmp_path))
+    assert recorded_scale(tmp_path, subject) is None
+    manifest = json.loads((tmp_path / "quantkit.json").read_text())
+    for n, entry in enumerate(manifest["artifacts"].values()):
+        candidates = [{"way": "a", "kld": 9.0}, {"way": "b", "kld": n + 0.5, "delivered": True}]
+        entry["choice"] = {"text": "a text", "text_sha256": "0" * 64, "candidates": candidates}
+    (tmp_path / "quantkit.json").write_text(json.dumps(manifest))
+    scale = recorded_scale(tmp_path, subject)
+    assert scale is not None
+    assert sorted(loss.kld for loss in scale.losses.values()) == [0.5, 1.5]
+    assert scale.losses.keys() == {"q8_0", "q4_k_m"}
+    found = json.loads(quantkit("fit", tmp_path, "--ram", "4GB", "--json").out)
+    assert found["ranked_by"] == {"label": "measured", "source": "quantkit.json, on a text"}
+    least = min(scale.losses, key=lambda name: scale.losses[name].kld)
+    assert found["recommended"] == least
+    assert found["get"] is None
+    assert f"-m {tmp_path}/" in found["run"]
+    # Figures on two texts are on no common scale.
+    last = list(manifest["artifacts"].values())[-1]
+    last["choice"]["text_sha256"] = "1" * 64
+    (tmp_path / "quantkit.json").write_text(json.dumps(manifest))
+    assert recorded_scale(tmp_path, subject) is None
 
 
 # --- the choice --------------------------------------------------------------------------------
