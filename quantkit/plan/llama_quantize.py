@@ -54,13 +54,26 @@ _KERNEL_NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
 # llama.cpp reads the number with sscanf, which takes white space and a sign and no more notice of
 # the point behind it.
 _LAYER = re.compile(r"blk\.\s*([+-]?\d+)", re.ASCII)
+_MODELS = 8  # whose names are sorted once: every quant of a model has the same
+_ENDS: frozenset[Category] = frozenset({"token_embd", "output"})
 # Parts of names that are never rounded to less than 8 bits.
 _AT_LEAST_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 
 
 def in_file_order(targets: Iterable[Target]) -> list[Target]:
     """The tensors in the order that llama-quantize writes: by layer, then by the name's bytes."""
-    return sorted(targets, key=lambda target: _place_of(target.name))
+    given = list(targets)
+    return [given[i] for i in _order(tuple(target.name for target in given))]
+
+
+@lru_cache(maxsize=_MODELS)
+def _order(names: tuple[str, ...]) -> list[int]:
+    return sorted(range(len(names)), key=lambda i: _place_of(names[i]))
+
+
+def _place_of(name: str) -> tuple[int, bytes]:
+    layer = _layer_of(name)
+    return (-1 if layer is None else layer, name.encode())
 
 
 def is_quantized(encoding: Encoding) -> bool:
@@ -101,7 +114,7 @@ def assign(
         PlanError: llama-quantize would give up on a tensor, or write none that can be read.
 
     """
-    categories = [category_of(target.name) for target in targets]
+    categories = _categories(tuple(target.name for target in targets))
     mixture = _Mixture(
         recipe.mixture,
         arch,
@@ -116,13 +129,17 @@ def assign(
     for target, category in zip(targets, categories, strict=True):
         stored = kind = known[target.stored]
         if may_be_quantized(target, arch):
-            kind = _asked_for(target, category, recipe) or _by_rules(
-                target, category, recipe, mixture
-            )
+            wish = _asked_for(target, category, recipe) if category in _ENDS else None
+            kind = wish or _by_rules(target, category, recipe, mixture)
         if kind is not stored:
             _require_convertible(target, kind)
         chosen.append(kind)
     return chosen
+
+
+@lru_cache(maxsize=_MODELS)
+def _categories(names: tuple[str, ...]) -> list[Category]:
+    return list(map(category_of, names))
 
 
 def _asked_for(target: Target, category: Category, recipe: Recipe) -> Encoding | None:
@@ -385,12 +402,6 @@ class _Mixture:
             self.seen_ffn_up += 1
         middle = n // 8 <= layer < 7 * n // 8
         return "IQ3_XXS" if self.quant == "iq3_xs" and middle else default
-
-
-@lru_cache(maxsize=2**14)
-def _place_of(name: str) -> tuple[int, bytes]:
-    layer = _layer_of(name)
-    return (-1 if layer is None else layer, name.encode())
 
 
 @lru_cache(maxsize=2**14)
