@@ -7,7 +7,6 @@ imatrix, and they depend on the order of the tensors, because llama.cpp counts a
 ``in_file_order`` gives that order.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,8 +19,10 @@ from quantkit.plan.names import (
     PER_LAYER_TOKEN_EMBD,
     Category,
     category_of,
+    layer_of,
     may_be_quantized,
     n_dims,
+    place_of,
 )
 from quantkit.plan.recipe import NEVER_STORED, Recipe
 
@@ -51,9 +52,6 @@ _SMALL_BLOCK = 32
 NEEDS_IMATRIX = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
 # Those whose kernels end the process without one, whatever the tensor.
 _KERNEL_NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
-# llama.cpp reads the number with sscanf, which takes white space and a sign and no more notice of
-# the point behind it.
-_LAYER = re.compile(r"blk\.\s*([+-]?\d+)", re.ASCII)
 _MODELS = 8  # whose names are sorted once: every quant of a model has the same
 _ENDS: frozenset[Category] = frozenset({"token_embd", "output"})
 # Parts of names that are never rounded to less than 8 bits.
@@ -68,12 +66,7 @@ def in_file_order(targets: Iterable[Target]) -> list[Target]:
 
 @lru_cache(maxsize=_MODELS)
 def _order(names: tuple[str, ...]) -> list[int]:
-    return sorted(range(len(names)), key=lambda i: _place_of(names[i]))
-
-
-def _place_of(name: str) -> tuple[int, bytes]:
-    layer = _layer_of(name)
-    return (-1 if layer is None else layer, name.encode())
+    return sorted(range(len(names)), key=lambda i: place_of(names[i]))
 
 
 def is_quantized(encoding: Encoding) -> bool:
@@ -114,7 +107,7 @@ def assign(
         PlanError: llama-quantize would give up on a tensor, or write none that can be read.
 
     """
-    categories = _categories(tuple(target.name for target in targets))
+    categories = [category_of(target.name) for target in targets]
     mixture = _Mixture(
         recipe.mixture,
         arch,
@@ -135,11 +128,6 @@ def assign(
             _require_convertible(target, kind)
         chosen.append(kind)
     return chosen
-
-
-@lru_cache(maxsize=_MODELS)
-def _categories(names: tuple[str, ...]) -> list[Category]:
-    return list(map(category_of, names))
 
 
 def _asked_for(target: Target, category: Category, recipe: Recipe) -> Encoding | None:
@@ -256,7 +244,7 @@ class _Mixture:
         if self.facts.n_experts <= 1:
             return seen
         # Experts may lie out of order, so llama.cpp reads the layer from their names.
-        layer = _layer_of(target.name)
+        layer = layer_of(target.name)
         if layer is None or not 0 <= layer < self.facts.n_layers:
             raise PlanError(
                 f"{self.quant} asks for the layer of {target.name}, one of {self.facts.n_layers}, "
@@ -402,12 +390,6 @@ class _Mixture:
             self.seen_ffn_up += 1
         middle = n // 8 <= layer < 7 * n // 8
         return "IQ3_XXS" if self.quant == "iq3_xs" and middle else default
-
-
-@lru_cache(maxsize=2**14)
-def _layer_of(name: str) -> int | None:
-    match = _LAYER.match(name)
-    return int(match[1]) if match else None
 
 
 def _more_bits(i: int, n: int) -> bool:

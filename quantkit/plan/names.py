@@ -5,6 +5,7 @@ As ``tensor_allows_quantization`` and ``tensor_get_category`` in llama.cpp's ``s
 found anywhere in a name, in their order.
 """
 
+import re
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
@@ -102,6 +103,9 @@ _KEPT_BY_ARCH = {
     ),
 }
 _SUFFIX = b"weight"
+# llama.cpp reads the number with sscanf, which takes white space and a sign and no more notice of
+# the point behind it.
+_LAYER = re.compile(r"blk\.\s*([+-]?\d+)", re.ASCII)
 _MOST_NAMES = 2**14  # of which what was found is kept: every quant of a model asks the same
 
 
@@ -139,3 +143,16 @@ def _is_quantized_by_name(name: str, arch: str) -> bool:
 def n_dims(target: Target) -> int:
     """How many dimensions ggml sees: those before the first that is larger than 1 do not count."""
     return next((len(target.shape) - i for i, n in enumerate(target.shape) if n > 1), 1)
+
+
+@lru_cache(maxsize=_MOST_NAMES)
+def layer_of(name: str) -> int | None:
+    """The layer that llama-quantize takes a tensor to be of; None where its name says none."""
+    match = _LAYER.match(name)
+    return int(match[1]) if match else None
+
+
+def place_of(name: str) -> tuple[int, bytes]:
+    """What tensors are sorted by in a file that llama-quantize writes: layer, then name."""
+    layer = layer_of(name)
+    return (-1 if layer is None else layer, name.encode())
