@@ -1,7 +1,12 @@
 """The process of a ``quantkit`` command, which Ctrl-C may end at any moment without a traceback."""
 
+import gc
 import signal
 import sys
+
+# Objects that are made before Python looks for cycles among them, instead of 700: while modules are
+# imported and plans are made, of which none is garbage, looking took a sixth of `fit`'s time.
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
 
 def main() -> None:
@@ -14,6 +19,7 @@ def main() -> None:
     """
     signals = {s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN}
     _handle(signals, signal.SIG_DFL)
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     from quantkit.cli.app import run
 
     try:

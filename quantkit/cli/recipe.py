@@ -174,7 +174,7 @@ def _show(found: "Found", machine: "Machine | None") -> None:
             f"{found.share_used(machine):.1%} of what is there for them",
             soft_wrap=True,
         )
-    sizes = {piece.name: piece.n_bytes for piece in variant.pieces}
+    sizes = variant.size_of
     table = Table(title=f"Types, on the base of {recipe.base}", title_justify="left")
     for heading in ("tensors", "layers", "type"):
         table.add_column(heading)

@@ -6,12 +6,15 @@ from typing import Any
 
 from quantkit.core.profiles import load_profile, profiles_folder
 from quantkit.core.units import format_count, format_size
+from quantkit.fit.answer import Answer
 from quantkit.fit.hardware import Machine, machine_from_sizes, ram_to_buy
 from quantkit.fit.memory import GIB, total
+from quantkit.fit.model import Subject
 from quantkit.fit.placement import place, vram_for_whole
 from quantkit.fit.probe import Curve, Settings, probe
-from quantkit.fit.subject import Subject, Variant, Wishes, open_subject
-from quantkit.fit.verdict import Answer, describe, gib, needs_at
+from quantkit.fit.subject import open_subject
+from quantkit.fit.variants import Variant, Wishes, plan_variants
+from quantkit.fit.verdict import describe, gib, needs_at
 from quantkit.plan.quants import all_quants, find_quants
 
 _NO_MACHINE = Machine("", (), 0, None, False, "")
@@ -54,10 +57,8 @@ def check_claims(name: str, settings: Settings, result: Answer) -> tuple[Finding
         for bundled in profile["models"]:
             about_it = bundled == name or name in profile.get("hub_ids", {}).get(bundled, ())
             subject = result.subject if about_it else open_subject(bundled, Wishes(claimed))
-            if about_it and result.subject.model is not None:
-                curve = result.curve
-            else:
-                curve = probe(subject, settings)
+            is_asked = about_it and result.subject.model is not None
+            curve = result.curve if is_asked else probe(subject, settings)
             for claim in profile["claim"]:
                 if finding := _check(claim, bundled, profile, subject, curve):
                     found.append(finding)
@@ -137,4 +138,7 @@ def _variant(subject: Subject, name: str, quant: str) -> Variant:
     for variant in subject.variants:
         if variant.name == quant:
             return variant
-    return open_subject(name, Wishes(find_quants([quant]))).variants[0]
+    wishes = Wishes(find_quants([quant]))
+    if subject.buildable is not None:
+        return plan_variants(subject.buildable, wishes)[0]
+    return open_subject(name, wishes).variants[0]

@@ -37,10 +37,15 @@ class HardwareError(QuantkitError):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: its name, and the bytes that a program can have."""
+    """One GPU: its name, and the bytes that a program can have.
+
+    ``bandwidth`` is how many bytes a second it reads, by its data sheet; None where that is not
+    known.
+    """
 
     name: str
     usable: int
+    bandwidth: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Machine:
 
     ``ram`` is what programs can have. ``disk`` is None where it is not known. On a ``unified``
     machine the one GPU's memory is part of the RAM. ``source`` says where the figures come from.
+    ``ram_bandwidth`` is in bytes a second, None where it is not known.
     """
 
     title: str
@@ -57,6 +63,7 @@ class Machine:
     disk: int | None
     unified: bool
     source: str
+    ram_bandwidth: float | None = None
 
     @property
     def vram(self) -> int:
@@ -123,6 +130,7 @@ def machine_from_sizes(gpus: Sequence[str], ram: str | None, base: Machine) -> M
         unified=False,
         source="sizes on the command line; of the RAM a sixteenth, at least 1 GiB, is left to "
         "the system",
+        ram_bandwidth=base.ram_bandwidth,
     )
 
 
@@ -182,7 +190,7 @@ def machine_from_profile(name: str) -> Machine:
     name = found
     profile = load_profile(f"hardware/{name}.toml")
     gpus = tuple(
-        Gpu(gpu["name"], gpu["usable_mib"] * 2**20)
+        Gpu(gpu["name"], gpu["usable_mib"] * 2**20, _per_second(gpu.get("bandwidth_gbs")))
         for gpu in profile.get("gpu", ())
         for _ in range(gpu.get("count", 1))
     )
@@ -193,7 +201,12 @@ def machine_from_profile(name: str) -> Machine:
         disk=None,
         unified=profile.get("unified", False),
         source=profile["source"],
+        ram_bandwidth=_per_second(profile.get("ram_bandwidth_gbs")),
     )
+
+
+def _per_second(gigabytes: float | None) -> float | None:
+    return None if gigabytes is None else gigabytes * 1e9
 
 
 def this_machine(folder: Path = Path()) -> Machine:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Literal
 
 from quantkit.fit.probe import Curve, Held
-from quantkit.fit.shape import Shape
-from quantkit.fit.subject import Variant
+from quantkit.fit.shape import Shape, is_expert, layer_of
+from quantkit.fit.variants import Variant
+from quantkit.plan.names import OUTPUT, TOKEN_EMBD
 
 # exact: counted in bytes. probed: told by llama.cpp. modelled: estimated; docs/fit.md says how.
 Label = Literal["exact", "probed", "modelled"]
@@ -80,8 +81,8 @@ class Weights:
 
 
 @dataclass(frozen=True)  # without slots, which cached properties cannot use
-class Needs:
-    """A variant at one context: weights, and what llama.cpp allocates besides.
+class Beside:
+    """What llama.cpp allocates beside the weights at one context, whatever the quant.
 
     ``kv`` and ``states`` are bytes per layer: its cache, and what it remembers where it is
     recurrent. ``compute`` and ``output`` are bytes. ``gpu_compute`` is one GPU's compute buffer and
@@ -89,7 +90,6 @@ class Needs:
     the vision or audio part, which llama.cpp puts on the first GPU.
     """
 
-    weights: Weights
     kv: tuple[int, ...]
     states: tuple[int, ...]
     kv_label: Label
@@ -111,32 +111,68 @@ class Needs:
         return tuple(accumulate((*self.states, 0), initial=0))
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A variant at one context: its weights, and what is allocated beside them."""
+
+    weights: Weights
+    beside: Beside
+
+
 def weigh(variant: Variant, shape: Shape, unused: frozenset[str] = frozenset()) -> Weights:
     """Sort a variant's tensors, without ``unused`` ones, by where llama.cpp puts them."""
-    layers, experts = [0] * shape.n_layers, [0] * shape.n_layers
-    embedding = tied = output = largest = 0
-    has_output = shape.arch in _WITHOUT_OUTPUT
-    for piece in variant.pieces:
-        if piece.name in unused:
-            continue
-        base = piece.name.rpartition(".")[0]
-        if piece.layer is not None and piece.layer < shape.n_layers:
-            (experts if piece.is_expert else layers)[piece.layer] += piece.n_bytes
-            largest = max(largest, piece.n_bytes)
+    places, ties = _places(variant.tensors.names, shape.n_layers, shape.arch, unused)
+    held = [0] * (_LAYERS + 2 * shape.n_layers)
+    largest = tied = 0
+    for n_bytes, place, name in zip(variant.sizes, places, variant.tensors.names, strict=True):
+        held[place] += n_bytes
+        if place >= _LAYERS:
+            largest = max(largest, n_bytes)
+        elif ties and place == _EMBEDDING and name == TOKEN_EMBD:
+            tied = n_bytes
+    layers = held[_LAYERS : _LAYERS + shape.n_layers]
+    layers[0] += held[_WITH_FIRST]
+    experts = held[_LAYERS + shape.n_layers :]
+    return Weights(held[_EMBEDDING], held[_OUTPUT], tied, tuple(layers), tuple(experts), largest)
+
+
+# Where a tensor goes: nowhere, or what its bytes are counted with. Each layer has a place for what
+# is no expert, and after all of these one for its experts.
+_UNUSED, _EMBEDDING, _OUTPUT, _WITH_FIRST, _LAYERS = range(5)
+
+
+@lru_cache(maxsize=8)
+def _places(
+    names: tuple[str, ...], n_layers: int, arch: str, unused: frozenset[str]
+) -> tuple[tuple[int, ...], bool]:
+    """The place of each tensor, and whether the embedding serves as the output, too."""
+    found = []
+    for name in names:
+        base, layer = name.rpartition(".")[0], layer_of(name)
+        if name in unused:
+            found.append(_UNUSED)
+        elif layer is not None and layer < n_layers:
+            found.append(_LAYERS + layer + (n_layers if is_expert(name) else 0))
         elif base in _INPUTS:
-            embedding += piece.n_bytes
-            tied += piece.n_bytes if piece.name == "token_embd.weight" else 0
+            found.append(_EMBEDDING)
         elif base in _OF_FIRST_LAYER:
-            layers[0] += piece.n_bytes
+            found.append(_WITH_FIRST)
         else:
-            output += piece.n_bytes
-            has_output = has_output or piece.name == "output.weight"
-    tied = 0 if has_output else tied
-    return Weights(embedding, output, tied, tuple(layers), tuple(experts), largest)
+            found.append(_OUTPUT)
+    has_output = any(
+        place == _OUTPUT and name == OUTPUT for place, name in zip(found, names, strict=True)
+    )
+    return tuple(found), not has_output and arch not in _WITHOUT_OUTPUT
 
 
 def needs(weights: Weights, curve: Curve, cells: int) -> Needs:
-    """A variant's needs at a context of so many cells per sequence.
+    """A variant's needs at a context of so many cells per sequence."""
+    return Needs(weights, _beside(curve, cells))
+
+
+@lru_cache(maxsize=256)
+def _beside(curve: Curve, cells: int) -> Beside:
+    """What a context takes.
 
     Without a GPU to ask, a GPU's compute buffer is taken to be the CPU's: the graph is the same,
     and a GPU keeps the same activations. The inputs that stay in RAM are a batch of embeddings
@@ -148,8 +184,7 @@ def needs(weights: Weights, curve: Curve, cells: int) -> Needs:
     if not probe.caches and not probe.states:
         seen = batch
     mask = 2 * batch * seen * curve.settings.parallel
-    return Needs(
-        weights=weights,
+    return Beside(
         kv=_by_layer(probe.caches, shape.n_layers),
         states=_by_layer(probe.states, shape.n_layers),
         kv_label="exact" if curve.kv_is_exact else "probed",

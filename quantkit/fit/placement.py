@@ -73,7 +73,7 @@ class _Trial:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """What lies where; nothing of it is empty."""
-        needs = self.needs
+        weights, beside = self.needs.weights, self.needs.beside
         parts = []
         for i, count in enumerate(self.per_gpu):
             if not count:
@@ -81,31 +81,38 @@ class _Trial:
             device = f"GPU {i}"
             parts += [
                 Part("weights", device, self.gpu_weights[i], "exact"),
-                Part("KV cache", device, self.gpu_kv[i], needs.kv_label),
+                Part("KV cache", device, self.gpu_kv[i], beside.kv_label),
                 Part("state", device, self.gpu_states[i], "probed"),
-                Part("compute", device, needs.gpu_compute, needs.gpu_compute_label),
+                Part("compute", device, beside.gpu_compute, beside.gpu_compute_label),
                 Part("overhead", device, GPU_OVERHEAD, "modelled"),
             ]
             if i == 0:
-                parts.append(Part(PROJECTOR, device, needs.projector, "exact"))
+                parts.append(Part(PROJECTOR, device, beside.projector, "exact"))
             if self.borrows:
-                parts.append(Part("borrowed weights", device, needs.weights.largest, "modelled"))
+                parts.append(Part("borrowed weights", device, weights.largest, "modelled"))
         parts.append(Part("weights", "RAM", self.host_weights, "exact"))
         if not any(self.per_gpu[:1]):
-            parts.append(Part(PROJECTOR, "RAM", needs.projector, "exact"))
-        parts.append(Part("KV cache", "RAM", self.host_kv, needs.kv_label))
+            parts.append(Part(PROJECTOR, "RAM", beside.projector, "exact"))
+        parts.append(Part("KV cache", "RAM", self.host_kv, beside.kv_label))
         parts.append(Part("state", "RAM", self.host_states, "probed"))
-        # Whatever computes on the CPU needs a whole compute buffer there.
-        busy = needs.compute if self.borrows else needs.host_inputs
-        parts.append(Part("compute", "RAM", busy, "probed" if self.borrows else "modelled"))
-        parts.append(Part("output", "RAM", needs.output, "probed"))
+        parts.append(Part("compute", "RAM", self.busy, "probed" if self.borrows else "modelled"))
+        parts.append(Part("output", "RAM", beside.output, "probed"))
         parts.append(Part("overhead", "RAM", HOST_OVERHEAD, "modelled"))
         return tuple(part for part in parts if part.n_bytes)
 
     @property
+    def busy(self) -> int:
+        """Bytes of compute buffers in RAM: whatever computes there needs a whole one."""
+        beside = self.needs.beside
+        return beside.compute if self.borrows else beside.host_inputs
+
+    @property
     def host(self) -> int:
         """Bytes that RAM must hold."""
-        return total(self.parts, "RAM")
+        beside = self.needs.beside
+        projector = 0 if any(self.per_gpu[:1]) else beside.projector
+        held = self.host_weights + self.host_kv + self.host_states + projector
+        return held + self.busy + beside.output + HOST_OVERHEAD
 
 
 def place(needs: Needs, machine: Machine, file_bytes: int) -> Placement:
@@ -145,22 +152,23 @@ def place(needs: Needs, machine: Machine, file_bytes: int) -> Placement:
 
 def vram_for_whole(needs: Needs) -> int:
     """Bytes of one GPU that holds everything but the embedding."""
-    weights = needs.weights
+    weights, beside = needs.weights, needs.beside
     held = weights.total - weights.embedding + weights.tied_output
-    beside = needs.gpu_compute + needs.projector + GPU_OVERHEAD
-    return held + sum(needs.kv) + sum(needs.states) + beside
+    remembered = beside.kv_before[-1] + beside.states_before[-1]
+    return held + remembered + beside.gpu_compute + beside.projector + GPU_OVERHEAD
 
 
 def ram_alone(needs: Needs) -> int:
     """Bytes of RAM that a run without a GPU takes."""
-    remembered = sum(needs.kv) + sum(needs.states)
-    beside = needs.compute + needs.output + needs.projector + HOST_OVERHEAD
-    return needs.weights.total + remembered + beside
+    beside = needs.beside
+    remembered = beside.kv_before[-1] + beside.states_before[-1]
+    busy = beside.compute + beside.output + beside.projector + HOST_OVERHEAD
+    return needs.weights.total + remembered + busy
 
 
 def _divide(needs: Needs, machine: Machine, n_gpu_layers: int, n_cpu_moe: int) -> _Trial:
     """Give the last ``n_gpu_layers`` layers to the GPUs, one GPU after the other, as they fit."""
-    weights = needs.weights
+    weights, beside = needs.weights, needs.beside
     n_layers = len(weights.layers)
     before, experts_before = weights.layers_before, weights.experts_before
     first = n_layers + 1 - n_gpu_layers
@@ -169,26 +177,26 @@ def _divide(needs: Needs, machine: Machine, n_gpu_layers: int, n_cpu_moe: int) -
     if not n_gpu_layers:
         host_weights += weights.output
     borrows = on_host > 0 or n_cpu_moe > 0
-    base = GPU_OVERHEAD + needs.gpu_compute + (weights.largest if borrows else 0)
+    base = GPU_OVERHEAD + beside.gpu_compute + (weights.largest if borrows else 0)
 
     def held(start: int, end: int) -> int:
         experts = experts_before[max(end, n_cpu_moe)] - experts_before[max(start, n_cpu_moe)]
         return before[end] - before[start] + experts
 
     def taken(start: int, end: int) -> int:
-        kv = needs.kv_before[end] - needs.kv_before[start]
-        return held(start, end) + kv + needs.states_before[end] - needs.states_before[start]
+        kv = beside.kv_before[end] - beside.kv_before[start]
+        return held(start, end) + kv + beside.states_before[end] - beside.states_before[start]
 
     counts, gpu_weights, gpu_kv, gpu_states = [], [], [], []
     start = first
     for number, gpu in enumerate(machine.gpus):
         ends = range(start + 1, n_layers + 2)
-        room = gpu.usable - base - (needs.projector if number == 0 else 0)
+        room = gpu.usable - base - (beside.projector if number == 0 else 0)
         end = start + bisect_right(ends, room, key=partial(taken, start))
         counts.append(end - start)
         gpu_weights.append(held(start, end))
-        gpu_kv.append(needs.kv_before[end] - needs.kv_before[start])
-        gpu_states.append(needs.states_before[end] - needs.states_before[start])
+        gpu_kv.append(beside.kv_before[end] - beside.kv_before[start])
+        gpu_states.append(beside.states_before[end] - beside.states_before[start])
         start = end
     return _Trial(
         needs=needs,
@@ -199,8 +207,8 @@ def _divide(needs: Needs, machine: Machine, n_gpu_layers: int, n_cpu_moe: int) -
         gpu_kv=tuple(gpu_kv),
         gpu_states=tuple(gpu_states),
         host_weights=host_weights,
-        host_kv=needs.kv_before[on_host],
-        host_states=needs.states_before[on_host],
+        host_kv=beside.kv_before[on_host],
+        host_states=beside.states_before[on_host],
         borrows=borrows,
         fits_gpus=start == n_layers + 1,
     )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from quantkit.core.errors import OutputError
 from quantkit.core.packages import why_missing
+from quantkit.fit.answer import Answer
 from quantkit.fit.memory import GIB
-from quantkit.fit.verdict import Answer
 
 _COLOURS = {
     "weights": "#3b6ea5",

@@ -6,21 +6,23 @@ without allocating anything, in a subprocess, and logs the size of each buffer t
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import GGUFError, NativeError, QuantkitError
 from quantkit.core.printable import quoted
 from quantkit.encodings.encoding import encoding
+from quantkit.fit.kept import recall
+from quantkit.fit.model import Subject
 from quantkit.fit.shape import Shape
-from quantkit.fit.subject import Subject
 from quantkit.verify.hollow import most_bytes, write_hollow
 from quantkit.verify.llama import run_worker
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
 CELLS = 256  # llama.cpp rounds a context up to a multiple of this
 LONGEST = 2**24  # tokens of all sequences that are tried: even a dry run has memory for each
+USUAL_CONTEXT = 8192  # tokens, where none are asked for
 UBATCH = 512  # tokens of a prompt that are computed at once; llama.cpp's default for -ub
 # Who logs states with a length, which is the number of sequences; all else with one is a cache.
 _RECURRENT = "llama_memory_recurrent"
@@ -222,14 +224,14 @@ def probe(subject: Subject, settings: Settings, *, gpu: bool = False) -> Curve:
     longest = max(-(-trained // CELLS) * CELLS, settings.cells)
     ladder = sorted({settings.cells, longest, CELLS, *_powers(longest)})
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        file = subject.gguf or write_hollow(Path(folder), subject.hollow)
-        told = buffers(file, settings, ladder, dry=True)
+        told = _told(subject, Path(folder), settings, ladder)
         probes = [*map(_probe, ladder, told["contexts"])]
         if windows := _windows(probes[-1]) - set(ladder):
             ladder += sorted(windows)
-            more = buffers(file, settings, sorted(windows), dry=True)["contexts"]
+            more = _told(subject, Path(folder), settings, sorted(windows))["contexts"]
             probes += map(_probe, sorted(windows), more)
         if gpu and told["gpu"]:
+            file = _file_of(subject, Path(folder))
             on_gpu = buffers(file, settings, ladder, dry=True, gpu=True)["contexts"]
             sizes = (_largest_on_gpu(context["buffers"]) for context in on_gpu)
             probes = [replace(p, gpu_compute=n) for p, n in zip(probes, sizes, strict=True)]
@@ -243,6 +245,25 @@ def probe(subject: Subject, settings: Settings, *, gpu: bool = False) -> Curve:
         unused=frozenset(told["unused"]),
         projector=subject.projector,
     )
+
+
+def _file_of(subject: Subject, folder: Path) -> Path:
+    """A file that llama.cpp can be asked about: the model's own, or one without its weights."""
+    return subject.gguf or write_hollow(folder, subject.hollow)
+
+
+def _told(
+    subject: Subject, folder: Path, settings: Settings, ladder: Sequence[int]
+) -> dict[str, Any]:
+    """What `buffers` tells in a dry run; of a header alone it is kept, and not asked again."""
+
+    def ask() -> dict[str, Any]:
+        return buffers(_file_of(subject, folder), settings, ladder, dry=True)
+
+    if subject.gguf is not None:
+        return ask()
+    asked = {**asdict(settings), "context": 0, "ladder": list(ladder)}
+    return recall(subject.hollow, asked, ask)
 
 
 def _windows(longest: Probe) -> set[int]:

@@ -1,8 +1,9 @@
 """What a model's memory depends on, and what the names of its tensors and a GGUF's keys tell."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,27 +42,34 @@ class Shape:
     n_experts_used: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One tensor as a variant stores it; ``layer`` is None outside the layers."""
+@dataclass(frozen=True)  # without slots, which cached properties cannot use
+class Tensors:
+    """The tensors of a GGUF by name, with their shapes; all quants of a model have the same."""
 
-    name: str
-    layer: int | None
-    is_expert: bool
-    shape: tuple[int, ...]
-    n_bytes: int
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
-    @property
+    @cached_property
     def n_elements(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
+        """Elements of all of them."""
+        return sum(map(prod, self.shapes))
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Each name with its shape."""
+        return zip(self.names, self.shapes, strict=True)
 
 
-def piece(name: str, shape: tuple[int, ...], n_bytes: int) -> Piece:
-    """A tensor, sorted by its name in GGUF."""
+@lru_cache(maxsize=2**14)
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor is of, by its name in GGUF; None outside the layers."""
     match = _LAYER.match(name)
-    layer = int(match[1]) if match else None
-    return Piece(name, layer, _EXPERTS.search(name) is not None, shape, n_bytes)
+    return int(match[1]) if match else None
+
+
+@lru_cache(maxsize=2**14)
+def is_expert(name: str) -> bool:
+    """Whether a tensor holds experts of which a token uses some."""
+    return _EXPERTS.search(name) is not None
 
 
 def is_unquantized(tensors: Iterable[HeaderTensor]) -> bool:
@@ -108,17 +116,16 @@ def shape_of_header(
     )
 
 
-def count_active(file: Path, metadata: Mapping[str, Any], pieces: Iterable[Piece]) -> int:
+def count_active(file: Path, metadata: Mapping[str, Any], tensors: Tensors) -> int:
     """Elements that a token uses: of experts, as many as are chosen in their layer."""
     used = _Keys(file, metadata).per_layer("expert_used_count", 0)
     active = 0
-    for part in pieces:
+    for name, shape in tensors:
         share, whole = 1, 1
-        if part.is_expert:
-            whole = part.shape[0]
-            chosen = used[part.layer or 0] if (part.layer or 0) < len(used) else used[-1]
-            share = min(chosen, whole)
-        active += part.n_elements * share // whole
+        if is_expert(name):
+            whole, layer = shape[0], layer_of(name) or 0
+            share = min(used[layer] if layer < len(used) else used[-1], whole)
+        active += prod(shape) * share // whole
     return active
 
 

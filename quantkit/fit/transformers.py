@@ -4,16 +4,20 @@ Weights are what a build with the defaults stores, to the byte; where the defaul
 model's rows, with the blocks or groups nearest to them that do.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
 
 from quantkit.encodings.encoding import encoding
 from quantkit.families.model import Decoder
 from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
+from quantkit.fit.model import Stored
 from quantkit.fit.probe import Curve, Settings
-from quantkit.fit.shape import Piece, Shape
-from quantkit.fit.subject import Stored
+from quantkit.fit.shape import Shape, Tensors, layer_of
 from quantkit.formats.bnb.codec import BLOCK_SIZES, BnbOptions
 from quantkit.formats.bnb.plan import block_sizes, outline_bnb
+from quantkit.formats.folder import FolderPlan
 from quantkit.formats.gptq.plan import GptqOptions, group_sizes, outline_gptq
 from quantkit.plan.quants import folder_quants
 
@@ -31,60 +35,64 @@ _GROUPS = (32, 64, 128)  # columns of GPTQ's groups up to the usual ones
 def formats_of(model: Decoder) -> tuple[Stored, ...]:
     """What a model takes in each format; those that cannot hold it have no bytes, and say why."""
     elements = sum(target.n_elements for target in model.targets)
+    kinds = Counter((t.role, t.shape, t.stored) for t in model.targets)
+    # What is alike takes the same in all layers, so it is planned once.
+    seen = {(t.role, t.shape, t.stored): t for t in model.targets}
+    one_each = replace(model, targets=tuple(seen.values()))
+    counts = {target.name: kinds[kind] for kind, target in seen.items()}
     return (
         Stored("fp16", 2 * elements, "modelled", "unquantized"),
-        _bnb(model, "bnb-int8"),
-        _bnb(model, "bnb-nf4"),
-        _gptq(model, "gptq-int4"),
+        _bnb(one_each, counts, "bnb-int8"),
+        _bnb(one_each, counts, "bnb-nf4"),
+        _gptq(one_each, counts, "gptq-int4"),
     )
 
 
-def formats_of_pieces(pieces: Sequence[Piece]) -> tuple[Stored, ...]:
+def _total(plan: FolderPlan, counts: Mapping[str, int]) -> int:
+    """Bytes of all tensors, of which a plan has one of each kind."""
+    return sum(counts[tensor.target.name] * tensor.n_bytes for tensor in plan.tensors)
+
+
+def formats_of_tensors(tensors: Tensors) -> tuple[Stored, ...]:
     """What a model of any architecture would take in each format, from its tensors in GGUF.
 
     Which of them are linear layers is read from their names and shapes, so all figures are
     modelled. A matrix has 16-bit scales per group in GPTQ, float32 ones in bitsandbytes.
     """
-    linear = [piece for piece in pieces if _is_linear(piece)]
-    plain = 2 * sum(piece.n_elements for piece in pieces)
-    rest = plain - 2 * sum(piece.n_elements for piece in linear)
+    linear = [shape for name, shape in tensors if _is_linear(name, shape)]
+    plain = 2 * tensors.n_elements
+    rest = plain - 2 * sum(map(prod, linear))
     found = [Stored("fp16", plain, "modelled", "unquantized")]
-    columns = [piece.shape[-1] for piece in linear]
-    eight = sum(piece.n_elements + 4 * _rows(piece) for piece in linear)
+    columns = [shape[-1] for shape in linear]
+    eight = sum(prod(shape) + 4 * prod(shape[:-1]) for shape in linear)
     found.append(Stored("bnb-int8", rest + eight, "modelled", f"bitsandbytes{_BY_NAME}"))
     blocks = tuple(size for size in BLOCK_SIZES if not any(count % size for count in columns))
     block = _nearest(blocks, BnbOptions().block_size)
     note = f"bitsandbytes{_BY_NAME}" if block else "bitsandbytes; no block size divides its rows"
-    four = sum(piece.n_elements // 2 + 4 * piece.n_elements // (block or 1) for piece in linear)
+    four = sum(prod(shape) // 2 + 4 * prod(shape) // (block or 1) for shape in linear)
     found.append(Stored("bnb-nf4", rest + four if block else None, "modelled", note))
     groups = tuple(size for size in _GROUPS if not any(count % size for count in columns))
     group = _nearest(groups, GptqOptions().group_size)
     note = f"GPTQ in groups of {group}{_BY_NAME}"
-    if not group or any(piece.shape[-2] % _GROUPS[0] for piece in linear):
+    if not group or any(shape[-2] % _GROUPS[0] for shape in linear):
         group, note = None, "GPTQ; it stores matrices of multiples of 32 only"
     # Half a byte per weight; per group a scale of 16 bits and a zero of 4; per column its group.
     grouped = sum(
-        piece.n_elements // 2
-        + 5 * piece.n_elements // (2 * (group or 1))
-        + 4 * piece.n_elements // piece.shape[-2]
-        for piece in linear
+        prod(shape) // 2 + 5 * prod(shape) // (2 * (group or 1)) + 4 * prod(shape) // shape[-2]
+        for shape in linear
     )
     found.append(Stored("gptq-int4", rest + grouped if group else None, "modelled", note))
     return tuple(found)
 
 
-def _is_linear(piece: Piece) -> bool:
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is matrices of linear layers, and neither a router nor a convolution."""
-    is_matrix = len(piece.shape) in (2, 3) and min(piece.shape[-2:]) >= _LEAST_LINEAR
-    named = piece.name.endswith(".weight") and not any(word in piece.name for word in _NOT_LINEAR)
-    return piece.layer is not None and is_matrix and named
+    is_matrix = len(shape) in (2, 3) and min(shape[-2:]) >= _LEAST_LINEAR
+    named = name.endswith(".weight") and not any(word in name for word in _NOT_LINEAR)
+    return layer_of(name) is not None and is_matrix and named
 
 
-def _rows(piece: Piece) -> int:
-    return piece.n_elements // piece.shape[-1]
-
-
-def _bnb(model: Decoder, name: str) -> Stored:
+def _bnb(model: Decoder, counts: Mapping[str, int], name: str) -> Stored:
     experts = _EXPERTS if model.facts.n_experts else ""
     usual = BnbOptions().block_size
     size = _nearest(block_sizes(model), usual)
@@ -93,21 +101,21 @@ def _bnb(model: Decoder, name: str) -> Stored:
     if size is None:
         note = "bitsandbytes; no block size divides this model's rows"
         return Stored(name, None, "exact", note)
-    n_bytes = outline_bnb(model, folder_quants()[name], BnbOptions(block_size=size)).n_bytes
+    plan = outline_bnb(model, folder_quants()[name], BnbOptions(block_size=size))
     option = "" if size == usual else f" with --block-size {size}"
-    return Stored(name, n_bytes, "exact", f"bitsandbytes{option}{experts}")
+    return Stored(name, _total(plan, counts), "exact", f"bitsandbytes{option}{experts}")
 
 
-def _gptq(model: Decoder, name: str) -> Stored:
+def _gptq(model: Decoder, counts: Mapping[str, int], name: str) -> Stored:
     usual = GptqOptions().group_size
     size = _nearest(group_sizes(model), usual)
     if size is None:
         return Stored(name, None, "exact", "GPTQ; it stores matrices of multiples of 32 only")
     options = GptqOptions(group_size=size)
-    n_bytes = outline_gptq(model, folder_quants()[name], options, {}).n_bytes
+    plan = outline_gptq(model, folder_quants()[name], options, {})
     option = "" if size == usual else f" (--group-size {size})"
     experts = _GPTQ_EXPERTS if model.facts.n_experts else ""
-    return Stored(name, n_bytes, "exact", f"GPTQ in groups of {size}{option}{experts}")
+    return Stored(name, _total(plan, counts), "exact", f"GPTQ in groups of {size}{option}{experts}")
 
 
 def _nearest(sizes: tuple[int, ...], usual: int) -> int | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
 from quantkit.checkpoint.converter.wish import Wish
 from quantkit.checkpoint.folder import is_artifact, is_foreign, open_quantized
-from quantkit.checkpoint.open import described
 from quantkit.core.errors import CheckpointError
 
 # quant_method of config.json -> the module that reads such a folder
@@ -86,6 +85,8 @@ def as_checkpoint(folder: Path, wish: Wish) -> Checkpoint:
         ConverterError: the converter is needed and cannot be had, or does not describe it.
 
     """
+    from quantkit.checkpoint.open import described
+
     source = open_artifact(folder)
     checkpoint = replace(source.checkpoint, read_rows=source.read_rows)
     return described(checkpoint, wish) if is_foreign(checkpoint) else checkpoint

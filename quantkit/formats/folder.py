@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.names import INDEX, LICENSES
-from quantkit.checkpoint.tokenizer import tokenizer_files
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file, read_file
 from quantkit.encodings.encoding import Encoding
@@ -331,6 +330,8 @@ def carried_files(folder: Path) -> dict[str, bytes]:
         CheckpointError: one of them cannot be read.
 
     """
+    from quantkit.checkpoint.tokenizer import tokenizer_files
+
     own = [folder / n for n in _SIDE_FILES if has_file(folder / n, error=CheckpointError)]
     try:
         files = (*tokenizer_files(folder), *own)  # some templates lie in a folder of their own

@@ -7,20 +7,22 @@ imatrix, and they depend on the order of the tensors, because llama.cpp counts a
 ``in_file_order`` gives that order.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from quantkit.core.errors import PlanError
-from quantkit.encodings.encoding import Encoding, encoding
+from quantkit.encodings.encoding import Encoding, encoding, encodings
 from quantkit.families.model import Facts, Target
 from quantkit.plan.names import (
     ATTN_V,
     PER_LAYER_TOKEN_EMBD,
     Category,
     category_of,
+    layer_of,
     may_be_quantized,
     n_dims,
+    place_of,
 )
 from quantkit.plan.recipe import NEVER_STORED, Recipe
 
@@ -50,21 +52,21 @@ _SMALL_BLOCK = 32
 NEEDS_IMATRIX = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
 # Those whose kernels end the process without one, whatever the tensor.
 _KERNEL_NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
-# llama.cpp reads the number with sscanf, which takes white space and a sign and no more notice of
-# the point behind it.
-_LAYER = re.compile(r"blk\.\s*([+-]?\d+)", re.ASCII)
+_MODELS = 8  # whose names are sorted once: every quant of a model has the same
+_ENDS: frozenset[Category] = frozenset({"token_embd", "output"})
 # Parts of names that are never rounded to less than 8 bits.
 _AT_LEAST_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 
 
 def in_file_order(targets: Iterable[Target]) -> list[Target]:
     """The tensors in the order that llama-quantize writes: by layer, then by the name's bytes."""
+    given = list(targets)
+    return [given[i] for i in _order(tuple(target.name for target in given))]
 
-    def key(target: Target) -> tuple[int, bytes]:
-        layer = _layer_of(target.name)
-        return (-1 if layer is None else layer, target.name.encode())
 
-    return sorted(targets, key=key)
+@lru_cache(maxsize=_MODELS)
+def _order(names: tuple[str, ...]) -> list[int]:
+    return sorted(range(len(names)), key=lambda i: place_of(names[i]))
 
 
 def is_quantized(encoding: Encoding) -> bool:
@@ -116,14 +118,13 @@ def assign(
         n_attn_v=sum(category in ATTN_V for category in categories),
     )
     chosen = []
+    known = encodings()
     for target, category in zip(targets, categories, strict=True):
-        stored = encoding(target.stored)
-        kind = stored
+        stored = kind = known[target.stored]
         if may_be_quantized(target, arch):
-            kind = _asked_for(target, category, recipe) or _by_rules(
-                target, category, recipe, mixture
-            )
-        if kind != stored:
+            wish = _asked_for(target, category, recipe) if category in _ENDS else None
+            kind = wish or _by_rules(target, category, recipe, mixture)
+        if kind is not stored:
             _require_convertible(target, kind)
         chosen.append(kind)
     return chosen
@@ -198,7 +199,8 @@ class _Mixture:
 
     def choose(self, target: Target, category: Category, default: str) -> str:
         """The name of the encoding for one tensor, before the row-length fallback."""
-        if any(part in target.name for part in _AT_LEAST_Q8_0.get(self.arch, ())):
+        raised = _AT_LEAST_Q8_0.get(self.arch)
+        if raised is not None and any(part in target.name for part in raised):
             return "Q8_0"
         if category == "output" or (category == "token_embd" and self.tied):
             return self._output(target.columns, default)
@@ -242,7 +244,7 @@ class _Mixture:
         if self.facts.n_experts <= 1:
             return seen
         # Experts may lie out of order, so llama.cpp reads the layer from their names.
-        layer = _layer_of(target.name)
+        layer = layer_of(target.name)
         if layer is None or not 0 <= layer < self.facts.n_layers:
             raise PlanError(
                 f"{self.quant} asks for the layer of {target.name}, one of {self.facts.n_layers}, "
@@ -388,11 +390,6 @@ class _Mixture:
             self.seen_ffn_up += 1
         middle = n // 8 <= layer < 7 * n // 8
         return "IQ3_XXS" if self.quant == "iq3_xs" and middle else default
-
-
-def _layer_of(name: str) -> int | None:
-    match = _LAYER.match(name)
-    return int(match[1]) if match else None
 
 
 def _more_bits(i: int, n: int) -> bool:

@@ -5,6 +5,8 @@ As ``tensor_allows_quantization`` and ``tensor_get_category`` in llama.cpp's ``s
 found anywhere in a name, in their order.
 """
 
+import re
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from quantkit.families.model import Target
@@ -101,8 +103,13 @@ _KEPT_BY_ARCH = {
     ),
 }
 _SUFFIX = b"weight"
+# llama.cpp reads the number with sscanf, which takes white space and a sign and no more notice of
+# the point behind it.
+_LAYER = re.compile(r"blk\.\s*([+-]?\d+)", re.ASCII)
+_MOST_NAMES = 2**14  # of which what was found is kept: every quant of a model asks the same
 
 
+@lru_cache(maxsize=_MOST_NAMES)
 def category_of(name: str) -> Category:
     """The category of a tensor, by which its encoding is chosen."""
     if name == OUTPUT:
@@ -120,16 +127,32 @@ def may_be_quantized(target: Target, arch: str) -> bool:
         arch: the model's architecture in GGUF.
 
     """
-    if n_dims(target) < 2:
-        return False
-    name = target.name.encode()
+    return n_dims(target) > 1 and _is_quantized_by_name(target.name, arch)
+
+
+@lru_cache(maxsize=_MOST_NAMES)
+def _is_quantized_by_name(name: str, arch: str) -> bool:
+    raw = name.encode()
     # Of a name without "weight" C++ gives the same number as for one of five bytes minus six.
-    if name.rfind(_SUFFIX) != len(name) - len(_SUFFIX):
+    if raw.rfind(_SUFFIX) != len(raw) - len(_SUFFIX):
         return False
     kept = _KEPT + _KEPT_BY_ARCH.get(arch, ())
-    return target.name not in _KEPT_NAMES and not any(part in target.name for part in kept)
+    return name not in _KEPT_NAMES and not any(part in name for part in kept)
 
 
 def n_dims(target: Target) -> int:
     """How many dimensions ggml sees: those before the first that is larger than 1 do not count."""
     return next((len(target.shape) - i for i, n in enumerate(target.shape) if n > 1), 1)
+
+
+@lru_cache(maxsize=_MOST_NAMES)
+def layer_of(name: str) -> int | None:
+    """The layer that llama-quantize takes a tensor to be of; None where its name says none."""
+    match = _LAYER.match(name)
+    return int(match[1]) if match else None
+
+
+def place_of(name: str) -> tuple[int, bytes]:
+    """What tensors are sorted by in a file that llama-quantize writes: layer, then name."""
+    layer = layer_of(name)
+    return (-1 if layer is None else layer, name.encode())

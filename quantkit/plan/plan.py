@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from operator import methodcaller
 from typing import Any
 
@@ -45,7 +46,8 @@ class PlannedTensor:
     @property
     def n_bytes(self) -> int:
         """Bytes of the whole tensor."""
-        return self.row_bytes * self.target.n_rows
+        *rows, columns = self.target.shape
+        return columns // self.encoding.elements * self.encoding.bytes * prod(rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,8 @@ class Recipe:
         """The encoding that is asked for a tensor by its name, None where rules choose."""
         if tensor in self.types:
             return self.types[tensor]
+        if not self.overrides:
+            return None
         return next((o.encoding for o in self.overrides if o.pattern.search(tensor)), None)
 
 

@@ -6,17 +6,18 @@ from pathlib import Path
 
 from quantkit.checkpoint.folder import read_json
 from quantkit.families import describe, is_known
+from quantkit.fit.bare import shape_of
+from quantkit.fit.ggufs import open_artifact
 from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
 from quantkit.fit.placement import ram_alone, vram_for_whole
-from quantkit.fit.probe import Settings, probe
+from quantkit.fit.probe import USUAL_CONTEXT, Settings, probe
 from quantkit.fit.shape import Shape
-from quantkit.fit.subject import open_artifact, open_subject, shape_of
+from quantkit.fit.subject import open_subject
 from quantkit.fit.transformers import parts, remembered
 from quantkit.fit.verdict import needs_at
 from quantkit.publish.layout import Artifact
 
-_USUAL_CONTEXT = 8192
 # GPUs as they are sold, in GiB.
 _GPUS = (4, 6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
 
@@ -55,7 +56,7 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     beside = max((artifact.n_bytes for artifact in artifacts if artifact.is_projector), default=0)
     artifacts = [artifact for artifact in artifacts if not artifact.is_projector]
     subjects = [open_artifact(Path(artifact.files[0].local)) for artifact in artifacts]
-    context = min(_USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
+    context = min(USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
     # Only weights differ between the quants of a model.
     curve = probe(replace(subjects[-1], projector=beside), Settings(context))
     found = {}
@@ -85,7 +86,7 @@ def _run(artifact: Artifact) -> tuple[Shape, Settings, int | None]:
     content = read_json(config)
     subject = None if is_known(content) else open_subject(str(config.parent))
     shape = shape_of(describe(content)) if subject is None else subject.shape
-    settings = Settings(min(_USUAL_CONTEXT, shape.n_ctx_train))
+    settings = Settings(min(USUAL_CONTEXT, shape.n_ctx_train))
     return shape, settings, remembered(probe(subject, settings)) if subject is not None else None
 
 

@@ -85,6 +85,7 @@ class RecipeSearch:
         unknown = _IMATRIX_KEYS if self._weighted and imatrix is None else 0
         self._header = header + vocabulary_bytes + unknown
         self.units = _choices(self._offers, measured)
+        self._shapes = digest_of(one.target for one in self._offers)
         self._search = Search(self.units)
 
     @property
@@ -122,7 +123,7 @@ class RecipeSearch:
         return SearchedRecipe(
             arch=self._model.arch,
             base=_base_of(picked),
-            shapes=digest_of(targets),
+            shapes=self._shapes,
             types={t.name: c.encoding for t, c in zip(targets, picked, strict=True)},
             weighted=self._weighted,
             basis=self._measured.basis,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size, shown
+from quantkit.encodings.encoding import encodings
 from quantkit.fit.hardware import (
     HardwareError,
     Machine,
@@ -20,8 +21,8 @@ from quantkit.fit.placement import MODES, Placement, place
 from quantkit.fit.probe import Curve
 from quantkit.fit.subject import Buildable, Variant, Wishes, variant_of
 from quantkit.fit.verdict import needs_at
-from quantkit.plan.llama_quantize import needs_imatrix
-from quantkit.plan.plan import outline_plan
+from quantkit.plan.llama_quantize import in_file_order, needs_imatrix
+from quantkit.plan.plan import PlannedTensor, outline_plan
 from quantkit.recipes.file import SearchedRecipe, apply_recipe
 from quantkit.recipes.find import RecipeSearch
 
@@ -102,10 +103,13 @@ class MachineSearch:
 
         """
         found = []
+        part = 0
         for rank in range(MODES.index("disk")):
-            best = self._largest(rank)
-            if best is None:
+            largest = self._largest(rank, part)
+            if largest is None:
                 continue
+            part = largest
+            best, _ = self._place(self._bytes_of(part))
             if best.variant.bits_per_weight >= _ENOUGH_BITS:
                 return best
             found.append(best)
@@ -120,24 +124,47 @@ class MachineSearch:
         most = max(one.variant.tensor_bytes for one in found)
         return next(one for one in found if one.variant.tensor_bytes * _WORTH >= most)
 
-    def _largest(self, rank: int) -> Found | None:
-        """The largest recipe that is placed no worse than in a mode, None where none is."""
-        span = self.search.largest - self.search.smallest
+    def _largest(self, rank: int, low: int) -> int | None:
+        """The largest part that is placed no worse than in a mode, None where none is.
 
-        def attempt(part: int) -> Found | None:
-            found, placement = self._place(self.search.smallest + span * part // _PARTS)
-            return found if placement.rank <= rank else None
+        Args:
+            rank: of the mode.
+            low: what better modes have room for.
 
-        best = attempt(0)
-        low, high = 0, _PARTS
-        while best is not None and low < high:
+        """
+
+        def fits(part: int) -> bool:
+            return self.place(self._sketch(self._bytes_of(part))).rank <= rank
+
+        if not fits(low):
+            return None
+        # Mostly a worse mode has room for no more.
+        high = _PARTS if low < _PARTS and fits(low + 1) else low
+        while low < high:
             middle = (low + high + 1) // 2
-            tried = attempt(middle)
-            if tried is None:
-                high = middle - 1
+            if fits(middle):
+                low = middle
             else:
-                low, best = middle, tried
-        return best
+                high = middle - 1
+        return low
+
+    def _bytes_of(self, part: int) -> int:
+        span = self.search.largest - self.search.smallest
+        return self.search.smallest + span * part // _PARTS
+
+    def place(self, variant: Variant) -> Placement:
+        """Where the parts of a file go on the machine."""
+        needed = needs_at(variant, self.curve, self.curve.settings.cells)
+        return place(needed, self.machine, variant.file_bytes)
+
+    def _sketch(self, n_bytes: int) -> Variant:
+        """The best file of at most so many bytes, as far as its placement depends on it."""
+        types, known = self.search.within(n_bytes).types, encodings()
+        sizes = tuple(
+            PlannedTensor(target, known[types.get(target.name, target.stored)]).n_bytes
+            for target in in_file_order(self.source.model.targets)
+        )
+        return Variant("", self.source.tensors, sizes, "", 1, n_bytes, False, 0, 0, False)
 
     def place(self, variant: Variant) -> Placement:
         """Where the parts of a file go on the machine."""

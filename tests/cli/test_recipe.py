@@ -155,14 +155,16 @@ def test_fit_says_what_a_search_would_give() -> None:
 
     found = searched_by_fit("mixtral-8x22b", "--gpu", "24GB", "--ram", "32GB")
     assert found["share_used"] >= 0.97
-    assert found["command"] == "quantkit build mixtral-8x22b --for '24GB + 32GB'"
+    large = "mistralai/Mixtral-8x22B-v0.1 --name Mixtral-8x22B"  # where its weights are
+    assert found["command"] == f"quantkit build {large} --for '24GB + 32GB'"
     assert found["types"] == searched("mixtral-8x22b", "--for", "24GB + 32GB")["types"]
     few = searched_by_fit("mistral-7b", "--ram", "8GB", "--context", "512")
-    assert few["command"] == "quantkit build mistral-7b --for '0 + 8GB' --context 512"
+    small = "mistralai/Mistral-7B-v0.1 --name Mistral-7B"
+    assert few["command"] == f"quantkit build {small} --for '0 + 8GB' --context 512"
     other = searched_by_fit("mistral-7b", "--ram", "8GB", "--kv-type", "q8_0")
-    assert other["command"] == f"quantkit build mistral-7b --budget {other['file_bytes']}B"
+    assert other["command"] == f"quantkit build {small} --budget {other['file_bytes']}B"
     text = quantkit("fit", MIXTRAL, "--ram", "8GB").out
-    assert "searched: 8.53 bits" in text
+    assert "Or a mixture searched for this machine: 8.53 bits" in text
     assert "searched" not in quantkit("fit", MIXTRAL, "--ram", "8GB", "-q", "q8_0").out
 
 

@@ -46,7 +46,7 @@ def test_figures_are_those_of_a_real_load(ggufs: dict[str, Path], name: str) -> 
         return
     found = curve.at(1024)
     assert differences(figures(found), allocated(ggufs[name], settings)) == {}
-    needs = needs_at(subject.variants[0], curve, 1024)
+    needs = needs_at(subject.variants[0], curve, 1024).beside
     assert (sum(needs.kv), sum(needs.states)) == (found.kv, found.state)
 
 

@@ -133,7 +133,9 @@ def test_every_profile_is_sound(name: str) -> None:
     assert len(machine.source) > 20
     assert machine.ram > 6 * GIB
     assert all(gpu.usable > 6 * GIB for gpu in machine.gpus)
-    assert set(profile) <= {"title", "source", "usable_ram_mib", "unified", "gpu"}
+    known = {"title", "source", "usable_ram_mib", "ram_bandwidth_gbs", "unified", "gpu"}
+    assert set(profile) <= known
+    assert all(gpu.bandwidth and 5e10 < gpu.bandwidth < 1e13 for gpu in machine.gpus)
     if machine.unified:
         assert machine.vram < machine.ram
 
@@ -155,9 +157,9 @@ def test_a_profile_that_does_not_exist() -> None:
 
 
 def test_a_disk_too_small_for_the_file_or_for_building_it_is_told() -> None:
+    from quantkit.fit.answer import answer
     from quantkit.fit.probe import Settings, probe
     from quantkit.fit.subject import Wishes, open_subject
-    from quantkit.fit.verdict import answer
     from quantkit.plan.quants import find_quants
 
     subject = open_subject("mistral-7b", Wishes(find_quants(["q4_k_m"])))

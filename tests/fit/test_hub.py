@@ -69,7 +69,7 @@ def test_a_gguf(hub: HubServer, shard_size: int | None, tmp_path: Path) -> None:
     here = open_subject(str(path))
     (variant,) = remote.variants
     assert variant.file_bytes == here.variants[0].file_bytes == variant.download_bytes
-    assert variant.pieces == here.variants[0].pieces
+    assert variant.size_of == here.variants[0].size_of
     assert remote.shape == here.shape
     assert probe(remote, SETTINGS).probes == probe(here, SETTINGS).probes
 

@@ -15,11 +15,12 @@ from gguf import GGUFWriter
 
 from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import GGUFError
+from quantkit.fit import shape
 from quantkit.fit.memory import MIB, weigh
 from quantkit.fit.probe import FitError, Held, Probe, Settings, buffers, probe
-from quantkit.fit.shape import count_active, is_unquantized, piece, shape_of_header
+from quantkit.fit.shape import Tensors, count_active, is_unquantized, layer_of, shape_of_header
 from quantkit.fit.subject import Wishes, open_artifact, open_subject
-from quantkit.fit.transformers import formats_of, formats_of_pieces
+from quantkit.fit.transformers import formats_of, formats_of_tensors
 from quantkit.fit.verdict import needs_at
 from quantkit.plan.quants import find_quants
 from quantkit.verify.machine import Memory
@@ -121,7 +122,7 @@ def test_a_cache_with_a_window_grows_until_it_is_full() -> None:
 
 def test_every_layer_has_its_own_memory(files: dict[str, Path]) -> None:
     curve = probe(open_subject(str(files["windowed"])), Settings(8192))
-    found = needs_at(open_subject(str(files["windowed"])).variants[0], curve, 8192)
+    found = needs_at(open_subject(str(files["windowed"])).variants[0], curve, 8192).beside
     # Of 8,192 tokens the sixth layer keeps all, the others 600 and a batch, in whole cells.
     per_token = 2 * 2 * 2 * 32
     assert found.kv[5] == 8192 * per_token
@@ -133,7 +134,7 @@ def test_every_layer_has_its_own_memory(files: dict[str, Path]) -> None:
         open_subject(str(files["recurrent"])).variants[0],
         probe(open_subject(str(files["recurrent"])), Settings(512, parallel=64)),
         512,
-    )
+    ).beside
     assert states.kv == (0, 0, 0)
     # Of each of 64 sequences, 16 numbers per channel and the three columns that a convolution of
     # four still needs.
@@ -149,12 +150,13 @@ def test_what_is_looked_up_by_token_stays_in_ram(files: dict[str, Path]) -> None
     assert (weights.output, weights.tied_output) == (0, 0)
     tied = open_artifact(files["windowed"])
     assert weigh(tied.variants[0], tied.shape).tied_output == 2 * 64 * 512
-    pieces = tuple(
-        piece(name, (10, 10), 1000)
-        for name in ("token_embd.weight", "per_layer_token_embd.weight", "blk.0.attn_q.weight",
-                     "per_layer_model_proj.weight", "output_norm.weight", "rope_freqs.weight")
+    names = (
+        "token_embd.weight", "per_layer_token_embd.weight", "blk.0.attn_q.weight",
+        "per_layer_model_proj.weight", "output_norm.weight", "rope_freqs.weight",
     )  # fmt: skip
-    found = weigh(replace(tied.variants[0], pieces=pieces), tied.shape)
+    tensors = Tensors(names, ((10, 10),) * len(names))
+    variant = replace(tied.variants[0], tensors=tensors, sizes=(1000,) * len(names))
+    found = weigh(variant, tied.shape)
     assert (found.embedding, found.tied_output, found.output) == (2000, 1000, 2000)
     assert (found.layers[0], found.total) == (2000, 6000)
 
@@ -177,8 +179,7 @@ def test_what_is_looked_up_by_token_stays_in_ram(files: dict[str, Path]) -> None
     ],
 )
 def test_names_tell_layers_and_experts(name: str, layer: int | None, is_expert: bool) -> None:
-    found = piece(name, (4, 4), 32)
-    assert (found.layer, found.is_expert) == (layer, is_expert)
+    assert (layer_of(name), shape.is_expert(name)) == (layer, is_expert)
 
 
 def test_parameters_that_a_token_uses(files: dict[str, Path]) -> None:
@@ -186,9 +187,9 @@ def test_parameters_that_a_token_uses(files: dict[str, Path]) -> None:
     idle = 3 * 3 * 32 * 64 * 6  # of three layers, three matrices of six experts of eight
     assert subject.n_parameters - subject.n_active == idle
     header = read_header(files["latent"])
-    pieces = subject.variants[0].pieces
+    tensors = subject.variants[0].tensors
     keys = {**header.metadata, "deepseek2.expert_used_count": [0, 2, 4, 8]}
-    assert subject.n_parameters - count_active(files["latent"], keys, pieces) == 3 * 32 * 64 * 10
+    assert subject.n_parameters - count_active(files["latent"], keys, tensors) == 3 * 32 * 64 * 10
     assert shape_of_header(files["latent"], keys, header.tensors).n_experts_used == 8
 
 
@@ -308,7 +309,7 @@ def test_an_unquantized_gguf_is_planned_as_its_checkpoint_is(tmp_path: Path) -> 
         assert variant.file_bytes == paths[variant.name].stat().st_size
         assert (variant.source_bytes, variant.download_bytes) == (source, 0)
     of_checkpoint = open_subject(str(TRAINED / "tiny-mistral"), wishes)
-    assert [v.pieces for v in found.variants] == [v.pieces for v in of_checkpoint.variants]
+    assert [v.size_of for v in found.variants] == [v.size_of for v in of_checkpoint.variants]
     assert (found.shape, found.n_active) == (of_checkpoint.shape, of_checkpoint.n_active)
     assert probe(found, Settings(512)).probes == probe(of_checkpoint, Settings(512)).probes
 
@@ -336,7 +337,7 @@ def test_a_quantized_gguf_is_what_it_is(files: dict[str, Path], tmp_path: Path) 
 def test_formats_by_names_are_those_of_the_family(name: str) -> None:
     subject = open_subject(name, Wishes(find_quants(["q4_k_m"])))
     assert subject.model is not None
-    exact, guessed = formats_of(subject.model), formats_of_pieces(subject.variants[0].pieces)
+    exact, guessed = formats_of(subject.model), formats_of_tensors(subject.variants[0].tensors)
     for known, guess in zip(exact, guessed, strict=True):
         assert guess.name == known.name
         assert known.n_bytes is not None
@@ -348,7 +349,7 @@ def test_formats_of_a_model_without_a_family(files: dict[str, Path]) -> None:
     assert is_unquantized(read_header(files["recurrent"]).tensors)
     found = {
         s.name: s
-        for s in formats_of_pieces(open_subject(str(files["recurrent"])).variants[0].pieces)
+        for s in formats_of_tensors(open_subject(str(files["recurrent"])).variants[0].tensors)
     }
     assert {stored.label for stored in found.values() if stored.n_bytes} == {"modelled"}
     sizes = [found[name].n_bytes or 0 for name in ("fp16", "bnb-int8", "bnb-nf4")]

@@ -1,6 +1,5 @@
 """Which weights of a model bitsandbytes quantizes, and the folder that comes of it."""
 
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -115,6 +114,8 @@ def lay_out_bnb(
         MissingPackageError: bitsandbytes is not installed.
 
     """
+    from importlib.metadata import version
+
     require_bitsandbytes()
     dtype = model_dtype(checkpoint.config, checkpoint.tensors)
     stored = None
@@ -137,7 +138,7 @@ def lay_out_bnb(
     }
     unquantized = [m.name for t in plan.tensors for m in t.matrices if isinstance(m.codec, Plain)]
     record = {
-        "tools": {name: importlib.metadata.version(name) for name in ("bitsandbytes", "torch")},
+        "tools": {name: version(name) for name in ("bitsandbytes", "torch")},
         "quantization_config": quantization,
         "unquantized": unquantized,
         "experts": model.facts.n_experts,

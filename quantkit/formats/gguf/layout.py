@@ -8,7 +8,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from gguf import GGUFValue, GGUFValueType
@@ -29,6 +29,8 @@ _MAGIC, _VERSION, _QUANTIZATION_VERSION = b"GGUF", 3, 2
 # What begins the name of a vision or audio part's file, by which llama.cpp's tools find it.
 PROJECTOR = "mmproj-"
 _FILE_TYPE = "general.file_type"
+_COUNTS = "<IQQ"  # version, tensors, keys
+_INFO_BYTES = 8 + 4 + 4 + 8  # of a tensor: its name's length, dimensions, type, offset
 _LONGEST_OVERRIDE = 127  # bytes; llama-quantize keeps no more of a string it adds
 
 
@@ -133,11 +135,9 @@ def lay_out(
         PlanError: a tensor is larger than a shard.
 
     """
-    name = f"{metadata.base_name}-{plan.quant.in_file_names}"
+    name = file_name(plan, metadata)
     remarks = (*metadata.remarks, *plan.remarks)
-    own = tuple(_quant_entries(plan, metadata, imatrix))
-    said_anew = {entry.key for entry in own}
-    entries = (*(entry for entry in metadata.entries if entry.key not in said_anew), *own)
+    entries = _entries(plan, metadata, imatrix)
     if shard_size is None or sum(map(padded, plan.tensors)) <= shard_size:
         file = _place(f"{name}.gguf", entries, plan.tensors)
         return GGUFLayout(plan, name, None, (file,), remarks)
@@ -150,9 +150,27 @@ def lay_out(
             _entry("split.tensors.count", len(plan.tensors), GGUFValueType.INT32),
             _entry("split.count", len(shards), GGUFValueType.UINT16),
         )
-        file_name = shard_name(name, index, len(shards))
-        files.append(_place(file_name, (*entries, *split) if index == 0 else split, tensors))
+        shard = shard_name(name, index, len(shards))
+        files.append(_place(shard, (*entries, *split) if index == 0 else split, tensors))
     return GGUFLayout(plan, name, name, tuple(files), remarks)
+
+
+def file_name(plan: Plan, metadata: ModelMetadata) -> str:
+    """What a quant's file is called, without its ending."""
+    return f"{metadata.base_name}-{plan.quant.in_file_names}"
+
+
+def header_bytes(plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None = None) -> int:
+    """Bytes of the header of the one file that `lay_out` would make; it is not made."""
+    n_bytes = len(_MAGIC) + struct.calcsize(_COUNTS)
+    n_bytes += sum(len(entry.packed) for entry in _entries(plan, metadata, imatrix))
+    n_bytes += sum(_info_bytes(t.target.name, t.target.shape) for t in plan.tensors)
+    return aligned(n_bytes)
+
+
+@lru_cache(maxsize=2**14)
+def _info_bytes(name: str, shape: tuple[int, ...]) -> int:
+    return _INFO_BYTES + len(name.encode()) + 8 * _n_dims(shape)
 
 
 def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...]) -> GGUFLayout:
@@ -169,6 +187,13 @@ def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...
     name = f"{PROJECTOR}{metadata.base_name}-{plan.quant.name.upper()}"
     file = _place(f"{name}.gguf", metadata.entries, plan.tensors, as_converted=True)
     return GGUFLayout(plan, name, None, (file,), (*metadata.remarks, *plan.remarks), takes)
+
+
+def _entries(plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None) -> list[KeyValue]:
+    """All metadata of one quant; what the quant says anew comes last."""
+    own = tuple(_quant_entries(plan, metadata, imatrix))
+    said_anew = {entry.key for entry in own}
+    return [*(entry for entry in metadata.entries if entry.key not in said_anew), *own]
 
 
 def _quant_entries(
@@ -223,7 +248,7 @@ def _place(
     *,
     as_converted: bool = False,
 ) -> PlannedFile:
-    parts = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(entries))]
+    parts = [_MAGIC, struct.pack(_COUNTS, _VERSION, len(tensors), len(entries))]
     parts.extend(entry.packed for entry in entries)
     relative = []
     end = 0
@@ -240,8 +265,8 @@ def _place(
 def _tensor_info(tensor: PlannedTensor, offset: int, *, as_converted: bool) -> bytes:
     name = tensor.target.name.encode("utf-8")
     dims = [*reversed(tensor.target.shape)]
-    while len(dims) > 1 and dims[-1] == 1 and not as_converted:
-        dims.pop()  # ggml, which llama-quantize goes by, counts no trailing dimensions of 1
+    if not as_converted:
+        dims = dims[: _n_dims(tensor.target.shape)]
     return (
         struct.pack("<Q", len(name))
         + name
@@ -250,6 +275,16 @@ def _tensor_info(tensor: PlannedTensor, offset: int, *, as_converted: bool) -> b
     )
 
 
+def _n_dims(shape: tuple[int, ...]) -> int:
+    """Dimensions that a header states: ggml, which llama-quantize goes by, drops outer 1s."""
+    return max(1, len(shape) - next((i for i, n in enumerate(shape) if n > 1), len(shape)))
+
+
 def padded(tensor: PlannedTensor) -> int:
     """Bytes that a tensor takes in a file, up to where the next one may begin."""
-    return -(-tensor.n_bytes // ALIGNMENT) * ALIGNMENT
+    return aligned(tensor.n_bytes)
+
+
+def aligned(n_bytes: int) -> int:
+    """The multiple of the alignment that holds so many bytes."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT

@@ -10,12 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint.card import read_front_matter
-from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.folder import read_json
 from quantkit.checkpoint.names import without_shard
-from quantkit.checkpoint.tokenizer import add_tokenizer
-from quantkit.checkpoint.tokenizer.chat_template import chat_remarks
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file
 from quantkit.core.names import is_plain_name
@@ -25,6 +20,8 @@ from quantkit.families.model import KeyValue, Model
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, Metadata
+
+    from quantkit.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class ModelMetadata:
 
 
 def describe_checkpoint(
-    checkpoint: Checkpoint, model: Model, name: str | None = None
+    checkpoint: "Checkpoint", model: Model, name: str | None = None
 ) -> ModelMetadata:
     """The metadata of a checkpoint, without what differs from quant to quant.
 
@@ -56,6 +53,9 @@ def describe_checkpoint(
 
     """
     from gguf import GGUFWriter
+
+    from quantkit.checkpoint.tokenizer import add_tokenizer
+    from quantkit.checkpoint.tokenizer.chat_template import chat_remarks
 
     if checkpoint.header is not None:
         return _copied(checkpoint, model, name)
@@ -74,7 +74,7 @@ def describe_checkpoint(
     return ModelMetadata(_file_name(checkpoint.path, name, general), entries, remarks)
 
 
-def base_name_of(checkpoint: Checkpoint, model: Model, name: str | None = None) -> str:
+def base_name_of(checkpoint: "Checkpoint", model: Model, name: str | None = None) -> str:
     """What files of a checkpoint are called, where no GGUF is made of it.
 
     Raises:
@@ -112,7 +112,7 @@ def bare_entries(model: Model) -> tuple[KeyValue, ...]:
     return (architecture, *model.keys, *tokenizer)
 
 
-def _copied(checkpoint: Checkpoint, model: Model, name: str | None) -> ModelMetadata:
+def _copied(checkpoint: "Checkpoint", model: Model, name: str | None) -> ModelMetadata:
     """The metadata of a GGUF for another, as llama-quantize copies it, under another name if any.
 
     What differs from quant to quant comes last (see `layout.lay_out`).
@@ -137,9 +137,11 @@ def _renamed(keys: tuple[KeyValue, ...], name: str | None) -> tuple[KeyValue, ..
     return tuple(renamed if entry.key == _NAME else entry for entry in keys)
 
 
-def _described(checkpoint: Checkpoint, model: Model, name: str | None) -> ModelMetadata:
+def _described(checkpoint: "Checkpoint", model: Model, name: str | None) -> ModelMetadata:
     """The metadata that llama.cpp's converter gives a checkpoint, as `_copied` copies a GGUF's."""
     from gguf import Metadata
+
+    from quantkit.checkpoint.tokenizer.chat_template import chat_remarks
 
     assert checkpoint.description is not None  # noqa: S101 - it was described
     said = checkpoint.description.header.metadata
@@ -175,10 +177,12 @@ def _file_name(folder: Path, name: str | None, general: "Metadata") -> str:
 
 
 def _add_general(
-    writer: "GGUFWriter", checkpoint: Checkpoint, model: Model, name: str | None
+    writer: "GGUFWriter", checkpoint: "Checkpoint", model: Model, name: str | None
 ) -> "Metadata":
     """Add the ``general`` keys, as gguf-py finds them, and return them."""
     import gguf
+
+    from quantkit.checkpoint.card import read_front_matter
 
     total, shared, expert, n_experts = count_parameters(model)
     folder = checkpoint.path
@@ -226,6 +230,8 @@ _SAMPLING = (
 
 def _optional(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file is not there."""
+    from quantkit.checkpoint.folder import read_json
+
     return read_json(path) if has_file(path, error=CheckpointError) else {}
 
 
