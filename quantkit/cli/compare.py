@@ -77,8 +77,8 @@ def compare(
     embeds, the cosines of embeddings are measured; of one with encoder and decoder, the decoder's
     predictions.
     """
-    from quantkit.verify.compare import as_numbers
     from quantkit.verify.compare import compare as run_compare
+    from quantkit.verify.comparisons import as_numbers
     from quantkit.verify.subjects import export_all, is_quantized, outline_subjects
 
     if not artifacts:
@@ -200,7 +200,7 @@ def _keep(result: "Comparison", places: Sequence[Path]) -> None:
 
     Better ones of the same artifacts stay.
     """
-    from quantkit.verify.compare import FILE, as_numbers, more_windows
+    from quantkit.verify.comparisons import FILE, as_numbers, more_windows
     from quantkit.verify.subjects import holds_artifacts
 
     for folder in places:

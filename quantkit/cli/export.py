@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.build import VerifyOption, run_build
+from quantkit.cli.build import VerifyOption
+from quantkit.cli.built import run_build
 from quantkit.cli.output import JsonOption
 from quantkit.core.units import parse_size
 

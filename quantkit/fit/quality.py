@@ -88,7 +88,7 @@ def find_comparison(name: str) -> Path | None:
     path = Path(name)
     if not path.exists():
         return None
-    from quantkit.verify.compare import FILE
+    from quantkit.verify.comparisons import FILE
 
     file = (path if path.is_dir() else path.parent) / FILE
     return file if has_file(file, error=FitError) else None

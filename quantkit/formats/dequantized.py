@@ -9,10 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
 from quantkit.checkpoint.converter.wish import Wish
 from quantkit.checkpoint.folder import is_artifact, is_foreign, open_quantized
 from quantkit.core.errors import CheckpointError
+from quantkit.core.files import open_file
+from quantkit.core.tensors import SourceTensor
 
 # quant_method of config.json -> the module that reads such a folder
 _READERS = {
@@ -90,3 +95,22 @@ def as_checkpoint(folder: Path, wish: Wish) -> Checkpoint:
     source = open_artifact(folder)
     checkpoint = replace(source.checkpoint, read_rows=source.read_rows)
     return described(checkpoint, wish) if is_foreign(checkpoint) else checkpoint
+
+
+def read_bytes(tensor: SourceTensor, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+    """Bytes ``start`` to ``stop`` of a stored tensor.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+
+    """
+    n_bytes = (tensor.n_bytes if stop is None else stop) - start
+    with open_file(tensor.file, error=CheckpointError) as file:
+        try:
+            file.seek(tensor.offset + start)
+            data = np.frombuffer(bytearray(file.read(n_bytes)), np.uint8)
+        except OSError as error:
+            raise CheckpointError(f"{tensor.file} cannot be read: {error.strerror}.") from None
+    if data.size != n_bytes:
+        raise CheckpointError(f"{tensor.file} became shorter while it was read.")
+    return data

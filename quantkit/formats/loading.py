@@ -23,8 +23,8 @@ from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.origins import Origin, find_origins
 from quantkit.core.errors import CheckpointError, PlanError
 from quantkit.core.printable import quoted
-from quantkit.formats.bnb.codec import TORCH_NAMES
-from quantkit.formats.bnb.plan import model_dtype
+from quantkit.core.tensors import TORCH_NAMES
+from quantkit.formats.floats import model_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

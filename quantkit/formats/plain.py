@@ -12,7 +12,7 @@ from quantkit.core.files import read_if_there
 from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Decoder
 from quantkit.families.published import published_names
-from quantkit.formats.bnb.codec import Plain
+from quantkit.formats.floats import Plain
 from quantkit.formats.folder import (
     FolderLayout,
     FolderPlan,

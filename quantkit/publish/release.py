@@ -37,7 +37,7 @@ from quantkit.publish.metadata import Source
 from quantkit.publish.prompt import render_prompt
 from quantkit.publish.source import find_source
 from quantkit.publish.upload import Report, Upload, Uploader
-from quantkit.verify.compare import FILE as COMPARISON
+from quantkit.verify.comparisons import FILE as COMPARISON
 
 _SMALL = 10 * 10**6
 

@@ -152,11 +152,6 @@ class MachineSearch:
         span = self.search.largest - self.search.smallest
         return self.search.smallest + span * part // _PARTS
 
-    def place(self, variant: Variant) -> Placement:
-        """Where the parts of a file go on the machine."""
-        needed = needs_at(variant, self.curve, self.curve.settings.cells)
-        return place(needed, self.machine, variant.file_bytes)
-
     def _sketch(self, n_bytes: int) -> Variant:
         """The best file of at most so many bytes, as far as its placement depends on it."""
         types, known = self.search.within(n_bytes).types, encodings()

@@ -9,28 +9,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from quantkit.core.documents import read_object, to_type
+from quantkit.core.documents import read_object
 from quantkit.core.errors import CompareError, FileError, TextError
 from quantkit.core.files import MOST_TEXT, read_file
 from quantkit.core.system import user_cache
 from quantkit.core.topics import TO_JUDGE, whole_topics
-from quantkit.core.writing import is_own, write_file
-from quantkit.verify.divergence import PERCENTILES, Measures
+from quantkit.core.writing import write_file
+from quantkit.verify.divergence import Measures
 from quantkit.verify.embeddings import Cosines
 from quantkit.verify.llama import WORKER, run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.quality import Verdict, judge
 from quantkit.verify.smoke import artifact_files, time_limit
-from quantkit.verify.subjects import Subject, is_quantized, open_subject
-
-FILE = "compare.json"
-"""What a comparison is kept as, in the folder of the build."""
+from quantkit.verify.subjects import Subject, open_subject
 
 _FORM = 1  # of the cache; another number makes old entries useless
 _MOST_CACHED = 20 * 10**9
@@ -402,74 +397,3 @@ def read_text(file: Path) -> bytes:
     except UnicodeDecodeError:
         raise TextError(f"{file} is not UTF-8 text.") from None
     return data
-
-
-def as_numbers(comparison: Comparison) -> dict[str, Any]:
-    """Everything that was found, as JSON values."""
-    return {
-        "reference": str(comparison.reference.gguf),
-        "reference_quant": comparison.reference.quant,
-        "reference_is_quantized": is_quantized(comparison.reference),
-        "text": comparison.text,
-        "text_sha256": comparison.text_sha256,
-        "context": comparison.context,
-        "windows": comparison.windows,
-        "threads": comparison.threads,
-        "gpu_layers": comparison.gpu_layers,
-        "kld_percentiles": list(PERCENTILES),
-        "artifacts": [_numbers(result) for result in comparison.results],
-    }
-
-
-class _KeptRow(msgspec.Struct, frozen=True):
-    name: str
-    bytes: int
-    measures: dict[str, Any] | None = None
-
-
-class _Kept(msgspec.Struct, frozen=True):
-    """What is looked at of a comparison that was kept."""
-
-    text_sha256: str
-    context: int
-    windows: int
-    artifacts: list[_KeptRow]
-
-
-def more_windows(file: Path, comparison: Comparison) -> int | None:
-    """The windows of a kept comparison that says more of the same artifacts than a new one does.
-
-    None where it is not over more windows of the same text, is older than an artifact or lacks one,
-    or where the new one finds fault.
-    """
-    if not is_own(file) or comparison.failed:
-        return None
-    try:
-        kept = to_type(read_object(file), _Kept, file)
-    except FileError:
-        return None
-    measured = {(row.name, row.bytes) for row in kept.artifacts if row.measures is not None}
-    now = {(result.subject.name, result.subject.n_bytes) for result in comparison.results}
-    same = (kept.text_sha256, kept.context) == (comparison.text_sha256, comparison.context)
-    if not (same and now <= measured and kept.windows > comparison.windows):
-        return None
-    places = [file.with_name(name) for name, _ in now]
-    files = [f for place in places for f in (place.iterdir() if place.is_dir() else [place])]
-    newest = max((f.stat().st_mtime for f in files if f.exists()), default=0)
-    return kept.windows if newest <= file.stat().st_mtime else None
-
-
-def _numbers(result: Result) -> dict[str, Any]:
-    subject = result.subject
-    return {
-        "name": subject.name,
-        "file": str(subject.gguf),
-        "quant": subject.quant,
-        "bytes": subject.n_bytes,
-        "run": subject.how,
-        "is_reference": result.is_reference,
-        "measures": asdict(result.measures) if result.measures else None,
-        "cosines": asdict(result.cosines) if result.cosines else None,
-        "speed": asdict(result.speed) if result.speed else None,
-        "verdict": asdict(result.verdict),
-    }

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build import engine
 from quantkit.build.executor import Executor
+from quantkit.build.run import Run
 from quantkit.formats.dequantized import is_own_artifact
 from tests.cli.command import quantkit
 from tests.published import model_of
@@ -97,25 +97,25 @@ def test_killed_in_the_second_pass_it_goes_on_there(
 ) -> None:
     out = tmp_path / "out"
     wish = ("build", model, "-q", "q8_0,bnb-nf4", "-o", out, "--no-smoke", "--json", "--name", "X")
-    finish = engine._Run._verify_all
+    finish = Run._verify_all
 
-    def killed(run: engine._Run, executor: Executor) -> list[Callable[[], list[str]]]:
-        if "bnb-nf4" in run._artifacts[0].layout.name:
+    def killed(running: Run, executor: Executor) -> list[Callable[[], list[str]]]:
+        if "bnb-nf4" in running._artifacts[0].layout.name:
             raise KeyboardInterrupt
-        return finish(run, executor)
+        return finish(running, executor)
 
-    monkeypatch.setattr(engine._Run, "_verify_all", killed)
+    monkeypatch.setattr(Run, "_verify_all", killed)
     assert "run the same command" in quantkit(*wish).err
     assert (out / "X-bnb-nf4.partial").is_dir()
     monkeypatch.undo()
     seen: list[tuple[int, int]] = []
-    start = engine._Run._write
+    start = Run._write
 
-    def noted(run: engine._Run, executor: Executor) -> dict[Path, str]:
-        seen.append((len(run._journal.done), len(run._units)))
-        return start(run, executor)
+    def noted(running: Run, executor: Executor) -> dict[Path, str]:
+        seen.append((len(running._journal.done), len(running._units)))
+        return start(running, executor)
 
-    monkeypatch.setattr(engine._Run, "_write", noted)
+    monkeypatch.setattr(Run, "_write", noted)
     again = quantkit(*wish)
     assert again.code == 0, again
     assert list(json.loads(again.out)["was_there_already"]) == ["X-Q8_0"]

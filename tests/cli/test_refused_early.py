@@ -219,9 +219,9 @@ def test_what_stands_for_the_matrix_gives_the_same_plan(
     digests: list[list[str]] = []
     real = build.__dict__["_refuse_early"]
 
-    def spy(on_text: Any, work: Any, *rest: Any, **options: Any) -> None:
-        digests.append([layout.digest for layout in work.layouts])
-        real(on_text, work, *rest, **options)
+    def spy(on_text: Any, works: Any, *rest: Any, **options: Any) -> None:
+        digests.append([layout.digest for work in works if work for layout in work.layouts])
+        real(on_text, works, *rest, **options)
 
     monkeypatch.setattr(build, "_refuse_early", spy)
     out = tmp_path / "out"

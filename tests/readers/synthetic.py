@@ -11,7 +11,7 @@ from quantkit.calibrate.settings import find_device
 from quantkit.checkpoint.open import open_stored
 from quantkit.families import describe, is_known
 from quantkit.families.model import Model
-from quantkit.formats.bnb.codec import Plain
+from quantkit.formats.floats import Plain
 from quantkit.formats.gptq.packing import PARTS, pack
 from quantkit.formats.gptq.plan import GptqOptions, lay_out_gptq
 from quantkit.plan.quants import find_quants

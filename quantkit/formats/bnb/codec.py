@@ -4,23 +4,24 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.packages import require
+from quantkit.core.tensors import TORCH_NAMES
 from quantkit.encodings.encoding import Encoding
+from quantkit.formats.floats import cast, to_bytes, to_torch
 from quantkit.formats.folder import Part
-from quantkit.formats.safetensors import ITEM_BYTES, StoredTensor
+from quantkit.formats.safetensors import StoredTensor
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK = 256  # absmax values per block of their own, where they are quantized too
-TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CODES = 16
 _LONGEST_OFFSET = 24  # characters of a float as Python writes it
 _SCRATCH = "#float32"
@@ -65,56 +66,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(count)
-
-
-def to_torch(raw: NDArray[np.uint8], dtype: str, columns: int) -> "torch.Tensor":
-    """Little-endian floats as rows of a tensor, without a copy where they are writable."""
-    import torch
-
-    writable = raw if raw.flags.writeable else raw.copy()
-    return torch.from_numpy(writable).view(getattr(torch, TORCH_NAMES[dtype])).view(-1, columns)
-
-
-def to_bytes(tensor: "torch.Tensor") -> NDArray[np.uint8]:
-    """The bytes of a tensor, 1-D."""
-    import torch
-
-    data: NDArray[np.uint8] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return data
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """A tensor that stays as it is, in the model's dtype."""
-
-    dtype: str
-
-    @property
-    def encoding(self) -> Encoding:
-        """The floats' name."""
-        return Encoding(self.dtype, -1, 1, ITEM_BYTES[self.dtype])
-
-    def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
-        """The tensor itself."""
-        return (Part(StoredTensor(name, self.dtype, shape), 1, ITEM_BYTES[self.dtype]),)
-
-    def encode(self, raw: NDArray[np.uint8], dtype: str, columns: int) -> list[NDArray[np.uint8]]:
-        """The floats, rounded to the model's dtype as torch does.
-
-        Raises:
-            OverflowError: a weight is beyond its range.
-
-        """
-        if dtype == self.dtype:
-            return [raw]
-        return [to_bytes(_cast(to_torch(raw, dtype, columns), self.dtype))]
-
-    def complete(
-        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, NDArray[np.uint8]]
-    ) -> dict[str, NDArray[np.uint8]]:
-        """Nothing is left to do."""
-        del name, shape, scratch
-        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +114,7 @@ class FourBit:
             OverflowError: a weight is beyond the range of the model's dtype.
 
         """
-        weights = _cast(to_torch(raw, dtype, columns), self.dtype)
+        weights = cast(to_torch(raw, dtype, columns), self.dtype)
         codes, state = functional().quantize_4bit(
             weights, blocksize=self.block, quant_type=self.kind
         )
@@ -238,7 +189,7 @@ class EightBit:
             OverflowError: a weight is beyond the range of float16.
 
         """
-        weights = _cast(_cast(to_torch(raw, dtype, columns), self.dtype), "F16")
+        weights = cast(cast(to_torch(raw, dtype, columns), self.dtype), "F16")
         rows, scales, _ = functional().int8_vectorwise_quant(weights)
         return [to_bytes(rows), to_bytes(scales)]
 
@@ -248,15 +199,3 @@ class EightBit:
         """The number that stands for rows."""
         del shape, scratch
         return {f"{name.removesuffix('weight')}weight_format": np.zeros(1, np.uint8)}
-
-
-def _cast(weights: "torch.Tensor", dtype: str) -> "torch.Tensor":
-    import torch
-
-    wanted = getattr(torch, TORCH_NAMES[dtype])
-    if weights.dtype == wanted:
-        return weights
-    cast = weights.to(wanted)
-    if not isfinite(cast.abs().max().item()):
-        raise OverflowError(f"the weights are too large for {wanted}")
-    return cast

@@ -6,20 +6,19 @@ from typing import Any
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
-from quantkit.core.tensors import SourceTensor
+from quantkit.core.tensors import TORCH_NAMES
 from quantkit.families.model import Decoder, Model, Target
 from quantkit.families.published import published_names
 from quantkit.formats.bnb.codec import (
     BLOCK_SIZES,
-    TORCH_NAMES,
     BnbOptions,
     EightBit,
     FourBit,
-    Plain,
     one_thread,
     require_bitsandbytes,
 )
 from quantkit.formats.bnb.readme import write_readme
+from quantkit.formats.floats import Plain, model_dtype
 from quantkit.formats.folder import (
     Codec,
     FolderLayout,
@@ -149,15 +148,6 @@ def lay_out_bnb(
 def _advice(model: Model) -> str:
     found = " or ".join(map(str, block_sizes(model)))
     return f"choose {found}, or --keep the module" if found else "--keep the module, or use int8"
-
-
-def model_dtype(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> str:
-    """The dtype that transformers loads a checkpoint in: config.json's, or that of its weights."""
-    named = config.get("dtype") or config.get("torch_dtype")
-    known = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
-    if isinstance(named, str) and named in known:
-        return known[named]
-    return next(t.dtype for t in tensors.values() if t.dtype in TORCH_NAMES)
 
 
 def quantization_config(

@@ -12,17 +12,11 @@ from numpy.typing import NDArray
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.documents import decode
 from quantkit.core.errors import CheckpointError
-from quantkit.core.files import open_file
 from quantkit.core.printable import quoted
-from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
-from quantkit.formats.bnb.codec import (
-    TORCH_NAMES,
-    functional,
-    require_bitsandbytes,
-    to_bytes,
-    to_torch,
-)
-from quantkit.formats.dequantized import Dequantized
+from quantkit.core.tensors import FLOAT_BYTES, TORCH_NAMES, SourceTensor
+from quantkit.formats.bnb.codec import functional, require_bitsandbytes
+from quantkit.formats.dequantized import Dequantized, read_bytes
+from quantkit.formats.floats import to_bytes, to_torch
 
 _STATE = ".quant_state.bitsandbytes__"
 _DTYPES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
@@ -123,25 +117,6 @@ def read_state(tensors: Mapping[str, SourceTensor], name: str) -> FourBitState |
         facts.nested_blocksize,
         facts.nested_offset,
     )
-
-
-def read_bytes(tensor: SourceTensor, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-    """Bytes ``start`` to ``stop`` of a stored tensor.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-
-    """
-    n_bytes = (tensor.n_bytes if stop is None else stop) - start
-    with open_file(tensor.file, error=CheckpointError) as file:
-        try:
-            file.seek(tensor.offset + start)
-            data = np.frombuffer(bytearray(file.read(n_bytes)), np.uint8)
-        except OSError as error:
-            raise CheckpointError(f"{tensor.file} cannot be read: {error.strerror}.") from None
-    if data.size != n_bytes:
-        raise CheckpointError(f"{tensor.file} became shorter while it was read.")
-    return data
 
 
 def _as_source(tensor: SourceTensor, dtype: str, shape: tuple[int, ...]) -> SourceTensor:

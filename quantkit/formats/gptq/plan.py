@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
+from quantkit.core.tensors import TORCH_NAMES
 from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Decoder, Model, Target
 from quantkit.families.published import published_names
-from quantkit.formats.bnb.codec import TORCH_NAMES, Plain
-from quantkit.formats.bnb.plan import model_dtype
+from quantkit.formats.floats import Plain, model_dtype
 from quantkit.formats.folder import (
     Codec,
     FolderLayout,

@@ -13,8 +13,7 @@ from quantkit.core.documents import to_type
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
-from quantkit.formats.bnb.reader import read_bytes
-from quantkit.formats.dequantized import Dequantized
+from quantkit.formats.dequantized import Dequantized, read_bytes
 from quantkit.formats.gptq.packing import PARTS, Packed, fits, packed_shapes, unpack
 
 _WEIGHT = "weight"
