@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.search import CHECKPOINTS, TINY
 from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import make_corpus
 from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.plan.names import category_of
@@ -37,7 +37,7 @@ MEMORY = 2**30
 
 def sensitivities(name: str, text: Path, chunks: int) -> dict[str, float]:
     checkpoint = open_checkpoint(CHECKPOINTS / name)
-    corpus = make_corpus(checkpoint, (Source(text),), chunks, 512)
+    corpus = make_corpus(checkpoint, (TextSource(text),), chunks, 512)
     settings = Settings(max_memory=MEMORY)
     found = measure_sensitivities(checkpoint, open_model(checkpoint), corpus, settings)
     of_kind: dict[str, float] = defaultdict(float)

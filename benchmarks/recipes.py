@@ -38,7 +38,7 @@ from quantkit.build.engine import build
 from quantkit.build.work import prepare
 from quantkit.calibrate.calibrate import calibrate
 from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import open_checkpoint, open_model
@@ -106,7 +106,7 @@ class Bench:
 
     def corpus(self, text: str) -> Corpus:
         """Windows of one of the texts."""
-        return make_corpus(self.checkpoint, [Source(self.texts[text])], self.chunks, 512)
+        return make_corpus(self.checkpoint, [TextSource(self.texts[text])], self.chunks, 512)
 
     @cached_property
     def errors(self) -> dict[tuple[str, str], float]:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from quantkit.build.cluster.connection import connect
 from quantkit.build.cluster.executor import ClusterExecutor
-from quantkit.build.executor import Assignment
+from quantkit.build.executor import EncodeRequest
 from quantkit.build.output import PartialArtifact
 from quantkit.build.source import Reading, stamps_of
 from quantkit.build.units import cut_units
@@ -40,7 +40,7 @@ def measure_task_costs(checkpoint: Path, folder: Path, count: int = 300) -> Task
     with TemporaryDirectory(prefix="task-costs-", dir=folder) as name:
         artifact = PartialArtifact(Path(name), work.layouts[0])
         artifact.open()
-        assignment = Assignment(
+        assignment = EncodeRequest(
             work,
             [artifact],
             [small] * count,

@@ -24,7 +24,7 @@ Crcs = list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
+class EncodeRequest:
     """What an executor has to do, and whom to tell.
 
     ``keep`` is told what each unit gave, once its bytes are written; ``passed`` the source bytes
@@ -103,7 +103,7 @@ class Workers(Protocol):
 
         """
 
-    def start(self, assignment: Assignment) -> Executor:
+    def start(self, assignment: EncodeRequest) -> Executor:
         """What encodes."""
 
     def hold(self, out: Path, entry: Mapping[str, Any]) -> bool:
@@ -113,7 +113,7 @@ class Workers(Protocol):
 class Threads:
     """Encodes in threads what one reader brings, file by file, from front to back."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: EncodeRequest) -> None:
         share_heap()
         self._assignment = assignment
         work = assignment.work
@@ -197,7 +197,7 @@ class ThisProcess:
         """The artifacts in that folder."""
         return [PartialArtifact(out, layout) for layout in layouts]
 
-    def start(self, assignment: Assignment) -> Executor:
+    def start(self, assignment: EncodeRequest) -> Executor:
         """Threads."""
         return Threads(assignment)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.build.kept import Kept, KeptFile
+from quantkit.build.kept import KeptFile, KeptSource
 from quantkit.build.source import (
     Held,
     Reading,
@@ -59,7 +59,7 @@ class HubReader:
         self,
         repo: RemoteRepo,
         reading: Reading,
-        kept: Kept | None = None,
+        kept: KeptSource | None = None,
         description: Description | None = None,
     ) -> None:
         self._repo = repo

@@ -21,7 +21,7 @@ _BESIDE = ("config.json", "generation_config.json", INDEX, PICKLE_INDEX, "README
 _ELSEWHERE = "choose another folder with --keep-source"
 
 
-class Kept:
+class KeptSource:
     """The folder. Weight files grow in it under partial names and get their own when all is there.
 
     A partial name holds the hash that the file must have, so that what an earlier run left of
@@ -111,7 +111,7 @@ class Kept:
 class KeptFile:
     """One weight file that grows."""
 
-    def __init__(self, kept: Kept, name: str, repo: RemoteRepo) -> None:
+    def __init__(self, kept: KeptSource, name: str, repo: RemoteRepo) -> None:
         self._final = kept.path(name)
         self._partial, self.n_bytes = kept.begun(name)
         self._known = repo.hashes.get(name)

@@ -13,11 +13,11 @@ import quantkit
 from quantkit.build import manifest
 from quantkit.build.artifact import Artifact, Check, Progress
 from quantkit.build.encode import sessions
-from quantkit.build.executor import Assignment, Crcs, Executor, Workers
+from quantkit.build.executor import Crcs, EncodeRequest, Executor, Workers
 from quantkit.build.journal import Journal, Record, partial_paths
 from quantkit.build.output import PartialArtifact, check_space, naming_failures, remove, trial_of
 from quantkit.build.readback import ReadBackError, Written, written_to
-from quantkit.build.shipping import Departures, Shipping, leaves_by_shards
+from quantkit.build.shipping import ShardSender, Shipping, leaves_by_shards
 from quantkit.build.source import Reading, identify_source, stamp, stamps_of
 from quantkit.build.units import UNIT_ELEMENTS, cut_units
 from quantkit.build.verification import verify
@@ -94,7 +94,7 @@ class Run:
         artifacts = {a.partial.name: self._identify(a.layout) for a in self._artifacts}
         self._journal = Journal(out, self._identity(), artifacts)
         self._shipping = shipping
-        self._departures: Departures | None = None
+        self._departures: ShardSender | None = None
         # Units encoded and written but not yet journaled: unit -> CRC-32 per artifact.
         self._unrecorded: list[tuple[int, Record]] = []
 
@@ -145,7 +145,7 @@ class Run:
         imatrix = self._work.imatrix.sha256 if self._work.imatrix else None
         return layout.depends_on(imatrix, self._work.kernel.search)
 
-    def _assignment(self) -> Assignment:
+    def _assignment(self) -> EncodeRequest:
         finished = self._journal.finished
         done = {self._units[index] for index in self._journal.done}
         partly = {
@@ -153,7 +153,7 @@ class Run:
             for index, crcs in finished.items()
             if None in crcs
         }
-        return Assignment(
+        return EncodeRequest(
             self._work,
             self._artifacts,
             self._units,
@@ -206,7 +206,7 @@ class Run:
         for path in {a.partial for a in self._artifacts}.union(partial_paths(self._out)) - served:
             remove(path)
         if self._shipping is not None:
-            self._departures = Departures(
+            self._departures = ShardSender(
                 self._shipping, self._artifacts, self._units, self._journal
             )
             self._departures.check(shutil.disk_usage(self._out).free - SIDE_FILES)

@@ -39,7 +39,7 @@ class Shipping:
     max_disk: int | None = None
 
 
-class Departures:
+class ShardSender:
     """The shards of one build, each sent once all of its slabs are written, one at a time."""
 
     def __init__(

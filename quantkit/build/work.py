@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from quantkit.build.hub import HubReader
-from quantkit.build.kept import Kept
+from quantkit.build.kept import KeptSource
 from quantkit.build.output import check_names
 from quantkit.build.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
-from quantkit.checkpoint.converter.wish import Wish
+from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.checkpoint.names import folder_name
 from quantkit.checkpoint.open import open_checkpoint, open_decoder, open_model
@@ -34,7 +34,7 @@ from quantkit.plan.quants import Quant
 from quantkit.plan.recipe import Override, Recipe, recipe_of
 
 _NO_BNB = BnbOptions()
-_WISH = Wish()
+_WISH = ConverterOptions()
 
 # What finds a recipe for a model, with the keys of its files and the importance matrix, if any.
 Choose: TypeAlias = Callable[[Model, ModelMetadata, Imatrix | None], tuple[Quant, Recipe]]
@@ -58,7 +58,7 @@ class Work:
     imatrix: Imatrix | None = None
     open_weights: Callable[[Reading], WeightReader] = SourceReader
     read_ahead: int = 0
-    kept: Kept | None = None
+    kept: KeptSource | None = None
     known: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -101,7 +101,7 @@ def prepare(
     kernel: str = "fast",
     search: str = "ggml",
     bnb: BnbOptions = _NO_BNB,
-    kept: Kept | None = None,
+    kept: KeptSource | None = None,
     allow_requantize: bool = False,
     choose: Choose | None = None,
     published: Model | None = None,
@@ -176,7 +176,7 @@ def prepare(
     return with_reader(work, kept)
 
 
-def with_reader(work: Work, kept: Kept | None = None) -> Work:
+def with_reader(work: Work, kept: KeptSource | None = None) -> Work:
     """The same work with what reads its checkpoint, which is stored meanwhile if it is ``kept``."""
     checkpoint = work.checkpoint
     work = replace(work, open_weights=_reader_of(checkpoint))
@@ -232,7 +232,7 @@ def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightRead
 
 
 def prepare_export(
-    artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast", wish: Wish = _WISH
+    artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast", wish: ConverterOptions = _WISH
 ) -> Work:
     """Plan GGUF quants of an artifact's dequantized weights.
 

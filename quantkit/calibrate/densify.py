@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quantkit.build.output import check_space, working_folder
 from quantkit.calibrate.journaled import Run
-from quantkit.calibrate.least_squares import Part, Samples, fit
+from quantkit.calibrate.least_squares import ExpertPart, Samples, fit
 from quantkit.calibrate.lockstep.dispatch import Rows
 from quantkit.calibrate.lockstep.forward import LockstepForward
 from quantkit.calibrate.lockstep.squares import Squares
@@ -154,7 +154,7 @@ class _Fit:
         part = fit(samples, self._choose(layer, routing), self._rounds)
         return self._store(layer, part)
 
-    def _choose(self, layer: int, routing: Routing) -> Part:
+    def _choose(self, layer: int, routing: Routing) -> ExpertPart:
         """As many neurons of all experts as one has, those with the most energy in the output.
 
         A neuron's is the sum of its squared activations where the router sent tokens, by the
@@ -183,7 +183,7 @@ class _Fit:
             ups.append(up[own])
             del gate, up
             downs.append(read("down_proj", expert)[:, own])
-        return Part(torch.cat(gates), torch.cat(ups), torch.cat(downs, 1))
+        return ExpertPart(torch.cat(gates), torch.cat(ups), torch.cat(downs, 1))
 
     def _experts_of(self, layer: int) -> str:
         """The name of a layer's module of experts."""
@@ -192,7 +192,7 @@ class _Fit:
         (name,) = names
         return name
 
-    def _store(self, layer: int, part: Part) -> Part:
+    def _store(self, layer: int, part: ExpertPart) -> ExpertPart:
         """Write a layer's matrices in the experts' dtype; the part as it was rounded."""
         name = self._experts_of(layer)
         origin = self._forward.parameters.origins[f"{name}.gate_up_proj"]
@@ -212,7 +212,7 @@ class _Fit:
         path = _file(self._folder, layer)
         parts = (shard.header, *(raws[tensor.name] for tensor in shard.tensors))
         self.written = {path.name: write_parts(path, parts)}
-        return Part(**rounded)
+        return ExpertPart(**rounded)
 
 
 def _file(folder: Path, layer: int) -> Path:

@@ -17,7 +17,7 @@ from quantkit.calibrate.lockstep.losses import losses_of, scored_from
 from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.states import Room, States
 from quantkit.calibrate.lockstep.visitors import Visitors
-from quantkit.calibrate.progress import Journal, Layer
+from quantkit.calibrate.progress import Layer, LayerJournal
 from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.settings import Settings, Step
 from quantkit.calibrate.text import Corpus
@@ -101,7 +101,7 @@ class Run:
         """
         forward, corpus = self.forward, self.corpus
         n_layers = len(forward.layers)
-        journal = Journal(self.folder, self._identity, n_layers)
+        journal = LayerJournal(self.folder, self._identity, n_layers)
         journal.start(say)
         check_space(self.folder, self.n_bytes)
         states = States(

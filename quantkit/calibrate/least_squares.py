@@ -22,7 +22,7 @@ _SHORTER = (1.0, 0.5, 0.25, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ExpertPart:
     """A gated feed-forward part: gate and up (neurons, hidden), down (hidden, neurons)."""
 
     gate: Tensor
@@ -62,13 +62,13 @@ class Samples:
             cut = slice(start, start + _BATCH)
             yield self.inputs[cut].to(self.device), self.outputs[cut].to(self.device)
 
-    def error(self, part: Part) -> float:
+    def error(self, part: ExpertPart) -> float:
         """The squared error of a part's outputs over that of giving nothing."""
         wrong = sum(float((y - part(x)).square().sum()) for x, y in self)
         return wrong / max(sum(float(y.square().sum()) for _, y in self), 1e-30)
 
 
-def fit(samples: Samples, part: Part, rounds: int) -> Part:
+def fit(samples: Samples, part: ExpertPart, rounds: int) -> ExpertPart:
     """The part with D solved for, after so many rounds of U, G and D in turns."""
     part = _solve_down(samples, part)
     for _ in range(rounds):
@@ -78,7 +78,7 @@ def fit(samples: Samples, part: Part, rounds: int) -> Part:
     return part
 
 
-def _solve_down(samples: Samples, part: Part) -> Part:
+def _solve_down(samples: Samples, part: ExpertPart) -> ExpertPart:
     """Ridge regression of the outputs on what the neurons give."""
     neurons, hidden = part.up.shape
     moment = torch.zeros(neurons, neurons, device=samples.device)
@@ -91,20 +91,20 @@ def _solve_down(samples: Samples, part: Part) -> Part:
     del moment
     wide.diagonal().add_(_RIDGE * float(wide.diagonal().mean()) + 1e-30)
     solution = torch.cholesky_solve(cross.double(), torch.linalg.cholesky(wide))
-    return Part(part.gate, part.up, solution.T.float().contiguous())
+    return ExpertPart(part.gate, part.up, solution.T.float().contiguous())
 
 
-def _solve_up(samples: Samples, part: Part) -> Part:
+def _solve_up(samples: Samples, part: ExpertPart) -> ExpertPart:
     """U by damped least squares from where it is; D and G are kept."""
 
     def factor(x: Tensor) -> Tensor:
         return silu(linear(x, part.gate))
 
     step = _step(samples, part, factor)
-    return Part(part.gate, part.up + step, part.down)
+    return ExpertPart(part.gate, part.up + step, part.down)
 
 
-def _step_gate(samples: Samples, part: Part) -> Part:
+def _step_gate(samples: Samples, part: ExpertPart) -> ExpertPart:
     """G by a damped Gauss-Newton step; D and U are kept."""
 
     def factor(x: Tensor) -> Tensor:
@@ -115,13 +115,13 @@ def _step_gate(samples: Samples, part: Part) -> Part:
     step = _step(samples, part, factor)
     before = samples.error(part)
     for share in _SHORTER:
-        moved = Part(part.gate + share * step, part.up, part.down)
+        moved = ExpertPart(part.gate + share * step, part.up, part.down)
         if samples.error(moved) < before:
             return moved
     return part
 
 
-def _step(samples: Samples, part: Part, factor: Callable[[Tensor], Tensor]) -> Tensor:
+def _step(samples: Samples, part: ExpertPart, factor: Callable[[Tensor], Tensor]) -> Tensor:
     """The change S of a matrix that best makes up for the error, where D (f(x) * S x) is added."""
     down = part.down
     right = torch.zeros_like(part.up)

@@ -39,7 +39,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the other two, as JSON: whatever was changed in this file, it is noticed."""
 
 
-class Journal:
+class LayerJournal:
     """The layers that are done, each with a record, in a folder of this run's own.
 
     Of a folder of another run (other weights, text or settings) nothing serves: ``lost`` layers.

@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TextSource:
     """A file of text, or of conversations: one per line, as JSON.
 
     ``weight`` is its share beside the others', in characters. Where no source has one, they follow
@@ -49,7 +49,7 @@ class Source:
         return f"{self.file} ({', '.join(words)})" if words else str(self.file)
 
 
-def parse_source(text: str, option: str) -> Source:
+def parse_source(text: str, option: str) -> TextSource:
     """A source from ``FILE`` or ``FILE:WEIGHT``, as ``--text`` and ``--chat`` take it.
 
     Raises:
@@ -59,17 +59,17 @@ def parse_source(text: str, option: str) -> Source:
     is_chat = option == "--chat"
     name, colon, weight = text.rpartition(":")
     if not colon or Path(text).exists():
-        return Source(Path(text), is_chat)
+        return TextSource(Path(text), is_chat)
     try:
         share = float(weight)
     except ValueError:
-        return Source(Path(text), is_chat)
+        return TextSource(Path(text), is_chat)
     if not 0 < share < float("inf"):
         raise CalibrationError(f"{option} {text}: a weight is a number above 0, such as 2 or 0.5.")
-    return Source(Path(name), is_chat, share)
+    return TextSource(Path(name), is_chat, share)
 
 
-def parse_sources(text: Sequence[str] | None, chat: Sequence[str] | None) -> tuple[Source, ...]:
+def parse_sources(text: Sequence[str] | None, chat: Sequence[str] | None) -> tuple[TextSource, ...]:
     """What ``--text`` and ``--chat`` name.
 
     Raises:
@@ -80,7 +80,7 @@ def parse_sources(text: Sequence[str] | None, chat: Sequence[str] | None) -> tup
     return tuple(parse_source(name, option) for option, name in named)
 
 
-def pieces_of(sources: Sequence[Source], render: Renderer, most: int) -> list[Piece]:
+def pieces_of(sources: Sequence[TextSource], render: Renderer, most: int) -> list[Piece]:
     """The text that sources make together.
 
     Files of text without weights are joined whole. Otherwise pieces are taken in turns, so that
@@ -142,7 +142,7 @@ def _cut(text: str) -> Iterator[str]:
         start = end
 
 
-def _in_turns(sources: Sequence[Source], streams: Sequence[Iterator[Piece]]) -> Iterator[Piece]:
+def _in_turns(sources: Sequence[TextSource], streams: Sequence[Iterator[Piece]]) -> Iterator[Piece]:
     """Pieces of the source that has had least of its share."""
     weights = [1.0 if source.weight is None else source.weight for source in sources]
     taken = [0.0] * len(streams)
@@ -160,7 +160,7 @@ def _one_by_one(streams: Iterable[Iterator[Piece]]) -> Iterator[Piece]:
         yield from stream
 
 
-def _stream(source: Source, render: Renderer) -> Iterator[Piece]:
+def _stream(source: TextSource, render: Renderer) -> Iterator[Piece]:
     if not source.is_chat:
         yield from map(Piece, _cut(f"{_some_text(source.file)}\n\n"))
         return

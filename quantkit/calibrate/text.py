@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.calibrate.chats import render_chats
-from quantkit.calibrate.sources import Conversation, Piece, Source, pieces_of
+from quantkit.calibrate.sources import Conversation, Piece, TextSource, pieces_of
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.text_config import text_config
 from quantkit.checkpoint.tokenizer.encode import encode_pieces
@@ -75,7 +75,7 @@ class Corpus:
 
 
 def make_corpus(
-    checkpoint: Checkpoint, sources: Sequence[Source], chunks: int, context: int
+    checkpoint: Checkpoint, sources: Sequence[TextSource], chunks: int, context: int
 ) -> Corpus:
     """Cut text into at most ``chunks`` sequences of ``context`` tokens, as llama-imatrix does.
 
@@ -118,7 +118,7 @@ def make_corpus(
 
 
 def read_sources(
-    checkpoint: Checkpoint, sources: Sequence[Source], most: int
+    checkpoint: Checkpoint, sources: Sequence[TextSource], most: int
 ) -> tuple[list[Piece], tuple[str, ...]]:
     """The text of some sources, or the built-in one where there are none; and their names.
 

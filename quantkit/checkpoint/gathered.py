@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.imatrix_file import (
-    Sums,
+    HasSums,
     means,
     read_content,
     require_sound,
@@ -26,7 +26,7 @@ class Gathered:
     ``context`` is the number of tokens per sequence.
     """
 
-    entries: Mapping[str, Sums]
+    entries: Mapping[str, HasSums]
     chunk_count: int
     context: int
     datasets: tuple[str, ...]
@@ -34,7 +34,7 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True)
 class RawSums:
-    """Sums of squares, shape (matrices, columns), and how many rows each or all of them saw."""
+    """HasSums of squares, shape (matrices, columns), and how many rows each or all of them saw."""
 
     squares: NDArray[np.float32]
     counts: NDArray[np.float32]
@@ -115,7 +115,7 @@ def write_gathered(path: Path, gathered: Gathered) -> None:
 
 
 def as_imatrix(path: Path, gathered: Gathered) -> Imatrix:
-    """Sums as they would be read back from ``path``, where they are not written yet."""
+    """HasSums as they would be read back from ``path``, where they are not written yet."""
     entries = {
         name: means(sums.squares.ravel(), sums.counts) for name, sums in gathered.entries.items()
     }

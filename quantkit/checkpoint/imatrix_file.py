@@ -31,12 +31,12 @@ _MOST_VALUES = 2**28
 _MOST_PADDING = 2**20
 
 
-class Sums(Protocol):
+class HasSums(Protocol):
     """What is gathered for one tensor: sums of squares and tokens."""
 
     @property
     def squares(self) -> NDArray[np.float32]:
-        """Sums of squared activations, shape (matrices, columns)."""
+        """HasSums of squared activations, shape (matrices, columns)."""
 
     @property
     def counts(self) -> NDArray[np.float32]:
@@ -45,7 +45,7 @@ class Sums(Protocol):
 
 def write_imatrix(
     path: Path,
-    entries: Mapping[str, Sums],
+    entries: Mapping[str, HasSums],
     datasets: Sequence[str],
     chunks: int,
     context: int,
@@ -184,7 +184,7 @@ def _read_gguf(path: Path, file: BinaryIO) -> Content:
 
 
 def means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums over counts in float32; an expert that no token reached counts every column as 1."""
+    """HasSums over counts in float32; an expert that no token reached counts every column as 1."""
     rows, n = sums.reshape(counts.size, -1), counts.reshape(-1, 1)
     return np.divide(rows, n, out=np.ones_like(rows), where=n > 0).ravel()
 

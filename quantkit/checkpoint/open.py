@@ -4,7 +4,7 @@ from pathlib import Path
 
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.converter.describe import describe_by_converter, described_model
-from quantkit.checkpoint.converter.wish import Wish
+from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.checkpoint.folder import is_foreign, list_folder, open_folder
 from quantkit.checkpoint.gguf import is_gguf
 from quantkit.checkpoint.gguf_source import describe_gguf, open_gguf, open_hub_gguf
@@ -17,10 +17,10 @@ from quantkit.core.errors import CheckpointError
 from quantkit.families import describe, is_known
 from quantkit.families.model import Decoder, Model
 
-_WISH = Wish()
+_WISH = ConverterOptions()
 
 
-def open_source(name: str, wish: Wish = _WISH) -> Path | Checkpoint:
+def open_source(name: str, wish: ConverterOptions = _WISH) -> Path | Checkpoint:
     """The path of that name, or else what the Hub has under it, opened as a folder is.
 
     Args:
@@ -61,7 +61,7 @@ def find_source(name: str) -> Path | Checkpoint:
     return open_hub_checkpoint(hub.repo_id, hub.revision)
 
 
-def open_checkpoint(path: Path, wish: Wish = _WISH) -> Checkpoint:
+def open_checkpoint(path: Path, wish: ConverterOptions = _WISH) -> Checkpoint:
     """Read the headers of a checkpoint's folder, or of a GGUF's files.
 
     Raw Mistral weights are shown as what they would be converted to (see ``raw_mistral``).
@@ -100,7 +100,7 @@ def open_stored_by_name(name: str) -> Checkpoint:
     return open_stored(source) if isinstance(source, Path) else with_rows(source)
 
 
-def open_once(source: Path | Checkpoint, wish: Wish) -> Path | Checkpoint:
+def open_once(source: Path | Checkpoint, wish: ConverterOptions) -> Path | Checkpoint:
     """The checkpoint in a folder or on the Hub, for those who need it several times; or a GGUF.
 
     Args:
@@ -120,7 +120,7 @@ def open_once(source: Path | Checkpoint, wish: Wish) -> Path | Checkpoint:
     return source
 
 
-def refuse_idle(wish: Wish, name: str) -> None:
+def refuse_idle(wish: ConverterOptions, name: str) -> None:
     """Refuse what only the converter does, for something that it does not describe.
 
     Raises:
@@ -134,7 +134,7 @@ def refuse_idle(wish: Wish, name: str) -> None:
         )
 
 
-def described(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
+def described(checkpoint: Checkpoint, wish: ConverterOptions) -> Checkpoint:
     """A checkpoint with what its tensors are in a GGUF, where only the converter can tell.
 
     Raises:

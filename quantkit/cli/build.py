@@ -23,7 +23,7 @@ from quantkit.cli.calibrated import (
     GptqWish,
     OnText,
     Published,
-    Text,
+    TextOptions,
     as_published,
     computing_threads,
     plan_gptq_quants,
@@ -254,7 +254,7 @@ def build(
     from quantkit.build.output import require_place
     from quantkit.build.work import prepare
     from quantkit.calibrate.sources import parse_sources
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.checkpoint.open import (
         find_source,
@@ -270,7 +270,7 @@ def build(
     from quantkit.verify.machine import usable_cores
 
     memory = parse_size(max_memory)
-    wish = Wish(llama_cpp, mtp=mtp, say=note)
+    wish = ConverterOptions(llama_cpp, mtp=mtp, say=note)
     run_context = None
     if for_ is not None and is_given(command, "context"):  # of what is to run, not of calibration
         run_context, context = context, _OF_CALIBRATION
@@ -437,7 +437,7 @@ def build(
         _show_plans(work, plan_apart(), source, gptq, name, as_json, part, published, rivals)
         return
 
-    text_wish = Text(sources, chunks, context, device)
+    text_wish = TextOptions(sources, chunks, context, device)
 
     def plan_text() -> OnText | MatrixFirst:
         if is_gguf:

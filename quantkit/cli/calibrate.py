@@ -199,7 +199,7 @@ def _open(
         CalibrationError, CheckpointError, ConverterError: it cannot be run, or not described.
 
     """
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.folder import is_foreign
     from quantkit.checkpoint.open import described, open_model
 
@@ -215,7 +215,7 @@ def _open(
         return known, model, experts
     refuse_idle(command, CALIBRATE, CalibrateWish(random_tokens, lends=False))
     stand_ready()
-    checkpoint = described(stored, Wish())
+    checkpoint = described(stored, ConverterOptions())
     assert checkpoint.description is not None  # noqa: S101 - it is foreign
     experts = experts_in(checkpoint.description.header)
     wish = CalibrateWish(random_tokens, lends=False, experts=experts)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quantkit.build.artifact import Artifact, Check
     from quantkit.calibrate.gptq import GptqBuild
     from quantkit.calibrate.settings import Settings, Step
-    from quantkit.calibrate.sources import Source
+    from quantkit.calibrate.sources import TextSource
     from quantkit.calibrate.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
@@ -47,10 +47,10 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextOptions:
     """What to run through the checkpoint, and where."""
 
-    sources: "Sequence[Source]"
+    sources: "Sequence[TextSource]"
     chunks: int
     context: int
     device: Device
@@ -152,7 +152,7 @@ class OnText:
 
 def plan_on_text(
     source: "Path | Checkpoint",
-    text: Text,
+    text: TextOptions,
     name: str | None,
     out: Path | None,
     *,

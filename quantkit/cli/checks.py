@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
     from quantkit.formats.layout import Layout
-    from quantkit.verify.hollow import Hollow
+    from quantkit.verify.hollow import HeaderOnly
     from quantkit.verify.tokens import ExpectedTokens
 
 # What an artifact that is no GGUF is exported to for its smoke test.
@@ -61,10 +61,10 @@ def require_loadable(work: "Work", projector: "Work | None" = None) -> None:
             )
 
 
-def _hollow(layout: "Layout") -> "list[Hollow]":
-    from quantkit.verify.hollow import Hollow
+def _hollow(layout: "Layout") -> "list[HeaderOnly]":
+    from quantkit.verify.hollow import HeaderOnly
 
-    return [Hollow(Path(file.name).name, file.header, file.n_bytes) for file in layout.files]
+    return [HeaderOnly(Path(file.name).name, file.header, file.n_bytes) for file in layout.files]
 
 
 def has_several_tokenizers(checkpoint: "Checkpoint") -> bool:

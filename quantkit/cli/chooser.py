@@ -9,11 +9,11 @@ from quantkit.core.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.cli.searched import SearchWish
     from quantkit.families.model import Model
-    from quantkit.fit.subject import Buildable, Subject, Wishes
+    from quantkit.fit.subject import Buildable, PlanOptions, SizedModel
     from quantkit.formats.gguf.metadata import ModelMetadata
     from quantkit.plan.quants import Quant
     from quantkit.plan.recipe import Recipe
@@ -28,7 +28,7 @@ class Chooser:
     kept: "SearchedRecipe | None"
     budgeted: "SearchWish"
     name: str
-    wish: "Wish"
+    wish: "ConverterOptions"
 
     def __call__(
         self, model: "Model", metadata: "ModelMetadata", imatrix: "Imatrix | None"
@@ -57,15 +57,15 @@ class Chooser:
 
     def _asking(
         self, model: "Model", metadata: "ModelMetadata", imatrix: "Imatrix | None"
-    ) -> "tuple[Buildable, Wishes, Callable[[], Subject]]":
-        from quantkit.fit.subject import Buildable, Wishes, open_subject
+    ) -> "tuple[Buildable, PlanOptions, Callable[[], SizedModel]]":
+        from quantkit.fit.subject import Buildable, PlanOptions, open_subject
 
-        wishes = Wishes((), None, imatrix, self.wish)
+        wishes = PlanOptions((), None, imatrix, self.wish)
         return Buildable(model, metadata, 0, 0), wishes, lambda: open_subject(self.name, wishes)
 
 
 def plan_searched(
-    file: Path | None, budgeted: "SearchWish", name: str, wish: "Wish"
+    file: Path | None, budgeted: "SearchWish", name: str, wish: "ConverterOptions"
 ) -> Chooser | None:
     """What finds a recipe for a build: a file or a search, if one of them is asked for.
 

@@ -18,7 +18,7 @@ from quantkit.core.units import counted, format_size
 if TYPE_CHECKING:
     from quantkit.build.artifact import Artifact, Check
     from quantkit.build.work import Work
-    from quantkit.calibrate.sources import Source
+    from quantkit.calibrate.sources import TextSource
     from quantkit.cli.chooser import Chooser
     from quantkit.formats.gguf.layout import GGUFLayout
     from quantkit.recipes.contest import Contest, Figure, Outcome
@@ -57,7 +57,7 @@ class ContestWish:
     taken: frozenset[str]
 
 
-def refuse_seen(text: Path | None, sources: "Sequence[Source]") -> None:
+def refuse_seen(text: Path | None, sources: "Sequence[TextSource]") -> None:
     """Refuse to measure candidates on a text that the importance matrix is made from.
 
     Raises:

@@ -27,7 +27,7 @@ from quantkit.core.units import parse_size
 if TYPE_CHECKING:
     from quantkit.calibrate.densify import Merged
     from quantkit.calibrate.settings import Step
-    from quantkit.calibrate.sources import Source
+    from quantkit.calibrate.sources import TextSource
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
 
@@ -121,7 +121,7 @@ def _on_text(
     model: "Decoder",
     out: Path,
     merge: Merge | None,
-    sources: "Sequence[Source]",
+    sources: "Sequence[TextSource]",
     chunks: int,
     context: int,
     rounds: int,

@@ -21,7 +21,7 @@ from quantkit.core.units import format_size, parse_size
 if TYPE_CHECKING:
     from quantkit.fit.hardware import Machine
     from quantkit.fit.probe import Curve
-    from quantkit.fit.subject import Buildable, Subject, Wishes
+    from quantkit.fit.subject import Buildable, PlanOptions, SizedModel
     from quantkit.recipes.machine import Found
 
 LIST = "list"  # instead of a profile's name
@@ -94,15 +94,15 @@ def fit(
 
     Only headers are read. Without --gpu, --ram and --hardware, the machine is this one.
     """
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.fit.answer import answer
     from quantkit.fit.commands import Typed, source_words, steps_to
     from quantkit.fit.documented import check_claims
     from quantkit.fit.numbers import as_numbers
-    from quantkit.fit.probe import USUAL_CONTEXT, Settings, probe
+    from quantkit.fit.probe import USUAL_CONTEXT, ContextSettings, probe
     from quantkit.fit.quality import find_comparison, measured_scale, recorded_scale
-    from quantkit.fit.subject import Wishes, bundled_models, open_subject
+    from quantkit.fit.subject import PlanOptions, bundled_models, open_subject
     from quantkit.plan.quants import find_quants
 
     if hardware == LIST:
@@ -121,11 +121,11 @@ def fit(
     machine = _machine(gpu or [], ram, hardware)
     # What transformers loads is shown in any case.
     gguf = tuple(q for q in quants if q.format == "gguf")
-    wishes = Wishes(
+    wishes = PlanOptions(
         gguf or None,
         parse_size(shard_size) if shard_size else None,
         load_imatrix(imatrix) if imatrix else None,
-        Wish(llama_cpp, mtp=mtp, say=note),
+        ConverterOptions(llama_cpp, mtp=mtp, say=note),
     )
     subject = open_subject(model, wishes)
     if subject.n_fetched:
@@ -138,7 +138,7 @@ def fit(
         measured = recorded_scale(Path(model), subject)
     if compare is not None and measured is None:
         raise QuantkitError(f"{compare} has figures of none of these quants; leave --compare out.")
-    settings = Settings(
+    settings = ContextSettings(
         context or min(USUAL_CONTEXT, subject.shape.n_ctx_train),
         parallel,
         kv_type.value,
@@ -157,7 +157,7 @@ def fit(
         searched = _search(subject.buildable, wishes, curve, machine)
         if searched is not None:
             words = []
-            if settings == Settings(settings.context):  # --for takes the context alone
+            if settings == ContextSettings(settings.context):  # --for takes the context alone
                 words = _machine_words(gpu, ram, hardware)
             words = words or ["--budget", f"{searched.variant.file_bytes}B"]
             if words[0] == "--for" and context is not None:
@@ -188,7 +188,7 @@ def fit(
     show(result, steps, found, every_row=every_row or bool(quants))
 
 
-def _folder_of_build(subject: "Subject") -> str:
+def _folder_of_build(subject: "SizedModel") -> str:
     """Where a build of the model puts its files."""
     if subject.buildable is None:
         return ""
@@ -196,7 +196,7 @@ def _folder_of_build(subject: "Subject") -> str:
 
 
 def _search(
-    source: "Buildable", wishes: "Wishes", curve: "Curve", machine: "Machine"
+    source: "Buildable", wishes: "PlanOptions", curve: "Curve", machine: "Machine"
 ) -> "Found | None":
     """The best recipe for a machine; None where none fits, or nothing is left to choose."""
     from quantkit.recipes.machine import MachineSearch

@@ -10,18 +10,18 @@ from quantkit.cli.plans import default_folder
 from quantkit.core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from quantkit.calibrate.sources import Source
+    from quantkit.calibrate.sources import TextSource
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.gguf import Header
     from quantkit.checkpoint.imatrix import Imatrix
-    from quantkit.verify.imatrix import Gathered, Step, Wish
+    from quantkit.verify.imatrix import Gathered, GatherOptions, GatherStep
 
 
 _LITTLE = 0.02  # of a vocabulary
 
 
 def plan_on_gguf(
-    source: "Path | Checkpoint", wish: "Wish", name: str | None, out: Path | None
+    source: "Path | Checkpoint", wish: "GatherOptions", name: str | None, out: Path | None
 ) -> MatrixFirst:
     """Plan an importance matrix of a GGUF that quants are built of.
 
@@ -59,7 +59,7 @@ def named_folder(source: "Path | Checkpoint", name: str | None, *, only_gguf: bo
 
 
 def foresee(
-    source: "Path | Checkpoint", matrix: Path, text: "Sequence[Source]", chunks: int
+    source: "Path | Checkpoint", matrix: Path, text: "Sequence[TextSource]", chunks: int
 ) -> "Imatrix":
     """What stands for the matrix of ``--imatrix auto``: no text is read, and nothing is run.
 
@@ -77,17 +77,17 @@ def foresee(
 
 
 def gguf_wish(
-    text: "Sequence[Source]",
+    text: "Sequence[TextSource]",
     chunks: int,
     context: int,
     *,
     threads: int | None = None,
     gpu_layers: int = 0,
-) -> "Wish":
+) -> "GatherOptions":
     """What to run a GGUF over, as it was asked for."""
-    from quantkit.verify.imatrix import Wish
+    from quantkit.verify.imatrix import GatherOptions
 
-    return Wish(tuple(text), chunks, context, threads, gpu_layers)
+    return GatherOptions(tuple(text), chunks, context, threads, gpu_layers)
 
 
 def open_gguf_here(path: Path) -> "Checkpoint":
@@ -117,7 +117,7 @@ def experts_in(header: "Header") -> int:
 
 
 def gather_from_gguf(
-    source: "Checkpoint", wish: "Wish", out: Path, earlier: Sequence[Path] = ()
+    source: "Checkpoint", wish: "GatherOptions", out: Path, earlier: Sequence[Path] = ()
 ) -> "Gathered":
     """Make an importance matrix with a progress bar, and say what is odd of text or context."""
     from quantkit.calibrate.text import ON_BUILT_IN
@@ -126,7 +126,7 @@ def gather_from_gguf(
     remarks = [] if wish.sources else [ON_BUILT_IN]
     meter = open_meter("chunk")
 
-    def report(step: "Step") -> None:
+    def report(step: "GatherStep") -> None:
         while remarks:
             note(remarks.pop())
         rate = f"{step.tokens_per_second:,.0f} tokens/s" if step.tokens_per_second else ""

@@ -10,20 +10,20 @@ from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
-    from quantkit.build.kept import Kept
+    from quantkit.build.kept import KeptSource
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
 
 
-def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "Kept | None":
+def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "KeptSource | None":
     """Where ``--keep-source`` stores a checkpoint.
 
     Raises:
         PlanError: it is stored already.
 
     """
-    from quantkit.build.kept import Kept
+    from quantkit.build.kept import KeptSource
 
     if folder is None:
         return None
@@ -31,10 +31,10 @@ def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "Kept | None":
         raise PlanError(
             f"--keep-source is for checkpoints from the Hub, and {source} is here; leave it out."
         )
-    return Kept(folder, source)
+    return KeptSource(folder, source)
 
 
-def require_folder(source: "Path | Checkpoint", kept: "Kept | None", purpose: str) -> None:
+def require_folder(source: "Path | Checkpoint", kept: "KeptSource | None", purpose: str) -> None:
     """Refuse a checkpoint on the Hub for what reads weights more than once, if it is not stored.
 
     Raises:
@@ -48,7 +48,9 @@ def require_folder(source: "Path | Checkpoint", kept: "Kept | None", purpose: st
         )
 
 
-def fetch(source: "Path | Checkpoint", kept: "Kept | None", wish: "Wish") -> "Path | Checkpoint":
+def fetch(
+    source: "Path | Checkpoint", kept: "KeptSource | None", wish: "ConverterOptions"
+) -> "Path | Checkpoint":
     """A checkpoint with its weights on the disk, for what reads them more than once.
 
     One on the Hub needs a folder (see `require_folder`). It is described anew if it was.

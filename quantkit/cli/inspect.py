@@ -39,12 +39,12 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show family, parameters, metadata, and tensors by role and encoding. Reads headers only."""
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_source, refuse_idle
     from quantkit.formats.dequantized import is_own_artifact
     from quantkit.verify.subjects import holds_artifacts
 
-    wish = Wish(llama_cpp, mtp=mtp, say=note)
+    wish = ConverterOptions(llama_cpp, mtp=mtp, say=note)
     path = open_source(place, wish)
     if not isinstance(path, Path):
         facts = _checkpoint(path, place) if path.header is None else _split_gguf(path, place)

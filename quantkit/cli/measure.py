@@ -27,7 +27,7 @@ from quantkit.core.units import counted, parse_size
 if TYPE_CHECKING:
     from quantkit.calibrate.settings import Settings
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.families.model import Model
 
 
@@ -69,7 +69,7 @@ def measure(
     from quantkit.calibrate.settings import Settings
     from quantkit.calibrate.sources import parse_sources
     from quantkit.calibrate.text import make_corpus
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.encodings.kernel import load_kernel
     from quantkit.recipes.losses import are_losses, write_measured
@@ -89,7 +89,9 @@ def measure(
             )
     matrix = load_imatrix(imatrix) if imatrix is not None else None
     settings = Settings(device.value, 0, parse_size(max_memory))
-    known, model = _open(checkpoint, context, settings, Wish(llama_cpp, mtp=mtp, say=note))
+    known, model = _open(
+        checkpoint, context, settings, ConverterOptions(llama_cpp, mtp=mtp, say=note)
+    )
     corpus = make_corpus(known, sources, chunks, context)
     for remark in remarks_on(corpus, chunks):
         note(remark)
@@ -120,7 +122,7 @@ def measure(
 
 
 def _open(
-    name: str, context: int, settings: "Settings", wish: "Wish"
+    name: str, context: int, settings: "Settings", wish: "ConverterOptions"
 ) -> "tuple[Checkpoint, Model]":
     """A checkpoint and the model that it makes; llama.cpp's converter is asked if need be."""
     from quantkit.calibrate.lockstep.forward import stand_ready

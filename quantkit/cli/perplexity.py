@@ -169,11 +169,11 @@ def _stream(
 ) -> list[_Row]:
     """A checkpoint, and where it is asked for what becomes of its experts."""
     from quantkit.calibrate.settings import Settings
-    from quantkit.calibrate.sources import Source
+    from quantkit.calibrate.sources import TextSource
     from quantkit.calibrate.text import make_corpus
     from quantkit.checkpoint.densified import densified
 
-    corpus = make_corpus(checkpoint, (Source(text),), chunks or _ALL, context)
+    corpus = make_corpus(checkpoint, (TextSource(text),), chunks or _ALL, context)
     settings = Settings(device.value, 0, memory)
     title = Path(name).name
     variants = [(title, checkpoint)]

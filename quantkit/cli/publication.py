@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from quantkit.build.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.plan.quants import Quant
-    from quantkit.publish.release import Wishes
+    from quantkit.publish.release import PublishOptions
 
 
 @dataclass(slots=True)
@@ -31,11 +31,13 @@ class Publication:
     shipping: "Shipping | None" = None
 
     @property
-    def wishes(self) -> "Wishes":
+    def wishes(self) -> "PublishOptions":
         """As the publisher takes them."""
-        from quantkit.publish.release import Wishes
+        from quantkit.publish.release import PublishOptions
 
-        return Wishes(checkpoint=self.checkpoint, license=self.license, base_model=self.base_model)
+        return PublishOptions(
+            checkpoint=self.checkpoint, license=self.license, base_model=self.base_model
+        )
 
     def begin(self, work: "Work", projector: "Work | None" = None) -> "Shipping | None":
         """Check that it may be published, before the first weight is read.

@@ -74,11 +74,11 @@ def publish(
     goes on where it was; what the Hub has already is not sent again.
     """
     from quantkit.publish.earlier import find_earlier
-    from quantkit.publish.release import Wishes, prepare
+    from quantkit.publish.release import PublishOptions, prepare
     from quantkit.publish.release import publish as send
 
     refuse_idle(command, PUBLISH, PublishWish(card_only))
-    wishes = Wishes(
+    wishes = PublishOptions(
         family=format_.value if format_ else None,
         quants=tuple(quant or ()),
         checkpoint=checkpoint,

@@ -65,10 +65,10 @@ def recipe(
 
     Only headers are read.
     """
-    from quantkit.checkpoint.converter.wish import Wish
+    from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix, require_same_model
     from quantkit.core.writing import replace_file
-    from quantkit.fit.subject import Wishes, open_subject
+    from quantkit.fit.subject import PlanOptions, open_subject
     from quantkit.recipes.candidates import quantizable
     from quantkit.recipes.file import tensor_type_file as lines_of
     from quantkit.recipes.file import write_recipe
@@ -79,7 +79,7 @@ def recipe(
     wish.require_one()
     _require_places(out, tensor_type_file)
     matrix = load_imatrix(imatrix) if imatrix is not None and imatrix != AUTO else None
-    wishes = Wishes((), None, matrix, Wish(llama_cpp, mtp=mtp, say=note))
+    wishes = PlanOptions((), None, matrix, ConverterOptions(llama_cpp, mtp=mtp, say=note))
     subject = open_subject(model, wishes)
     if subject.buildable is None:
         raise PlanError(

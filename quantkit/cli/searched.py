@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quantkit.families.model import Model
     from quantkit.fit.hardware import Machine
     from quantkit.fit.probe import Curve
-    from quantkit.fit.subject import Buildable, Subject, Variant, Wishes
+    from quantkit.fit.subject import Buildable, PlanOptions, SizedModel, Variant
     from quantkit.recipes.find import Freedom, RecipeSearch
     from quantkit.recipes.losses import Measured
     from quantkit.recipes.machine import Found, MachineSearch
@@ -91,10 +91,10 @@ class SearchWish:
     def search(
         self,
         source: "Buildable",
-        wishes: "Wishes",
+        wishes: "PlanOptions",
         *,
         weighted: bool,
-        look: "Callable[[], Subject]",
+        look: "Callable[[], SizedModel]",
     ) -> "tuple[Found, Machine | None]":
         """The recipe that is asked for, and the machine that it is for, if one was named.
 
@@ -115,10 +115,10 @@ class SearchWish:
     def candidates(
         self,
         source: "Buildable",
-        wishes: "Wishes",
+        wishes: "PlanOptions",
         *,
         weighted: bool,
-        look: "Callable[[], Subject]",
+        look: "Callable[[], SizedModel]",
         taken: "Collection[str]" = (),
     ) -> "list[Candidate]":
         """What is asked for first, then what might be better: see `recipes.rivals`.
@@ -163,8 +163,10 @@ class SearchWish:
         )
         return [*distinct(found), *([fixed] if fixed is not None else ())]
 
-    def _aim(self, source: "Buildable", wishes: "Wishes", look: "Callable[[], Subject]") -> "_Aim":
-        from quantkit.fit.probe import Settings, check_settings, probe
+    def _aim(
+        self, source: "Buildable", wishes: "PlanOptions", look: "Callable[[], SizedModel]"
+    ) -> "_Aim":
+        from quantkit.fit.probe import ContextSettings, check_settings, probe
         from quantkit.recipes.machine import parse_machine
 
         n_bytes = parse_size(self.budget) if self.budget is not None else None
@@ -172,12 +174,12 @@ class SearchWish:
             return _Aim(source, wishes, n_bytes, self.bpw)
         machine = parse_machine(self.machine)
         shape = (subject := look()).shape
-        settings = Settings(self.context or min(_USUAL_CONTEXT, shape.n_ctx_train))
+        settings = ContextSettings(self.context or min(_USUAL_CONTEXT, shape.n_ctx_train))
         check_settings(shape, settings)
         return _Aim(source, wishes, machine=machine, curve=probe(subject, settings))
 
     def prepare(
-        self, source: "Buildable", wishes: "Wishes", *, weighted: bool, unquantized: bool
+        self, source: "Buildable", wishes: "PlanOptions", *, weighted: bool, unquantized: bool
     ) -> "RecipeSearch":
         """The search over what may be chosen; ``unquantized``: whether weights may stay so.
 
@@ -239,7 +241,7 @@ class _Aim:
     """What a file is to fit: bytes, bits per weight, or a machine with what a model takes there."""
 
     source: "Buildable"
-    wishes: "Wishes"
+    wishes: "PlanOptions"
     n_bytes: int | None = None
     bpw: float | None = None
     machine: "Machine | None" = None
@@ -283,7 +285,7 @@ class _Aim:
 
 
 def _search_over(
-    source: "Buildable", wishes: "Wishes", losses: "Measured", freedom: "Freedom"
+    source: "Buildable", wishes: "PlanOptions", losses: "Measured", freedom: "Freedom"
 ) -> "RecipeSearch":
     from quantkit.recipes.find import RecipeSearch
 

@@ -6,9 +6,9 @@ from quantkit.core.units import format_size
 from quantkit.fit import transformers
 from quantkit.fit.choose import advise, fitting_names, judge, reason_for, recommend
 from quantkit.fit.hardware import Machine
-from quantkit.fit.memory import Part, total
-from quantkit.fit.model import Stored, Subject
-from quantkit.fit.probe import Curve, Settings
+from quantkit.fit.memory import MemoryPart, total
+from quantkit.fit.model import SizedModel, Stored
+from quantkit.fit.probe import ContextSettings, Curve
 from quantkit.fit.quality import Scale, choose_scale, published_scale
 from quantkit.fit.verdict import Row, place_variant
 
@@ -22,7 +22,7 @@ class Other:
 
     name: str
     weight_bytes: int | None
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
     fits: bool
     spare: int
     note: str
@@ -35,9 +35,9 @@ class Answer:
     ``scale`` is what the variants are ranked by.
     """
 
-    subject: Subject
+    subject: SizedModel
     machine: Machine
-    settings: Settings
+    settings: ContextSettings
     curve: Curve
     scale: Scale
     rows: tuple[Row, ...]
@@ -53,7 +53,7 @@ class Answer:
 
 
 def answer(
-    subject: Subject,
+    subject: SizedModel,
     curve: Curve,
     machine: Machine,
     measured: Scale | None = None,
@@ -94,7 +94,7 @@ def answer(
     )
 
 
-def _others(subject: Subject, curve: Curve, machine: Machine) -> tuple[Other, ...]:
+def _others(subject: SizedModel, curve: Curve, machine: Machine) -> tuple[Other, ...]:
     """Folders for transformers: those that are there, or those that could be built."""
     found = subject.stored
     if not found and subject.model is not None:
@@ -116,7 +116,7 @@ def _other(stored: Stored, curve: Curve, machine: Machine) -> Other:
 
 
 def _warnings(
-    subject: Subject, settings: Settings, machine: Machine, best: Row | None
+    subject: SizedModel, settings: ContextSettings, machine: Machine, best: Row | None
 ) -> list[str]:
     found = []
     if settings.context > subject.shape.n_ctx_train:

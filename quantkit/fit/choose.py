@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
-from quantkit.fit.probe import Curve, Settings
+from quantkit.fit.probe import ContextSettings, Curve
 from quantkit.fit.quality import Scale, beaten_by
 from quantkit.fit.verdict import Row, describe, gib
 from quantkit.plan.quants import all_quants
@@ -66,7 +66,7 @@ def fitting_names(rows: Sequence[Row]) -> Iterable[str]:
     return (row.variant.name for row in for_any_model(rows) if row.placement.fits)
 
 
-def reason_for(best: Row | None, rows: Sequence[Row], settings: Settings) -> str:
+def reason_for(best: Row | None, rows: Sequence[Row], settings: ContextSettings) -> str:
     """Why the best variant is the best, or why there is none; no whole sentence."""
     context = f"{settings.context:,} tokens of context"
     if settings.parallel > 1:

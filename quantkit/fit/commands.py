@@ -6,7 +6,7 @@ from pathlib import Path
 
 from quantkit.checkpoint.names import parse_hub_name
 from quantkit.core.profiles import load_profile
-from quantkit.fit.model import Subject
+from quantkit.fit.model import SizedModel
 from quantkit.fit.placement import Placement
 from quantkit.fit.probe import UBATCH, Curve
 from quantkit.fit.quality import Loss
@@ -42,7 +42,7 @@ class Steps:
 
 
 def steps_to(
-    variant: Variant, loss: Loss | None, run: str, subject: Subject, typed: Typed, folder: str
+    variant: Variant, loss: Loss | None, run: str, subject: SizedModel, typed: Typed, folder: str
 ) -> Steps:
     """The commands for one variant.
 
@@ -67,7 +67,7 @@ def steps_to(
     return Steps("", _at(run, variant, variant.path or variant.file_name))
 
 
-def source_words(subject: Subject, typed: Typed) -> list[str]:
+def source_words(subject: SizedModel, typed: Typed) -> list[str]:
     """What ``quantkit build`` takes as the model: of a bundled one, its name on the Hub."""
     if subject.origin == "bundled":
         profile = load_profile(f"models/{typed.model.lower()}.toml")
@@ -80,7 +80,7 @@ def source_words(subject: Subject, typed: Typed) -> list[str]:
     return words
 
 
-def _build(variant: Variant, subject: Subject, typed: Typed, *, weighted: bool) -> list[str]:
+def _build(variant: Variant, subject: SizedModel, typed: Typed, *, weighted: bool) -> list[str]:
     words = ["quantkit", "build", *source_words(subject, typed), "-q", variant.name]
     if typed.imatrix is not None:
         words += ["--imatrix", str(typed.imatrix)]

@@ -9,11 +9,11 @@ from quantkit.core.units import format_count, format_size
 from quantkit.fit.answer import Answer
 from quantkit.fit.hardware import Machine, machine_from_sizes, ram_to_buy
 from quantkit.fit.memory import GIB, total
-from quantkit.fit.model import Subject
+from quantkit.fit.model import SizedModel
 from quantkit.fit.placement import place, vram_for_whole
-from quantkit.fit.probe import Curve, Settings, probe
+from quantkit.fit.probe import ContextSettings, Curve, probe
 from quantkit.fit.subject import open_subject
-from quantkit.fit.variants import Variant, Wishes, plan_variants
+from quantkit.fit.variants import PlanOptions, Variant, plan_variants
 from quantkit.fit.verdict import describe, gib, needs_at
 from quantkit.plan.quants import all_quants, find_quants
 
@@ -42,7 +42,7 @@ class Finding:
         return asdict(self)
 
 
-def check_claims(name: str, settings: Settings, result: Answer) -> tuple[Finding, ...]:
+def check_claims(name: str, settings: ContextSettings, result: Answer) -> tuple[Finding, ...]:
     """Every recorded claim about a model, and about the models made from it, checked.
 
     Args:
@@ -56,7 +56,7 @@ def check_claims(name: str, settings: Settings, result: Answer) -> tuple[Finding
         claimed = find_quants(claim["quant"] for claim in profile["claim"] if "quant" in claim)
         for bundled in profile["models"]:
             about_it = bundled == name or name in profile.get("hub_ids", {}).get(bundled, ())
-            subject = result.subject if about_it else open_subject(bundled, Wishes(claimed))
+            subject = result.subject if about_it else open_subject(bundled, PlanOptions(claimed))
             is_asked = about_it and result.subject.model is not None
             curve = result.curve if is_asked else probe(subject, settings)
             for claim in profile["claim"]:
@@ -74,7 +74,11 @@ def _profiles_of(name: str) -> Iterable[dict[str, Any]]:
 
 
 def _check(
-    claim: Mapping[str, Any], name: str, profile: Mapping[str, Any], subject: Subject, curve: Curve
+    claim: Mapping[str, Any],
+    name: str,
+    profile: Mapping[str, Any],
+    subject: SizedModel,
+    curve: Curve,
 ) -> Finding | None:
     source = str(profile["source"])
     if claim["kind"] in ("vram", "ram"):
@@ -104,7 +108,7 @@ def _check(
 
 
 def _check_memory(
-    claim: Mapping[str, Any], name: str, source: str, subject: Subject, curve: Curve
+    claim: Mapping[str, Any], name: str, source: str, subject: SizedModel, curve: Curve
 ) -> Finding:
     variant = _variant(subject, name, claim["quant"])
     gpu, ram = claim["gpu"], claim["ram"]
@@ -133,12 +137,12 @@ def _check_memory(
     return Finding(name, label, source, placement.fits, computed, in_ram, short)
 
 
-def _variant(subject: Subject, name: str, quant: str) -> Variant:
+def _variant(subject: SizedModel, name: str, quant: str) -> Variant:
     """The claimed quant, also where --quant left it out of the answer."""
     for variant in subject.variants:
         if variant.name == quant:
             return variant
-    wishes = Wishes(find_quants([quant]))
+    wishes = PlanOptions(find_quants([quant]))
     if subject.buildable is not None:
         return plan_variants(subject.buildable, wishes)[0]
     return open_subject(name, wishes).variants[0]

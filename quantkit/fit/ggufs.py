@@ -8,12 +8,12 @@ from quantkit.checkpoint.gguf import Header, HeaderTensor, read_header
 from quantkit.checkpoint.names import HubName, shard_names
 from quantkit.core.errors import GGUFError
 from quantkit.core.files import open_file
-from quantkit.fit.model import Subject
+from quantkit.fit.model import SizedModel
 from quantkit.fit.shape import Tensors, count_active, is_unquantized, shape_of_header
-from quantkit.fit.variants import Buildable, Variant, Wishes, plan_variants
+from quantkit.fit.variants import Buildable, PlanOptions, Variant, plan_variants
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.plan.recognize import quant_of
-from quantkit.verify.hollow import Hollow
+from quantkit.verify.hollow import HeaderOnly
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def files_on_hub(hub: HubName) -> Files:
     return Files(names, places, sizes, tuple(map(read_header, places, sizes)), hub.repo_id)
 
 
-def subject_of(files: Files, wishes: Wishes) -> Subject:
+def subject_of(files: Files, wishes: PlanOptions) -> SizedModel:
     """A GGUF as what can be built of it where it is unquantized, else as what it is.
 
     Raises:
@@ -79,7 +79,7 @@ def subject_of(files: Files, wishes: Wishes) -> Subject:
     return _buildable(found, files, wishes) if found.unquantized else choose(found, wishes)
 
 
-def as_it_is(files: Files) -> Subject:
+def as_it_is(files: Files) -> SizedModel:
     """A GGUF as the one variant that it is.
 
     Raises:
@@ -105,7 +105,7 @@ def as_it_is(files: Files) -> Subject:
         path=str(first) if is_here else "",
     )
     title = str(metadata.get("general.name", files.names[0].stem))
-    return Subject(
+    return SizedModel(
         title=title if is_here else f"{files.repo}/{files.names[0]}",
         origin="gguf" if is_here else "hub",
         shape=shape_of_header(first, metadata, rows),
@@ -119,7 +119,7 @@ def as_it_is(files: Files) -> Subject:
     )
 
 
-def open_artifact(path: Path) -> Subject:
+def open_artifact(path: Path) -> SizedModel:
     """A GGUF file, or all shards of a split one, as the one variant that it is.
 
     Raises:
@@ -129,7 +129,7 @@ def open_artifact(path: Path) -> Subject:
     return as_it_is(files_here(path))
 
 
-def choose(subject: Subject, wishes: Wishes) -> Subject:
+def choose(subject: SizedModel, wishes: PlanOptions) -> SizedModel:
     """The subject with those of its variants that are asked for, or as it is if none are.
 
     Raises:
@@ -149,7 +149,7 @@ def choose(subject: Subject, wishes: Wishes) -> Subject:
     return replace(subject, variants=variants)
 
 
-def _buildable(found: Subject, files: Files, wishes: Wishes) -> Subject:
+def _buildable(found: SizedModel, files: Files, wishes: PlanOptions) -> SizedModel:
     """An unquantized GGUF as everything that can be built of it."""
     from quantkit.checkpoint.gguf_source import describe_gguf, join_shards
 
@@ -182,12 +182,12 @@ def size_of(file: Path) -> int:
         raise GGUFError(f"{file} cannot be read: {error.strerror}.") from None
 
 
-def _hollow(files: Files) -> list[Hollow]:
+def _hollow(files: Files) -> list[HeaderOnly]:
     """The files with their headers alone, as llama.cpp is asked about them."""
     found = []
     for name, place, size, header in zip(
         files.names, files.places, files.sizes, files.headers, strict=True
     ):
         with open_file(place, error=GGUFError) as stream:
-            found.append(Hollow(name.name, stream.read(header.data_offset), size))
+            found.append(HeaderOnly(name.name, stream.read(header.data_offset), size))
     return found

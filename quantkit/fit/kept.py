@@ -20,7 +20,7 @@ from quantkit.core.errors import FileError, QuantkitError
 from quantkit.core.files import read_if_there
 from quantkit.core.system import user_cache
 from quantkit.core.writing import replace_file
-from quantkit.verify.hollow import Hollow
+from quantkit.verify.hollow import HeaderOnly
 
 _FORM = 1  # another number makes old answers useless
 _MOST = 500  # answers, of some kilobytes each
@@ -42,7 +42,7 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 def recall(
-    files: Sequence[Hollow], settings: Mapping[str, Any], ask: Callable[[], dict[str, Any]]
+    files: Sequence[HeaderOnly], settings: Mapping[str, Any], ask: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """What ``ask`` tells, or told of the same before.
 
@@ -84,7 +84,7 @@ def _make_room(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _key(files: Sequence[Hollow], settings: Mapping[str, Any], library: Sequence[str]) -> str:
+def _key(files: Sequence[HeaderOnly], settings: Mapping[str, Any], library: Sequence[str]) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps([_FORM, settings, library], sort_keys=True).encode())
     for file in files:

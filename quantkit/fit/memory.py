@@ -37,7 +37,7 @@ _WITHOUT_OUTPUT = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MemoryPart:
     """So many bytes of one kind on one device: ``GPU 0``, ``GPU 1``, ..., or ``RAM``."""
 
     name: str
@@ -208,6 +208,6 @@ def _by_layer(memory: Sequence[Held], n_layers: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def total(parts: Sequence[Part], device: str | None = None) -> int:
+def total(parts: Sequence[MemoryPart], device: str | None = None) -> int:
     """Bytes of all parts, or of those on one device."""
     return sum(part.n_bytes for part in parts if device in (None, part.device))

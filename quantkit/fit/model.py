@@ -7,7 +7,7 @@ from typing import Literal
 from quantkit.families.model import Decoder
 from quantkit.fit.shape import Shape
 from quantkit.fit.variants import Buildable, Variant
-from quantkit.verify.hollow import Hollow
+from quantkit.verify.hollow import HeaderOnly
 
 Origin = Literal["bundled", "config", "checkpoint", "hub", "gguf", "artifacts"]
 
@@ -27,7 +27,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class SizedModel:
     """A model and its variants, largest first.
 
     ``hollow`` are the files that llama.cpp loads in a dry run; there are none where ``gguf`` is
@@ -48,7 +48,7 @@ class Subject:
     n_active: int
     model: Decoder | None
     gguf: Path | None
-    hollow: tuple[Hollow, ...]
+    hollow: tuple[HeaderOnly, ...]
     stored: tuple[Stored, ...] = ()
     unquantized: bool = False
     describer: str | None = None

@@ -5,7 +5,7 @@ from typing import Any
 
 from quantkit.fit.answer import Answer
 from quantkit.fit.commands import Steps
-from quantkit.fit.memory import Part, total
+from quantkit.fit.memory import MemoryPart, total
 from quantkit.fit.quality import Scale
 from quantkit.fit.verdict import Row, describe
 
@@ -95,7 +95,7 @@ def _row_numbers(row: Row, scale: Scale) -> dict[str, Any]:
     }
 
 
-def _part_numbers(parts: Sequence[Part]) -> list[dict[str, Any]]:
+def _part_numbers(parts: Sequence[MemoryPart]) -> list[dict[str, Any]]:
     return [
         {"part": p.name, "device": p.device, "bytes": p.n_bytes, "label": p.label} for p in parts
     ]

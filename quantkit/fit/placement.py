@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Literal
 
 from quantkit.fit.hardware import Machine
-from quantkit.fit.memory import GPU_OVERHEAD, HOST_OVERHEAD, Needs, Part, total
+from quantkit.fit.memory import GPU_OVERHEAD, HOST_OVERHEAD, MemoryPart, Needs, total
 
 # From best to worst. "gpu": whole on GPUs; "experts": experts of some layers in RAM, the rest on
 # GPUs; "layers": some layers in RAM; "ram": no GPU; "disk": weights are read from disk again and
@@ -34,7 +34,7 @@ class Placement:
     n_gpu_layers: int
     n_cpu_moe: int
     layers_per_gpu: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
     spare: int
     short: int
 
@@ -71,7 +71,7 @@ class _Trial:
     fits_gpus: bool
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[MemoryPart, ...]:
         """What lies where; nothing of it is empty."""
         weights, beside = self.needs.weights, self.needs.beside
         parts = []
@@ -80,24 +80,26 @@ class _Trial:
                 continue
             device = f"GPU {i}"
             parts += [
-                Part("weights", device, self.gpu_weights[i], "exact"),
-                Part("KV cache", device, self.gpu_kv[i], beside.kv_label),
-                Part("state", device, self.gpu_states[i], "probed"),
-                Part("compute", device, beside.gpu_compute, beside.gpu_compute_label),
-                Part("overhead", device, GPU_OVERHEAD, "modelled"),
+                MemoryPart("weights", device, self.gpu_weights[i], "exact"),
+                MemoryPart("KV cache", device, self.gpu_kv[i], beside.kv_label),
+                MemoryPart("state", device, self.gpu_states[i], "probed"),
+                MemoryPart("compute", device, beside.gpu_compute, beside.gpu_compute_label),
+                MemoryPart("overhead", device, GPU_OVERHEAD, "modelled"),
             ]
             if i == 0:
-                parts.append(Part(PROJECTOR, device, beside.projector, "exact"))
+                parts.append(MemoryPart(PROJECTOR, device, beside.projector, "exact"))
             if self.borrows:
-                parts.append(Part("borrowed weights", device, weights.largest, "modelled"))
-        parts.append(Part("weights", "RAM", self.host_weights, "exact"))
+                parts.append(MemoryPart("borrowed weights", device, weights.largest, "modelled"))
+        parts.append(MemoryPart("weights", "RAM", self.host_weights, "exact"))
         if not any(self.per_gpu[:1]):
-            parts.append(Part(PROJECTOR, "RAM", beside.projector, "exact"))
-        parts.append(Part("KV cache", "RAM", self.host_kv, beside.kv_label))
-        parts.append(Part("state", "RAM", self.host_states, "probed"))
-        parts.append(Part("compute", "RAM", self.busy, "probed" if self.borrows else "modelled"))
-        parts.append(Part("output", "RAM", beside.output, "probed"))
-        parts.append(Part("overhead", "RAM", HOST_OVERHEAD, "modelled"))
+            parts.append(MemoryPart(PROJECTOR, "RAM", beside.projector, "exact"))
+        parts.append(MemoryPart("KV cache", "RAM", self.host_kv, beside.kv_label))
+        parts.append(MemoryPart("state", "RAM", self.host_states, "probed"))
+        parts.append(
+            MemoryPart("compute", "RAM", self.busy, "probed" if self.borrows else "modelled")
+        )
+        parts.append(MemoryPart("output", "RAM", beside.output, "probed"))
+        parts.append(MemoryPart("overhead", "RAM", HOST_OVERHEAD, "modelled"))
         return tuple(part for part in parts if part.n_bytes)
 
     @property

@@ -14,7 +14,7 @@ from quantkit.core.errors import GGUFError, NativeError, QuantkitError
 from quantkit.core.printable import quoted
 from quantkit.encodings.encoding import encoding
 from quantkit.fit.kept import recall
-from quantkit.fit.model import Subject
+from quantkit.fit.model import SizedModel
 from quantkit.fit.shape import Shape
 from quantkit.verify.hollow import most_bytes, write_hollow
 from quantkit.verify.llama import run_worker
@@ -35,7 +35,7 @@ class FitError(QuantkitError):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ContextSettings:
     """How the model is to be run.
 
     ``context`` is what each of ``parallel`` sequences gets, in tokens; ``kv_type`` one of
@@ -113,7 +113,7 @@ class Curve:
     """
 
     shape: Shape
-    settings: Settings
+    settings: ContextSettings
     probes: tuple[Probe, ...]
     use: str = "text"
     whole_texts: bool = False
@@ -164,7 +164,7 @@ class Curve:
         return cells if self.whole_texts else UBATCH
 
 
-def kv_bytes(shape: Shape, settings: Settings, cells: int) -> int | None:
+def kv_bytes(shape: Shape, settings: ContextSettings, cells: int) -> int | None:
     """Bytes of the KV cache if every layer keeps a key and a value per token and KV head.
 
     None for a model whose layers are not all alike.
@@ -177,7 +177,7 @@ def kv_bytes(shape: Shape, settings: Settings, cells: int) -> int | None:
     return shape.n_layers * cells * settings.parallel * per_cell
 
 
-def check_settings(shape: Shape, settings: Settings) -> None:
+def check_settings(shape: Shape, settings: ContextSettings) -> None:
     """Refuse what llama.cpp would refuse.
 
     Raises:
@@ -205,7 +205,7 @@ def check_settings(shape: Shape, settings: Settings) -> None:
             )
 
 
-def probe(subject: Subject, settings: Settings, *, gpu: bool = False) -> Curve:
+def probe(subject: SizedModel, settings: ContextSettings, *, gpu: bool = False) -> Curve:
     """Dry-load a model in llama.cpp at the wanted context and at a ladder of others.
 
     Args:
@@ -247,13 +247,13 @@ def probe(subject: Subject, settings: Settings, *, gpu: bool = False) -> Curve:
     )
 
 
-def _file_of(subject: Subject, folder: Path) -> Path:
+def _file_of(subject: SizedModel, folder: Path) -> Path:
     """A file that llama.cpp can be asked about: the model's own, or one without its weights."""
     return subject.gguf or write_hollow(folder, subject.hollow)
 
 
 def _told(
-    subject: Subject, folder: Path, settings: Settings, ladder: Sequence[int]
+    subject: SizedModel, folder: Path, settings: ContextSettings, ladder: Sequence[int]
 ) -> dict[str, Any]:
     """What `buffers` tells in a dry run; of a header alone it is kept, and not asked again."""
 
@@ -287,7 +287,7 @@ def _probe(cells: int, told: Mapping[str, Any]) -> Probe:
     )
 
 
-def _exactly(probes: Sequence[Probe], shape: Shape, settings: Settings) -> tuple[Probe, ...]:
+def _exactly(probes: Sequence[Probe], shape: Shape, settings: ContextSettings) -> tuple[Probe, ...]:
     """The probes with counted caches, if llama.cpp's figures are those at every context."""
     exact = [kv_bytes(shape, settings, probe.cells) for probe in probes]
     counted = []
@@ -300,7 +300,7 @@ def _exactly(probes: Sequence[Probe], shape: Shape, settings: Settings) -> tuple
 
 def buffers(
     file: Path,
-    settings: Settings,
+    settings: ContextSettings,
     ladder: Sequence[int],
     *,
     dry: bool,
@@ -350,7 +350,7 @@ def buffers(
     return run.result
 
 
-def _refusal(file: Path, reason: str, settings: Settings) -> QuantkitError:
+def _refusal(file: Path, reason: str, settings: ContextSettings) -> QuantkitError:
     if "unknown model architecture" in reason:
         arch = reason.partition("architecture: ")[2].strip(" '.")
         return GGUFError(

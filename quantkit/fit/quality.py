@@ -10,7 +10,7 @@ import msgspec
 from quantkit.core.documents import read_object, to_type
 from quantkit.core.files import has_file
 from quantkit.core.profiles import load_profile
-from quantkit.fit.model import Subject
+from quantkit.fit.model import SizedModel
 from quantkit.fit.probe import FitError
 from quantkit.fit.variants import Variant
 from quantkit.plan.quants import all_quants
@@ -94,7 +94,7 @@ def find_comparison(name: str) -> Path | None:
     return file if has_file(file, error=FitError) else None
 
 
-def measured_scale(file: Path, subject: Subject) -> Scale | None:
+def measured_scale(file: Path, subject: SizedModel) -> Scale | None:
     """What `compare` measured of a model's quants; None where it is none of these.
 
     Args:
@@ -140,7 +140,7 @@ class _Choice(msgspec.Struct, frozen=True):
     candidates: list[_Candidate] = []
 
 
-def recorded_scale(folder: Path, subject: Subject) -> Scale | None:
+def recorded_scale(folder: Path, subject: SizedModel) -> Scale | None:
     """What builds measured before they delivered files, as the manifest beside them keeps it.
 
     None where nothing was measured, or on different texts.

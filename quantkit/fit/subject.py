@@ -24,22 +24,22 @@ from quantkit.fit.ggufs import (
     subject_of,
     tensors_of,
 )
-from quantkit.fit.model import Origin, Stored, Subject
+from quantkit.fit.model import Origin, SizedModel, Stored
 from quantkit.fit.shape import count_active, shape_of_header
-from quantkit.fit.variants import Buildable, Variant, Wishes, plan_variants, variant_of
+from quantkit.fit.variants import Buildable, PlanOptions, Variant, plan_variants, variant_of
 from quantkit.formats.gguf.layout import PlannedFile
 from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries, describe_checkpoint
-from quantkit.verify.hollow import Hollow
+from quantkit.verify.hollow import HeaderOnly
 
 if TYPE_CHECKING:
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
 
 __all__ = [
     "Buildable",
+    "PlanOptions",
+    "SizedModel",
     "Stored",
-    "Subject",
     "Variant",
-    "Wishes",
     "bundled_models",
     "open_artifact",
     "open_subject",
@@ -51,7 +51,7 @@ __all__ = [
 # 6.4 bytes on average in Mistral's first tokenizer (mistral-common's tokenizer.model.v1: 717 KB).
 _VOCABULARY_BYTES_PER_TOKEN = 22.4
 _BF16 = 2  # bytes per weight of the bundled models' checkpoints
-_USUAL = Wishes()
+_USUAL = PlanOptions()
 
 
 def bundled_models() -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def bundled_models() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in (profiles_folder() / "models").glob("*.toml")))
 
 
-def open_subject(name: str, wishes: Wishes = _USUAL) -> Subject:
+def open_subject(name: str, wishes: PlanOptions = _USUAL) -> SizedModel:
     """Find out what ``name`` is and read its headers, never its weights.
 
     Args:
@@ -83,7 +83,7 @@ def open_subject(name: str, wishes: Wishes = _USUAL) -> Subject:
     return subject
 
 
-def _open(name: str, wishes: Wishes) -> Subject:
+def _open(name: str, wishes: PlanOptions) -> SizedModel:
     path = Path(name)
     if path.is_dir():
         return _from_folder(path, wishes)
@@ -102,7 +102,7 @@ def _open(name: str, wishes: Wishes) -> Subject:
     return _from_repo(hub, wishes) if hub.file is None else subject_of(files_on_hub(hub), wishes)
 
 
-def _from_repo(hub: HubName, wishes: Wishes) -> Subject:
+def _from_repo(hub: HubName, wishes: PlanOptions) -> SizedModel:
     """A checkpoint on the Hub, of which the headers and the small files are fetched."""
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.open import open_source
@@ -115,14 +115,14 @@ def _from_repo(hub: HubName, wishes: Wishes) -> Subject:
     return replace(subject, title=hub.repo_id, n_fetched=n_fetched)
 
 
-def _from_profile(name: str, wishes: Wishes) -> Subject:
+def _from_profile(name: str, wishes: PlanOptions) -> SizedModel:
     profile = load_profile(f"models/{name}.toml")
     model = describe(profile["config"])
     source = profile.get("source", {}).get("file_bytes")
     return _from_shapes(model, profile["title"], "bundled", wishes, source)
 
 
-def _from_config(file: Path, wishes: Wishes) -> Subject:
+def _from_config(file: Path, wishes: PlanOptions) -> SizedModel:
     """A model whose config.json alone is here, and perhaps its weights' index."""
     from quantkit.checkpoint.folder import list_folder, read_json
     from quantkit.checkpoint.shards import read_weight_map
@@ -141,8 +141,8 @@ def _from_config(file: Path, wishes: Wishes) -> Subject:
 
 
 def _from_shapes(
-    model: Decoder, title: str, origin: Origin, wishes: Wishes, source_bytes: int | None = None
-) -> Subject:
+    model: Decoder, title: str, origin: Origin, wishes: PlanOptions, source_bytes: int | None = None
+) -> SizedModel:
     """A model without its tokenizer, whose share of a header is estimated."""
     metadata = ModelMetadata(title, bare_entries(model))
     vocabulary = int(model.hparams.vocab_size * _VOCABULARY_BYTES_PER_TOKEN)
@@ -150,7 +150,7 @@ def _from_shapes(
     return _from_model(model, metadata, origin, wishes, title, source, vocabulary)
 
 
-def _from_folder(path: Path, wishes: Wishes) -> Subject:
+def _from_folder(path: Path, wishes: PlanOptions) -> SizedModel:
     from quantkit.checkpoint.open import holds_weights, open_checkpoint
     from quantkit.formats.dequantized import is_own_artifact
     from quantkit.verify.subjects import holds_artifacts
@@ -166,7 +166,7 @@ def _from_folder(path: Path, wishes: Wishes) -> Subject:
     return _from_checkpoint(open_checkpoint(path), "checkpoint", wishes)  # it says what is missing
 
 
-def _from_artifacts(folder: Path, wishes: Wishes) -> Subject:
+def _from_artifacts(folder: Path, wishes: PlanOptions) -> SizedModel:
     """What a build left: GGUF files are variants of one model, folders are for transformers."""
     from quantkit.verify.subjects import artifacts_in, projectors_in
 
@@ -195,7 +195,7 @@ def _weigh_projector(file: Path) -> int:
     return sum(tensor.n_bytes for tensor in read_header(file).tensors)
 
 
-def _from_artifact(folder: Path) -> Subject:
+def _from_artifact(folder: Path) -> SizedModel:
     """A folder for transformers: what it stores is exact, and it has no variants."""
     from quantkit.checkpoint.folder import open_quantized
 
@@ -208,21 +208,21 @@ def _from_artifact(folder: Path) -> Subject:
         return replace(_from_dequantized(folder), title=title, stored=stored)
     model = describe(checkpoint.config, checkpoint.tensors)
     metadata = ModelMetadata(title, bare_entries(model))
-    bare = _from_model(model, metadata, "artifacts", Wishes(()), title, 0, 0)
+    bare = _from_model(model, metadata, "artifacts", PlanOptions(()), title, 0, 0)
     return replace(bare, buildable=None, stored=stored)
 
 
-def _from_dequantized(folder: Path) -> Subject:
+def _from_dequantized(folder: Path) -> SizedModel:
     """A folder for transformers as llama.cpp's converter describes what it dequantizes to."""
     from quantkit.formats.dequantized import as_checkpoint
 
     view = as_checkpoint(folder, _USUAL.converter)
     assert view.description is not None  # noqa: S101 - it was described
-    subject = _from_description(view, view.description, "artifacts", Wishes(()))
+    subject = _from_description(view, view.description, "artifacts", PlanOptions(()))
     return replace(subject, unquantized=False, buildable=None)
 
 
-def _from_checkpoint(checkpoint: "Checkpoint", origin: Origin, wishes: Wishes) -> Subject:
+def _from_checkpoint(checkpoint: "Checkpoint", origin: Origin, wishes: PlanOptions) -> SizedModel:
     from quantkit.checkpoint.open import open_decoder
 
     if checkpoint.description is not None:
@@ -235,8 +235,8 @@ def _from_checkpoint(checkpoint: "Checkpoint", origin: Origin, wishes: Wishes) -
 
 
 def _from_description(
-    checkpoint: "Checkpoint", description: "Description", origin: Origin, wishes: Wishes
-) -> Subject:
+    checkpoint: "Checkpoint", description: "Description", origin: Origin, wishes: PlanOptions
+) -> SizedModel:
     """What llama.cpp's converter describes: the GGUF that it would write, without its weights."""
     from quantkit.build.projector import projector_bytes
     from quantkit.checkpoint.open import open_model
@@ -269,11 +269,11 @@ def _from_model(
     model: Decoder,
     metadata: ModelMetadata,
     origin: Origin,
-    wishes: Wishes,
+    wishes: PlanOptions,
     title: str,
     source_bytes: int,
     vocabulary_bytes: int,
-) -> Subject:
+) -> SizedModel:
     download = 0 if origin == "checkpoint" else source_bytes
     buildable = Buildable(model, metadata, source_bytes, download, vocabulary_bytes)
     bare = _from_bare(bare_file(model, metadata.base_name), title, origin)
@@ -281,12 +281,12 @@ def _from_model(
     return replace(bare, variants=variants, buildable=buildable, model=model)
 
 
-def _from_bare(file: PlannedFile, title: str, origin: Origin) -> Subject:
+def _from_bare(file: PlannedFile, title: str, origin: Origin) -> SizedModel:
     """A GGUF that is planned, as far as its header tells."""
     header = header_of(file)
     at = Path(file.name)
     tensors = tensors_of(header.tensors)
-    return Subject(
+    return SizedModel(
         title=title,
         origin=origin,
         shape=shape_of_header(at, header.metadata, header.tensors),
@@ -295,5 +295,5 @@ def _from_bare(file: PlannedFile, title: str, origin: Origin) -> Subject:
         n_active=count_active(at, header.metadata, tensors),
         model=None,
         gguf=None,
-        hollow=(Hollow(file.name, file.header, file.n_bytes),),
+        hollow=(HeaderOnly(file.name, file.header, file.n_bytes),),
     )

@@ -11,9 +11,9 @@ from math import prod
 
 from quantkit.encodings.encoding import encoding
 from quantkit.families.model import Decoder
-from quantkit.fit.memory import GPU_OVERHEAD, Label, Part
+from quantkit.fit.memory import GPU_OVERHEAD, Label, MemoryPart
 from quantkit.fit.model import Stored
-from quantkit.fit.probe import Curve, Settings
+from quantkit.fit.probe import ContextSettings, Curve
 from quantkit.fit.shape import Shape, Tensors, layer_of
 from quantkit.formats.bnb.codec import BLOCK_SIZES, BnbOptions
 from quantkit.formats.bnb.plan import block_sizes, outline_bnb
@@ -136,8 +136,8 @@ def remembered(curve: Curve) -> int | None:
 
 
 def parts(
-    n_bytes: int, label: Label, shape: Shape, settings: Settings, kept: int | None = None
-) -> tuple[Part, ...]:
+    n_bytes: int, label: Label, shape: Shape, settings: ContextSettings, kept: int | None = None
+) -> tuple[MemoryPart, ...]:
     """What generating with transformers takes on a GPU; all but the weights is modelled.
 
     The KV cache is 16 bits per number of every layer, unless the bytes that are ``kept`` are given
@@ -150,8 +150,8 @@ def parts(
     kv = 2 * shape.n_layers * tokens * lengths if kept is None else kept
     wide = 3 * shape.intermediate_size * max(1, shape.n_experts_used)
     return (
-        Part("weights", "GPU", n_bytes, label),
-        Part("KV cache", "GPU", kv, "modelled"),
-        Part("compute", "GPU", 2 * tokens * (wide + 4 * shape.hidden_size), "modelled"),
-        Part("overhead", "GPU", GPU_OVERHEAD, "modelled"),
+        MemoryPart("weights", "GPU", n_bytes, label),
+        MemoryPart("KV cache", "GPU", kv, "modelled"),
+        MemoryPart("compute", "GPU", 2 * tokens * (wide + 4 * shape.hidden_size), "modelled"),
+        MemoryPart("overhead", "GPU", GPU_OVERHEAD, "modelled"),
     )

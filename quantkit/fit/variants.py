@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from quantkit.checkpoint.converter.wish import Wish
+from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.core.errors import PlanError
 from quantkit.families.model import Model
 from quantkit.fit.shape import Tensors
@@ -19,7 +19,7 @@ from quantkit.plan.recipe import recipe_of
 if TYPE_CHECKING:
     from quantkit.checkpoint.imatrix import Imatrix
 
-_AS_USUAL = Wish()
+_AS_USUAL = ConverterOptions()
 
 
 @dataclass(frozen=True)  # without slots, which cached properties cannot use
@@ -87,7 +87,7 @@ class Buildable:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class PlanOptions:
     """How the variants would be built: which, in files of what size, with which imatrix.
 
     ``quants`` None stands for all of them, ``shard_size`` None for single files; it counts tensor
@@ -98,10 +98,10 @@ class Wishes:
     quants: Sequence[Quant] | None = None
     shard_size: int | None = None
     imatrix: "Imatrix | None" = None
-    converter: Wish = _AS_USUAL
+    converter: ConverterOptions = _AS_USUAL
 
 
-def plan_variants(source: Buildable, wishes: Wishes) -> tuple[Variant, ...]:
+def plan_variants(source: Buildable, wishes: PlanOptions) -> tuple[Variant, ...]:
     """What can be built, largest first: all of it, or what is wished for.
 
     Raises:
@@ -120,7 +120,7 @@ def plan_variants(source: Buildable, wishes: Wishes) -> tuple[Variant, ...]:
     return tuple(sorted(variants, key=lambda variant: -variant.tensor_bytes))
 
 
-def variant_of(plan: Plan, source: Buildable, wishes: Wishes, *, needed: bool) -> Variant:
+def variant_of(plan: Plan, source: Buildable, wishes: PlanOptions, *, needed: bool) -> Variant:
     """The variant that a plan makes.
 
     Args:
@@ -150,7 +150,7 @@ def variant_of(plan: Plan, source: Buildable, wishes: Wishes, *, needed: bool) -
 
 
 def _files(
-    plan: Plan, sizes: Sequence[int], source: Buildable, wishes: Wishes
+    plan: Plan, sizes: Sequence[int], source: Buildable, wishes: PlanOptions
 ) -> tuple[str, int, int]:
     """The name of the first file of a variant, how many there are, and the bytes of all."""
     if wishes.shard_size is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from quantkit.fit.commands import run_command
 from quantkit.fit.hardware import Machine
 from quantkit.fit.memory import GIB, MIB, Needs, needs, weigh
-from quantkit.fit.model import Subject
+from quantkit.fit.model import SizedModel
 from quantkit.fit.placement import Placement, place, ram_alone, vram_for_whole
 from quantkit.fit.probe import CELLS, Curve
 from quantkit.fit.quality import Loss
@@ -40,7 +40,7 @@ class Row:
     beaten_by: str | None = None
 
 
-def place_variant(variant: Variant, subject: Subject, curve: Curve, machine: Machine) -> Row:
+def place_variant(variant: Variant, subject: SizedModel, curve: Curve, machine: Machine) -> Row:
     """A variant on a machine: where it goes, how long its context may be, how it is run."""
     settings = curve.settings
     weights = weigh(variant, curve.shape, curve.unused)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
-from quantkit.checkpoint.converter.wish import Wish
+from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.checkpoint.folder import is_artifact, is_foreign, open_quantized
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import open_file
@@ -76,7 +76,7 @@ def open_artifact(folder: Path) -> Dequantized:
     return dequantized
 
 
-def as_checkpoint(folder: Path, wish: Wish) -> Checkpoint:
+def as_checkpoint(folder: Path, wish: ConverterOptions) -> Checkpoint:
     """A quantized folder as a checkpoint with dequantized rows.
 
     One of no family of ours is described by llama.cpp's converter.

@@ -19,9 +19,9 @@ from quantkit.core.files import read_file
 from quantkit.core.packages import DISTRIBUTION
 from quantkit.core.units import format_count, format_size
 from quantkit.publish.fits import Fits
-from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, Artifact
+from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, PublishedArtifact
 from quantkit.publish.measured import Measured
-from quantkit.publish.metadata import Source
+from quantkit.publish.metadata import SourceFacts
 from quantkit.recipes.contest import describe_choice
 from quantkit.recipes.file import to_toml
 from quantkit.verify.compare import Result
@@ -39,7 +39,7 @@ _TAGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Imatrix:
+class ImatrixNote:
     """An importance matrix: its sha256, what it was made of as it says itself, whether it is here.
 
     ``text`` and ``chunks`` are None where only the manifest's name of it is known.
@@ -57,9 +57,9 @@ class Facts:
     """Everything that a card says, of one repository."""
 
     repo_id: str
-    artifacts: tuple[Artifact, ...]
-    source: Source
-    imatrices: tuple[Imatrix, ...] = ()
+    artifacts: tuple[PublishedArtifact, ...]
+    source: SourceFacts
+    imatrices: tuple[ImatrixNote, ...] = ()
     measured: Measured | None = None
     fits: Fits | None = None
     prompt: str | None = None
@@ -68,12 +68,12 @@ class Facts:
     is_signed: bool = False
 
     @property
-    def models(self) -> tuple[Artifact, ...]:
+    def models(self) -> tuple[PublishedArtifact, ...]:
         """The artifacts that are the model."""
         return tuple(artifact for artifact in self.artifacts if not artifact.is_projector)
 
     @property
-    def projectors(self) -> tuple[Artifact, ...]:
+    def projectors(self) -> tuple[PublishedArtifact, ...]:
         """Those that are its vision or audio part."""
         return tuple(artifact for artifact in self.artifacts if artifact.is_projector)
 
@@ -207,7 +207,7 @@ def _context(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _choices(artifacts: Sequence[Artifact]) -> list[tuple[str, str]]:
+def _choices(artifacts: Sequence[PublishedArtifact]) -> list[tuple[str, str]]:
     """How artifacts were chosen that were not asked for by name, with what was measured of each."""
     return [
         (artifact.name, describe_choice(artifact.entry.get("choice") or {}))
@@ -216,26 +216,26 @@ def _choices(artifacts: Sequence[Artifact]) -> list[tuple[str, str]]:
     ]
 
 
-def _describers(artifacts: Sequence[Artifact]) -> list[str]:
+def _describers(artifacts: Sequence[PublishedArtifact]) -> list[str]:
     """Which converters said what the model's tensors are; none for families of ours."""
     found = (artifact.entry["source"].get("described_by") for artifact in artifacts)
     return list(dict.fromkeys(without_place(name) for name in found if name))
 
 
-def _embeds(artifacts: Sequence[Artifact]) -> bool:
+def _embeds(artifacts: Sequence[PublishedArtifact]) -> bool:
     """Whether these were seen to embed texts, and do nothing else."""
     records = [(artifact.entry.get("smoke") or {}).get("details") or {} for artifact in artifacts]
     return any("embeddings" in record for record in records)
 
 
-def title_of(artifacts: Sequence[Artifact]) -> str:
+def title_of(artifacts: Sequence[PublishedArtifact]) -> str:
     """The model's name as its artifacts bear it."""
     artifact = artifacts[0]
     quant = re.escape(artifact.quant.name)
     return re.sub(f"-{quant}$", "", artifact.name, flags=re.IGNORECASE)
 
 
-def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
+def _row(artifact: PublishedArtifact, facts: Facts) -> dict[str, Any]:
     entry = artifact.entry
     found = facts.measured.rows.get(artifact.name) if facts.measured else None
     fit = facts.fits.by_name.get(artifact.name) if facts.fits else None
@@ -263,7 +263,7 @@ def _row(artifact: Artifact, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _projector(artifact: Artifact) -> dict[str, Any]:
+def _projector(artifact: PublishedArtifact) -> dict[str, Any]:
     """What is said of a vision or audio part."""
     takes = artifact.entry.get("takes") or ()
     given = {"vision": "images", "audio": "sound"}
@@ -279,14 +279,14 @@ def _projector(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _token_comparisons(artifacts: Sequence[Artifact]) -> list[str]:
+def _token_comparisons(artifacts: Sequence[PublishedArtifact]) -> list[str]:
     """What the smoke tests found of llama.cpp's tokens, once each."""
     details = [(artifact.entry.get("smoke") or {}).get("details") or {} for artifact in artifacts]
     records = [found["tokens"] for found in details if "tokens" in found]
     return list(dict.fromkeys(map(describe_tokens, records)))
 
 
-def _proofs(artifacts: Sequence[Artifact]) -> list[str]:
+def _proofs(artifacts: Sequence[PublishedArtifact]) -> list[str]:
     """How conversions were proven, once each."""
     details = [(artifact.entry.get("smoke") or {}).get("details") or {} for artifact in artifacts]
     records = [found["proof"] for found in details if "proof" in found]
@@ -319,7 +319,7 @@ def _fit(fit: Any) -> str:
     return " or ".join(part for part in (gpu, ram) if part)
 
 
-def _example(artifacts: Sequence[Artifact], facts: Facts) -> Artifact:
+def _example(artifacts: Sequence[PublishedArtifact], facts: Facts) -> PublishedArtifact:
     """What to take in doubt: the usual choice of what did not fail, or what is better at less."""
     rows = facts.measured.rows if facts.measured else {}
     sound = [a for a in artifacts if a.passed and (a.name not in rows or rows[a.name].verdict.ok)]
@@ -329,7 +329,7 @@ def _example(artifacts: Sequence[Artifact], facts: Facts) -> Artifact:
     return _better(usual, facts) or usual
 
 
-def _better(artifact: Artifact, facts: Facts) -> Artifact | None:
+def _better(artifact: PublishedArtifact, facts: Facts) -> PublishedArtifact | None:
     """The closest healthy artifact that is smaller, and closer by more than chance explains."""
     rows = facts.measured.rows if facts.measured else {}
     own = rows.get(artifact.name)
@@ -345,7 +345,7 @@ def _better(artifact: Artifact, facts: Facts) -> Artifact | None:
     return min(better, key=lambda one: one[0], default=(0.0, None))[1]
 
 
-def _calibrations(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+def _calibrations(artifacts: Sequence[PublishedArtifact]) -> list[dict[str, Any]]:
     found = []
     for artifact in artifacts:
         calibration = artifact.entry.get("calibration")

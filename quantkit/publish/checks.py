@@ -8,8 +8,8 @@ from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import read_manifest
 from quantkit.core.errors import OutputError, PublishError
 from quantkit.publish.hashes import Expected, Report, find_faults
-from quantkit.publish.layout import Artifact, Placed
-from quantkit.publish.metadata import Source
+from quantkit.publish.layout import Placed, PublishedArtifact
+from quantkit.publish.metadata import SourceFacts
 from quantkit.publish.upload import RemoteFile, Upload
 
 _FORBIDDING = re.compile(
@@ -19,7 +19,7 @@ _FORBIDDING_TEXT = re.compile(rb"no[- ]?derivatives|all rights reserved\W*$", re
 _TITLE_BYTES = 300
 
 
-def refuse_untested(artifacts: Sequence[Artifact], *, force: bool) -> None:
+def refuse_untested(artifacts: Sequence[PublishedArtifact], *, force: bool) -> None:
     """Refuse artifacts that no smoke test has passed.
 
     Raises:
@@ -50,7 +50,7 @@ def refuse_changed(folder: Path, placed: Sequence[Placed], *, hashed: bool, repo
         )
 
 
-def refuse_license(place: object, title: str, source: Source) -> None:
+def refuse_license(place: object, title: str, source: SourceFacts) -> None:
     """Refuse a model whose license is unknown, or forbids it where that can be told.
 
     Raises:

@@ -9,7 +9,7 @@ from quantkit.build.entries import fault_of
 from quantkit.build.manifest import NAME as MANIFEST
 from quantkit.build.manifest import read_manifest
 from quantkit.core.errors import OutputError, PublishError
-from quantkit.publish.layout import IMATRIX, Artifact, Placed, check_path, quant_of
+from quantkit.publish.layout import IMATRIX, Placed, PublishedArtifact, check_path, quant_of
 from quantkit.publish.refusals import explained
 from quantkit.publish.upload import RemoteFile, list_files
 
@@ -22,7 +22,7 @@ class Earlier:
     entries: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, RemoteFile]
 
-    def beside(self, artifacts: Sequence[Artifact]) -> tuple[Artifact, ...]:
+    def beside(self, artifacts: Sequence[PublishedArtifact]) -> tuple[PublishedArtifact, ...]:
         """The artifacts of the repository that are not among those published now.
 
         They stay in its manifest and card. Their files are named as ``fit`` finds them on the Hub.
@@ -48,7 +48,7 @@ class Earlier:
                 if there is None or (there.n_bytes, there.sha256) != (file.n_bytes, file.sha256):
                     raise self._refusal(name, f"whose {file.path} is not there as it was built")
             folder = placed[0].path.rpartition("/")[0]
-            found.append(Artifact(name, quant, folder, tuple(placed), entry))
+            found.append(PublishedArtifact(name, quant, folder, tuple(placed), entry))
         return tuple(found)
 
     def imatrix(self, sha256: str) -> bool:

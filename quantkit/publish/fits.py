@@ -11,12 +11,12 @@ from quantkit.fit.ggufs import open_artifact
 from quantkit.fit.hardware import ram_to_buy
 from quantkit.fit.memory import GIB, total
 from quantkit.fit.placement import ram_alone, vram_for_whole
-from quantkit.fit.probe import USUAL_CONTEXT, Settings, probe
+from quantkit.fit.probe import USUAL_CONTEXT, ContextSettings, probe
 from quantkit.fit.shape import Shape
 from quantkit.fit.subject import open_subject
 from quantkit.fit.transformers import parts, remembered
 from quantkit.fit.verdict import needs_at
-from quantkit.publish.layout import Artifact
+from quantkit.publish.layout import PublishedArtifact
 
 # GPUs as they are sold, in GiB.
 _GPUS = (4, 6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
@@ -41,7 +41,7 @@ class Fits:
     by_name: dict[str, Fit]
 
 
-def find_fits(artifacts: Sequence[Artifact]) -> Fits:
+def find_fits(artifacts: Sequence[PublishedArtifact]) -> Fits:
     """What artifacts of one family fit in, as ``quantkit fit`` reckons it.
 
     A model is there with its vision or audio part, the larger one where there are several.
@@ -58,7 +58,7 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     subjects = [open_artifact(Path(artifact.files[0].local)) for artifact in artifacts]
     context = min(USUAL_CONTEXT, subjects[0].shape.n_ctx_train)
     # Only weights differ between the quants of a model.
-    curve = probe(replace(subjects[-1], projector=beside), Settings(context))
+    curve = probe(replace(subjects[-1], projector=beside), ContextSettings(context))
     found = {}
     for artifact, subject in zip(artifacts, subjects, strict=True):
         needs = needs_at(subject.variants[0], curve, curve.settings.cells)
@@ -67,7 +67,7 @@ def find_fits(artifacts: Sequence[Artifact]) -> Fits:
     return Fits(context, found)
 
 
-def _for_transformers(artifacts: Sequence[Artifact]) -> Fits:
+def _for_transformers(artifacts: Sequence[PublishedArtifact]) -> Fits:
     found = {}
     shape, settings, kept = _run(artifacts[0])  # all are of one model
     for artifact in artifacts:
@@ -77,7 +77,7 @@ def _for_transformers(artifacts: Sequence[Artifact]) -> Fits:
     return Fits(settings.context, found)
 
 
-def _run(artifact: Artifact) -> tuple[Shape, Settings, int | None]:
+def _run(artifact: PublishedArtifact) -> tuple[Shape, ContextSettings, int | None]:
     """The shape of a model, how it is run, and what it then remembers: see `parts`.
 
     Of no family of ours, llama.cpp's converter and llama.cpp are asked.
@@ -86,7 +86,7 @@ def _run(artifact: Artifact) -> tuple[Shape, Settings, int | None]:
     content = read_json(config)
     subject = None if is_known(content) else open_subject(str(config.parent))
     shape = shape_of(describe(content)) if subject is None else subject.shape
-    settings = Settings(min(USUAL_CONTEXT, shape.n_ctx_train))
+    settings = ContextSettings(min(USUAL_CONTEXT, shape.n_ctx_train))
     return shape, settings, remembered(probe(subject, settings)) if subject is not None else None
 
 

@@ -51,7 +51,7 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
+class PublishedArtifact:
     """One artifact to publish; ``entry`` is what the build's manifest says of it.
 
     ``folder`` is its folder in the repository, empty at the top.
@@ -103,7 +103,7 @@ def check_repo_id(repo_id: str) -> None:
 
 def find_artifacts(
     folder: Path, repo_id: str, family: str | None = None, quants: Sequence[str] = ()
-) -> tuple[Artifact, ...]:
+) -> tuple[PublishedArtifact, ...]:
     """The artifacts of a build that go into one repository, best first, a projector last.
 
     Args:
@@ -181,11 +181,11 @@ def _wanted(names: Iterable[str]) -> set[str]:
     return sizes | ({quant.name for quant in find_quants(others)} if any(others) else set())
 
 
-def in_order(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
+def in_order(artifacts: Iterable[PublishedArtifact]) -> tuple[PublishedArtifact, ...]:
     """Artifacts of one model, best first, projectors last."""
     rank = list(known_quants())
 
-    def place(artifact: Artifact) -> int:
+    def place(artifact: PublishedArtifact) -> int:
         """A searched one stands by its base."""
         quant = artifact.quant
         return rank.index(quant.mixture if quant.searched else quant.name)
@@ -229,7 +229,7 @@ def _check_one_model(folder: Path, entries: Mapping[str, Any]) -> None:
         )
 
 
-def _place(folder: Path, name: str, quant: Quant, entry: Any, *, alone: bool) -> Artifact:
+def _place(folder: Path, name: str, quant: Quant, entry: Any, *, alone: bool) -> PublishedArtifact:
     at_top = quant.format != "gguf" and alone
     placed = []
     for file in entry["files"]:
@@ -258,7 +258,7 @@ def _place(folder: Path, name: str, quant: Quant, entry: Any, *, alone: bool) ->
         for file in placed:
             _check_gguf_name(file.path, quant)
     in_folder = "" if at_top else str(PurePosixPath(placed[0].path).parent).strip(".")
-    return Artifact(name, quant, in_folder, tuple(placed), entry)
+    return PublishedArtifact(name, quant, in_folder, tuple(placed), entry)
 
 
 def check_path(path: str) -> None:
@@ -288,7 +288,7 @@ def _check_gguf_name(path: str, quant: Quant) -> None:
         )
 
 
-def published_manifest(artifacts: Iterable[Artifact]) -> bytes:
+def published_manifest(artifacts: Iterable[PublishedArtifact]) -> bytes:
     """The manifest of a repository: the build's, of these artifacts, under their new names.
 
     Folders of the machine that built are left out.

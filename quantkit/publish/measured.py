@@ -11,7 +11,7 @@ import msgspec
 from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import PublishError
 from quantkit.core.files import read_file
-from quantkit.publish.layout import Artifact
+from quantkit.publish.layout import PublishedArtifact
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import Measures
 from quantkit.verify.embeddings import Cosines
@@ -58,7 +58,7 @@ class Measured:
     rows: dict[str, Result]
 
 
-def read_comparison(file: Path, artifacts: Sequence[Artifact]) -> Measured | None:
+def read_comparison(file: Path, artifacts: Sequence[PublishedArtifact]) -> Measured | None:
     """The results for some artifacts; None where there are none for any of them.
 
     Raises:
@@ -97,7 +97,7 @@ def read_comparison(file: Path, artifacts: Sequence[Artifact]) -> Measured | Non
     return Measured(comparison, rows) if rows else None
 
 
-def _by_artifact(document: _Document, artifacts: Sequence[Artifact]) -> dict[str, _Row]:
+def _by_artifact(document: _Document, artifacts: Sequence[PublishedArtifact]) -> dict[str, _Row]:
     """The rows with figures, by the name of the artifact of that file name and size."""
     places = {}
     for artifact in artifacts:

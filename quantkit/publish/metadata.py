@@ -16,7 +16,7 @@ _URL = re.compile(r"https?://[\w./%?=&#~:+-]{1,300}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFacts:
     """The model that was quantized; what is not known is None or empty.
 
     ``repo_id`` is where on the Hub its weights were read, or could have been; ``base_model`` what
@@ -47,9 +47,9 @@ class Source:
         return self.base_model or self.repo_id
 
 
-def of_card(card: Mapping[str, Any]) -> Source:
+def of_card(card: Mapping[str, Any]) -> SourceFacts:
     """What the front matter of a model card says."""
-    return Source(
+    return SourceFacts(
         license=_word(card.get("license")),
         license_name=_word(card.get("license_name")),
         license_link=_link(card.get("license_link")),
@@ -60,7 +60,7 @@ def of_card(card: Mapping[str, Any]) -> Source:
     )
 
 
-def of_metadata(metadata: Mapping[str, Any]) -> Source:
+def of_metadata(metadata: Mapping[str, Any]) -> SourceFacts:
     """What the keys of a GGUF say of the model in it."""
     template = metadata.get("tokenizer.chat_template")
     tokens = metadata.get("tokenizer.ggml.tokens") or []
@@ -72,7 +72,7 @@ def of_metadata(metadata: Mapping[str, Any]) -> Source:
     tags = _words(metadata.get("general.tags"))
     # gguf-py puts the pipeline's tag among the others.
     pipeline = next((tag for tag in tags if tag == "text-generation"), None)
-    return Source(
+    return SourceFacts(
         base_model=_own_name(metadata),
         license=_word(metadata.get("general.license")),
         license_name=_word(metadata.get("general.license.name")),

@@ -20,7 +20,7 @@ from quantkit.core.errors import (
 from quantkit.core.files import has_file
 from quantkit.core.packages import require
 from quantkit.publish import layout, measured
-from quantkit.publish.card import Facts, Imatrix, render_card, title_of
+from quantkit.publish.card import Facts, ImatrixNote, render_card, title_of
 from quantkit.publish.checks import (
     refuse_changed,
     refuse_license,
@@ -32,8 +32,8 @@ from quantkit.publish.earlier import Earlier
 from quantkit.publish.fits import find_fits
 from quantkit.publish.hashes import Expected, find_faults
 from quantkit.publish.hashes import Report as HashReport
-from quantkit.publish.layout import Artifact, Placed
-from quantkit.publish.metadata import Source
+from quantkit.publish.layout import Placed, PublishedArtifact
+from quantkit.publish.metadata import SourceFacts
 from quantkit.publish.prompt import render_prompt
 from quantkit.publish.source import find_source
 from quantkit.publish.upload import Report, Upload, Uploader
@@ -43,7 +43,7 @@ _SMALL = 10 * 10**6
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class PublishOptions:
     """What is asked for beyond the folder and the repository; see ``quantkit publish --help``."""
 
     family: str | None = None
@@ -78,7 +78,7 @@ class Release:
 def prepare(
     folder: Path,
     repo_id: str,
-    wishes: Wishes,
+    wishes: PublishOptions,
     *,
     hashed: bool = True,
     look: Callable[[str], Earlier | None] = lambda _repo_id: None,
@@ -219,7 +219,7 @@ def publish(
 # --- What goes in ----------------------------------------------------------------------------
 
 
-def with_wishes(source: Source, wishes: Wishes) -> Source:
+def with_wishes(source: SourceFacts, wishes: PublishOptions) -> SourceFacts:
     """What is known of a model, with what the user says of it.
 
     Raises:
@@ -249,8 +249,8 @@ def with_wishes(source: Source, wishes: Wishes) -> Source:
 
 
 def _find_imatrices(
-    folder: Path, artifacts: Sequence[Artifact], notes: list[str], earlier: Earlier | None
-) -> tuple[tuple[Imatrix, ...], Upload | None]:
+    folder: Path, artifacts: Sequence[PublishedArtifact], notes: list[str], earlier: Earlier | None
+) -> tuple[tuple[ImatrixNote, ...], Upload | None]:
     """The importance matrices that were used; the file of the only one, if it is still there."""
     used = {
         entry["sha256"]: entry["file"]
@@ -259,7 +259,7 @@ def _find_imatrices(
     }
     found, upload = [], None
     for sha256, name in used.items():
-        imatrix = Imatrix(str(name).rpartition("/")[2], sha256)
+        imatrix = ImatrixNote(str(name).rpartition("/")[2], sha256)
         file = folder / imatrix.name
         if earlier is not None and len(used) == 1 and earlier.imatrix(sha256):
             found.append(replace(imatrix, name=layout.IMATRIX, published=True))
@@ -287,7 +287,7 @@ def _describe_imatrix(file: Path) -> dict[str, Any]:
 
 
 def _find_comparison(
-    folder: Path, wish: Path | None, artifacts: Sequence[Artifact]
+    folder: Path, wish: Path | None, artifacts: Sequence[PublishedArtifact]
 ) -> measured.Measured | None:
     file = wish or folder / COMPARISON
     if wish is None and not has_file(file, error=PublishError):
@@ -309,7 +309,7 @@ def _draw(comparison: measured.Measured | None, notes: list[str]) -> bytes | Non
         raise OutputError(f"The picture cannot be drawn: {error.strerror}.") from None
 
 
-def _find_fits(artifacts: Sequence[Artifact], notes: list[str]) -> Any:
+def _find_fits(artifacts: Sequence[PublishedArtifact], notes: list[str]) -> Any:
     try:
         return find_fits(artifacts)
     except OSError as error:
@@ -319,7 +319,7 @@ def _find_fits(artifacts: Sequence[Artifact], notes: list[str]) -> Any:
     return None
 
 
-def _prompt(source: Source, notes: list[str]) -> str | None:
+def _prompt(source: SourceFacts, notes: list[str]) -> str | None:
     if source.chat_template is None:
         return None
     text = render_prompt(source.chat_template, dict(source.special_tokens))
@@ -328,7 +328,7 @@ def _prompt(source: Source, notes: list[str]) -> str | None:
     return text
 
 
-def _weights(artifacts: Sequence[Artifact]) -> list[tuple[Upload, ...]]:
+def _weights(artifacts: Sequence[PublishedArtifact]) -> list[tuple[Upload, ...]]:
     """Large files one by one, the small ones of an artifact together after them."""
     groups: list[tuple[Upload, ...]] = []
     for artifact in artifacts:

@@ -23,8 +23,8 @@ from quantkit.checkpoint.names import (
 )
 from quantkit.core.errors import CheckpointError, PublishError, QuantkitError
 from quantkit.core.files import has_file, read_file
-from quantkit.publish.layout import Artifact
-from quantkit.publish.metadata import Source, base_of_card, of_card, of_metadata
+from quantkit.publish.layout import PublishedArtifact
+from quantkit.publish.metadata import SourceFacts, base_of_card, of_card, of_metadata
 
 if TYPE_CHECKING:
     from quantkit.checkpoint.remote import RemoteRepo
@@ -34,7 +34,7 @@ _MOST_BYTES = 2**20
 _TEMPLATES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 
 
-def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
+def find_source(artifacts: Sequence[PublishedArtifact], wish: str | None) -> SourceFacts:
     """What is known of the model behind some artifacts.
 
     Args:
@@ -59,7 +59,7 @@ def find_source(artifacts: Sequence[Artifact], wish: str | None) -> Source:
     return found if wish is None else _merge(found, _of_checkpoint(wish, described))
 
 
-def _of_checkpoint(wish: str, described: Mapping[str, Any]) -> Source:
+def _of_checkpoint(wish: str, described: Mapping[str, Any]) -> SourceFacts:
     folder = Path(wish)
     if folder.is_dir():
         return _of_folder(folder, described)
@@ -71,7 +71,9 @@ def _of_checkpoint(wish: str, described: Mapping[str, Any]) -> Source:
     return _of_hub(repo_id, revision or None, described)
 
 
-def _find_behind_gguf(found: Source, described: Mapping[str, Any], wish: str | None) -> Source:
+def _find_behind_gguf(
+    found: SourceFacts, described: Mapping[str, Any], wish: str | None
+) -> SourceFacts:
     """What is known of the model in the GGUF that artifacts were made from; its keys are theirs."""
     found = replace(found, files=tuple(file["name"] for file in described["weights"]))
     repo_id = described.get("repo_id")
@@ -95,7 +97,7 @@ def _require_same(files: Sequence[Path], described: Mapping[str, Any]) -> None:
         )
 
 
-def source_of(checkpoint: Checkpoint) -> Source:
+def source_of(checkpoint: Checkpoint) -> SourceFacts:
     """What is known of the model in a checkpoint.
 
     Raises:
@@ -109,18 +111,18 @@ def source_of(checkpoint: Checkpoint) -> Source:
     return _of_hub(repo.repo_id, repo.commit, {}) if repo else _of_folder(checkpoint.path, {})
 
 
-def _merge(first: Source, better: Source) -> Source:
+def _merge(first: SourceFacts, better: SourceFacts) -> SourceFacts:
     """The second source, with what only the first one knows."""
-    empty = Source()
+    empty = SourceFacts()
     missing = {
         name: getattr(first, name)
-        for name in Source.__slots__
+        for name in SourceFacts.__slots__
         if getattr(better, name) == getattr(empty, name)
     }
     return replace(better, **missing)
 
 
-def _of_folder(folder: Path, described: Mapping[str, Any]) -> Source:
+def _of_folder(folder: Path, described: Mapping[str, Any]) -> SourceFacts:
     config = folder / "config.json"
     if not has_file(config, error=CheckpointError):
         raise CheckpointError(f"{folder} has no config.json; give the folder of the checkpoint.")
@@ -140,7 +142,7 @@ def _check_same(name: str, sha256: str | None, config: bytes) -> None:
         )
 
 
-def _of_hub(repo_id: str, revision: str | None, described: Mapping[str, Any]) -> Source:
+def _of_hub(repo_id: str, revision: str | None, described: Mapping[str, Any]) -> SourceFacts:
     from quantkit.checkpoint.remote import download, explained, open_repo
     from quantkit.publish.upload import list_files
 
@@ -159,7 +161,7 @@ def _of_hub(repo_id: str, revision: str | None, described: Mapping[str, Any]) ->
     return replace(_of_files(folder), repo_id=repo_id, commit=repo.commit, verified=verified)
 
 
-def _of_hub_gguf(repo_id: str, revision: str | None, described: Mapping[str, Any]) -> Source:
+def _of_hub_gguf(repo_id: str, revision: str | None, described: Mapping[str, Any]) -> SourceFacts:
     """What the repository of a GGUF says of it: its card, and the model that this names."""
     from quantkit.checkpoint.remote import download, explained, open_repo
     from quantkit.publish.upload import list_files
@@ -193,7 +195,7 @@ def _check_weights(
     return bool(weights) and all(file["sha256"] and listed.get(file["name"]) for file in weights)
 
 
-def _of_files(folder: Path) -> Source:
+def _of_files(folder: Path) -> SourceFacts:
     """What the small files of a checkpoint say."""
     source = of_card(_front_matter(folder / "README.md"))
     template, tokens = _template(folder)
@@ -215,7 +217,7 @@ def _front_matter(card: Path) -> dict[str, Any]:
         return {}
 
 
-def _of_artifact(artifact: Artifact) -> Source:
+def _of_artifact(artifact: PublishedArtifact) -> SourceFacts:
     """What an artifact holds of its source."""
     first = artifact.files[0].local
     if artifact.quant.format != "gguf":

@@ -21,7 +21,7 @@ from quantkit.core.files import read_file
 from quantkit.core.writing import write_file
 from quantkit.publish import release as releases
 from quantkit.publish.checks import refuse_license, refuse_others
-from quantkit.publish.release import Published, Wishes, with_wishes
+from quantkit.publish.release import Published, PublishOptions, with_wishes
 from quantkit.publish.source import source_of
 from quantkit.publish.upload import Report, Upload, Uploader
 
@@ -31,7 +31,7 @@ _UNKNOWN = "0" * 64
 def begin(
     works: Sequence[Work],
     repo_id: str,
-    wishes: Wishes,
+    wishes: PublishOptions,
     *,
     private: bool = False,
     report: Report = lambda _path, _done, _total: None,
@@ -74,7 +74,7 @@ def refuse_folders(
     checkpoint: Checkpoint,
     names: Sequence[str],
     repo_id: str,
-    wishes: Wishes,
+    wishes: PublishOptions,
     *,
     private: bool = False,
 ) -> None:
@@ -123,7 +123,7 @@ def _write_manifest(folder: Path, entries: Mapping[str, object]) -> None:
 def end(
     out: Path,
     shipping: Shipping,
-    wishes: Wishes,
+    wishes: PublishOptions,
     *,
     report: Report = lambda _path, _done, _total: None,
     note: Callable[[str], None] = lambda _remark: None,

@@ -19,7 +19,7 @@ from quantkit.fit.hardware import (
 from quantkit.fit.memory import total
 from quantkit.fit.placement import MODES, Placement, place
 from quantkit.fit.probe import Curve
-from quantkit.fit.subject import Buildable, Variant, Wishes, variant_of
+from quantkit.fit.subject import Buildable, PlanOptions, Variant, variant_of
 from quantkit.fit.verdict import needs_at
 from quantkit.plan.llama_quantize import in_file_order, needs_imatrix
 from quantkit.plan.plan import PlannedTensor, outline_plan
@@ -86,7 +86,7 @@ class MachineSearch:
 
     search: RecipeSearch
     source: Buildable
-    wishes: Wishes
+    wishes: PlanOptions
     curve: Curve
     machine: Machine
 
@@ -172,7 +172,9 @@ class MachineSearch:
         return replace(found, placement=placement), placement
 
 
-def find(search: RecipeSearch, recipe: SearchedRecipe, source: Buildable, wishes: Wishes) -> Found:
+def find(
+    search: RecipeSearch, recipe: SearchedRecipe, source: Buildable, wishes: PlanOptions
+) -> Found:
     """A recipe with the file that it makes of a model.
 
     Raises:

@@ -11,7 +11,7 @@ from math import sqrt
 
 from quantkit.core.errors import PlanError
 from quantkit.families.model import Model
-from quantkit.fit.subject import Buildable, Variant, Wishes, variant_of
+from quantkit.fit.subject import Buildable, PlanOptions, Variant, variant_of
 from quantkit.plan.llama_quantize import needs_imatrix
 from quantkit.plan.plan import outline_plan
 from quantkit.plan.quants import Quant, all_quants
@@ -84,7 +84,7 @@ def _half_trusted(losses: Measured, model: Model) -> Measured:
 
 def nearest_mixture(
     source: Buildable,
-    wishes: Wishes,
+    wishes: PlanOptions,
     fits: Callable[[Variant], bool],
     *,
     weighted: bool,

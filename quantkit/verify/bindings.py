@@ -23,7 +23,7 @@ _NO_POOLING, _MEAN, _RANK = 0, 1, 4  # llama_pooling_type
 _POOLINGS = {1: "mean", 2: "first token", 3: "last token", 4: "rank"}
 
 
-class Model:
+class LlamaModel:
     """A model in memory with a context of ``n_ctx`` tokens, by default a few hundred.
 
     It is one of three kinds. One that ``embeds`` has no predictions, only embeddings of texts: it

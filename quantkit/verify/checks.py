@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import SmokeError
-from quantkit.verify.bindings import Model
+from quantkit.verify.bindings import LlamaModel
 from quantkit.verify.file_size import check_size
 from quantkit.verify.library import facts
 from quantkit.verify.tokens import show_ids, show_text
@@ -83,7 +83,9 @@ def check_model(
         check_size(file)
     begin("loading the model")
     start = time.perf_counter()
-    model = Model(files[0], extra_buffers=extra_buffers, threads=threads, gpu_layers=gpu_layers)
+    model = LlamaModel(
+        files[0], extra_buffers=extra_buffers, threads=threads, gpu_layers=gpu_layers
+    )
     report["load_seconds"] = time.perf_counter() - start
     details |= {
         "model": model.description,
@@ -118,7 +120,7 @@ def check_model(
     _generate(model, logits[-1], n_tokens, report)
 
 
-def _check_vocabulary(model: Model) -> frozenset[bytes]:
+def _check_vocabulary(model: LlamaModel) -> frozenset[bytes]:
     """Every token's text, once the tokens make sense one by one."""
     if model.vocabulary_type == 0:
         raise SmokeError("It holds no vocabulary, so it cannot turn text into tokens.")
@@ -161,7 +163,7 @@ _BYTE_FALLBACK = {f"<0x{byte:02X}>".encode() for byte in range(256)}
 _BYTE_ALPHABET = _byte_alphabet()
 
 
-def _spells(model: Model, vocabulary: frozenset[bytes], text: str) -> bool:
+def _spells(model: LlamaModel, vocabulary: frozenset[bytes], text: str) -> bool:
     """Whether the vocabulary has a way to write any text with these characters.
 
     Only then must a round trip be exact. llama.cpp drops what a byte-level vocabulary without
@@ -176,7 +178,7 @@ def _spells(model: Model, vocabulary: frozenset[bytes], text: str) -> bool:
     return False  # WordPiece and Unigram normalize: see `_check_repeats`
 
 
-def _check_round_trips(model: Model, vocabulary: frozenset[bytes]) -> int:
+def _check_round_trips(model: LlamaModel, vocabulary: frozenset[bytes]) -> int:
     """How many probes came back exactly, having failed on any that should have and did not."""
     count = 0
     for probe in _PROBES:
@@ -194,7 +196,7 @@ def _check_round_trips(model: Model, vocabulary: frozenset[bytes]) -> int:
     return count
 
 
-def _check_repeats(model: Model) -> int:
+def _check_repeats(model: LlamaModel) -> int:
     """How many probes give the same tokens again when they are written out.
 
     WordPiece and Unigram vocabularies change a text before they cut it (small letters, no accents,
@@ -219,7 +221,7 @@ def _check_repeats(model: Model) -> int:
     return count
 
 
-def _check_embeddings(model: Model, vocabulary: frozenset[bytes]) -> dict[str, Any]:
+def _check_embeddings(model: LlamaModel, vocabulary: frozenset[bytes]) -> dict[str, Any]:
     """Embed a few texts: the numbers must be finite, differ between texts, and repeat."""
     texts = [model.tokenize(text, add_special=True) for text in _TEXTS]
     if not all(_spells(model, vocabulary, text) for text in _TEXTS) and (
@@ -249,7 +251,7 @@ def _check_embeddings(model: Model, vocabulary: frozenset[bytes]) -> dict[str, A
 
 
 def _compare_tokens(
-    model: Model, expected: Mapping[str, Any], begin: Callable[[str], None]
+    model: LlamaModel, expected: Mapping[str, Any], begin: Callable[[str], None]
 ) -> dict[str, Any]:
     """Compare llama.cpp's tokens with those of the checkpoint's own tokenizer.
 
@@ -287,7 +289,7 @@ def _compare_tokens(
     return {"tokenizer": file, "texts": n_texts, "deviations": dict(excused)}
 
 
-def _prompt(model: Model, vocabulary: frozenset[bytes]) -> list[int]:
+def _prompt(model: LlamaModel, vocabulary: frozenset[bytes]) -> list[int]:
     if model.vocabulary_type in _NORMALIZING or _spells(model, vocabulary, _PROMPT):
         return model.tokenize(_PROMPT, add_special=True)[:_N_PROMPT]
     normal = (i for i in range(model.n_vocab) if model.token(i)[1] & _ATTR_NORMAL)
@@ -305,7 +307,7 @@ def _check_logits(logits: NDArray[np.float32], where: str) -> None:
 
 
 def _generate(
-    model: Model, logits: NDArray[np.float32], n_tokens: int, report: dict[str, Any]
+    model: LlamaModel, logits: NDArray[np.float32], n_tokens: int, report: dict[str, Any]
 ) -> None:
     """Generate greedily. The text ends at the first end token, the measured work does not."""
     tokens: list[int] = []

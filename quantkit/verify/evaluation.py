@@ -21,7 +21,7 @@ from quantkit.core.errors import SmokeError
 from quantkit.core.files import MOST_TEXT, read_file, with_plain_line_ends
 from quantkit.core.system import most_resident_bytes
 from quantkit.core.writing import create
-from quantkit.verify.bindings import Model
+from quantkit.verify.bindings import LlamaModel
 from quantkit.verify.divergence import Tally, mean_and_error, pack_log_probs
 from quantkit.verify.embeddings import (
     compare_embeddings,
@@ -29,7 +29,13 @@ from quantkit.verify.embeddings import (
     split_text,
     write_embeddings,
 )
-from quantkit.verify.reference import Text, read_text, read_window, write_header, write_window
+from quantkit.verify.reference import (
+    RecordedText,
+    read_text,
+    read_window,
+    write_header,
+    write_window,
+)
 
 _N_PROMPT = 16
 _N_GENERATED = 32
@@ -49,7 +55,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
     begin("loading the model")
     context = request["context"]
     start = time.perf_counter()
-    model = Model(
+    model = LlamaModel(
         Path(request["file"]),
         extra_buffers=False,
         threads=request["threads"],
@@ -98,7 +104,7 @@ def answer(request: dict[str, Any], begin: Callable[[str], None]) -> dict[str, A
 
 
 def _measure_embeddings(
-    model: Model, request: dict[str, Any], load_seconds: float, begin: Callable[[str], None]
+    model: LlamaModel, request: dict[str, Any], load_seconds: float, begin: Callable[[str], None]
 ) -> dict[str, Any]:
     """What a request asks of a model that predicts nothing."""
     if request["task"] not in ("record", "measure"):
@@ -149,7 +155,7 @@ def _read(file: Path) -> str:
     return with_plain_line_ends(raw.decode(errors="replace")).removesuffix("\n")
 
 
-def _split(model: Model, file: Path, context: int, windows: int | None) -> Text:
+def _split(model: LlamaModel, file: Path, context: int, windows: int | None) -> RecordedText:
     tokens = np.array(model.tokenize(_read(file), add_special=True), np.int32)
     n = len(tokens) // context
     if n < 1:
@@ -158,10 +164,10 @@ def _split(model: Model, file: Path, context: int, windows: int | None) -> Text:
             "give a longer one or a smaller --context."
         )
     n = min(n, windows or n)
-    return Text(tokens[: n * context].reshape(n, context), model.n_vocab)
+    return RecordedText(tokens[: n * context].reshape(n, context), model.n_vocab)
 
 
-def _logits(model: Model, text: Text, index: int) -> NDArray[np.float32]:
+def _logits(model: LlamaModel, text: RecordedText, index: int) -> NDArray[np.float32]:
     """The logits of a window's scored positions, and of the last one, which nothing follows."""
     tokens = text.tokens[index].tolist()
     if model.translates:
@@ -174,8 +180,8 @@ def _logits(model: Model, text: Text, index: int) -> NDArray[np.float32]:
 
 
 def _run(
-    model: Model,
-    text: Text,
+    model: LlamaModel,
+    text: RecordedText,
     begin: Callable[[str], None],
     *,
     write_to: BinaryIO | None = None,
@@ -200,7 +206,9 @@ def _run(
     return tally, seconds
 
 
-def _perplexity(model: Model, text: Text, begin: Callable[[str], None]) -> dict[str, Any]:
+def _perplexity(
+    model: LlamaModel, text: RecordedText, begin: Callable[[str], None]
+) -> dict[str, Any]:
     """The perplexity of all windows and its standard error."""
     losses = []
     for index in range(text.n_windows):
@@ -238,7 +246,7 @@ def _add_self(tally: Tally, logits: NDArray[np.float32], targets: NDArray[np.int
         tally.add(logits[block], pack_log_probs(logits[block]), targets[block])
 
 
-def _generation_speed(model: Model, text: Text) -> float:
+def _generation_speed(model: LlamaModel, text: RecordedText) -> float:
     """Tokens per second, one at a time, after a prompt of a few tokens."""
     model.forget()
     prompt = text.tokens[0, :_N_PROMPT].tolist()
@@ -253,7 +261,7 @@ def _generation_speed(model: Model, text: Text) -> float:
     return _N_GENERATED / seconds
 
 
-def _dump(model: Model, tokens: list[int], last: int, out: Path) -> dict[str, Any]:
+def _dump(model: LlamaModel, tokens: list[int], last: int, out: Path) -> dict[str, Any]:
     """The logits of the last tokens into a file of raw float32."""
     if model.translates:
         raise SmokeError(

@@ -25,7 +25,7 @@ _AGAIN = re.compile(r"^llama\.cpp does not load [^:]+: ")
 
 
 @dataclass(frozen=True, slots=True)
-class Hollow:
+class HeaderOnly:
     """A GGUF file without its weights: its name, its header, and how long it is."""
 
     name: str
@@ -33,7 +33,7 @@ class Hollow:
     n_bytes: int
 
 
-def write_hollow(folder: Path, files: Sequence[Hollow]) -> Path:
+def write_hollow(folder: Path, files: Sequence[HeaderOnly]) -> Path:
     """Files with real headers and holes for their weights; the first of them."""
     for file in files:
         write_file(folder / file.name, file.header, file.n_bytes)
@@ -46,7 +46,7 @@ def most_bytes() -> int | None:
     return free.available // 2 + _OF_THE_PROCESS if free else None
 
 
-def refusal(files: Sequence[Hollow]) -> str | None:
+def refusal(files: Sequence[HeaderOnly]) -> str | None:
     """Why llama.cpp does not load a model: a tensor or a key is missing, or not what it can be.
 
     It is written to sparse files, which llama.cpp loads without allocating anything.

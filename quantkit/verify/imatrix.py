@@ -12,7 +12,7 @@ from typing import Any
 from quantkit.build.output import PARTIAL, check_space, working_folder
 from quantkit.build.source import identify_source
 from quantkit.calibrate.routing import Routing
-from quantkit.calibrate.sources import Piece, Source
+from quantkit.calibrate.sources import Piece, TextSource
 from quantkit.calibrate.text import CHARACTERS, read_sources
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.gathered import add_earlier
@@ -33,14 +33,14 @@ _UNFINISHED = "unfinished.gguf"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class GatherOptions:
     """What to run a GGUF over, and how.
 
     ``sources`` are texts, the built-in one if there are none; ``chunks`` the most sequences of
     ``context`` tokens; ``gpu_layers`` how many layers a GPU takes.
     """
 
-    sources: Sequence[Source] = ()
+    sources: Sequence[TextSource] = ()
     chunks: int = 128
     context: int = 512
     threads: int | None = None
@@ -48,7 +48,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class GatherStep:
     """How far a run is: chunks done of so many, and tokens per second."""
 
     chunks: int
@@ -81,9 +81,9 @@ class Gathered:
 
 def gather(
     source: Checkpoint,
-    wish: Wish,
+    wish: GatherOptions,
     out: Path,
-    report: Callable[[Step], None] = lambda _: None,
+    report: Callable[[GatherStep], None] = lambda _: None,
     earlier: Sequence[Path] = (),
 ) -> Gathered:
     """Run a GGUF over text in llama.cpp, and write what its matrices saw as an importance matrix.
@@ -152,13 +152,16 @@ def _routing_of(counts: Mapping[str, Sequence[float]]) -> dict[int, Routing]:
 
 
 def _run(
-    request: Mapping[str, Any], source: Checkpoint, wish: Wish, report: Callable[[Step], None]
+    request: Mapping[str, Any],
+    source: Checkpoint,
+    wish: GatherOptions,
+    report: Callable[[GatherStep], None],
 ) -> dict[str, Any]:
     def tell(message: dict[str, Any]) -> None:
         if "of" in message:
             done, seconds = message["done"], message["seconds"]
             tokens = (done - message["resumed"]) * wish.context
-            report(Step(done, message["of"], tokens / seconds if seconds else 0.0))
+            report(GatherStep(done, message["of"], tokens / seconds if seconds else 0.0))
 
     n_bytes = sum(file.stat().st_size for file in source.files)
     seconds = wish.chunks * (_SECONDS_PER_CHUNK + n_bytes / _BYTES_PER_SECOND)
@@ -177,11 +180,13 @@ def _run(
     return run.result
 
 
-def _text_of(source: Checkpoint, wish: Wish) -> tuple[list[Piece], tuple[str, ...]]:
+def _text_of(source: Checkpoint, wish: GatherOptions) -> tuple[list[Piece], tuple[str, ...]]:
     return read_sources(source, wish.sources, wish.chunks * wish.context * CHARACTERS)
 
 
-def identify(source: Checkpoint, wish: Wish, pieces: Sequence[Piece], names: Sequence[str]) -> str:
+def identify(
+    source: Checkpoint, wish: GatherOptions, pieces: Sequence[Piece], names: Sequence[str]
+) -> str:
     """A short name for everything that a matrix depends on, but the last bits' rounding."""
     text = pieces[0].text if len(pieces) == 1 else json.dumps(pieces)
     known = {
@@ -194,7 +199,7 @@ def identify(source: Checkpoint, wish: Wish, pieces: Sequence[Piece], names: Seq
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def is_made_from(file: Path, source: Checkpoint, wish: Wish) -> bool:
+def is_made_from(file: Path, source: Checkpoint, wish: GatherOptions) -> bool:
     """Whether a file is the importance matrix that these would give."""
     if not file.is_file():
         return False

@@ -21,7 +21,7 @@ from quantkit.checkpoint.imatrix_file import MADE_FROM, read_note, write_imatrix
 from quantkit.core.documents import parse_json, parse_object
 from quantkit.core.errors import SmokeError
 from quantkit.core.files import MOST_TEXT, read_file
-from quantkit.verify.bindings import Model
+from quantkit.verify.bindings import LlamaModel
 from quantkit.verify.evaluation import losses_of
 from quantkit.verify.watch import Seen, Watch
 
@@ -49,7 +49,7 @@ def answer(request: dict[str, Any], send: Callable[..., None]) -> dict[str, Any]
     done, loss, seen = _resume(unfinished, identity, context)
     watch = Watch(seen)
     send(stage="loading the model")
-    model = Model(
+    model = LlamaModel(
         Path(request["file"]),
         extra_buffers=False,
         threads=request["threads"],
@@ -114,7 +114,7 @@ def _resume(unfinished: Path, identity: str, context: int) -> tuple[int, float, 
     return progress["done"], progress["loss"], seen
 
 
-def _split(model: Model, file: Path, context: int, most: int) -> list[list[int]]:
+def _split(model: LlamaModel, file: Path, context: int, most: int) -> list[list[int]]:
     if model.embeds and context > model.most_tokens:
         raise SmokeError(
             f"It reads at most {model.most_tokens} tokens at a time; give --context "
@@ -139,7 +139,7 @@ def _split(model: Model, file: Path, context: int, most: int) -> list[list[int]]
     return chunks
 
 
-def _tokenize(model: Model, pieces: Sequence[Piece]) -> list[int]:
+def _tokenize(model: LlamaModel, pieces: Sequence[Piece]) -> list[int]:
     """The tokens of all pieces, with those around a text about the first."""
     tokens: list[int] = []
     for text, special in pieces:
@@ -150,7 +150,7 @@ def _tokenize(model: Model, pieces: Sequence[Piece]) -> list[int]:
     return tokens
 
 
-def _evaluate(model: Model, tokens: list[int]) -> float:
+def _evaluate(model: LlamaModel, tokens: list[int]) -> float:
     """Run a chunk through the model; the sum of the losses of its second half."""
     first = len(tokens) // 2
     if model.embeds:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from quantkit.core.errors import GGUFError
-from quantkit.verify.hollow import Hollow, complaint, write_hollow
+from quantkit.verify.hollow import HeaderOnly, complaint, write_hollow
 from quantkit.verify.llama import Run, run_worker
 from quantkit.verify.machine import usable_cores
 from quantkit.verify.smoke import SmokeResult, compare_files, failed, judge, time_limit
@@ -18,7 +18,7 @@ from quantkit.verify.smoke import SmokeResult, compare_files, failed, judge, tim
 
 def smoke_projector(
     artifact: Path,
-    model: Sequence[Hollow] = (),
+    model: Sequence[HeaderOnly] = (),
     *,
     takes: Sequence[str] = (),
     timeout: float | None = None,
@@ -51,7 +51,7 @@ def smoke_projector(
 
 
 def projector_refusal(
-    projector: Hollow, model: Sequence[Hollow], takes: Sequence[str]
+    projector: HeaderOnly, model: Sequence[HeaderOnly], takes: Sequence[str]
 ) -> str | None:
     """Why llama.cpp does not load a projector that has not been built yet.
 
@@ -74,7 +74,7 @@ def projector_refusal(
 
 def _load(
     file: Path,
-    model: Sequence[Hollow],
+    model: Sequence[HeaderOnly],
     takes: Sequence[str],
     threads: int | None,
     timeout: float,

@@ -25,7 +25,7 @@ _MOST_TOKEN_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class RecordedText:
     """A text in windows of tokens: shape (windows, context); the first token is not yet BOS."""
 
     tokens: NDArray[np.int32]
@@ -62,7 +62,7 @@ class Text:
         return _HEADER.size + self.tokens.nbytes + self.n_windows * self.window_bytes
 
 
-def write_header(file: BinaryIO, text: Text) -> None:
+def write_header(file: BinaryIO, text: RecordedText) -> None:
     """Everything before the rows."""
     file.write(_HEADER.pack(_MARK, text.context, text.n_vocab, text.n_windows))
     file.write(text.tokens.astype("<i4").tobytes())
@@ -74,7 +74,7 @@ def write_window(file: BinaryIO, logits: NDArray[np.float32]) -> None:
         file.write(pack_log_probs(logits[start : start + _BLOCK]).tobytes())
 
 
-def read_text(file: Path) -> Text:
+def read_text(file: Path) -> RecordedText:
     """The text that a reference file was made with.
 
     Raises:
@@ -95,13 +95,13 @@ def read_text(file: Path) -> Text:
     if not sound or len(raw) < n_bytes:  # perhaps in the middle of a number
         raise SmokeError(f"{file} is cut short.")
     tokens = np.frombuffer(raw, "<i4").astype(np.int32)
-    text = Text(tokens.reshape(n_windows, context), n_vocab)
+    text = RecordedText(tokens.reshape(n_windows, context), n_vocab)
     if file.stat().st_size < text.file_bytes:
         raise SmokeError(f"{file} is cut short.")
     return text
 
 
-def read_window(file: Path, text: Text, index: int) -> NDArray[np.uint16]:
+def read_window(file: Path, text: RecordedText, index: int) -> NDArray[np.uint16]:
     """The packed rows of one window, mapped: shape (scored positions, ``row_words``)."""
     offset = _HEADER.size + text.tokens.nbytes + index * text.window_bytes
     shape = (text.n_scored, row_words(text.n_vocab))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.build.artifact import Progress
-from quantkit.build.kept import Kept
+from quantkit.build.kept import KeptSource
 from quantkit.build.manifest import find_finished
 from quantkit.build.work import Work, prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
@@ -86,7 +86,7 @@ def opened() -> Checkpoint:
     return checkpoint
 
 
-def work_of(checkpoint: Checkpoint, kept: Kept | None = None) -> Work:
+def work_of(checkpoint: Checkpoint, kept: KeptSource | None = None) -> Work:
     return prepare(checkpoint, find_quants(QUANTS), kept=kept)
 
 
@@ -112,7 +112,7 @@ def test_the_same_bytes_and_what_is_kept_opens_again(
 ) -> None:
     checkpoint = opened()
     weights = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
-    kept = Kept(tmp_path / "Model", checkpoint)
+    kept = KeptSource(tmp_path / "Model", checkpoint)
     kept.prepare()
     before = len(hub.requests)
     build_work(work_of(checkpoint, kept), tmp_path / "out")

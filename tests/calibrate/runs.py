@@ -5,7 +5,7 @@ from typing import Any
 
 from quantkit.calibrate.calibrate import Calibration, calibrate
 from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_checkpoint
@@ -31,7 +31,7 @@ def text_file(folder: Path) -> Path:
 
 
 def corpus_of(checkpoint: Checkpoint, folder: Path, chunks: int, context: int) -> Corpus:
-    return make_corpus(checkpoint, [Source(text_file(folder))], chunks, context)
+    return make_corpus(checkpoint, [TextSource(text_file(folder))], chunks, context)
 
 
 def calibrated(

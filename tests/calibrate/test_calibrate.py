@@ -125,10 +125,10 @@ def test_killed_in_a_layer_it_resumes_there(
     whole.mkdir()
     part.mkdir()
     expected = calibrated(TINY / "tiny-mixtral", whole, chunks=2, max_memory=max_memory)
-    real = progress.Journal.record
+    real = progress.LayerJournal.record
     (part / "training.txt").write_bytes((whole / "training.txt").read_bytes())
 
-    def dying(self: progress.Journal, record: progress.Layer) -> None:
+    def dying(self: progress.LayerJournal, record: progress.Layer) -> None:
         if moment == "after the record":
             real(self, record)
         if len(self.layers) == layer + (moment == "after the record"):
@@ -137,7 +137,7 @@ def test_killed_in_a_layer_it_resumes_there(
             real(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(progress.Journal, "record", dying)
+        patch.setattr(progress.LayerJournal, "record", dying)
         with pytest.raises(Interrupted, match="of 4 layers done"):
             calibrated(TINY / "tiny-mixtral", part, chunks=2, max_memory=max_memory)
     assert not (part / "imatrix.gguf").exists()
@@ -186,13 +186,13 @@ calibrated(Path(sys.argv[1]), Path(sys.argv[2]), chunks=2)
 def test_other_text_does_not_resume_what_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(self: progress.Journal, record: progress.Layer) -> None:
+    def stop(self: progress.LayerJournal, record: progress.Layer) -> None:
         real(self, record)
         raise KeyboardInterrupt
 
-    real = progress.Journal.record
+    real = progress.LayerJournal.record
     with monkeypatch.context() as patch:
-        patch.setattr(progress.Journal, "record", stop)
+        patch.setattr(progress.LayerJournal, "record", stop)
         with pytest.raises(Interrupted):
             calibrated(TINY / "tiny-mistral", tmp_path, chunks=2)
     assert calibrated(TINY / "tiny-mistral", tmp_path, chunks=3).resumed == 0

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from quantkit.calibrate.densify import Merged, merged
-from quantkit.calibrate.least_squares import Part, Samples, fit
+from quantkit.calibrate.least_squares import ExpertPart, Samples, fit
 from quantkit.calibrate.lockstep.perplexity import token_losses
 from quantkit.calibrate.settings import Settings, Step
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.densified import densified
@@ -37,7 +37,7 @@ def mixtral() -> tuple[Checkpoint, Decoder]:
 def corpus_of(folder: Path, text: str, chunks: int, context: int = 512) -> Corpus:
     file = folder / "text"
     file.write_text(text)
-    return make_corpus(mixtral()[0], (Source(file),), chunks, context)
+    return make_corpus(mixtral()[0], (TextSource(file),), chunks, context)
 
 
 def test_routed_beats_linear_and_fit_closes_half_of_the_gap(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def failing_after(layers: int) -> Callable[[Step], None]:
 def test_down_is_ridge_regression_and_rounds_only_help() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, start = (
-        Part(
+        ExpertPart(
             *(
                 torch.randn(shape, generator=generator) / 4
                 for shape in ((24, 16),) * 2 + ((16, 24),)

@@ -19,7 +19,7 @@ from quantkit.calibrate.lockstep.run import run
 from quantkit.calibrate.lockstep.states import States
 from quantkit.calibrate.lockstep.visitors import Visitors
 from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.statistics import SecondMoment
 from quantkit.checkpoint.folder import open_quantized
 from quantkit.core.errors import Interrupted, OutputError, WeightsError
@@ -109,7 +109,7 @@ def test_perplexity(name: str, tmp_path: Path) -> None:
     model = TINY / name
     held_out = tmp_path / "held-out.txt"
     held_out.write_text(heldout_text(), encoding="utf-8")
-    corpus = make_corpus(opened(model)[0], [Source(held_out)], 64, 256)
+    corpus = make_corpus(opened(model)[0], [TextSource(held_out)], 64, 256)
     original = substitutes.perplexity(model, corpus, substitutes.original)
     nearest = substitutes.perplexity(model, corpus, substitutes.nearest(Grid(4)))
     ours = {}
@@ -233,14 +233,14 @@ def test_killed_in_a_layer_it_resumes_there(
     )
     options = {"chunks": 2, "context": 64, **options}
     whole = _contents(built(model, tmp_path / "whole", "gptq-int3", **options).path)
-    real = progress.Journal.record
+    real = progress.LayerJournal.record
     for layer in (0, 2):
         part = tmp_path / f"part-{layer}"
         part.mkdir()
         stops = iter(("before", "after"))
 
         def dying(
-            self: progress.Journal,
+            self: progress.LayerJournal,
             record: progress.Layer,
             at: int = layer,
             stops: Iterator[str] = stops,
@@ -252,7 +252,7 @@ def test_killed_in_a_layer_it_resumes_there(
             real(self, record)
 
         with monkeypatch.context() as patch:
-            patch.setattr(progress.Journal, "record", dying)
+            patch.setattr(progress.LayerJournal, "record", dying)
             for _ in range(2):
                 with pytest.raises(Interrupted, match="of 3 layers done"):
                     built(model, part, "gptq-int3", **options)

@@ -35,13 +35,13 @@ def model(tmp_path: Path) -> Path:
 
 
 def stop_after_the_first_layer(patch: pytest.MonkeyPatch) -> None:
-    real = progress.Journal.record
+    real = progress.LayerJournal.record
 
-    def record(self: progress.Journal, layer: progress.Layer) -> None:
+    def record(self: progress.LayerJournal, layer: progress.Layer) -> None:
         real(self, layer)
         raise KeyboardInterrupt
 
-    patch.setattr(progress.Journal, "record", record)
+    patch.setattr(progress.LayerJournal, "record", record)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from quantkit.build.engine import build
 from quantkit.build.work import prepare
 from quantkit.calibrate.calibrate import calibrate
 from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import make_corpus
 from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.plan.quants import find_quants
@@ -39,7 +39,7 @@ def compare_matrices(name: str, tmp_path: Path) -> None:
     folder = small_model(name, tmp_path / "model", **PUBLISHED.get(name, {}))
     text = text_file(tmp_path)
     checkpoint = open_checkpoint(folder)
-    corpus = make_corpus(checkpoint, [Source(text)], CHUNKS, CONTEXT)
+    corpus = make_corpus(checkpoint, [TextSource(text)], CHUNKS, CONTEXT)
     ours = calibrate(
         checkpoint, open_model(checkpoint), corpus, tmp_path / "ours.gguf", Settings()
     ).path

@@ -9,7 +9,7 @@ import torch
 
 from quantkit.calibrate.calibrate import calibrate
 from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import make_corpus
 from quantkit.checkpoint.mxfp4 import BLOCKS, SCALES, Packed
 from quantkit.checkpoint.open import open_checkpoint, open_model
@@ -21,7 +21,7 @@ from tests.calibrate.test_calibrate import read_imatrix
 
 def matrix(folder: Path, text: Path, out: Path) -> dict[str, np.ndarray]:
     checkpoint = open_checkpoint(folder)
-    corpus = make_corpus(checkpoint, [Source(text)], 2, 128)
+    corpus = make_corpus(checkpoint, [TextSource(text)], 2, 128)
     made = calibrate(checkpoint, open_model(checkpoint), corpus, out, Settings())
     return read_imatrix(made.path)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.calibrate.progress import Journal, Layer
+from quantkit.calibrate.progress import Layer, LayerJournal
 from quantkit.calibrate.routing import Routing
 from quantkit.calibrate.statistics import Sums
 from quantkit.calibrate.sums import read_sums, write_sums
@@ -17,8 +17,8 @@ IDENTITY: dict[str, Any] = {"config": {"rope_theta": 1e6}, "tokens": "abc"}
 LAYER = Layer(7, {"layer-0.safetensors": 5}, Routing((3, 4), (0, 1), (0.5, 0.25)))
 
 
-def journal(folder: Path) -> Journal:
-    return Journal(folder, IDENTITY, 2)
+def journal(folder: Path) -> LayerJournal:
+    return LayerJournal(folder, IDENTITY, 2)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_it_gives_back_what_went_in(written: Path) -> None:
     found = journal(written.parent)
     assert found.layers == [LAYER, Layer(8)]
     assert not found.damaged
-    other = Journal(written.parent, {"tokens": "other"}, 2)
+    other = LayerJournal(written.parent, {"tokens": "other"}, 2)
     assert (other.layers, other.lost, other.damaged) == ([], 2, False)
 
 
@@ -77,7 +77,7 @@ def test_what_is_no_journal_serves_nothing(written: Path, text: str) -> None:
 
 
 def test_more_layers_than_the_model_has_are_none_of_its(written: Path) -> None:
-    assert Journal(written.parent, IDENTITY, 1).damaged
+    assert LayerJournal(written.parent, IDENTITY, 1).damaged
 
 
 def test_sums_are_those_that_were_written(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from quantkit.calibrate.sources import (
     PIECE,
     Conversation,
     Piece,
-    Source,
+    TextSource,
     parse_source,
     parse_sources,
     pieces_of,
@@ -51,8 +51,8 @@ def paragraphs(file: Path, letter: str, count: int) -> Path:
 
 def test_shares_hold_from_the_beginning_on(tmp_path: Path) -> None:
     sources = [
-        Source(paragraphs(tmp_path / "a", "a", 400), weight=3),
-        Source(paragraphs(tmp_path / "b", "b", 400)),  # counts 1
+        TextSource(paragraphs(tmp_path / "a", "a", 400), weight=3),
+        TextSource(paragraphs(tmp_path / "b", "b", 400)),  # counts 1
     ]
     pieces = pieces_of(sources, rendered, 10**9)
     for count in (8, 16, len(pieces)):
@@ -70,7 +70,7 @@ def test_text_is_cut_where_it_may_be_and_nothing_is_lost(tmp_path: Path) -> None
     lines = "\n".join("word " * 30 for _ in range(100))
     for text in ("x" * 5000, "word " * 2000, lines, "p" * 1500 + "\n\n" + "q" * 100):
         (tmp_path / "t").write_text(text)
-        pieces = pieces_of([Source(tmp_path / "t", weight=1)], rendered, 10**9)
+        pieces = pieces_of([TextSource(tmp_path / "t", weight=1)], rendered, 10**9)
         assert "".join(piece.text for piece in pieces) == text + "\n\n"
         assert all(len(piece.text) <= 2 * PIECE + 2 for piece in pieces)
         if "word" in text:
@@ -78,8 +78,8 @@ def test_text_is_cut_where_it_may_be_and_nothing_is_lost(tmp_path: Path) -> None
 
 
 def test_without_weights_all_follow_each_other(tmp_path: Path) -> None:
-    text = Source(paragraphs(tmp_path / "a", "a", 2))
-    chat = Source(write_chats(tmp_path / "chats.jsonl"), is_chat=True)
+    text = TextSource(paragraphs(tmp_path / "a", "a", 2))
+    chat = TextSource(write_chats(tmp_path / "chats.jsonl"), is_chat=True)
     assert pieces_of([text, text], rendered, 1) == [Piece("\n\n".join(["a" * 500] * 4))]
     first, *others = pieces_of([text, chat], rendered, 10**9)
     assert first == Piece("a" * 500 + "\n\n" + "a" * 500 + "\n\n")
@@ -93,9 +93,9 @@ def test_without_weights_all_follow_each_other(tmp_path: Path) -> None:
 def test_how_sources_are_named(tmp_path: Path) -> None:
     odd = tmp_path / "a:2"
     odd.write_text("x")
-    assert parse_source(str(odd), "--text") == Source(odd)  # a file that is there is meant
-    assert parse_source("b.txt:0.5", "--text") == Source(Path("b.txt"), weight=0.5)
-    assert parse_source("C:/b.txt", "--text") == Source(Path("C:/b.txt"))
+    assert parse_source(str(odd), "--text") == TextSource(odd)  # a file that is there is meant
+    assert parse_source("b.txt:0.5", "--text") == TextSource(Path("b.txt"), weight=0.5)
+    assert parse_source("C:/b.txt", "--text") == TextSource(Path("C:/b.txt"))
     named = parse_sources(["b.txt:2", "c.txt"], ["d.jsonl:1"])
     assert [source.name for source in named] == [
         "b.txt (weight 2)",
@@ -129,7 +129,7 @@ def test_what_is_no_conversation(tmp_path: Path, line: str, said: str) -> None:
     file.write_text(line)
     folder = chatting(tmp_path)
     with pytest.raises(CalibrationError, match=f"chats.jsonl.*{said}"):
-        make_corpus(open_checkpoint(folder), [Source(file, is_chat=True)], 2, 16)
+        make_corpus(open_checkpoint(folder), [TextSource(file, is_chat=True)], 2, 16)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     empty.write_text("\n")
     for weight in (None, 2.0):
         with pytest.raises(CalibrationError, match=r"empty\.txt is empty"):
-            pieces_of([Source(empty, weight=weight)], rendered, 10)
+            pieces_of([TextSource(empty, weight=weight)], rendered, 10)
 
 
 def chatting(tmp_path: Path, template: str = TEMPLATE) -> Path:
@@ -163,7 +163,7 @@ def test_contents_in_parts(tmp_path: Path, template: str, wanted: str) -> None:
     """A template that knows parts gets them, any other one gets their text."""
     checkpoint = open_checkpoint(chatting(tmp_path, template))
     parts = [{"type": "text", "text": text} for text in ("One?", "Two?")]
-    source = Source(
+    source = TextSource(
         write_chats(tmp_path / "chats.jsonl", [[{"role": "user", "content": parts}]]), is_chat=True
     )
     [piece] = pieces_of([source], partial(render_chats, checkpoint), 100)
@@ -172,7 +172,7 @@ def test_contents_in_parts(tmp_path: Path, template: str, wanted: str) -> None:
 
 def test_special_tokens_of_a_template_are_special(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(chatting(tmp_path))
-    source = Source(write_chats(tmp_path / "chats.jsonl", CHATS * 4), is_chat=True)
+    source = TextSource(write_chats(tmp_path / "chats.jsonl", CHATS * 4), is_chat=True)
     corpus = make_corpus(checkpoint, [source], 100, 16)
     assert corpus.names == (f"{source.file} (conversations)",)
     tokens = corpus.tokens.reshape(-1).tolist()
@@ -186,7 +186,7 @@ def test_special_tokens_of_a_template_are_special(tmp_path: Path) -> None:
 
 
 def test_a_model_without_template_or_special_tokens(tmp_path: Path) -> None:
-    source = Source(write_chats(tmp_path / "chats.jsonl"), is_chat=True)
+    source = TextSource(write_chats(tmp_path / "chats.jsonl"), is_chat=True)
     folder = chatting(tmp_path)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["chat_template"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import (
     BUILT_IN,
     RANDOM,
@@ -64,14 +64,14 @@ def test_chunks_are_cut_as_llama_imatrix_cuts_them(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(heldout_text() + "\n")
     ids = encode_text(checkpoint.path, checkpoint.config, heldout_text()).ids
-    corpus = make_corpus(checkpoint, [Source(text)], 5, 100)
+    corpus = make_corpus(checkpoint, [TextSource(text)], 5, 100)
     assert corpus.names == (str(text),)
     assert corpus.tokens.shape == (5, 100)
     assert corpus.tokens[:, 0].tolist() == [1] * 5
     whole = [1, *ids]
     for number, chunk in enumerate(corpus.tokens):
         assert chunk[1:].tolist() == whole[100 * number + 1 : 100 * (number + 1)]
-    everything = make_corpus(checkpoint, [Source(text)], 10**6, 100)
+    everything = make_corpus(checkpoint, [TextSource(text)], 10**6, 100)
     assert everything.chunks == len(whole) // 100
 
 
@@ -80,7 +80,7 @@ def test_several_texts_follow_each_other(tmp_path: Path) -> None:
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     files[0].write_text("one two " * 100 + "\n")
     files[1].write_text("three four " * 100)
-    corpus = make_corpus(checkpoint, [Source(file) for file in files], 100, 16)
+    corpus = make_corpus(checkpoint, [TextSource(file) for file in files], 100, 16)
     both = encode_text(
         checkpoint.path, checkpoint.config, "one two " * 100 + "\n\n" + "three four " * 100
     )
@@ -122,14 +122,14 @@ def test_too_little_text_is_refused(content: bytes, complaint: str, tmp_path: Pa
     text = tmp_path / "text.txt"
     text.write_bytes(content)
     with pytest.raises(CalibrationError, match=complaint):
-        make_corpus(checkpoint, [Source(text)], 128, 512)
+        make_corpus(checkpoint, [TextSource(text)], 128, 512)
 
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     checkpoint, _ = opened(TINY / "tiny-mistral")
     text = tmp_path / "text.txt"
     with pytest.raises(CalibrationError, match="does not exist"):
-        make_corpus(checkpoint, [Source(text)], 128, 512)
+        make_corpus(checkpoint, [TextSource(text)], 128, 512)
     text.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CalibrationError, match="not UTF-8"):
-        make_corpus(checkpoint, [Source(text)], 128, 512)
+        make_corpus(checkpoint, [TextSource(text)], 128, 512)

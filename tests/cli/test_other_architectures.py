@@ -10,7 +10,7 @@ import torch
 
 from quantkit.calibrate import calibrate as imatrix
 from quantkit.calibrate.settings import Settings, Step
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import open_checkpoint, open_model, open_stored
@@ -38,7 +38,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def corpus_of(folder: Path, text: Path) -> Corpus:
-    return make_corpus(open_stored(folder), (Source(text),), CHUNKS, CONTEXT)
+    return make_corpus(open_stored(folder), (TextSource(text),), CHUNKS, CONTEXT)
 
 
 def in_transformers(folder: Path, corpus: Corpus) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from quantkit.calibrate.lockstep.perplexity import token_losses
 from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import Corpus, make_corpus
 from quantkit.checkpoint.open import open_checkpoint
 from tests.checkpoints.text import heldout_text
@@ -30,7 +30,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def corpus_of(text: Path) -> Corpus:
-    return make_corpus(open_checkpoint(MIXTRAL), (Source(text),), CHUNKS, 512)
+    return make_corpus(open_checkpoint(MIXTRAL), (TextSource(text),), CHUNKS, 512)
 
 
 def in_transformers(folder: Path, corpus: Corpus) -> float:

@@ -81,7 +81,7 @@ def test_the_context_of_a_machine_is_not_that_of_calibration(
         asked.append((chunks, context))
         raise PlanError("Seen.")
 
-    monkeypatch.setattr("quantkit.cli.build.Text", stop)
+    monkeypatch.setattr("quantkit.cli.build.TextOptions", stop)
     options = ["--imatrix", "auto", "-o", tmp_path / "out"]
     for words in (["--for", "24GB + 32GB", "--context", "2048"], ["--bpw", "5", "--context", "64"]):
         assert refusal(quantkit("build", MIXTRAL, *words, *options)) == "Seen."

@@ -169,7 +169,7 @@ def _receive(pipe: IO[bytes]) -> Any:
 
 def _serve() -> None:
     from quantkit.core.errors import QuantkitError
-    from quantkit.verify.bindings import Model
+    from quantkit.verify.bindings import LlamaModel
 
     while True:
         try:
@@ -177,7 +177,7 @@ def _serve() -> None:
         except EOFError:
             return
         try:
-            model = Model(
+            model = LlamaModel(
                 file,
                 extra_buffers=False,
                 threads=1,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.core.errors import GGUFError
-from quantkit.fit.probe import Settings, buffers, probe
-from quantkit.fit.subject import Wishes, open_subject
+from quantkit.fit.probe import ContextSettings, buffers, probe
+from quantkit.fit.subject import PlanOptions, open_subject
 from quantkit.fit.verdict import needs_at
 from quantkit.plan.quants import find_quants
 from tests.architectures.ggufs import small_ggufs
@@ -35,7 +35,7 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", SMALL)
 def test_figures_are_those_of_a_real_load(ggufs: dict[str, Path], name: str) -> None:
     subject = open_subject(str(ggufs[name]))
-    settings = Settings(1024)
+    settings = ContextSettings(1024)
     try:
         curve = probe(subject, settings)
     except GGUFError:
@@ -53,7 +53,7 @@ def test_figures_are_those_of_a_real_load(ggufs: dict[str, Path], name: str) -> 
 @pytest.mark.parametrize("name", BUILT)
 def test_files_are_as_long_as_planned(ggufs: dict[str, Path], name: str, tmp_path: Path) -> None:
     quants = ("f16", "q8_0", "q4_k_m", "iq4_xs")
-    subject = open_subject(str(ggufs[name]), Wishes(find_quants(quants)))
+    subject = open_subject(str(ggufs[name]), PlanOptions(find_quants(quants)))
     planned = {variant.name: variant.file_bytes for variant in subject.variants}
     made = build(ggufs[name], tmp_path, *quants, check=None)
     assert planned == {a.layout.plan.quant.name: a.path.stat().st_size for a in made}

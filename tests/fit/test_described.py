@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from quantkit.checkpoint.converter import provision, rows
-from quantkit.fit.probe import Settings, probe
-from quantkit.fit.subject import Subject, Variant, open_subject
+from quantkit.fit.probe import ContextSettings, probe
+from quantkit.fit.subject import SizedModel, Variant, open_subject
 from tests.architectures.ggufs import small_checkpoints
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
@@ -21,7 +21,7 @@ from tests.parity.cases import TRAINED
 pytestmark = pytest.mark.usefixtures("shared_converter")
 
 BOX = ("--gpu", "24GB", "--ram", "32GB")
-SETTINGS = Settings(512)
+SETTINGS = ContextSettings(512)
 ID = "someone/Model"
 
 
@@ -50,7 +50,7 @@ def bare(variant: Variant) -> Variant:
     return replace(variant, file_name="", download_bytes=0, source_bytes=0)
 
 
-def assert_same(ours: Subject, gguf: Subject) -> None:
+def assert_same(ours: SizedModel, gguf: SizedModel) -> None:
     assert list(map(bare, ours.variants)) == list(map(bare, gguf.variants))
     assert len(ours.variants) > 20
     assert ours.shape == gguf.shape

@@ -158,12 +158,12 @@ def test_a_profile_that_does_not_exist() -> None:
 
 def test_a_disk_too_small_for_the_file_or_for_building_it_is_told() -> None:
     from quantkit.fit.answer import answer
-    from quantkit.fit.probe import Settings, probe
-    from quantkit.fit.subject import Wishes, open_subject
+    from quantkit.fit.probe import ContextSettings, probe
+    from quantkit.fit.subject import PlanOptions, open_subject
     from quantkit.plan.quants import find_quants
 
-    subject = open_subject("mistral-7b", Wishes(find_quants(["q4_k_m"])))
-    curve = probe(subject, Settings(512))
+    subject = open_subject("mistral-7b", PlanOptions(find_quants(["q4_k_m"])))
+    curve = probe(subject, ContextSettings(512))
     for disk, told in ((4 * 10**9, ["hold", "build"]), (10**10, ["build"]), (10**11, [])):
         machine = replace(HERE, gpus=(), ram=64 * GIB, disk=disk)
         warnings = answer(subject, curve, machine).warnings

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantkit.build.work import prepare
-from quantkit.fit.probe import Settings, probe
+from quantkit.fit.probe import ContextSettings, probe
 from quantkit.fit.subject import Variant, open_subject
 from quantkit.plan.quants import find_quants
 from tests.build.builds import build_work
@@ -18,7 +18,7 @@ from tests.cli.command import quantkit
 from tests.hub_server import HubServer, serve
 from tests.parity.cases import TRAINED
 
-SETTINGS = Settings(512)
+SETTINGS = ContextSettings(512)
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 from quantkit.core.errors import GGUFError
 from quantkit.fit import kept
 from quantkit.fit.kept import recall
-from quantkit.fit.probe import Settings, probe
-from quantkit.fit.subject import Wishes, open_subject
+from quantkit.fit.probe import ContextSettings, probe
+from quantkit.fit.subject import PlanOptions, open_subject
 from quantkit.plan.quants import find_quants
-from quantkit.verify.hollow import Hollow
+from quantkit.verify.hollow import HeaderOnly
 from tests.parity.cases import TRAINED
 
-FILES = (Hollow("a.gguf", b"a header", 1000),)
+FILES = (HeaderOnly("a.gguf", b"a header", 1000),)
 TOLD = {
     "gpu": False,
     "use": "text",
@@ -67,7 +67,7 @@ def test_the_same_question_is_asked_once(cache: Path) -> None:
         (FILES, {**ASKED, "ladder": [512]}),
     ],
 )
-def test_another_question_is_asked(files: tuple[Hollow, ...], asked: dict[str, Any]) -> None:
+def test_another_question_is_asked(files: tuple[HeaderOnly, ...], asked: dict[str, Any]) -> None:
     ask = Asked()
     recall(FILES, ASKED, ask)
     recall(files, asked, ask)
@@ -122,10 +122,10 @@ def test_a_cache_that_cannot_be_written_is_none(cache: Path) -> None:
 
 
 def test_a_model_is_asked_about_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = open_subject(str(TRAINED / "tiny-mistral"), Wishes(find_quants(["q8_0"])))
-    first = probe(subject, Settings(512))
+    subject = open_subject(str(TRAINED / "tiny-mistral"), PlanOptions(find_quants(["q8_0"])))
+    first = probe(subject, ContextSettings(512))
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr("quantkit.fit.probe.run_worker", None)  # which is not called any more
-    assert probe(subject, Settings(512)) == first
+    assert probe(subject, ContextSettings(512)) == first
     with pytest.raises(TypeError):
-        probe(subject, Settings(512, parallel=2))
+        probe(subject, ContextSettings(512, parallel=2))

@@ -17,9 +17,9 @@ from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import GGUFError
 from quantkit.fit import shape
 from quantkit.fit.memory import MIB, weigh
-from quantkit.fit.probe import FitError, Held, Probe, Settings, buffers, probe
+from quantkit.fit.probe import ContextSettings, FitError, Held, Probe, buffers, probe
 from quantkit.fit.shape import Tensors, count_active, is_unquantized, layer_of, shape_of_header
-from quantkit.fit.subject import Wishes, open_artifact, open_subject
+from quantkit.fit.subject import PlanOptions, open_artifact, open_subject
 from quantkit.fit.transformers import formats_of, formats_of_tensors
 from quantkit.fit.verdict import needs_at
 from quantkit.plan.quants import find_quants
@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make(folder / f"{name}.gguf") for name, make in KINDS.items()}
 
 
-def allocated(file: Path, settings: Settings) -> dict[str, float]:
+def allocated(file: Path, settings: ContextSettings) -> dict[str, float]:
     """MiB by part that llama.cpp allocates when it really loads a file."""
     (told,) = buffers(file, settings, [settings.cells], dry=False)["contexts"]
     found: dict[str, float] = {}
@@ -65,8 +65,8 @@ def differences(mine: dict[str, float], real: dict[str, float]) -> dict[str, tup
 @pytest.mark.parametrize("name", KINDS)
 def test_figures_are_those_of_a_real_load(files: dict[str, Path], name: str) -> None:
     subject = open_subject(str(files[name]))
-    several = () if name == "translating" else (Settings(512, parallel=3),)
-    for settings in (Settings(256), Settings(1500), *several):
+    several = () if name == "translating" else (ContextSettings(512, parallel=3),)
+    for settings in (ContextSettings(256), ContextSettings(1500), *several):
         found = probe(subject, settings).at(settings.cells)
         assert differences(figures(found), allocated(files[name], settings)) == {}, settings
 
@@ -74,7 +74,7 @@ def test_figures_are_those_of_a_real_load(files: dict[str, Path], name: str) -> 
 @pytest.mark.parametrize("name", ["recurrent", "windowed", "latent"])
 def test_figures_are_those_of_a_program_that_generates(files: dict[str, Path], name: str) -> None:
     """Weights included, of which those of layers that only draft stay in the file."""
-    settings = Settings(2048)
+    settings = ContextSettings(2048)
     command = [sys.executable, "-m", "tests.fit.resident", str(files[name]), "2048", "1", "512"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, check=True, capture_output=True)
@@ -92,9 +92,13 @@ def test_figures_are_those_of_a_program_that_generates(files: dict[str, Path], n
 
 @pytest.mark.parametrize("name", KINDS)
 def test_between_probes_the_curve_is_hardly_too_low(files: dict[str, Path], name: str) -> None:
-    curve = probe(open_subject(str(files[name])), Settings(512))
+    curve = probe(open_subject(str(files[name])), ContextSettings(512))
     contexts = [n for n in (768, 1280, 1792, 3072, 5120) if n <= curve.longest]
-    real = buffers(files[name], Settings(512), contexts, dry=True)["contexts"] if contexts else []
+    real = (
+        buffers(files[name], ContextSettings(512), contexts, dry=True)["contexts"]
+        if contexts
+        else []
+    )
     for context, told in zip(contexts, real, strict=True):
         guess, there = curve.at(context), logged(told)
         assert abs(guess.kv / MIB - there["KV"]) <= 0.01 * there["KV"] + 0.011
@@ -121,7 +125,7 @@ def test_a_cache_with_a_window_grows_until_it_is_full() -> None:
 
 
 def test_every_layer_has_its_own_memory(files: dict[str, Path]) -> None:
-    curve = probe(open_subject(str(files["windowed"])), Settings(8192))
+    curve = probe(open_subject(str(files["windowed"])), ContextSettings(8192))
     found = needs_at(open_subject(str(files["windowed"])).variants[0], curve, 8192).beside
     # Of 8,192 tokens the sixth layer keeps all, the others 600 and a batch, in whole cells.
     per_token = 2 * 2 * 2 * 32
@@ -132,7 +136,7 @@ def test_every_layer_has_its_own_memory(files: dict[str, Path]) -> None:
     assert sum(found.kv) == curve.at(8192).kv
     states = needs_at(
         open_subject(str(files["recurrent"])).variants[0],
-        probe(open_subject(str(files["recurrent"])), Settings(512, parallel=64)),
+        probe(open_subject(str(files["recurrent"])), ContextSettings(512, parallel=64)),
         512,
     ).beside
     assert states.kv == (0, 0, 0)
@@ -144,7 +148,7 @@ def test_every_layer_has_its_own_memory(files: dict[str, Path]) -> None:
 
 def test_what_is_looked_up_by_token_stays_in_ram(files: dict[str, Path]) -> None:
     subject = open_artifact(files["embedding"])
-    curve = probe(subject, Settings(512))
+    curve = probe(subject, ContextSettings(512))
     weights = weigh(subject.variants[0], curve.shape)
     assert weights.embedding == 2 * 64 * (512 + 2 + 2048)
     assert (weights.output, weights.tied_output) == (0, 0)
@@ -274,7 +278,7 @@ def test_numbers_that_llama_cpp_aborts_on(files: dict[str, Path], tmp_path: Path
     odd = tmp_path / "odd.gguf"
     odd.write_bytes(data[:at] + (4096).to_bytes(4, "little") + data[at + 4 :])
     with pytest.raises(GGUFError, match=r"odd\.gguf has numbers .* llama\.cpp cannot work with"):
-        probe(open_subject(str(odd)), Settings(512))
+        probe(open_subject(str(odd)), ContextSettings(512))
 
 
 def test_an_encoder_and_its_decoder_run_one_text_at_a_time(files: dict[str, Path]) -> None:
@@ -288,11 +292,11 @@ def test_states_that_would_fill_the_memory_are_not_tried(
     """40 MiB per sequence, and llama.cpp has them even in a dry run."""
     file = recurrent(tmp_path / "wide.gguf", hidden=4096, layers=64, hollow=True)
     subject = open_subject(str(file))
-    assert probe(subject, Settings(256)).probes[0].state > 30 * MIB
+    assert probe(subject, ContextSettings(256)).probes[0].state > 30 * MIB
     free = Memory(2**30, 2**20, limited=False)
     monkeypatch.setattr("quantkit.verify.hollow.memory", lambda: free)
     with pytest.raises(FitError, match=r"states of wide\.gguf.*fewer sequences with --parallel"):
-        probe(subject, Settings(256, parallel=64))
+        probe(subject, ContextSettings(256, parallel=64))
 
 
 # --- what could be built -----------------------------------------------------------------------
@@ -302,7 +306,7 @@ def test_an_unquantized_gguf_is_planned_as_its_checkpoint_is(tmp_path: Path) -> 
     made = build(TRAINED / "tiny-mistral", tmp_path, "bf16", "q4_k_m", check=None)
     paths = {artifact.layout.plan.quant.name: artifact.path for artifact in made}
     assert not open_subject(str(paths["q4_k_m"])).unquantized
-    wishes = Wishes(find_quants(["bf16", "q4_k_m"]))
+    wishes = PlanOptions(find_quants(["bf16", "q4_k_m"]))
     found = open_subject(str(paths["bf16"]), wishes)
     source = paths["bf16"].stat().st_size
     for variant in found.variants:
@@ -311,13 +315,16 @@ def test_an_unquantized_gguf_is_planned_as_its_checkpoint_is(tmp_path: Path) -> 
     of_checkpoint = open_subject(str(TRAINED / "tiny-mistral"), wishes)
     assert [v.size_of for v in found.variants] == [v.size_of for v in of_checkpoint.variants]
     assert (found.shape, found.n_active) == (of_checkpoint.shape, of_checkpoint.n_active)
-    assert probe(found, Settings(512)).probes == probe(of_checkpoint, Settings(512)).probes
+    assert (
+        probe(found, ContextSettings(512)).probes
+        == probe(of_checkpoint, ContextSettings(512)).probes
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_files_are_as_long_as_planned(files: dict[str, Path], name: str, tmp_path: Path) -> None:
     quants = ("f16", "q8_0", "q4_k_m")
-    subject = open_subject(str(files[name]), Wishes(find_quants(quants)))
+    subject = open_subject(str(files[name]), PlanOptions(find_quants(quants)))
     planned = {variant.name: variant.file_bytes for variant in subject.variants}
     made = build(files[name], tmp_path, *quants, check=None)
     assert planned == {a.layout.plan.quant.name: a.path.stat().st_size for a in made}
@@ -335,7 +342,7 @@ def test_a_quantized_gguf_is_what_it_is(files: dict[str, Path], tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["mixtral-8x22b", "llama-3.1-8b", "mistral-nemo-12b"])
 def test_formats_by_names_are_those_of_the_family(name: str) -> None:
-    subject = open_subject(name, Wishes(find_quants(["q4_k_m"])))
+    subject = open_subject(name, PlanOptions(find_quants(["q4_k_m"])))
     assert subject.model is not None
     exact, guessed = formats_of(subject.model), formats_of_tensors(subject.variants[0].tensors)
     for known, guess in zip(exact, guessed, strict=True):

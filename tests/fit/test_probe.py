@@ -18,14 +18,14 @@ from quantkit.fit.probe import (
     CELLS,
     KV_TYPES,
     LONGEST,
+    ContextSettings,
     FitError,
-    Settings,
     buffers,
     check_settings,
     kv_bytes,
     probe,
 )
-from quantkit.fit.subject import Subject, Wishes, open_subject
+from quantkit.fit.subject import PlanOptions, SizedModel, open_subject
 from quantkit.fit.verdict import needs_at
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries
@@ -66,7 +66,7 @@ def files(folder: Path) -> dict[str, Path]:
     return built | {"one layer of Mixtral-8x22B": layers_of_mixtral_8x22b(folder, 1, "q4_k_m")}
 
 
-def logged(file: Path, settings: Settings) -> dict[str, float]:
+def logged(file: Path, settings: ContextSettings) -> dict[str, float]:
     """MiB by part, as llama.cpp logs them when it really loads a file."""
     (found,) = buffers(file, settings, [settings.cells], dry=False)["contexts"]
     return {part: mebibytes for _, part, mebibytes in found["buffers"]}
@@ -77,7 +77,7 @@ def logged(file: Path, settings: Settings) -> dict[str, float]:
 def test_buffers_are_those_of_a_real_load(files: dict[str, Path], name: str, kv_type: str) -> None:
     subject = open_subject(str(files[name]))
     for context in CONTEXTS:
-        settings = Settings(context, kv_type=kv_type)
+        settings = ContextSettings(context, kv_type=kv_type)
         found = probe(subject, settings).at(settings.cells)
         mine = {"KV": found.kv, "compute": found.compute, "output": found.output}
         real = logged(files[name], settings)
@@ -88,9 +88,13 @@ def test_buffers_are_those_of_a_real_load(files: dict[str, Path], name: str, kv_
 
 @pytest.mark.parametrize(
     "settings",
-    [Settings(1000, parallel=3), Settings(4096, flash_attn=False), Settings(300, kv_type="q4_0")],
+    [
+        ContextSettings(1000, parallel=3),
+        ContextSettings(4096, flash_attn=False),
+        ContextSettings(300, kv_type="q4_0"),
+    ],
 )
-def test_other_settings_too(files: dict[str, Path], settings: Settings) -> None:
+def test_other_settings_too(files: dict[str, Path], settings: ContextSettings) -> None:
     subject = open_subject(str(files["tiny-mistral"]))
     found = probe(subject, settings).at(settings.cells)
     real = logged(files["tiny-mistral"], settings)
@@ -101,14 +105,14 @@ def test_other_settings_too(files: dict[str, Path], settings: Settings) -> None:
 
 def test_the_checkpoint_is_probed_like_the_file_made_from_it(files: dict[str, Path]) -> None:
     for name in ("tiny-mixtral", "tiny-mistral"):
-        settings = Settings(512)
+        settings = ContextSettings(512)
         planned = probe(open_subject(str(TRAINED / name)), settings)
         assert planned.probes == probe(open_subject(str(files[name])), settings).probes
 
 
 def test_buffers_do_not_depend_on_the_encoding(folder: Path) -> None:
     """So one dry run is enough for all quants."""
-    settings, seen = Settings(8192), set()
+    settings, seen = ContextSettings(8192), set()
     for quant in ("f32", "q8_0", "q4_k_m", "iq2_s"):
         file = layers_of_mixtral_8x22b(folder, 2, quant)
         seen.add(probe(open_subject(str(file)), settings).probes)
@@ -116,15 +120,15 @@ def test_buffers_do_not_depend_on_the_encoding(folder: Path) -> None:
 
 
 @cache
-def mixtral_8x22b() -> Subject:
-    return open_subject("mixtral-8x22b", Wishes(find_quants(["q4_k_m"])))
+def mixtral_8x22b() -> SizedModel:
+    return open_subject("mixtral-8x22b", PlanOptions(find_quants(["q4_k_m"])))
 
 
 @pytest.mark.parametrize("flash_attn", [True, False])
 def test_between_probes_the_curve_is_never_too_low(flash_attn: bool) -> None:
-    sparse = probe(mixtral_8x22b(), Settings(8192, flash_attn=flash_attn))
+    sparse = probe(mixtral_8x22b(), ContextSettings(8192, flash_attn=flash_attn))
     for context in (512, 768, 3072, 12288, 40960):
-        real = probe(mixtral_8x22b(), Settings(context, flash_attn=flash_attn)).at(context)
+        real = probe(mixtral_8x22b(), ContextSettings(context, flash_attn=flash_attn)).at(context)
         guess = sparse.at(context)
         assert guess.kv == real.kv
         assert -0.01 * MIB <= guess.compute - real.compute < 0.02 * real.compute
@@ -135,22 +139,27 @@ def test_the_cache_is_counted_in_whole_blocks(kv_type: str) -> None:
     shape = mixtral_8x22b().shape
     bytes_of_32 = {"f16": 64, "q8_0": 34, "q4_0": 18}[kv_type]
     expected = 56 * 8192 * 2 * 8 * 128 // 32 * bytes_of_32
-    assert kv_bytes(shape, Settings(8192, kv_type=kv_type), 8192) == expected
-    doubled = kv_bytes(shape, Settings(8192, parallel=2, kv_type=kv_type), 8192)
+    assert kv_bytes(shape, ContextSettings(8192, kv_type=kv_type), 8192) == expected
+    doubled = kv_bytes(shape, ContextSettings(8192, parallel=2, kv_type=kv_type), 8192)
     assert doubled == 2 * expected
 
 
 def test_contexts_are_rounded_up_as_llama_cpp_does() -> None:
-    assert [Settings(n).cells for n in (1, 256, 257, 8192)] == [CELLS, CELLS, 2 * CELLS, 8192]
+    assert [ContextSettings(n).cells for n in (1, 256, 257, 8192)] == [
+        CELLS,
+        CELLS,
+        2 * CELLS,
+        8192,
+    ]
 
 
 def test_what_llama_cpp_would_refuse_is_refused_first() -> None:
     shape = mixtral_8x22b().shape
     with pytest.raises(FitError, match="needs flash attention"):
-        check_settings(shape, Settings(512, kv_type="q8_0", flash_attn=False))
+        check_settings(shape, ContextSettings(512, kv_type="q8_0", flash_attn=False))
     odd = dataclasses.replace(shape, key_length=24)
     with pytest.raises(FitError, match="heads of a multiple of 32"):
-        check_settings(odd, Settings(512, kv_type="q4_0"))
+        check_settings(odd, ContextSettings(512, kv_type="q4_0"))
 
 
 def test_a_gguf_that_llama_cpp_refuses(files: dict[str, Path], tmp_path: Path) -> None:
@@ -158,7 +167,7 @@ def test_a_gguf_that_llama_cpp_refuses(files: dict[str, Path], tmp_path: Path) -
     data = files["tiny-mistral"].read_bytes()
     broken.write_bytes(data.replace(b"blk.0.attn_q.weight", b"blk.0.attn_Q.weight"))
     with pytest.raises(GGUFError, match=r"does not load broken.gguf.*attn_q"):
-        probe(open_subject(str(broken)), Settings(512))
+        probe(open_subject(str(broken)), ContextSettings(512))
 
 
 def with_number(data: bytes, key: str, value: int) -> bytes:
@@ -189,7 +198,7 @@ def test_absurd_numbers_are_the_file_s_fault(
     data = files["tiny-mixtral"].read_bytes()
     absurd.write_bytes(with_number(data, f"llama.{key}", value))
     with pytest.raises(GGUFError, match=r"absurd\.gguf") as caught:
-        probe(open_subject(str(absurd)), Settings(512))
+        probe(open_subject(str(absurd)), ContextSettings(512))
     if value == 0 and key in ("block_count", "embedding_length", "expert_used_count"):
         assert f"gives llama.{key} as 0" in str(caught.value)
 
@@ -202,9 +211,9 @@ def test_contexts_that_would_fill_the_memory_are_not_tried(
     data = files["tiny-mistral"].read_bytes()
     long.write_bytes(with_number(data, "llama.context_length", 2**31 - 1))
     subject = open_subject(str(long))
-    assert probe(subject, Settings(512)).longest == LONGEST
+    assert probe(subject, ContextSettings(512)).longest == LONGEST
     with pytest.raises(FitError, match="than the 16,777,216 that can be tried; give a shorter"):
-        check_settings(subject.shape, Settings(LONGEST // 2 + 1, parallel=2))
+        check_settings(subject.shape, ContextSettings(LONGEST // 2 + 1, parallel=2))
 
 
 @pytest.mark.parametrize("name", ["tiny-mixtral", "two layers of Mixtral-8x22B"])
@@ -219,7 +228,7 @@ def test_resident_memory_of_a_real_run(files: dict[str, Path], name: str, tmp_pa
     ).stdout
     measured = json.loads(output)["peak"]
     subject = open_subject(str(file))
-    curve = probe(subject, Settings(context))
+    curve = probe(subject, ContextSettings(context))
     predicted = ram_alone(needs_at(subject.variants[0], curve, context))
     assert abs(predicted - measured) <= max(0.05 * measured, 50 * MIB)
 
@@ -227,8 +236,8 @@ def test_resident_memory_of_a_real_run(files: dict[str, Path], name: str, tmp_pa
 def test_a_dry_run_takes_little() -> None:
     """The largest model, 562 GB in f32."""
     code = (
-        "from quantkit.fit.subject import Wishes, open_subject\n"
-        "from quantkit.fit.probe import Settings, probe\n"
-        "probe(open_subject('mixtral-8x22b'), Settings(65536))"
+        "from quantkit.fit.subject import PlanOptions, open_subject\n"
+        "from quantkit.fit.probe import ContextSettings, probe\n"
+        "probe(open_subject('mixtral-8x22b'), ContextSettings(65536))"
     )
     assert measure([sys.executable, "-c", code]).peak_memory < 200 * 10**6

@@ -13,7 +13,7 @@ from quantkit.fit.commands import Typed, steps_to
 from quantkit.fit.hardware import Gpu, Machine
 from quantkit.fit.memory import GIB, Weights, weigh
 from quantkit.fit.placement import Placement
-from quantkit.fit.probe import FitError, Settings, probe
+from quantkit.fit.probe import ContextSettings, FitError, probe
 from quantkit.fit.quality import (
     Loss,
     Scale,
@@ -25,7 +25,7 @@ from quantkit.fit.quality import (
     recorded_scale,
 )
 from quantkit.fit.speed import REACHED, read_per_token, tokens_per_second
-from quantkit.fit.subject import Subject, Wishes, open_subject
+from quantkit.fit.subject import PlanOptions, SizedModel, open_subject
 from quantkit.plan.quants import find_quants
 from tests.build.builds import build
 from tests.cli.command import quantkit, refusal
@@ -36,8 +36,8 @@ QUANTS = ("f16", "q8_0", "q4_k_m", "q4_0", "q2_k", "iq2_m", "iq2_xs")
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Subject:
-    return open_subject(str(TINY), Wishes(find_quants(QUANTS)))
+def tiny() -> SizedModel:
+    return open_subject(str(TINY), PlanOptions(find_quants(QUANTS)))
 
 
 def box(ram: int) -> Machine:
@@ -50,7 +50,7 @@ def scale_of(**losses: float) -> Scale:
     )
 
 
-def comparison(subject: Subject, file: Path, **losses: float) -> Path:
+def comparison(subject: SizedModel, file: Path, **losses: float) -> Path:
     """A compare.json as `compare` writes it, with these losses."""
     sizes = {variant.name: variant.file_bytes for variant in subject.variants}
     rows: list[dict[str, Any]] = [
@@ -76,7 +76,7 @@ def test_published_figures_are_those_of_what_is_built() -> None:
     assert not {"f32", "bf16", "f16", "tq2_0", "q4_k_l"} & plain.losses.keys()
 
 
-def test_what_is_smaller_and_loses_less_beats(tiny: Subject) -> None:
+def test_what_is_smaller_and_loses_less_beats(tiny: SizedModel) -> None:
     variants = {variant.name: variant for variant in tiny.variants}
     scale = published_scale(weighted=False)
 
@@ -104,14 +104,14 @@ def test_a_measured_scale_is_taken_where_it_tells_of_all_that_fit() -> None:
     assert choose_scale(None, published, ["q2_k"]) == (published, "")
 
 
-def test_a_comparison_is_read_and_must_be_of_this_model(tiny: Subject, tmp_path: Path) -> None:
+def test_a_comparison_is_read_and_must_be_of_this_model(tiny: SizedModel, tmp_path: Path) -> None:
     file = comparison(tiny, tmp_path / "compare.json", q8_0=0.001, q4_k_m=0.5)
     scale = measured_scale(file, tiny)
     assert scale is not None
     assert (scale.label, scale.losses["q4_k_m"].kld) == ("measured", 0.5)
     assert find_comparison(str(tmp_path)) == file
     assert find_comparison(str(TINY)) is find_comparison("mixtral-8x22b") is None
-    other = open_subject(str(TRAINED / "tiny-mistral"), Wishes(find_quants(["q8_0"])))
+    other = open_subject(str(TRAINED / "tiny-mistral"), PlanOptions(find_quants(["q8_0"])))
     with pytest.raises(FitError, match="it is of another model"):
         measured_scale(file, other)
     file.write_text("[]")
@@ -149,8 +149,8 @@ def test_what_a_build_measured_is_read_from_its_manifest(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def answers(tiny: Subject) -> Any:
-    curve = probe(tiny, Settings(512))
+def answers(tiny: SizedModel) -> Any:
+    curve = probe(tiny, ContextSettings(512))
 
     def ask(ram: int, measured: Scale | None = None) -> Answer:
         return answer(tiny, curve, box(ram), measured)
@@ -176,7 +176,7 @@ def test_the_least_loss_that_fits_is_recommended(answers: Any) -> None:
     assert "1 of the 3 quants that fit were measured" in answers(sizes["q2_k"], some).warnings[0]
 
 
-def test_the_page_says_what_it_ranks_by(tiny: Subject, tmp_path: Path) -> None:
+def test_the_page_says_what_it_ranks_by(tiny: SizedModel, tmp_path: Path) -> None:
     file = comparison(tiny, tmp_path / "measured.json", q4_k_m=0.25)
     command = ("fit", TINY, "-q", "q4_k_m", "--ram", "2GB", "--compare", file)
     text = quantkit(*command).out
@@ -194,12 +194,12 @@ def test_the_page_says_what_it_ranks_by(tiny: Subject, tmp_path: Path) -> None:
 # --- commands ----------------------------------------------------------------------------------
 
 
-def test_commands_can_be_typed(tiny: Subject) -> None:
+def test_commands_can_be_typed(tiny: SizedModel) -> None:
     by_name = {variant.name: variant for variant in tiny.variants}
     loss = published_scale(weighted=False).losses
     run = "llama-server -m {} -c 512"
 
-    def steps(name: str, subject: Subject = tiny, **typed: Any) -> tuple[str, str]:
+    def steps(name: str, subject: SizedModel = tiny, **typed: Any) -> tuple[str, str]:
         variant = by_name[name]
         line = run.format(shlex.quote(variant.file_name))
         asked = Typed(str(typed.pop("model", "a folder")), **typed)
@@ -231,7 +231,7 @@ def test_commands_can_be_typed(tiny: Subject) -> None:
 # --- speed -------------------------------------------------------------------------------------
 
 
-def test_a_token_reads_every_weight_that_it_uses_once(tiny: Subject) -> None:
+def test_a_token_reads_every_weight_that_it_uses_once(tiny: SizedModel) -> None:
     [q8] = [variant for variant in tiny.variants if variant.name == "q8_0"]
     weights = weigh(q8, tiny.shape)
     used = sum(weights.layers) + weights.output

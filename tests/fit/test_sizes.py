@@ -8,7 +8,7 @@ import pytest
 from quantkit.build.work import prepare
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.core.errors import CheckpointError, GGUFError
-from quantkit.fit.subject import Subject, Wishes, bundled_models, open_subject
+from quantkit.fit.subject import PlanOptions, SizedModel, bundled_models, open_subject
 from quantkit.plan.names import may_be_quantized
 from quantkit.plan.quants import all_quants, find_quants
 from tests.build.builds import build_work
@@ -31,9 +31,9 @@ def check(
     quants: tuple[str, ...],
     shard_size: int | None = None,
     imatrix: Path | None = None,
-) -> Subject:
+) -> SizedModel:
     chosen = find_quants(quants)
-    wishes = Wishes(chosen, shard_size, load_imatrix(imatrix) if imatrix else None)
+    wishes = PlanOptions(chosen, shard_size, load_imatrix(imatrix) if imatrix else None)
     subject = open_subject(str(checkpoint), wishes)
     work = prepare(checkpoint, chosen, shard_size=shard_size, imatrix_file=imatrix)
     built = {a.layout.plan.quant.name: a for a in build_work(work, out)}
@@ -92,7 +92,7 @@ def test_a_built_file_is_its_own_prediction(tmp_path: Path) -> None:
     (artifact,) = build_work(work, tmp_path)
     subject = open_subject(str(artifact.path))
     (variant,) = subject.variants
-    (planned,) = open_subject(str(checkpoint), Wishes(find_quants(["q4_k_m"]))).variants
+    (planned,) = open_subject(str(checkpoint), PlanOptions(find_quants(["q4_k_m"]))).variants
     assert variant.name == "q4_k_m"
     assert variant.file_bytes == on_disk(artifact.path)
     assert (variant.tensors, variant.sizes) == (planned.tensors, planned.sizes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantkit.core.errors import GGUFError, QuantkitError
-from quantkit.fit.subject import Subject, Wishes, bundled_models, open_subject
+from quantkit.fit.subject import PlanOptions, SizedModel, bundled_models, open_subject
 from quantkit.fit.transformers import formats_of
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.bnb.plan import outline_bnb
@@ -142,7 +142,7 @@ def test_bundled_models_are_their_parameters(name: str) -> None:
     from quantkit.core.profiles import load_profile
 
     profile = load_profile(f"models/{name}.toml")
-    model = open_subject(name, Wishes(find_quants(["q4_k_m"]))).model
+    model = open_subject(name, PlanOptions(find_quants(["q4_k_m"]))).model
     assert model is not None
     counted = profile.get("parameters") or profile["source"]["tensor_bytes"] // 2
     assert model.n_parameters == counted
@@ -232,7 +232,7 @@ def test_a_folder_of_neither_kind_is_refused_as_before(tmp_path: Path) -> None:
 def test_a_checkpoint_whose_config_says_too_much_is_a_checkpoint(tmp_path: Path) -> None:
     folder = random_checkpoint(tmp_path / "m", "llama")
     config = json.loads((folder / "config.json").read_text())
-    whole: Subject = open_subject(str(folder))
+    whole: SizedModel = open_subject(str(folder))
     config["quantization_config"] = {"quant_method": "bitsandbytes"}
     (folder / "config.json").write_text(json.dumps(config))
     assert open_subject(str(folder)) == whole

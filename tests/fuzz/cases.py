@@ -136,12 +136,12 @@ def _calibration_states(model: Path, root: Path) -> None:
     """Runs over a text that were stopped with all layers done, and what they should end in."""
     from unittest.mock import patch
 
-    from quantkit.calibrate.progress import Journal
+    from quantkit.calibrate.progress import LayerJournal
     from tests.cli.command import quantkit
 
-    real = Journal.record
+    real = LayerJournal.record
 
-    def stop(self: Journal, layer: Any) -> None:
+    def stop(self: LayerJournal, layer: Any) -> None:
         real(self, layer)
         raise KeyboardInterrupt
 
@@ -151,7 +151,7 @@ def _calibration_states(model: Path, root: Path) -> None:
             _lay_out_run(model, root, folder)
             os.chdir(folder)
             try:
-                with patch.object(Journal, "record", stop if patched else real):
+                with patch.object(LayerJournal, "record", stop if patched else real):
                     outcome = quantkit(*calibration(kind))
             finally:
                 os.chdir(before)
@@ -269,9 +269,9 @@ def _comparison() -> dict[str, Any]:
 
 
 def _write_recorded(path: Path) -> None:
-    from quantkit.verify.reference import Text, write_header
+    from quantkit.verify.reference import RecordedText, write_header
 
-    text = Text(np.zeros((2, 8), np.int32), 16)
+    text = RecordedText(np.zeros((2, 8), np.int32), 16)
     with path.open("wb") as file:
         write_header(file, text)
         file.write(bytes(text.n_windows * text.window_bytes))
@@ -510,12 +510,12 @@ def _read_text(folder: Path) -> None:
 
 def _read_comparison(folder: Path) -> None:
     from quantkit.plan.quants import all_quants
-    from quantkit.publish.layout import Artifact, Placed
+    from quantkit.publish.layout import Placed, PublishedArtifact
     from quantkit.publish.measured import read_comparison
 
     placed = Placed(folder / "compare.json", ARTIFACT, 1, "0" * 64)
     entry = {"files": [{"name": ARTIFACT, "bytes": 1}]}
-    artifact = Artifact(ARTIFACT, all_quants()["q8_0"], "", (placed,), entry)
+    artifact = PublishedArtifact(ARTIFACT, all_quants()["q8_0"], "", (placed,), entry)
     read_comparison(folder / "compare.json", [artifact])
 
 
@@ -721,9 +721,9 @@ def _publish(rng: random.Random, sound: Path, folder: Path) -> Case:
 
 def _prepare(checkpoint: str | None, folder: Path) -> None:
     """Everything that publishing does before it sends, every byte read."""
-    from quantkit.publish.release import Wishes, prepare
+    from quantkit.publish.release import PublishOptions, prepare
 
-    prepare(folder / "build", "a/b", Wishes(checkpoint=checkpoint, force=True))
+    prepare(folder / "build", "a/b", PublishOptions(checkpoint=checkpoint, force=True))
 
 
 def _run(rng: random.Random, sound: Path, folder: Path) -> Case:

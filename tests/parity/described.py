@@ -7,7 +7,7 @@ import pytest
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.converter.wish import Wish
+from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.checkpoint.gguf_source import open_gguf
 from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.families import is_known
@@ -68,7 +68,7 @@ _BLOCKS = {"MXFP4", "NVFP4"}
 
 def describe(checkpoint: Path, name: str, tree: Path) -> Checkpoint:
     mtp = False if "--no-mtp" in options_of(name) else None
-    return open_checkpoint(checkpoint, Wish(tree, mtp=mtp))
+    return open_checkpoint(checkpoint, ConverterOptions(tree, mtp=mtp))
 
 
 def close(checkpoint: Checkpoint) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.checkpoint.gathered import load_sums
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.encodings.ggml import library_path
-from quantkit.verify.imatrix import Wish, gather
+from quantkit.verify.imatrix import GatherOptions, gather
 from tests import native_tools
 from tests.architectures.ggufs import small_ggufs
 from tests.architectures.small import SMALL
@@ -40,7 +40,7 @@ KINDS = tuple(
 
 def compare_matrices(name: str, tmp_path: Path, factory: pytest.TempPathFactory) -> None:
     gguf, text = small_ggufs(factory)[name], text_file(tmp_path)
-    wish = Wish([Source(text)], CHUNKS, CONTEXT, threads=1)
+    wish = GatherOptions([TextSource(text)], CHUNKS, CONTEXT, threads=1)
     made = gather(open_checkpoint(gguf), wish, tmp_path / "ours.gguf").path
     native_tools.imatrix(
         gguf,

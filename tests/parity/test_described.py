@@ -7,7 +7,7 @@ import pytest
 from quantkit.build.engine import build
 from quantkit.build.work import prepare
 from quantkit.checkpoint.converter.describe import describe_by_converter
-from quantkit.checkpoint.converter.wish import Wish
+from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.checkpoint.folder import list_folder, open_folder
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.plan.quants import find_quants
@@ -38,7 +38,7 @@ def test_our_families_agree(
         folder = small_checkpoints(tmp_path_factory, [name])[name]
     ours = open_checkpoint(folder)
     theirs = describe_by_converter(
-        open_folder(folder, list_folder(folder)), Wish(lenient_tree(tmp_path_factory))
+        open_folder(folder, list_folder(folder)), ConverterOptions(lenient_tree(tmp_path_factory))
     )
     assert ours.description is None
     try:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.checkpoint.gathered import add_sums, load_sums
 from quantkit.checkpoint.open import open_checkpoint
-from quantkit.verify.imatrix import Wish, gather
+from quantkit.verify.imatrix import GatherOptions, gather
 from tests import native_tools
 from tests.calibrate.runs import TINY, text_file
 from tests.gguf_sources import unquantized
@@ -30,7 +30,7 @@ def test_sums_of_several_are_llama_imatrixs(tmp_path: Path) -> None:
     for part in range(2):
         piece = tmp_path / f"{part}.txt"
         piece.write_text(text[part * 5000 : part * 5000 + 5000])
-        wish = Wish([Source(piece)], 2 + part, 128, threads=1)
+        wish = GatherOptions([TextSource(piece)], 2 + part, 128, threads=1)
         files.append(gather(open_checkpoint(gguf), wish, tmp_path / f"{part}.gguf").path)
     native_tools.join_imatrices(files, tmp_path / "theirs.gguf", 128)
     together = add_sums([(file, load_sums(file, 128)) for file in files])

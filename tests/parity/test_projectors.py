@@ -18,7 +18,7 @@ from quantkit.build.work import Work, prepare
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import ConverterEndedError
 from quantkit.plan.quants import find_quants
-from quantkit.verify.hollow import Hollow
+from quantkit.verify.hollow import HeaderOnly
 from quantkit.verify.projector import smoke_projector
 from tests.architectures.ggufs import small_checkpoints, stored_checkpoints, stored_ggufs
 from tests.architectures.stored import STORED
@@ -97,7 +97,7 @@ def test_bytes_are_the_converters(
     assert artifact.path.read_bytes() == expected.read_bytes()
     if name not in NOT_LOADED:
         [model] = texts[name].layouts
-        hollow = [Hollow(file.name, file.header, file.n_bytes) for file in model.files]
+        hollow = [HeaderOnly(file.name, file.header, file.n_bytes) for file in model.files]
         result = smoke_projector(artifact.path, hollow, takes=artifact.entry["takes"], threads=1)
         assert result.ok, result.verdict
 
@@ -107,7 +107,7 @@ def test_llama_cpp_wants_the_model_that_it_is_for(
 ) -> None:
     projector = stored_ggufs(tmp_path_factory, WITH_PROJECTOR, "f16", mmproj=True)["llama4-vision"]
     [model] = texts[SEES].layouts
-    hollow = [Hollow(file.name, file.header, file.n_bytes) for file in model.files]
+    hollow = [HeaderOnly(file.name, file.header, file.n_bytes) for file in model.files]
 
     assert smoke_projector(projector, threads=1).ok
     result = smoke_projector(projector, hollow, threads=1)

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.plan.quants import all_quants, folder_quants
-from quantkit.publish.card import Facts, Imatrix, render_card
+from quantkit.publish.card import Facts, ImatrixNote, render_card
 from quantkit.publish.fits import Fit, Fits
-from quantkit.publish.layout import Artifact, Placed
+from quantkit.publish.layout import Placed, PublishedArtifact
 from quantkit.publish.measured import Measured
-from quantkit.publish.metadata import Source
+from quantkit.publish.metadata import SourceFacts
 from quantkit.verify.compare import Comparison, Result
 from quantkit.verify.divergence import Measures
 from quantkit.verify.quality import Verdict
 from quantkit.verify.subjects import Subject
 
 GOLDEN = Path(__file__).parent / "golden"
-SOURCE = Source(
+SOURCE = SourceFacts(
     repo_id="original/Model-8x22B",
     commit="3f" * 20,
     verified=True,
@@ -57,7 +57,7 @@ def entry(quant: str, number: int, **more: Any) -> dict[str, Any]:
 
 def artifact(
     name: str, quant: str, number: int, *files: str, folder: str = "", **more: Any
-) -> Artifact:
+) -> PublishedArtifact:
     placed = tuple(
         Placed(Path(file), file, 45_123_000_000 + 777_000_000 * number + i, f"{number:x}{i}" * 32)
         for i, file in enumerate(files)
@@ -65,11 +65,11 @@ def artifact(
     known = all_quants() | folder_quants()
     described = entry(quant, number, **more)
     described["files"] = [{"name": f.path, "bytes": f.n_bytes, "sha256": f.sha256} for f in placed]
-    return Artifact(name, known[quant], folder, placed, described)
+    return PublishedArtifact(name, known[quant], folder, placed, described)
 
 
 def measured(
-    artifact: Artifact, kld: float, kld_pm: float, ratio: float, verdict: str = "healthy"
+    artifact: PublishedArtifact, kld: float, kld_pm: float, ratio: float, verdict: str = "healthy"
 ) -> Result:
     figures = Measures(
         n_tokens=19635, ppl=5.5 * ratio, ppl_pm=0.02, ppl_reference=5.5, ppl_reference_pm=0.02,
@@ -103,7 +103,7 @@ def gguf() -> Facts:
         repo_id="someone/Model-8x22B-GGUF",
         artifacts=artifacts,
         source=SOURCE,
-        imatrices=(Imatrix("imatrix.gguf", "ab" * 32, "wiki.train.txt", 128, published=True),),
+        imatrices=(ImatrixNote("imatrix.gguf", "ab" * 32, "wiki.train.txt", 128, published=True),),
         measured=Measured(comparison, rows),
         fits=Fits(8192, {artifacts[0].name: Fit(141, 192), artifacts[1].name: Fit(96, 128)}),
         prompt="<s>[INST] {prompt} [/INST]{answer}</s>",

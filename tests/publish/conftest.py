@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.publish import fits, release
-from quantkit.publish.layout import Artifact
+from quantkit.publish.layout import PublishedArtifact
 from tests.hub_writes import WRITER, HubStore, serve_writes
 from tests.publish import builds
 
@@ -55,7 +55,7 @@ _FITS: dict[str, fits.Fits] = {}
 def asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp is asked once what a build needs, not again for every test of that build."""
 
-    def remembered(artifacts: Sequence[Artifact]) -> fits.Fits:
+    def remembered(artifacts: Sequence[PublishedArtifact]) -> fits.Fits:
         key = " ".join(f"{a.name} {a.n_bytes}" for a in artifacts)
         if key not in _FITS:
             _FITS[key] = fits.find_fits(artifacts)

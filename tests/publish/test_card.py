@@ -13,7 +13,7 @@ import pytest
 from quantkit.core.units import format_count, format_size
 from quantkit.plan.quants import searched_quant
 from quantkit.publish.card import Facts, render_card
-from quantkit.publish.metadata import Source
+from quantkit.publish.metadata import SourceFacts
 from quantkit.publish.prompt import render_prompt
 from quantkit.verify.proof import Proof
 from tests.publish.cards import CARDS, GOLDEN, gguf
@@ -171,7 +171,7 @@ def test_no_page_offers_what_gives_random_experts() -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     facts = replace(gguf(), measured=None, fits=None, imatrices=(), prompt=None, has_picture=False)
-    facts = replace(facts, source=Source(license="mit"), is_signed=False, has_license=False)
+    facts = replace(facts, source=SourceFacts(license="mit"), is_signed=False, has_license=False)
     card = render_card(facts)
     for word in ("KLD", "fits in", "imatrix", "Prompt", ".png", "None", "model.sig", "commit |",
                  "language", "datasets", "base_model", "pipeline_tag"):  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.core.errors import PublishError
-from quantkit.publish.layout import Artifact, find_artifacts
-from quantkit.publish.metadata import Source
+from quantkit.publish.layout import PublishedArtifact, find_artifacts
+from quantkit.publish.metadata import SourceFacts
 from quantkit.publish.source import find_source
 from tests.cli.command import quantkit, refusal
 from tests.hub_writes import Commit, HubStore
@@ -25,11 +25,11 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def artifacts(folder: Path) -> tuple[Artifact, ...]:
+def artifacts(folder: Path) -> tuple[PublishedArtifact, ...]:
     return find_artifacts(folder, REPO)
 
 
-def test_from_the_artifact_alone(artifacts: tuple[Artifact, ...]) -> None:
+def test_from_the_artifact_alone(artifacts: tuple[PublishedArtifact, ...]) -> None:
     found = find_source(artifacts, None)
     assert found.license == "apache-2.0"
     assert found.languages == ("en",)
@@ -39,13 +39,13 @@ def test_from_the_artifact_alone(artifacts: tuple[Artifact, ...]) -> None:
     assert found.repo_id is None
 
 
-def test_from_a_folder(artifacts: tuple[Artifact, ...], checkpoint: Path) -> None:
+def test_from_a_folder(artifacts: tuple[PublishedArtifact, ...], checkpoint: Path) -> None:
     (checkpoint / "LICENSE").write_text("Do what you like.\n")
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     card = "---\nlicense: other\nlicense_name: acme-1.1\nlicense_link: https://example.org/l\n"
     card += "language: [en, de]\ndatasets: [some/corpus]\ntags: [moe]\n---\n"
     (checkpoint / "README.md").write_text(card)
-    assert find_source(artifacts, str(checkpoint)) == Source(
+    assert find_source(artifacts, str(checkpoint)) == SourceFacts(
         license="other",
         license_name="acme-1.1",
         license_link="https://example.org/l",
@@ -59,7 +59,9 @@ def test_from_a_folder(artifacts: tuple[Artifact, ...], checkpoint: Path) -> Non
     )
 
 
-def test_from_the_hub(hub: HubStore, folder: Path, artifacts: tuple[Artifact, ...]) -> None:
+def test_from_the_hub(
+    hub: HubStore, folder: Path, artifacts: tuple[PublishedArtifact, ...]
+) -> None:
     files = {path.name: path.read_bytes() for path in SOURCE.iterdir() if path.is_file()}
     hub.repos["original/Model"], hub.commits["original/Model"] = files, []
     hub.private["original/Model"] = False
@@ -91,7 +93,7 @@ def test_from_the_hub(hub: HubStore, folder: Path, artifacts: tuple[Artifact, ..
         find_source(artifacts, "../x/y")
 
 
-def test_another_checkpoint(artifacts: tuple[Artifact, ...], checkpoint: Path) -> None:
+def test_another_checkpoint(artifacts: tuple[PublishedArtifact, ...], checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))
     with pytest.raises(PublishError, match="is not the checkpoint that was built from"):
@@ -133,7 +135,9 @@ def test_hostile_sources(hub: HubStore, folder: Path, checkpoint: Path, tmp_path
 
 
 @pytest.mark.parametrize("front", ["---\n- a\n---\n", "---\n{{{{\n---\n", "---\n!!python/x\n---\n"])
-def test_cards_that_are_none(artifacts: tuple[Artifact, ...], checkpoint: Path, front: str) -> None:
+def test_cards_that_are_none(
+    artifacts: tuple[PublishedArtifact, ...], checkpoint: Path, front: str
+) -> None:
     (checkpoint / "README.md").write_text(front)
     assert find_source(artifacts, str(checkpoint)).license == "apache-2.0"  # the artifact's word
 

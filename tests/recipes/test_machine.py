@@ -8,27 +8,27 @@ from quantkit.core.errors import PlanError, QuantkitError
 from quantkit.fit.hardware import Machine
 from quantkit.fit.memory import total
 from quantkit.fit.placement import place
-from quantkit.fit.probe import Curve, Held, Probe, Settings
-from quantkit.fit.subject import Subject, Wishes, open_subject
+from quantkit.fit.probe import ContextSettings, Curve, Held, Probe
+from quantkit.fit.subject import PlanOptions, SizedModel, open_subject
 from quantkit.fit.verdict import needs_at
 from quantkit.recipes.assumed import assume
 from quantkit.recipes.candidates import quantizable
 from quantkit.recipes.find import Freedom, RecipeSearch
 from quantkit.recipes.machine import Found, MachineSearch, parse_machine
 
-WISHES = Wishes(())
+WISHES = PlanOptions(())
 MIB, GIB = 2**20, 2**30
 
 
-def curve_of(subject: Subject) -> Curve:
+def curve_of(subject: SizedModel) -> Curve:
     """What llama.cpp would say, about: nothing is probed here."""
-    settings = Settings(8192)
+    settings = ContextSettings(8192)
     caches = (Held(2 * GIB, 8192, ()),)
     probes = Probe(cells=8192, caches=caches, compute=400 * MIB, output=MIB)
     return Curve(subject.shape, settings, (probes,))
 
 
-def search_of(subject: Subject, machine: Machine) -> MachineSearch:
+def search_of(subject: SizedModel, machine: Machine) -> MachineSearch:
     source = subject.buildable
     assert source is not None
     search = RecipeSearch(
@@ -42,16 +42,16 @@ def search_of(subject: Subject, machine: Machine) -> MachineSearch:
 
 
 @pytest.fixture(scope="module")
-def mixtral() -> Subject:
+def mixtral() -> SizedModel:
     return open_subject("mixtral-8x22b", WISHES)
 
 
-def found_for(subject: Subject, text: str) -> tuple[Found, Machine]:
+def found_for(subject: SizedModel, text: str) -> tuple[Found, Machine]:
     machine = parse_machine(text)
     return search_of(subject, machine).best(), machine
 
 
-def test_mixtral_8x22b_fills_24_and_32_gb(mixtral: Subject) -> None:
+def test_mixtral_8x22b_fills_24_and_32_gb(mixtral: SizedModel) -> None:
     begun = time.process_time()  # time: bounded from above, and far away
     found, machine = found_for(mixtral, "24GB + 32GB")
     assert time.process_time() - begun < 10  # time: it takes a tenth
@@ -88,7 +88,7 @@ def test_more_memory_than_it_needs_gives_q8_0() -> None:
     assert alone.placement.mode == "ram"
 
 
-def test_too_little_memory_is_said(mixtral: Subject) -> None:
+def test_too_little_memory_is_said(mixtral: SizedModel) -> None:
     with pytest.raises(PlanError, match=r"does not fit on 8GB GPU \+ 16GB RAM: .* are missing"):
         found_for(mixtral, "8GB + 16GB")
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from quantkit.families.model import Facts
-from quantkit.fit.subject import Buildable, Variant, Wishes
+from quantkit.fit.subject import Buildable, PlanOptions, Variant
 from quantkit.recipes.candidates import all_floors
 from quantkit.recipes.find import Freedom
 from quantkit.recipes.losses import Measured
@@ -31,7 +31,7 @@ MODEL = model_of(
     facts=Facts(1),
 )
 SOURCE = Buildable(MODEL, metadata_of(MODEL), 0, 0)
-WISHES = Wishes((), None, None)
+WISHES = PlanOptions((), None, None)
 
 
 def test_each_way_differs_from_what_is_asked_for_in_one_respect() -> None:

@@ -16,7 +16,13 @@ from quantkit.verify.divergence import (
     row_words,
     unpack_log_probs,
 )
-from quantkit.verify.reference import Text, read_text, read_window, write_header, write_window
+from quantkit.verify.reference import (
+    RecordedText,
+    read_text,
+    read_window,
+    write_header,
+    write_window,
+)
 
 N_VOCAB = 101  # odd: a row is padded
 
@@ -105,7 +111,7 @@ def test_one_value_has_no_error_and_percentiles_interpolate() -> None:
 
 def test_a_reference_file_gives_back_what_went_in(tmp_path: Path) -> None:
     tokens = np.arange(2 * 16, dtype=np.int32).reshape(2, 16)
-    text = Text(tokens, N_VOCAB)
+    text = RecordedText(tokens, N_VOCAB)
     windows = [some_logits(text.n_scored, seed=seed) for seed in range(2)]
     file = tmp_path / "reference.kld"
     with file.open("wb") as stream:
@@ -122,7 +128,7 @@ def test_a_reference_file_gives_back_what_went_in(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 19, 20, 50, 83, 100, -1])  # 50, 83: within a token
 def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
-    text = Text(np.zeros((1, 16), np.int32), N_VOCAB)
+    text = RecordedText(np.zeros((1, 16), np.int32), N_VOCAB)
     file = tmp_path / "reference.kld"
     with file.open("wb") as stream:
         write_header(stream, text)

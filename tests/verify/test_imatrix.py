@@ -12,14 +12,14 @@ import pytest
 
 from quantkit.calibrate.calibrate import calibrate
 from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import Source
+from quantkit.calibrate.sources import TextSource
 from quantkit.calibrate.text import make_corpus
 from quantkit.checkpoint.gathered import load_sums
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import CalibrationError, Interrupted
 from quantkit.verify import imatrix
-from quantkit.verify.imatrix import Gathered, Step, Wish, gather, is_made_from
+from quantkit.verify.imatrix import Gathered, GatherOptions, GatherStep, gather, is_made_from
 from tests.calibrate.runs import TINY, corpus_of, opened, text_file
 from tests.gguf_sources import unquantized
 from tests.verify.faults import scale_tensors, with_fault
@@ -36,7 +36,7 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def gathered(gguf: Path, folder: Path, report: object = None) -> Gathered:
-    wish = Wish([Source(text_file(folder))], CHUNKS, CONTEXT, threads=1)
+    wish = GatherOptions([TextSource(text_file(folder))], CHUNKS, CONTEXT, threads=1)
     source = open_checkpoint(gguf)
     out = folder / "imatrix.gguf"
     return gather(source, wish, out, report) if callable(report) else gather(source, wish, out)
@@ -71,13 +71,13 @@ def test_conversations_and_shares_are_those_of_the_checkpoint(
     file = tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "Once more?"}, {"role": "assistant", "content": "Yes."}]
     file.write_text("".join(f"{json.dumps(turns)}\n" for _ in range(100)))
-    sources = [Source(text_file(tmp_path), weight=1), Source(file, is_chat=True, weight=2)]
+    sources = [TextSource(text_file(tmp_path), weight=1), TextSource(file, is_chat=True, weight=2)]
     checkpoint, model = opened(TINY / "tiny-mistral")
     corpus = make_corpus(checkpoint, sources, CHUNKS, CONTEXT)
     assert 2 in corpus.tokens  # an answer's end
     settings = Settings(fewest_tokens=0)
     expected = calibrate(checkpoint, model, corpus, tmp_path / "theirs.gguf", settings)
-    wish = Wish(sources, CHUNKS, CONTEXT, threads=1)
+    wish = GatherOptions(sources, CHUNKS, CONTEXT, threads=1)
     found = gather(open_checkpoint(ggufs["tiny-mistral"]), wish, tmp_path / "imatrix.gguf")
     assert found.text == corpus.names
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-4)
@@ -131,7 +131,7 @@ def test_other_text_does_not_resume_what_was_begun(
     ggufs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(imatrix, "SAVE_SECONDS", 0.0)
-    steps: list[Step] = []
+    steps: list[GatherStep] = []
     gathered(ggufs["tiny-mistral"], tmp_path, steps.append)
     assert [step.chunks for step in steps] == [*range(CHUNKS + 1)]
     partial = tmp_path / "imatrix.gguf.partial"
@@ -143,9 +143,9 @@ def test_other_text_does_not_resume_what_was_begun(
 def test_it_knows_what_it_was_made_from(ggufs: dict[str, Path], tmp_path: Path) -> None:
     found = gathered(ggufs["tiny-mistral"], tmp_path).path
     source = open_checkpoint(ggufs["tiny-mistral"])
-    wish = Wish([Source(tmp_path / "training.txt")], 4, 128)
+    wish = GatherOptions([TextSource(tmp_path / "training.txt")], 4, 128)
     assert is_made_from(found, source, wish)
-    assert not is_made_from(found, source, Wish(wish.sources, 5, 128))
+    assert not is_made_from(found, source, GatherOptions(wish.sources, 5, 128))
     assert not is_made_from(found, open_checkpoint(ggufs["tiny-mixtral"]), wish)
     (tmp_path / "training.txt").write_text("other text")
     assert not is_made_from(found, source, wish)
@@ -154,7 +154,7 @@ def test_it_knows_what_it_was_made_from(ggufs: dict[str, Path], tmp_path: Path) 
 def test_too_little_text_leaves_nothing(ggufs: dict[str, Path], tmp_path: Path) -> None:
     text = tmp_path / "short.txt"
     text.write_text("too short")
-    wish = Wish([Source(text)], CHUNKS, CONTEXT)
+    wish = GatherOptions([TextSource(text)], CHUNKS, CONTEXT)
     with pytest.raises(CalibrationError, match=r"tokens are \d+, .*at least 256"):
         gather(open_checkpoint(ggufs["tiny-mistral"]), wish, tmp_path / "imatrix.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]

@@ -23,7 +23,7 @@ from quantkit.build.cluster.scattered import (
     is_shared,
     require_shards,
 )
-from quantkit.build.executor import Assignment, Crcs
+from quantkit.build.executor import Crcs, EncodeRequest
 from quantkit.build.output import PartialArtifact
 from quantkit.build.readback import Written, read_back
 from quantkit.build.source import Stamp, hash_source, stamps_of
@@ -72,7 +72,7 @@ class ClusterWorkers:
         )
         return [ScatteredArtifact(out, layout, storages) for layout in layouts]
 
-    def start(self, assignment: Assignment) -> "ClusterExecutor":
+    def start(self, assignment: EncodeRequest) -> "ClusterExecutor":
         """What gives out tasks."""
         return ClusterExecutor(self.cluster, assignment)
 
@@ -102,7 +102,7 @@ class _Slab:
 class ClusterExecutor:
     """Encodes in tasks, each of which reads its own rows and writes at its own places."""
 
-    def __init__(self, cluster: Cluster, assignment: Assignment) -> None:
+    def __init__(self, cluster: Cluster, assignment: EncodeRequest) -> None:
         import ray
 
         self._ray = ray

@@ -18,7 +18,7 @@ from conversion import get_model_class
 from conversion.base import LazyTorchTensor, ModelBase, ModelType, get_model_architecture
 
 from quantkit.checkpoint.converter import confined
-from quantkit.checkpoint.converter.captured import Captured, Source
+from quantkit.checkpoint.converter.captured import Captured, StoredTensors
 from quantkit.checkpoint.converter.channel import Channel
 from quantkit.checkpoint.converter.confined import RefusedError
 from quantkit.checkpoint.converter.expressions import (
@@ -28,7 +28,7 @@ from quantkit.checkpoint.converter.expressions import (
     matrix_of,
     reads,
 )
-from quantkit.checkpoint.converter.nodes import Part, is_lazy, shape_of
+from quantkit.checkpoint.converter.nodes import Rows, is_lazy, shape_of
 from quantkit.checkpoint.converter.replaced import capturing
 from quantkit.checkpoint.converter.runs import Run, rows_of_sources
 
@@ -51,7 +51,7 @@ _FLOATS = ("F32", "F16", "BF16")
 class Described:
     """A described model, of whose tensors rows are given as they are asked for."""
 
-    source: Source
+    source: StoredTensors
     targets: list[Captured]
     _matrices: OrderedDict[tuple[int, int, int], Any] = field(default_factory=OrderedDict)
 
@@ -102,7 +102,7 @@ class Described:
                 value = gguf.quants.quantize(value, gguf.GGMLQuantizationType[captured.stored])
         return np.ascontiguousarray(value).view(np.uint8).reshape(-1)
 
-    def _matrix(self, part: Part) -> Any:
+    def _matrix(self, part: Rows) -> Any:
         """A whole matrix, of which slabs are asked for one after the other."""
         key = id(part.node), part.first, part.stop
         if key not in self._matrices:
@@ -112,7 +112,7 @@ class Described:
         return self._matrices[key]
 
 
-def _place(captured: Captured, row: int, rows: int) -> tuple[Part, list[Any], int | None]:
+def _place(captured: Captured, row: int, rows: int) -> tuple[Rows, list[Any], int | None]:
     """Where rows of a target are found.
 
     Returns:
@@ -123,16 +123,16 @@ def _place(captured: Captured, row: int, rows: int) -> tuple[Part, list[Any], in
     node, shape = captured.data, captured.shape
     n_axes = len(shape_of(node))
     if len(shape) == 1:
-        return Part(node, 0, shape_of(node)[0] if shape_of(node) else 1), [], 0
+        return Rows(node, 0, shape_of(node)[0] if shape_of(node) else 1), [], 0
     if n_axes == 2 or len(shape) == 2:
-        return Part(node, row, row + rows), [], None
+        return Rows(node, row, row + rows), [], None
     number, first = divmod(row, shape[-2])
     is_of_one = first + rows <= shape[-2] and prod(shape[1:-2]) == 1
     if is_of_one and (found := matrix_of(node, number)) is not None:
-        return Part(found[0], first, first + rows), found[1], None
+        return Rows(found[0], first, first + rows), found[1], None
     per = prod(shape[1:-1])
     number, inside = divmod(row, per)
-    return Part(node, number, -(-(row + rows) // per)), [], inside
+    return Rows(node, number, -(-(row + rows) // per)), [], inside
 
 
 def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, dict[str, Any]]:
@@ -149,7 +149,7 @@ def describe(request: Mapping[str, Any], channel: Channel) -> tuple[Described, d
         if dtype not in LazyTorchTensor._dtype_str_map:
             raise RefusedError(f"it has no number type for {name}, which is stored as {dtype}")
     tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in request["tensors"].items()}
-    source = Source(channel, tensors)
+    source = StoredTensors(channel, tensors)
     targets: list[Captured] = []
     with torch.inference_mode(), capturing(source, targets, Path(request["header"])):
         model = _open_model(folder, request)

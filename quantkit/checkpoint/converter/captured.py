@@ -35,7 +35,7 @@ class Captured:
 
 
 @dataclass
-class Source:
+class StoredTensors:
     """The checkpoint's tensors, which the parent reads."""
 
     channel: Channel

@@ -12,7 +12,7 @@ from quantkit.checkpoint.checkpoint import Checkpoint, Description, Tokens
 from quantkit.checkpoint.converter.hyperparameters import mend_hyperparameters
 from quantkit.checkpoint.converter.rows import ConvertedRows, place_of_small_files
 from quantkit.checkpoint.converter.tokens import mend
-from quantkit.checkpoint.converter.wish import Wish
+from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.checkpoint.gguf import Header, read_entries, read_header
 from quantkit.checkpoint.gguf_source import as_ggml_counts, named_target
 from quantkit.core.errors import ConverterError, GGUFError
@@ -37,7 +37,7 @@ _TOWER = re.compile(
 )
 
 
-def describe_by_converter(checkpoint: Checkpoint, wish: Wish) -> Checkpoint:
+def describe_by_converter(checkpoint: Checkpoint, wish: ConverterOptions) -> Checkpoint:
     """A checkpoint under its own names and dtypes, as the converter would write it.
 
     Of its weights nothing is read but values that decide what is written. Tensors that lie in

@@ -10,7 +10,7 @@ from quantkit.checkpoint.converter.nodes import (
     CASTS,
     Array,
     Lazy,
-    Part,
+    Rows,
     axis_of,
     call,
     is_leaf,
@@ -21,7 +21,7 @@ from quantkit.checkpoint.converter.nodes import (
 from quantkit.checkpoint.converter.pushed import push
 
 
-def evaluate(part: Part, memo: dict[tuple[int, int, int], Array] | None = None) -> Array:
+def evaluate(part: Rows, memo: dict[tuple[int, int, int], Array] | None = None) -> Array:
     """Some rows of a lazy tensor.
 
     Args:
@@ -54,7 +54,7 @@ def evaluate(part: Part, memo: dict[tuple[int, int, int], Array] | None = None) 
     return value
 
 
-def reads(part: Part) -> Iterator[Part]:
+def reads(part: Rows) -> Iterator[Rows]:
     """The leaves, and their rows, that some rows are made of; each once."""
     seen: set[tuple[int, int, int]] = set()
     left = [part]
@@ -87,7 +87,7 @@ def leaves_of(nodes: Iterable[Lazy]) -> set[str]:
     return found
 
 
-def _cut(value: Array, part: Part) -> Array:
+def _cut(value: Array, part: Rows) -> Array:
     return value[part.first : part.stop] if shape_of(part.node) else value
 
 

@@ -26,7 +26,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Rows:
     """Rows of a lazy tensor; all of one that has no axes."""
 
     node: Lazy
@@ -73,9 +73,9 @@ def name_of(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", qualified))
 
 
-def whole(node: Lazy) -> Part:
+def whole(node: Lazy) -> Rows:
     """All of a lazy tensor."""
-    return Part(node, 0, shape_of(node)[0] if shape_of(node) else 1)
+    return Rows(node, 0, shape_of(node)[0] if shape_of(node) else 1)
 
 
 def lazies(value: Any) -> Iterator[Lazy]:

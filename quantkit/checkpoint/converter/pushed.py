@@ -12,7 +12,7 @@ from quantkit.checkpoint.converter.nodes import (
     CASTS,
     Array,
     Lazy,
-    Part,
+    Rows,
     axis_of,
     call,
     is_lazy,
@@ -37,7 +37,7 @@ _ELEMENTWISE = {
 }  # fmt: skip
 
 
-Pushed = tuple[list[Part], Callable[[list[Array]], Array]]
+Pushed = tuple[list[Rows], Callable[[list[Array]], Array]]
 
 
 def push(node: Lazy, first: int, stop: int) -> Pushed:
@@ -84,7 +84,7 @@ def _elementwise(node: Lazy, first: int, stop: int) -> Pushed | None:
     for argument in lazies(node._args):
         shape = shape_of(argument)
         if len(shape) == len(inner) + 1 and shape[0] == rows:
-            parts.append(Part(argument, first, stop))
+            parts.append(Rows(argument, first, stop))
         elif len(shape) <= len(inner) or shape[0] == 1:
             parts.append(whole(argument))
         else:
@@ -103,7 +103,7 @@ def _reshape(node: Lazy, first: int, stop: int) -> Pushed | None:
         return None
     size, old = prod(shape_of(node)[1:]), prod(shape_of(argument)[1:])
     start, end = first * size, stop * size
-    part = Part(argument, start // old, -(-end // old))
+    part = Rows(argument, start // old, -(-end // old))
     skipped = start - part.first * old
     shape = (stop - first, *shape_of(node)[1:])
 
@@ -118,14 +118,14 @@ def _stack(node: Lazy, first: int, stop: int) -> Pushed:
     if axis_of(node, 1, len(shape_of(node))) == 0:
         chosen = [whole(argument) for argument in arguments[first:stop]]
     else:
-        chosen = [Part(argument, first, stop) for argument in arguments]
+        chosen = [Rows(argument, first, stop) for argument in arguments]
     return chosen, lambda values: node._func(values, *node._args[1:], **node._kwargs)
 
 
 def _concatenate(node: Lazy, first: int, stop: int) -> Pushed:
     arguments = list(node._args[0])
     if axis_of(node, 1, len(shape_of(node))) != 0:
-        parts = [Part(argument, first, stop) for argument in arguments]
+        parts = [Rows(argument, first, stop) for argument in arguments]
     else:
         ends = list(accumulate(shape_of(argument)[0] for argument in arguments))
         parts = []
@@ -133,7 +133,7 @@ def _concatenate(node: Lazy, first: int, stop: int) -> Pushed:
             begin = end - shape_of(argument)[0]
             low, high = max(first, begin), min(stop, end)
             if low < high:
-                parts.append(Part(argument, low - begin, high - begin))
+                parts.append(Rows(argument, low - begin, high - begin))
     return parts, lambda values: node._func(values, *node._args[1:], **node._kwargs)
 
 
@@ -144,8 +144,8 @@ def _element(node: Lazy, first: int, stop: int) -> Pushed | None:
         return None
     argument, axis, start = piece
     if axis:
-        return [Part(argument, first, stop)], lambda values: call(node, values)
-    return [Part(argument, start + first, start + stop)], lambda values: values[0]
+        return [Rows(argument, first, stop)], lambda values: call(node, values)
+    return [Rows(argument, start + first, start + stop)], lambda values: values[0]
 
 
 def piece_of(node: Lazy) -> tuple[Lazy, int, int] | None:
@@ -168,7 +168,7 @@ def _getitem(node: Lazy, first: int, stop: int) -> Pushed | None:
     if is_lazy(index):
         if len(shape_of(index)) != 1:
             return None
-        parts = [whole(argument), Part(index, first, stop)]
+        parts = [whole(argument), Rows(index, first, stop)]
         return parts, lambda values: values[0][values[1]]
     wanted = index if isinstance(index, tuple) else (index,)
     if any(is_lazy(item) for item in wanted):
@@ -177,18 +177,18 @@ def _getitem(node: Lazy, first: int, stop: int) -> Pushed | None:
     head, *rest = wanted
     if head is Ellipsis:
         if real < len(shape_of(argument)) and None not in wanted:
-            return [Part(argument, first, stop)], lambda values: values[0][index]
+            return [Rows(argument, first, stop)], lambda values: values[0][index]
         return None
     if isinstance(head, bool):
         return None
     if isinstance(head, int):
         row = head % shape_of(argument)[0]
         inner = (0, *rest)
-        return [Part(argument, row, row + 1)], lambda values: values[0][inner][first:stop]
+        return [Rows(argument, row, row + 1)], lambda values: values[0][inner][first:stop]
     if not isinstance(head, slice):
         return None
     start, _, step = head.indices(shape_of(argument)[0])
-    part = Part(argument, start + first * step, start + (stop - 1) * step + 1)
+    part = Rows(argument, start + first * step, start + (stop - 1) * step + 1)
     cut = (slice(None, None, step), *rest)
     return [part], lambda values: values[0][cut]
 
@@ -198,7 +198,7 @@ def _swap(node: Lazy, first: int, stop: int) -> Pushed | None:
     n_axes = len(shape_of(node))
     if _swapped_first(operation(node), node._args[1:], node._kwargs, n_axes) != 0:
         return None
-    return [Part(node._args[0], first, stop)], lambda values: call(node, values)
+    return [Rows(node._args[0], first, stop)], lambda values: call(node, values)
 
 
 def _swapped_first(
@@ -226,7 +226,7 @@ def _swapped_first(
 def _unsqueeze(node: Lazy, first: int, stop: int) -> Pushed | None:
     if axis_of(node, 1, len(shape_of(node))) == 0:
         return None
-    return [Part(node._args[0], first, stop)], lambda values: call(node, values)
+    return [Rows(node._args[0], first, stop)], lambda values: call(node, values)
 
 
 def _squeeze(node: Lazy, first: int, stop: int) -> Pushed | None:
@@ -234,7 +234,7 @@ def _squeeze(node: Lazy, first: int, stop: int) -> Pushed | None:
     if not shape_of(argument) or shape_of(argument)[0] != shape_of(node)[0]:
         return None
     shape = (stop - first, *shape_of(node)[1:])
-    return [Part(argument, first, stop)], lambda values: values[0].reshape(shape)
+    return [Rows(argument, first, stop)], lambda values: values[0].reshape(shape)
 
 
 def _expand(node: Lazy, first: int, stop: int) -> Pushed | None:
@@ -242,7 +242,7 @@ def _expand(node: Lazy, first: int, stop: int) -> Pushed | None:
     if len(shape_of(argument)) != len(shape_of(node)) or shape_of(argument)[0] == 1:
         return None
     shape = (stop - first, *shape_of(node)[1:])
-    return [Part(argument, first, stop)], lambda values: values[0].expand(shape)
+    return [Rows(argument, first, stop)], lambda values: values[0].expand(shape)
 
 
 def _repeat_interleave(node: Lazy, first: int, stop: int) -> Pushed | None:
@@ -252,7 +252,7 @@ def _repeat_interleave(node: Lazy, first: int, stop: int) -> Pushed | None:
     if not isinstance(times, int) or axis is None:
         return None
     if axis % n_axes:
-        return [Part(argument, first, stop)], lambda values: call(node, values)
+        return [Rows(argument, first, stop)], lambda values: call(node, values)
     start = first // times
     skipped = first - start * times
 
@@ -260,7 +260,7 @@ def _repeat_interleave(node: Lazy, first: int, stop: int) -> Pushed | None:
         repeated = values[0].repeat_interleave(times, 0)
         return repeated[skipped : skipped + stop - first]
 
-    return [Part(argument, start, -(-stop // times))], combine
+    return [Rows(argument, start, -(-stop // times))], combine
 
 
 _RULES: dict[str, Callable[[Lazy, int, int], Pushed | None]] = {

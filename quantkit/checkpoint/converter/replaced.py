@@ -15,7 +15,7 @@ from conversion.base import LazyTorchTensor, ModelBase
 from gguf.lazy import LazyBase, LazyNumpyTensor
 
 from quantkit.checkpoint.converter import lazily, library
-from quantkit.checkpoint.converter.captured import Captured, Source
+from quantkit.checkpoint.converter.captured import Captured, StoredTensors
 from quantkit.checkpoint.converter.confined import RefusedError
 from quantkit.checkpoint.converter.nodes import is_lazy, name_of, shape_of
 
@@ -24,7 +24,7 @@ _LOOKED_AT = 4096
 
 
 @contextmanager
-def capturing(source: Source, targets: list[Captured], header: Path) -> Iterator[None]:
+def capturing(source: StoredTensors, targets: list[Captured], header: Path) -> Iterator[None]:
     """Put ours in the places of what reads, writes, encodes and trusts."""
 
     def index_tensors(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Any]:

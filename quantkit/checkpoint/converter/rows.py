@@ -23,7 +23,7 @@ from quantkit.checkpoint.converter.small_files import (
     require_sound,
     rewrite_config,
 )
-from quantkit.checkpoint.converter.wish import Wish, silent
+from quantkit.checkpoint.converter.wish import ConverterOptions, silent
 from quantkit.checkpoint.names import is_for_converters
 from quantkit.checkpoint.rows import read_stored
 from quantkit.core.errors import (
@@ -43,7 +43,7 @@ class ConvertedRows:
     It goes to other processes as what it was made of, and starts a converter of its own there.
     """
 
-    def __init__(self, checkpoint: Checkpoint, wish: Wish) -> None:
+    def __init__(self, checkpoint: Checkpoint, wish: ConverterOptions) -> None:
         self.stored = checkpoint
         self.wish = wish
         self._process: ConverterProcess | None = None

@@ -10,7 +10,7 @@ def silent(_: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ConverterOptions:
     """What of a model is converted, and by whom.
 
     ``tree`` is a user's own llama.cpp, None for the pinned converter. ``projector``: its vision or

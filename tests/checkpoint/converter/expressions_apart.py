@@ -20,7 +20,7 @@ def main() -> None:
     from gguf.lazy import LazyNumpyTensor
 
     from quantkit.checkpoint.converter.expressions import evaluate, reads
-    from quantkit.checkpoint.converter.nodes import Leaf, Part, shape_of, whole
+    from quantkit.checkpoint.converter.nodes import Leaf, Rows, shape_of, whole
     from quantkit.checkpoint.converter.runs import rows_of_sources
 
     generator = torch.Generator().manual_seed(3)
@@ -106,10 +106,10 @@ def main() -> None:
         for _ in range(20):
             first = chosen.randrange(n)
             stop = chosen.randint(first + 1, n)
-            assert same(evaluate(Part(node, first, stop)), wanted[first:stop]), (name, first, stop)
+            assert same(evaluate(Rows(node, first, stop)), wanted[first:stop]), (name, first, stop)
         assert same(evaluate(whole(node)), wanted), name
         assert node._data is None, name  # nothing stays
-        middle = Part(node, n // 2, n // 2 + 1)
+        middle = Rows(node, n // 2, n // 2 + 1)
         needed = sum(part.stop - part.first for part in reads(middle))
         runs = rows_of_sources(node)
         if runs is not None:

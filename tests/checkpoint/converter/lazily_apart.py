@@ -26,7 +26,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from quantkit.checkpoint.converter import lazily  # noqa: E402
 from quantkit.checkpoint.converter.expressions import evaluate, matrix_of, reads  # noqa: E402
-from quantkit.checkpoint.converter.nodes import Leaf, Part, shape_of, whole  # noqa: E402
+from quantkit.checkpoint.converter.nodes import Leaf, Rows, shape_of, whole  # noqa: E402
 
 N_VOCAB = 6
 GENERATOR = torch.Generator().manual_seed(5)
@@ -69,7 +69,7 @@ def check_maple() -> None:
     assert torch.equal(evaluate(whole(ours)), theirs)
     found = matrix_of(ours, 1)
     assert found is not None
-    assert {part.node._args[0].name for part in reads(Part(found[0], 0, 4))} == {"e1"}
+    assert {part.node._args[0].name for part in reads(Rows(found[0], 0, 4))} == {"e1"}
 
 
 def check_qwen4exp() -> None:
@@ -94,7 +94,7 @@ def check_qwen4exp() -> None:
     assert stored.read_rows == []
     assert shape_of(ours) == theirs.shape
     assert np.array_equal(evaluate(whole(ours)).numpy(), theirs)
-    assert {p.node._args[0].name for p in reads(Part(ours, 4, 6))} == {"t.shard_1"}
+    assert {p.node._args[0].name for p in reads(Rows(ours, 4, 6))} == {"t.shard_1"}
 
 
 def check_minimax() -> None:
@@ -164,15 +164,15 @@ def check_mxfp4() -> None:
     ((name, theirs), settings), ((our_name, ours), our_settings) = written
     assert (name, settings) == (our_name, our_settings)
     assert np.array_equal(evaluate(whole(ours)), theirs)
-    assert {p.node._args[0].name for p in reads(Part(ours, 1, 2))} == set(consumed[2:4])
+    assert {p.node._args[0].name for p in reads(Rows(ours, 1, 2))} == set(consumed[2:4])
 
 
 def check_large_reads() -> None:
     """What is not on the list is refused by name, and asks the parent for nothing."""
-    from quantkit.checkpoint.converter.captured import Source
+    from quantkit.checkpoint.converter.captured import StoredTensors
     from quantkit.checkpoint.converter.confined import RefusedError
 
-    source = Source(None, {"large.weight": ("F32", (4096, 4096))})  # type: ignore[arg-type]
+    source = StoredTensors(None, {"large.weight": ("F32", (4096, 4096))})  # type: ignore[arg-type]
     said = "it reads the 67,108,864 bytes of large.weight while it describes"
     with pytest.raises(RefusedError, match=said):
         LazyTorchTensor.to_eager(source.lazy("large.weight"))
