@@ -130,7 +130,7 @@ def naming_failures(folder: Path, missing: Callable[[], int]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
-                f"The build in {folder} failed: {error.strerror or error}; mend that and run the "
+                f"The build in {folder} failed: {error.strerror or error}; fix that and run the "
                 "same command to resume."
             ) from error
         needed = missing()

@@ -9,7 +9,7 @@ from quantkit.core.files import read_if_there
 
 _MOST_BYTES = 16 * 10**6
 _FENCE = "---"
-_MEND = "mend or remove it"
+_MEND = "correct or remove it"
 
 
 def read_front_matter(card: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def join_shards(
             if not _is_name(tensor.name):
                 raise GGUFError(
                     f"{file} has a tensor called {quoted(tensor.name)}, and llama.cpp takes names "
-                    f"of 1 to {_LONGEST_NAME} bytes of text; make it anew."
+                    f"of 1 to {_LONGEST_NAME} bytes of text; make it again."
                 )
             if tensor.name in tensors:
                 raise GGUFError(
@@ -135,7 +135,7 @@ def _check_end(file: Path, header: Header, n_bytes: int) -> None:
     if n_bytes > end + _ALIGNMENT:
         raise GGUFError(
             f"{file} has {n_bytes - end:,} bytes behind its last tensor, which are of no GGUF; "
-            "download it again, or make it anew."
+            "download it again, or make it again."
         )
 
 
@@ -175,7 +175,7 @@ def describe_gguf(checkpoint: Checkpoint) -> Model:
         raise GGUFError(f"{path} holds {quoted(kind)} and no model; give the GGUF of a model.")
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str):
-        raise GGUFError(f"{path} has no general.architecture; make it anew.")
+        raise GGUFError(f"{path} has no general.architecture; make it again.")
     if metadata.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
         raise GGUFError(
             f"{path} is aligned to {metadata['general.alignment']} bytes, and quants are to "
@@ -189,7 +189,7 @@ def describe_gguf(checkpoint: Checkpoint) -> Model:
     for key in ("general.name", "general.basename"):
         if not isinstance(metadata.get(key, ""), str):
             raise GGUFError(
-                f"{path} gives {key} as {quoted(metadata[key])}, no text; make it anew."
+                f"{path} gives {key} as {quoted(metadata[key])}, no text; make it again."
             )
     try:
         facts = facts_of(arch, metadata)

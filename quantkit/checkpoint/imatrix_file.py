@@ -23,7 +23,7 @@ from quantkit.core.printable import quoted
 
 MADE_FROM = "quantkit.calibration"
 """The key under which one of ours says, in a hash, what it was made from."""
-_AGAIN = "make it anew"
+_AGAIN = "make it again"
 # What the old format may hold at most: it has no header that could be checked against the file.
 _MOST_ENTRIES = 2**16
 _MOST_NAME = 4096

@@ -282,8 +282,8 @@ def _views(path: Path, model: Decoder, raw: Mapping[str, list[SourceTensor]]) ->
     extra = sorted(set(raw).difference(used))
     if extra:
         raise CheckpointError(
-            f"{path} holds {quoted(extra[0])}, which is of no model that its params.json can mean; "
-            "take both from one release."
+            f"{path} holds {quoted(extra[0])}, which does not belong to its params.json; take "
+            "both from the same release."
         )
     return views
 

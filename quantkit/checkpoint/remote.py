@@ -355,7 +355,7 @@ def _unreachable(repo_id: str, error: Exception) -> CheckpointError:
 def _refused(repo_id: str, error: Any) -> CheckpointError:
     status = error.response.status_code
     advice = {
-        401: "the token is not valid, so log in again with `hf auth login` or mend HF_TOKEN",
+        401: "the token is not valid, so log in again with `hf auth login` or correct HF_TOKEN",
         403: "the token has no right to read it, so use one that has",
         429: "too many requests were sent, so wait some minutes, or log in for a higher limit",
     }.get(status, "try again later")

@@ -108,7 +108,7 @@ def build(
     quant: Annotated[
         list[str] | None,
         typer.Option(
-            "--quant", "-q", help="What to build, or `ladder`, `publish`, `all`; again for more."
+            "--quant", "-q", help="What to build, or `ladder`, `publish`, `all`; repeat for more."
         ),
     ] = None,
     recipe: Annotated[
@@ -164,7 +164,7 @@ def build(
     block_size: Annotated[int, typer.Option(help="bnb 4-bit: weights per scale.")] = 64,
     keep: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="bnb: a module not to quantize; again for more."),
+        typer.Option(metavar="MODULE", help="bnb: a module not to quantize; repeat for more."),
     ] = None,
     group_size: Annotated[
         int, typer.Option(help="GPTQ: weights per scale; -1 for whole rows.")
@@ -180,7 +180,7 @@ def build(
         bool, typer.Option("--scale-search/--no-scale-search", help="GPTQ: try narrower ranges.")
     ] = True,
     kernel: Annotated[
-        KernelName, typer.Option(help="Who encodes: the bytes are the same.")
+        KernelName, typer.Option(help="Which kernels encode; the bytes are the same.")
     ] = KernelName.FAST,
     search: Annotated[
         SearchName,
@@ -228,7 +228,9 @@ def build(
     ] = False,
     license_: Annotated[
         str | None,
-        typer.Option("--license", metavar="ID", help="With --publish: if the model says none."),
+        typer.Option(
+            "--license", metavar="ID", help="With --publish: the license, if the model names none."
+        ),
     ] = None,
     base_model: Annotated[
         str | None,

@@ -55,7 +55,7 @@ TextOption = Annotated[
         "--text",
         "-t",
         metavar="FILE[:WEIGHT]",
-        help="Text to run over; again for more  [default: built in]",
+        help="Text to run over; repeat for more  [default: built in]",
     ),
 ]
 ChatOption = Annotated[
@@ -99,7 +99,7 @@ def calibrate(
     ] = False,
     earlier: Annotated[
         list[Path] | None,
-        typer.Option("--continue", metavar="FILE", help="Add what this matrix has."),
+        typer.Option("--continue", metavar="FILE", help="Add to this matrix."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw where the tokens of a MoE went.")
@@ -286,10 +286,7 @@ def remarks_on(corpus: "Corpus", asked: int) -> list[str]:
     if corpus.names == (BUILT_IN,):
         remarks.append(ON_BUILT_IN)
     if corpus.names == (RANDOM,):
-        remarks.append(
-            "Calibrating on random tokens: what the model makes of noise serves for measuring "
-            "speed alone."
-        )
+        remarks.append("Calibrating on random tokens: noise only serves to measure speed.")
     if corpus.chunks < asked:
         remarks.append(f"The text fills {corpus.chunks} chunks of the {asked} asked for.")
     if corpus.names != (RANDOM,):

@@ -127,7 +127,7 @@ def compare(
     if result.failed:
         count = f"{len(result.failed)} of {len(result.results)}"
         reasons = "; ".join(f"{r.subject.name}: {r.verdict.reason}" for r in result.failed)
-        raise CompareError(f"{count} artifacts are not as healthy ones are: {reasons}")
+        raise CompareError(f"{count} artifacts failed: {reasons}")
 
 
 @contextmanager

@@ -42,12 +42,12 @@ def fit(
         typer.Argument(help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b."),
     ] = None,
     quant: Annotated[
-        list[str] | None, typer.Option("--quant", "-q", help="Only these quants; again for more.")
+        list[str] | None, typer.Option("--quant", "-q", help="Only these quants; repeat for more.")
     ] = None,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SIZE", help="A GPU: its memory, such as 24GB, or rtx-4090; again for more."
+            metavar="SIZE", help="A GPU: its memory, such as 24GB, or rtx-4090; repeat for more."
         ),
     ] = None,
     ram: Annotated[

@@ -243,7 +243,7 @@ def _footnotes(result: Answer, rows: Sequence[Row]) -> str:
     if any(row.variant.needs_imatrix for row in rows):
         lines.append("* needs an importance matrix, whose name the file's header holds too")
     if any(row.variant.requantizes for row in rows):
-        lines.append("+ encodes weights anew that are quantized: build with --allow-requantize")
+        lines.append("+ requantizes quantized weights: build with --allow-requantize")
     if beaten := [f"{row.variant.name} by {row.beaten_by}" for row in rows if row.beaten_by]:
         lines.append(f"~ another is no larger and loses less: {', '.join(beaten)}")
     if any(row.loss is not None for row in rows):

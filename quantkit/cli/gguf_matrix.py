@@ -33,8 +33,8 @@ def plan_on_gguf(
 
     if not isinstance(source, Path) and source.repo is not None:
         raise CheckpointError(
-            f"--imatrix auto runs a GGUF in llama.cpp, which {source.repo.repo_id} is too far away "
-            f"for; download it with hf download {source.repo.repo_id}, and give the file."
+            f"--imatrix auto runs a GGUF in llama.cpp, which needs it on this machine; download it "
+            f"with hf download {source.repo.repo_id}, and give the file."
         )
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
     from quantkit.verify.imatrix import is_made_from, look_ahead

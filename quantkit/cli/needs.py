@@ -160,12 +160,12 @@ def _calibration(option: str) -> _Build:
 
 
 def _gptq(option: str, parameter: str) -> _Build:
-    why = "is for GPTQ quants, and none is asked for; leave it out"
+    why = "is for GPTQ quants, and you asked for none; leave it out"
     return Need(option, parameter, lambda wish: wish.has("gptq"), why)
 
 
 def _bnb(option: str, parameter: str) -> _Build:
-    why = "is for 4-bit bnb quants, and none is asked for; leave it out"
+    why = "is for 4-bit bnb quants, and you asked for none; leave it out"
     return Need(option, parameter, lambda wish: wish.has_4_bit_bnb, why)
 
 
@@ -222,19 +222,19 @@ BUILD: tuple[_Build, ...] = (
         "--keep",
         "keep",
         lambda wish: wish.has("bnb"),
-        "is for bnb quants, and none is asked for; leave it out",
+        "is for bnb quants, and you asked for none; leave it out",
     ),
     Need(
         "--mmproj",
         "mmproj",
         lambda wish: wish.has("gguf"),
-        "is for GGUF quants, and none is asked for; leave it out",
+        "is for GGUF quants, and you asked for none; leave it out",
     ),
     Need(
         "--prove",
         "prove",
         lambda wish: wish.has("gguf"),
-        "is for GGUF quants, and none is asked for; leave it out",
+        "is for GGUF quants, and you asked for none; leave it out",
     ),
     Need(
         "--prove",
@@ -246,7 +246,7 @@ BUILD: tuple[_Build, ...] = (
         "--kernel",
         "kernel",
         lambda wish: wish.has("gguf"),
-        "is for GGUF quants, and none is asked for; leave it out",
+        "is for GGUF quants, and you asked for none; leave it out",
     ),
     Need(
         "--search",
@@ -266,32 +266,32 @@ BUILD: tuple[_Build, ...] = (
         "--tensor-type",
         "tensor_type",
         lambda wish: wish.has_blocks,
-        "is for GGUF quants of fewer than 16 bits, and none is asked for; leave it out",
+        "is for GGUF quants of fewer than 16 bits, and you asked for none; leave it out",
     ),
     Need(
         "--output-tensor-type",
         "output_tensor_type",
         lambda wish: wish.has("gguf"),
-        "is for GGUF quants, and none is asked for; leave it out",
+        "is for GGUF quants, and you asked for none; leave it out",
     ),
     Need(
         "--token-embedding-type",
         "token_embedding_type",
         lambda wish: wish.has("gguf"),
-        "is for GGUF quants, and none is asked for; leave it out",
+        "is for GGUF quants, and you asked for none; leave it out",
     ),
     Need(
         "--output-tensor-type beside --token-embedding-type",
         "output_tensor_type",
         lambda wish: wish.leaves_variants,
-        "leaves nothing of variants such as q6_k_l, which are q6_k and the like but for these two "
-        "types; ask for what they are variants of, or leave one of the options out",
+        "overrides both types that make a variant such as q6_k_l; ask for what they are variants "
+        "of, or leave one of the options out",
     ),
     Need(
         "--imatrix",
         "imatrix",
         lambda wish: wish.rounds,
-        "is for GGUF quants of fewer than 16 bits, and none is asked for; leave it out",
+        "is for GGUF quants of fewer than 16 bits, and you asked for none; leave it out",
     ),
     Need(
         "--cluster",
@@ -429,7 +429,7 @@ PERPLEXITY: tuple[Need[PerplexityWish], ...] = (
         "--experts",
         "experts",
         lambda wish: not wish.artifacts,
-        "takes Mixtrals' checkpoints, and what llama.cpp runs is none; measure it by itself",
+        "works on Mixtral checkpoints only; measure GGUF files in a separate command",
     ),
     Need(
         "--device",

@@ -32,7 +32,7 @@ def publish(
         Format | None, typer.Option("--format", help="Which of a build's formats goes there.")
     ] = None,
     quant: Annotated[
-        list[str] | None, typer.Option("--quant", "-q", help="Only these quants; again for more.")
+        list[str] | None, typer.Option("--quant", "-q", help="Only these quants; repeat for more.")
     ] = None,
     checkpoint: Annotated[
         str | None,
@@ -42,7 +42,8 @@ def publish(
         str | None, typer.Option(metavar="HUB_ID", help="Its name on the Hub, if it is a folder.")
     ] = None,
     license_: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="Its license, if it says none.")
+        str | None,
+        typer.Option("--license", metavar="ID", help="The license, if the model names none."),
     ] = None,
     compare: Annotated[
         Path | None,
@@ -64,7 +65,8 @@ def publish(
         bool, typer.Option("--dry-run", help="Show what would go where; with --card-only the card.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Publish what passed no smoke test; the card says so.")
+        bool,
+        typer.Option("--force", help="Publish without a passing smoke test; the card says so."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -45,7 +45,7 @@ TypesOption = Annotated[
 ]
 NoFloorOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME|all", help="Lift a floor of docs/recipes.md; again for more."),
+    typer.Option(metavar="NAME|all", help="Lift a floor of docs/recipes.md; repeat for more."),
 ]
 
 

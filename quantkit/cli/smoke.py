@@ -31,7 +31,7 @@ def smoke(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Its checkpoint, whose tokens it must give."),
+        typer.Option(metavar="FOLDER", help="The checkpoint whose tokens it must produce."),
     ] = None,
     prove: Annotated[
         bool | None,

@@ -76,7 +76,7 @@ def read_rope(
     if part != 1 and kind != "proportional":
         raise CheckpointError(
             f"config.json says partial_rotary_factor = {part!r}: only a part of each head rotates, "
-            "which llama.cpp has not for this architecture."
+            "which llama.cpp does not support for this architecture."
         )
     remarks += _twice(place, scaling, config, "rope_theta")
     remarks += _unread(place, kind, scaling)

@@ -93,7 +93,7 @@ def shape_of_header(
     if not min(experts, 1) <= used <= experts:
         raise GGUFError(
             f"{file} gives {keys.arch}.expert_used_count as {used} and {keys.arch}.expert_count as "
-            f"{experts}, which no model has; download it again, or make it anew."
+            f"{experts}, which no model has; download it again, or make it again."
         )
     hidden = keys.number("embedding_length")
     heads = keys.alike("attention.head_count", 0)
@@ -146,7 +146,7 @@ class _Keys:
                 f"{file} is no model but a part of one, of type {quoted(what)}; give the model."
             )
         if not isinstance(arch, str):
-            raise GGUFError(f"{file} does not say of which architecture it is; make it anew.")
+            raise GGUFError(f"{file} does not say of which architecture it is; make it again.")
         self.arch = arch
         self._file, self._metadata = file, metadata
 
@@ -156,7 +156,7 @@ class _Keys:
         if value is None:
             raise GGUFError(
                 f"{self._file} does not give {self.arch}.{key}, without which llama.cpp does not "
-                "load it; make it anew."
+                "load it; make it again."
             )
         return self._checked(key, value, least)
 
@@ -177,11 +177,11 @@ class _Keys:
         if not isinstance(value, int) or isinstance(value, bool):
             raise GGUFError(
                 f"{self._file} gives {self.arch}.{key} as {quoted(value)}, which is not one whole "
-                "number; download it again, or make it anew."
+                "number; download it again, or make it again."
             )
         if not least <= value <= _MOST:
             raise GGUFError(
                 f"{self._file} gives {self.arch}.{key} as {value}, which no model has; download it "
-                "again, or make it anew."
+                "again, or make it again."
             )
         return value

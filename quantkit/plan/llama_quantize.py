@@ -155,7 +155,7 @@ def fit_to_rows(wanted: Encoding, target: Target) -> Encoding:
     if wanted.name not in _FALLBACK and wanted.elements > _SMALL_BLOCK:
         raise PlanError(
             f"{target.name} has rows of {target.columns}, no multiple of {wanted.elements} as "
-            f"{wanted.name} needs, and llama-quantize knows nothing to store it as instead; name a "
+            f"{wanted.name} needs, and llama-quantize has no fallback for it; name a "
             "type with --tensor-type, or choose another quant."
         )
     smaller = encoding(_FALLBACK.get(wanted.name, wanted.name))

@@ -84,7 +84,7 @@ def _refused(repo_id: str, status: int, error: BaseException) -> PublishError | 
         )
     if status == 412:
         return UploadError(
-            f"{repo_id} was changed by somebody else meanwhile; run the same command again."
+            f"{repo_id} was changed by someone else in the meantime; run the same command again."
         )
     if status == 429:
         return UploadError(

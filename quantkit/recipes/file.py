@@ -31,7 +31,7 @@ from quantkit.recipes.candidates import quantizable
 _VERSION = 1
 _MOST = 2**22  # bytes of a file; one of 5,000 tensors, each on its line, has a tenth of it
 _MOST_TENSORS = 2**17
-_FIX = "make it anew with quantkit recipe"
+_FIX = "make it again with quantkit recipe"
 _HEAD = "# A recipe of quantkit, for quantkit build MODEL --recipe FILE; see docs/recipes.md.\n"
 
 

@@ -417,7 +417,7 @@ def _late(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--cluster", "10.0.0.1:6379"), "is none of local, auto and ray://HOST:PORT"),
+        (("--cluster", "10.0.0.1:6379"), "must be local, auto or ray://HOST:PORT"),
         (("--cluster-jobs", "3"), "--cluster-jobs needs --cluster"),
     ],
 )

@@ -229,7 +229,7 @@ def test_a_bos_that_only_llama_cpp_adds_is_named() -> None:
     assert remarks(template, adds_bos=True) == (
         "The chat template writes no <s> and the tokenizer adds one: llama.cpp puts it in front "
         "(every conversation), transformers' apply_chat_template leaves it out. Nothing else "
-        "differs there, and there is nothing to mend."
+        "differs there, and you need not change anything."
     )
     other = remarks(template + "{{ none }}", adds_bos=True)
     assert "llama.cpp renders the chat template otherwise than transformers" in other

@@ -99,7 +99,7 @@ def test_what_params_leave_unsaid(tmp_path: Path) -> None:
     [
         ({"hidden_dim": None}, "Meta's own release of a Llama"),
         ({"hidden_dim": 256}, "asks for 256x256"),
-        ({"n_layers": 3}, "is of no model"),
+        ({"n_layers": 3}, "does not belong"),
         ({"n_layers": 5}, "lacks 'layers.4"),
         ({"moe": [1]}, "moe is no object"),
     ],

@@ -85,7 +85,7 @@ def test_json_tells_everything_and_a_broken_norm_fails_alone(folder: Path, tmp_p
     bad = with_fault(of(folder, "q8_0"), tmp_path / "bad.gguf", scale_norm)
     outcome = quantkit("compare", of(folder, "f16"), bad, *FEW, "--json")
     assert outcome.code == 1
-    assert "1 of 2 artifacts are not as healthy ones are: bad.gguf: The weights" in outcome.err
+    assert "1 of 2 artifacts failed: bad.gguf: The weights" in outcome.err
     found = json.loads(outcome.out)
     assert found["reference_quant"] == "f16"
     assert found["windows"] == 2

@@ -45,7 +45,7 @@ def test_what_computes_layers_says_what_to_do_instead(
     monkeypatch.setattr(rows, "find_converter", forbidden)
     sentence = refusal(quantkit("densify", folder, "-o", tmp_path / "out", "--expert", "0"))
     assert ARCHITECTURE in sentence
-    assert "takes Mixtrals" in sentence
+    assert "works on Mixtral checkpoints only" in sentence
     assert not (tmp_path / "out").exists()
 
 

@@ -132,7 +132,7 @@ def test_what_llama_quantize_gives_up_on_is_refused() -> None:
         outline(LARGE_MODELS["SmolLM2-135M"], "q1_0")
     assert str(caught.value) == (
         "blk.0.attn_k.weight has rows of 576, no multiple of 128 as Q1_0 needs, and llama-quantize "
-        "knows nothing to store it as instead; name a type with --tensor-type, or choose another "
+        "has no fallback for it; name a type with --tensor-type, or choose another "
         "quant."
     )
 

@@ -88,7 +88,7 @@ def _answers(asked: Mapping[Any, str]) -> Iterator[tuple[str, Any]]:
     if silent:
         raise ClusterError(
             f"Node {asked[silent[0]]} of the cluster does not answer within "
-            f"{_ANSWER_SECONDS:.0f} s; see `ray status`, and mend or remove it."
+            f"{_ANSWER_SECONDS:.0f} s; see `ray status`, and correct or remove it."
         )
     for task, node in asked.items():
         with suppress(Lost):

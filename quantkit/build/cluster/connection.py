@@ -65,7 +65,7 @@ def connect(
     """
     if address not in (_LOCAL, _RUNNING) and not _ADDRESS.fullmatch(address):
         raise ClusterError(
-            f"--cluster {address} is none of local, auto and ray://HOST:PORT (10001 is Ray's usual "
+            f"--cluster {address} must be local, auto or ray://HOST:PORT (10001 is Ray's usual "
             "port for that)."
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask the network

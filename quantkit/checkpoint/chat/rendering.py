@@ -142,7 +142,7 @@ def _compare(
         yield (
             f"The chat template writes no {bos} and the tokenizer adds one: llama.cpp puts it in "
             f"front ({_names(only_bos, len(answers))}), transformers' apply_chat_template leaves "
-            "it out. Nothing else differs there, and there is nothing to mend."
+            "it out. Nothing else differs there, and you need not change anything."
         )
     other = {name: texts for name, texts in other.items() if name not in only_bos}
     if other:

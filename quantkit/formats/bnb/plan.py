@@ -57,7 +57,9 @@ def outline_bnb(
     """
     if options.block_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
-        raise PlanError(f"--block-size {options.block_size} is none of bitsandbytes': {sizes}.")
+        raise PlanError(
+            f"--block-size {options.block_size} is not a size that bitsandbytes has: {sizes}."
+        )
     codec: Codec = EightBit(dtype)
     if quant.name != _INT8:
         kind = quant.name.removeprefix("bnb-")

@@ -212,7 +212,7 @@ def _add_general(
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"The model card or generation_config.json in {folder} cannot be read ({reason}); "
-            "mend or remove it."
+            "correct or remove it."
         ) from None
     return general
 
