@@ -82,7 +82,7 @@ def densify(
     require_free(out)
     sources = parse_sources(text, chat)
     memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None
-    source, model = open_source(checkpoint, "quantkit densify takes Mixtrals")
+    source, model = open_source(checkpoint, "quantkit densify works on Mixtral checkpoints only")
     require_experts(source, model)
     experts, layers = model.hparams.num_local_experts, model.hparams.num_hidden_layers
 

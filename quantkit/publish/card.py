@@ -20,6 +20,7 @@ from quantkit.core.packages import DISTRIBUTION
 from quantkit.core.units import format_count, format_size
 from quantkit.publish.fits import Fits
 from quantkit.publish.layout import FAMILIES, PICTURE, SUMS, PublishedArtifact
+from quantkit.publish.markdown import code, escaped, fenced
 from quantkit.publish.measured import Measured
 from quantkit.publish.metadata import SourceFacts
 from quantkit.recipes.contest import describe_choice
@@ -28,7 +29,8 @@ from quantkit.verify.compare import Result
 from quantkit.verify.proof import describe_proof
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$])")
+
+
 _EXAMPLES = ("q4_k_m", "q5_k_m", "q4_k_s", "iq4_xs", "q6_k", "q3_k_m", "q8_0")
 _OURS = ("llama", "mistral", "mixtral")  # that transformers 4 and auto-gptq have been tried with
 _TAGS = {
@@ -96,7 +98,7 @@ def _template() -> Any:
     environment = Environment(  # noqa: S701 - no HTML: `md`, `code`, `fenced` escape for Markdown
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters |= {"md": _md, "code": _code, "fenced": _fenced}
+    environment.filters |= {"md": escaped, "code": code, "fenced": fenced}
     return environment.from_string(read_file(_TEMPLATE).decode())
 
 
@@ -393,24 +395,3 @@ def _rebuild(facts: Facts) -> str:
     if facts.family == "bnb" and config.get("bnb_4bit_use_double_quant"):
         words.append("--double-quant")
     return " \\\n  ".join(words)
-
-
-def _md(text: object) -> str:
-    """Text inside a line of Markdown, whatever it holds."""
-    line = " ".join(str(text).split())
-    return _MARKDOWN.sub(r"\\\1", line)
-
-
-def _code(text: object) -> str:
-    """Text as code inside a line, in a table too."""
-    line = " ".join(str(text).split()).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{pad}{line}{pad}{fence}"
-
-
-def _fenced(text: object, language: str = "") -> str:
-    """Text as a block of code that nothing in it can end."""
-    block = str(text)
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block)), default=0))
-    return f"{fence}{language}\n{block}\n{fence}"

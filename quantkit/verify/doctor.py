@@ -64,7 +64,7 @@ def examine() -> list[Finding]:
     """Everything worth knowing when quantkit does not work. Takes about two seconds."""
     return [
         *_software(),
-        *examine_converter(converter_state()),
+        *(examine_converter(converter_state()) if importlib.util.find_spec("platformdirs") else ()),
         *_native(),
         *_hardware(),
         examine_trap(),

@@ -125,8 +125,14 @@ def test_what_a_build_measured_is_read_from_its_manifest(tmp_path: Path) -> None
     assert recorded_scale(tmp_path, subject) is None
     manifest = json.loads((tmp_path / "quantkit.json").read_text())
     for n, entry in enumerate(manifest["artifacts"].values()):
-        candidates = [{"way": "a", "kld": 9.0}, {"way": "b", "kld": n + 0.5, "delivered": True}]
-        entry["choice"] = {"text": "a text", "text_sha256": "0" * 64, "candidates": candidates}
+        row = {"quant": "q", "bytes": 1, "plan_sha256": "0" * 64}
+        won = {**row, "way": "b", "kld": n + 0.5, "delivered": True}
+        entry["choice"] = {
+            "measured": True,
+            "text": "a text",
+            "text_sha256": "0" * 64,
+            "candidates": [{**row, "way": "a", "kld": 9.0}, won],
+        }
     (tmp_path / "quantkit.json").write_text(json.dumps(manifest))
     scale = recorded_scale(tmp_path, subject)
     assert scale is not None

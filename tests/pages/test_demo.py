@@ -11,7 +11,7 @@ _LARGE = ("torch", "transformers", "ray", "accelerate", "bitsandbytes", "matplot
 
 
 def _said(target: str, venv: Path) -> list[str]:
-    command = ["make", "--dry-run", f"VENV={venv}", target]
+    command = ["make", "--dry-run", "--no-print-directory", f"VENV={venv}", target]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.splitlines()
 
