@@ -143,6 +143,7 @@ def test_a_build_that_is_killed_between_candidates_goes_on_there(
     assert not (tmp_path / FOLDER).exists()
 
 
+@pytest.mark.native  # for its time
 def test_a_kill_while_the_winner_is_put_in_its_place_loses_nothing(
     tmp_path: Path, measuring: Callable[..., Measuring], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def _publish_by_replacing(self: Any) -> Path:
     return final
 
 
+@pytest.mark.native  # for its time
 def test_what_is_not_measured_says_so(tmp_path: Path, measuring: Callable[..., Measuring]) -> None:
     stand_in = measuring()
     built(tmp_path, "--no-compare")
@@ -204,6 +206,7 @@ def test_a_model_that_does_not_run_here_is_built_all_the_same(
     assert refusal(quantkit(*wish)).startswith("Candidates cannot be measured: the unquantized")
 
 
+@pytest.mark.native  # for its time
 def test_where_measuring_fails_what_was_asked_for_is_built(
     tmp_path: Path, measuring: Callable[..., Measuring]
 ) -> None:

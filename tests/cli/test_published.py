@@ -59,6 +59,7 @@ def test_build_smoke_inspect_fit_and_export(quant: str, model: Path, tmp_path: P
         assert rows["gate", "BF16"]["count"] == 2
 
 
+@pytest.mark.native  # for its time
 def test_a_gptq_folder_is_what_it_is_and_no_source(tmp_path: Path) -> None:
     folder = synthetic_folder("gemma3", tmp_path)
     shown = json.loads(quantkit("inspect", folder, "--json").out)
@@ -73,6 +74,7 @@ def test_a_gptq_folder_is_what_it_is_and_no_source(tmp_path: Path) -> None:
     assert not is_own_artifact(folder)
 
 
+@pytest.mark.native  # for its time
 def test_one_command_builds_all(model: Path, tmp_path: Path) -> None:
     """GGUFs of what llama.cpp's converter describes, folders of what transformers shows."""
     out = tmp_path / "out"
