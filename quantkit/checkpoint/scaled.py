@@ -14,14 +14,13 @@ from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
-from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
+from quantkit.core.tensors import FLOAT_BYTES, TORCH_NAMES, SourceTensor, named_dtype
 
 KIND = "F8_E4M3"
 DTYPE = torch.float8_e4m3fn
 # As DeepSeek's checkpoints, and compressed-tensors', call what a weight is multiplied by.
 _ENDINGS = ("_scale_inv", "_scale")
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_FLOATS = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAMES.items()}
 
 
 def scale_of(name: str, names: Container[str]) -> str | None:
@@ -123,7 +122,7 @@ def as_meant(stored: Checkpoint) -> Checkpoint:
     block = block_size(stored.config)
     matrices = {name: _Scaled.of(tensors[name], tensors[s], block) for name, s in scales.items()}
     modules = {name.rpartition(".")[0] for name in scales}
-    dtype = _model_dtype(stored.config)
+    dtype = named_dtype(stored.config) or "BF16"
     plain = {
         name: _as_floats(tensor, dtype) if name in scales else tensor
         for name, tensor in tensors.items()
@@ -138,11 +137,6 @@ def _is_scale(name: str, modules: Container[str]) -> bool:
     """Whether a tensor is a scale of a module in FP8: of its weight, its inputs, its outputs."""
     module, _, own = name.rpartition(".")
     return module in modules and own.endswith(_ENDINGS)
-
-
-def _model_dtype(config: Mapping[str, Any]) -> str:
-    named = config.get("dtype") or config.get("torch_dtype")
-    return _NAMED.get(str(named), "BF16")
 
 
 def _as_floats(tensor: SourceTensor, dtype: str) -> SourceTensor:

@@ -124,7 +124,7 @@ def settle(
         _tell(contest, outcome)
     best = contests.delivered_in(record)
     layout = _final(work, contest.candidates[best], metadata, wish.shard_size)
-    layout = replace(layout, plan=replace(layout.plan, choice=record))
+    layout = layout.chosen(record)
     adopted = _adopt(folder, contest.layouts[best], out, layout)
     others = [x for x in work.layouts if x.name != layout.name and x is not _searched(work)]
     return replace(work, layouts=(*others, layout)), layout.name if adopted else None
@@ -142,7 +142,7 @@ def keep_choice(artifact: "Artifact", folder: Path) -> "Artifact":
     from quantkit.build.manifest import add_artifact
     from quantkit.build.output import locked
 
-    choice = getattr(artifact.layout.plan, "choice", {})
+    choice = artifact.layout.record.get("choice", {})
     known = artifact.entry.get("choice") or {}
     if artifact.fresh or not choice or (known.get("measured") and not choice["measured"]):
         return artifact
@@ -202,7 +202,7 @@ def _unmeasured(work: "Work", why: str) -> "Work":
     from quantkit.recipes.contest import unmeasured
 
     old = _searched(work)
-    new = replace(old, plan=replace(old.plan, choice=unmeasured(why)))
+    new = old.chosen(unmeasured(why))
     return replace(work, layouts=tuple(new if x is old else x for x in work.layouts))
 
 

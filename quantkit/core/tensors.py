@@ -1,13 +1,22 @@
 """What a checkpoint's headers say about its tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 # Safetensors dtypes that hold plain floating-point weights, and their bytes per element.
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 # PyTorch's names of the same, which config.json has, too.
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
+
+
+def named_dtype(config: Mapping[str, Any]) -> str | None:
+    """The floats that config.json says a model is in; None where it says none of these."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    return DTYPES.get(named) if isinstance(named, str) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class _Context(msgspec.Struct, frozen=True):
 
 
 class _Told(msgspec.Struct, frozen=True):
-    """What ``verify.bindings.buffers`` returns."""
+    """What ``verify.buffers.buffers`` returns."""
 
     gpu: bool
     use: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.core.tensors import TORCH_NAMES, SourceTensor
+from quantkit.core.tensors import TORCH_NAMES, SourceTensor, named_dtype
 from quantkit.encodings.encoding import Encoding
 from quantkit.formats.folder import Part
 from quantkit.formats.safetensors import ITEM_BYTES, StoredTensor
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 def model_dtype(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> str:
     """The dtype that transformers loads a checkpoint in: config.json's, or that of its weights."""
-    named = config.get("dtype") or config.get("torch_dtype")
-    known = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
-    if isinstance(named, str) and named in known:
-        return known[named]
-    return next(t.dtype for t in tensors.values() if t.dtype in TORCH_NAMES)
+    stored = (t.dtype for t in tensors.values() if t.dtype in TORCH_NAMES)
+    return named_dtype(config) or next(stored)
 
 
 def to_torch(raw: NDArray[np.uint8], dtype: str, columns: int) -> "torch.Tensor":

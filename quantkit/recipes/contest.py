@@ -173,9 +173,7 @@ def measure(
     text = folder / "text.txt"
     write_file(text, contest.text)
     figures = []
-    for candidate, artifact in zip(
-        contest.candidates, artifacts[-len(contest.layouts) :], strict=True
-    ):
+    for candidate, artifact in zip(contest.candidates, artifacts, strict=True):
         key = artifact.entry["files"][0]["sha256"]
         figure, seconds = kept.figures.get(key), 0.0
         if figure is None and not artifact.is_sound:

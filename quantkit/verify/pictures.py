@@ -34,29 +34,21 @@ def draw_all(
         OutputError: matplotlib is not installed, or a file cannot be written.
 
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OutputError(why_missing("matplotlib", "plot", "A picture")) from None
-    rows = [row for row in comparison.results if row.measures and not row.is_reference]
+    matplotlib = _matplotlib()
+    rows = _drawn(comparison)
     figures: dict[str, Any] = {}
     if rows:
-        figures["frontier"] = _frontier(Figure(figsize=(8, 5), layout="constrained"), rows)
-        figures["percentiles"] = _percentiles(Figure(figsize=(8, 5), layout="constrained"), rows)
+        figures["frontier"] = _frontier(_figure(matplotlib), rows)
+        figures["percentiles"] = _percentiles(_figure(matplotlib), rows)
     if errors is not None:
         figures["layers"] = _heat_map(errors, artifact)
     files = []
     # Fixed names instead of random ones, so that the same figures give the same SVG.
-    with rc_context({"svg.hashsalt": "quantkit"}):
+    with matplotlib.rc_context({"svg.hashsalt": "quantkit"}):
         for name, figure in figures.items():
             for kind in ("svg", "png"):
                 file = folder / f"{name}.{kind}"
-                metadata = {"Date": None} if kind == "svg" else None
-                try:
-                    figure.savefig(file, dpi=120, metadata=metadata)
-                except OSError as error:
-                    raise OutputError(f"{file} cannot be drawn: {error.strerror}.") from None
+                _save(figure, file, {"Date": None} if kind == "svg" else None)
                 files.append(file)
     return files
 
@@ -68,14 +60,30 @@ def draw_frontier(comparison: Comparison, file: Path) -> None:
         OutputError: matplotlib is not installed, or the file cannot be written.
 
     """
+    _save(_frontier(_figure(_matplotlib()), _drawn(comparison)), file)
+
+
+def _drawn(comparison: Comparison) -> list[Result]:
+    """What pictures show: what was measured, but the reference."""
+    return [row for row in comparison.results if row.measures and not row.is_reference]
+
+
+def _matplotlib() -> Any:
     try:
-        from matplotlib.figure import Figure
+        import matplotlib
+        import matplotlib.figure
     except ImportError:
         raise OutputError(why_missing("matplotlib", "plot", "A picture")) from None
-    rows = [row for row in comparison.results if row.measures and not row.is_reference]
-    figure = _frontier(Figure(figsize=(8, 5), layout="constrained"), rows)
+    return matplotlib
+
+
+def _figure(matplotlib: Any) -> Any:
+    return matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+
+
+def _save(figure: Any, file: Path, metadata: dict[str, Any] | None = None) -> None:
     try:
-        figure.savefig(file, dpi=120)
+        figure.savefig(file, dpi=120, metadata=metadata)
     except OSError as error:
         raise OutputError(f"{file} cannot be drawn: {error.strerror}.") from None
 

@@ -13,13 +13,12 @@ from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.documents import decode
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
-from quantkit.core.tensors import FLOAT_BYTES, TORCH_NAMES, SourceTensor
+from quantkit.core.tensors import DTYPES, FLOAT_BYTES, TORCH_NAMES, SourceTensor
 from quantkit.formats.bnb.codec import functional, require_bitsandbytes
 from quantkit.formats.dequantized import Dequantized, read_bytes
 from quantkit.formats.floats import to_bytes, to_torch
 
 _STATE = ".quant_state.bitsandbytes__"
-_DTYPES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 _PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 
 _MOST_STATE_BYTES = 4096
@@ -107,12 +106,12 @@ def read_state(tensors: Mapping[str, SourceTensor], name: str) -> FourBitState |
         error=CheckpointError,
         fix="build or copy it again",
     )
-    if facts.quant_type != kind or facts.dtype not in _DTYPES or not isfinite(facts.nested_offset):
+    if facts.quant_type != kind or facts.dtype not in DTYPES or not isfinite(facts.nested_offset):
         raise foreign
     return FourBitState(
         kind,
         facts.blocksize,
-        _DTYPES[facts.dtype],
+        DTYPES[facts.dtype],
         facts.shape,
         facts.nested_blocksize,
         facts.nested_offset,

@@ -6,7 +6,7 @@ The order of metadata and tensors is llama-quantize's, and that of shards llama-
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -100,6 +100,10 @@ class GGUFLayout:
     def remarking(self, remarks: Sequence[str]) -> "GGUFLayout":
         """The same with more remarks."""
         return replace(self, remarks=(*self.remarks, *remarks))
+
+    def chosen(self, how: Mapping[str, Any]) -> "GGUFLayout":
+        """The same with what the manifest keeps of how it was chosen."""
+        return replace(self, plan=replace(self.plan, choice=how))
 
     def without_headers(self) -> "GGUFLayout":
         """The same without headers."""
