@@ -24,10 +24,10 @@ from rich.table import Table
 
 from benchmarks.random_imatrix import imatrix_for
 from benchmarks.unit_costs import cost_tables, measure_unit_costs
-from quantkit.build.work import prepare
+from quantkit.building.work import prepare
 from quantkit.core.units import format_size
-from quantkit.plan.quants import find_quants, known_groups
-from quantkit.verify.machine import cpu_name, usable_cores
+from quantkit.planning.quants import find_quants, known_groups
+from quantkit.verification.machine import cpu_name, usable_cores
 from tests.large_checkpoints import large_checkpoint
 from tests.large_experts import large_experts
 from tests.measured import Cost, measure, unwind_on_sigterm

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import LIMIT
-from quantkit.verify.machine import usable_cores
+from quantkit.verification.machine import usable_cores
 from tests.large_checkpoints import MIXTRAL_8X22B, large_checkpoint
 from tests.measured import Cost, measure, unwind_on_sigterm
 from tests.random_checkpoints import config_of, write_tokenizer

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.calibrate.text import make_corpus
+from quantkit.calibration.text import make_corpus
 from quantkit.checkpoint.open import open_checkpoint
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quantkit.calibrate.lockstep.forward import LockstepForward
-    from quantkit.calibrate.lockstep.visitors import Visitors
-    from quantkit.calibrate.quantizer import Quantizer
+    from quantkit.calibration.lockstep.forward import LockstepForward
+    from quantkit.calibration.lockstep.visitors import Visitors
+    from quantkit.calibration.quantizer import Quantizer
     from quantkit.encodings.gptq import Rounded
 
 TINY = Path(__file__).resolve().parents[1] / "tests/checkpoints"
@@ -86,8 +86,8 @@ def largest(difference: Callable[[str], float], names: Mapping[str, float]) -> f
 
 def squares(folder: Path, device: str) -> tuple[dict[str, float], dict[str, float]]:
     """What the matrices of each parameter see on random tokens: sums of squares, tokens."""
-    from quantkit.calibrate.lockstep.squares import Squares
-    from quantkit.calibrate.lockstep.visitors import Visitors
+    from quantkit.calibration.lockstep.squares import Squares
+    from quantkit.calibration.lockstep.visitors import Visitors
 
     forward = opened(folder, device)
     watcher = Squares(forward.n_matrices)
@@ -101,7 +101,7 @@ def squares(folder: Path, device: str) -> tuple[dict[str, float], dict[str, floa
 
 def rounding_errors(folder: Path, device: str) -> dict[str, float]:
     """By parameter, how far GPTQ's matrices are from the original, in squares."""
-    from quantkit.calibrate.lockstep.visitors import Visitors
+    from quantkit.calibration.lockstep.visitors import Visitors
 
     forward = opened(folder, device)
     found: dict[str, float] = {}
@@ -122,8 +122,8 @@ def time_layers(options: argparse.Namespace) -> None:
     """Say what one layer of true shape takes."""
     import torch
 
-    from quantkit.calibrate.lockstep.squares import Squares
-    from quantkit.calibrate.lockstep.visitors import Visitors
+    from quantkit.calibration.lockstep.squares import Squares
+    from quantkit.calibration.lockstep.visitors import Visitors
     from tests.large_checkpoints import MIXTRAL_8X22B, large_checkpoint
 
     with TemporaryDirectory(prefix="quantkit-gpu-", dir=options.folder) as temporary:
@@ -158,7 +158,7 @@ def time_layers(options: argparse.Namespace) -> None:
 def opened(folder: Path, device: str) -> "LockstepForward":
     import torch
 
-    from quantkit.calibrate.lockstep.forward import LockstepForward
+    from quantkit.calibration.lockstep.forward import LockstepForward
     from quantkit.checkpoint.open import find_source, open_stored
 
     source = find_source(str(folder))
@@ -169,7 +169,7 @@ def opened(folder: Path, device: str) -> "LockstepForward":
 def quantizer(
     forward: "LockstepForward", keep: "Callable[[str, int | None, slice, Rounded], None]"
 ) -> "Quantizer":
-    from quantkit.calibrate.quantizer import Quantizer, Recipe
+    from quantkit.calibration.quantizer import Quantizer, Recipe
     from quantkit.encodings.gptq import Grid
 
     return Quantizer(Recipe(Grid(4, 128)), forward.device, forward.linears, keep)
@@ -179,8 +179,8 @@ def run_over(forward: "LockstepForward", visitors: "Visitors", chunks: int, cont
     """Run a model over random tokens, up to the last layer."""
     import numpy as np
 
-    from quantkit.calibrate.lockstep.run import run
-    from quantkit.calibrate.lockstep.states import States
+    from quantkit.calibration.lockstep.run import run
+    from quantkit.calibration.lockstep.states import States
 
     vocabulary = int(forward.model.config.vocab_size)
     tokens = np.random.default_rng(0).integers(0, vocabulary, (chunks, context))

@@ -28,7 +28,7 @@ from quantkit.encodings import ggml
 from quantkit.encodings.encoding import encoding
 from quantkit.encodings.fast.encode import encode, has_kernel
 from quantkit.encodings.slab import Slab
-from quantkit.verify.machine import cpu_name
+from quantkit.verification.machine import cpu_name
 
 TINY = Path(__file__).resolve().parents[1] / "tests/checkpoints/tiny-mixtral"
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")

@@ -13,11 +13,11 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 
 from benchmarks.search import CHECKPOINTS, TINY
-from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import TextSource
-from quantkit.calibrate.text import make_corpus
+from quantkit.calibration.settings import Settings
+from quantkit.calibration.sources import TextSource
+from quantkit.calibration.text import make_corpus
 from quantkit.checkpoint.open import open_checkpoint, open_model
-from quantkit.plan.names import category_of
+from quantkit.planning.names import category_of
 from quantkit.recipes.sensitivity import measure_sensitivities
 from tests.checkpoints.text import training_text
 

@@ -16,7 +16,7 @@ import sentencepiece
 import torch
 import transformers
 
-from quantkit.calibrate.text import built_in_text
+from quantkit.calibration.text import built_in_text
 from tests.checkpoints import train
 from tests.checkpoints.text import heldout_text
 

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from benchmarks.random_imatrix import imatrix_for
 from quantkit.core.units import format_size, parse_size
-from quantkit.plan.quants import find_quants
-from quantkit.verify.machine import usable_cores
+from quantkit.planning.quants import find_quants
+from quantkit.verification.machine import usable_cores
 from tests.large_checkpoints import MIXTRAL_8X22B, large_checkpoint
 from tests.large_experts import large_experts
 from tests.measured import Cost, measure, unwind_on_sigterm

@@ -76,7 +76,7 @@ def draw(figures: dict[str, Any], scheme: dict[str, str], file: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from quantkit.verify.labels import place_labels
+    from quantkit.verification.labels import place_labels
 
     ink = scheme["ink"]
     with rc_context({"svg.hashsalt": "quantkit", "axes.edgecolor": scheme["grid"]}):

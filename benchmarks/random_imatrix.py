@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.build.work import prepare
+from quantkit.building.work import prepare
 from quantkit.core.errors import ImatrixError
-from quantkit.plan.names import category_of, may_be_quantized
-from quantkit.plan.quants import Quant, find_quants
+from quantkit.planning.names import category_of, may_be_quantized
+from quantkit.planning.quants import Quant, find_quants
 from tests.imatrix_writer import write_gguf_imatrix
 
 _NOT_SEEN = ("output", "token_embd")  # by llama-imatrix, unless it is asked to

@@ -34,27 +34,27 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from quantkit.build.engine import build
-from quantkit.build.work import prepare
-from quantkit.calibrate.calibrate import calibrate
-from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import TextSource
-from quantkit.calibrate.text import Corpus, make_corpus
+from quantkit.building.engine import build
+from quantkit.building.work import prepare
+from quantkit.calibration.calibrate import calibrate
+from quantkit.calibration.settings import Settings
+from quantkit.calibration.sources import TextSource
+from quantkit.calibration.text import Corpus, make_corpus
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.checkpoint.rows import open_rows
 from quantkit.encodings.encoding import Encoding, encoding
 from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.widen import widen
-from quantkit.plan.plan import make_plan
-from quantkit.plan.quants import all_quants
-from quantkit.plan.recipe import Override
+from quantkit.planning.plan import make_plan
+from quantkit.planning.quants import all_quants
+from quantkit.planning.recipe import Override
 from quantkit.recipes.candidates import all_floors, offer
 from quantkit.recipes.errors import measure_errors
 from quantkit.recipes.search import Choice, Search
 from quantkit.recipes.sensitivity import measure_sensitivities
-from quantkit.verify.compare import compare
-from quantkit.verify.subjects import open_subject
+from quantkit.verification.compare import compare
+from quantkit.verification.subjects import open_subject
 from tests.checkpoints.text import heldout_text, training_text
 
 QUANTS = ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m")

@@ -43,14 +43,14 @@ from benchmarks.scale_model import (
 from benchmarks.scale_plot import draw
 from benchmarks.task_costs import TaskCosts, measure_start, measure_task_costs
 from benchmarks.unit_costs import UnitCosts, cost_tables, measure_unit_costs
-from quantkit.build.work import Work, prepare
+from quantkit.building.work import Work, prepare
 from quantkit.core.errors import ImatrixError
 from quantkit.core.profiles import load_profile
 from quantkit.core.units import format_size, parse_size
 from quantkit.families import find_family
-from quantkit.plan.plan import make_plan
-from quantkit.plan.quants import all_quants, find_quants
-from quantkit.verify.machine import cpu_name, usable_cores
+from quantkit.planning.plan import make_plan
+from quantkit.planning.quants import all_quants, find_quants
+from quantkit.verification.machine import cpu_name, usable_cores
 from tests.large_checkpoints import large_checkpoint
 from tests.measured import measure, unwind_on_sigterm
 from tests.ray_nodes import running

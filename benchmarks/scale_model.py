@@ -11,9 +11,9 @@ from heapq import heapreplace
 from math import inf
 
 from benchmarks.unit_costs import UnitCosts, unit_bytes
-from quantkit.build.source import stamps_of
-from quantkit.build.units import UNIT_ELEMENTS, cut_units
-from quantkit.build.work import Work
+from quantkit.building.source import stamps_of
+from quantkit.building.units import UNIT_ELEMENTS, cut_units
+from quantkit.building.work import Work
 
 SOURCE_UNIT = 2 * UNIT_ELEMENTS  # bytes of a unit in bfloat16
 

@@ -7,8 +7,8 @@ of tensor.
 import argparse
 from pathlib import Path
 
-from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.text import random_corpus
+from quantkit.calibration.settings import Settings
+from quantkit.calibration.text import random_corpus
 from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.checkpoint.text_config import text_config
 from quantkit.recipes.sensitivity import measure_sensitivities

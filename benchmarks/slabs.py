@@ -23,8 +23,8 @@ from quantkit.encodings.encoding import Encoding, encoding
 from quantkit.encodings.fast.encode import encode, has_kernel
 from quantkit.encodings.fast.tiles import make_tiles
 from quantkit.encodings.slab import Slab
-from quantkit.plan.quants import all_quants
-from quantkit.verify.machine import cpu_name
+from quantkit.planning.quants import all_quants
+from quantkit.verification.machine import cpu_name
 
 REFERENCE = "Q4_K"
 _MOST = 5.0  # times the time of the reference

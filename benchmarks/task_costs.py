@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantkit.build.cluster.connection import connect
-from quantkit.build.cluster.executor import ClusterExecutor
-from quantkit.build.executor import EncodeRequest
-from quantkit.build.output import PartialArtifact
-from quantkit.build.source import Reading, stamps_of
-from quantkit.build.units import cut_units
-from quantkit.build.work import prepare
-from quantkit.plan.quants import find_quants
+from quantkit.building.cluster.connection import connect
+from quantkit.building.cluster.executor import ClusterExecutor
+from quantkit.building.executor import EncodeRequest
+from quantkit.building.output import PartialArtifact
+from quantkit.building.source import Reading, stamps_of
+from quantkit.building.units import cut_units
+from quantkit.building.work import prepare
+from quantkit.planning.quants import find_quants
 from tests.large_checkpoints import large_checkpoint
 from tests.measured import measure
 

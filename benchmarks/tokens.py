@@ -19,9 +19,9 @@ from pydoc_data.topics import topics
 from typing import TypeVar
 
 from quantkit.checkpoint.tokenizer import add_tokenizer
-from quantkit.verify.smoke import smoke
-from quantkit.verify.specimen import write_specimen
-from quantkit.verify.tokens import expect_tokens
+from quantkit.verification.smoke import smoke
+from quantkit.verification.specimen import write_specimen
+from quantkit.verification.tokens import expect_tokens
 
 T = TypeVar("T")
 _RUNS = 7

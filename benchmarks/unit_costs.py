@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from quantkit.build.encode import Encoder
-from quantkit.build.output import PartialArtifact
-from quantkit.build.readback import read_back
-from quantkit.build.source import read_unit
-from quantkit.build.units import UNIT_ELEMENTS, Unit, cut_units
-from quantkit.build.work import Work, prepare
+from quantkit.building.encode import Encoder
+from quantkit.building.output import PartialArtifact
+from quantkit.building.readback import read_back
+from quantkit.building.source import read_unit
+from quantkit.building.units import UNIT_ELEMENTS, Unit, cut_units
+from quantkit.building.work import Work, prepare
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings.encoding import Encoding, encoding
@@ -34,7 +34,7 @@ from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.slab import Slab
 from quantkit.formats.layout import Layout
 from quantkit.formats.place import Place
-from quantkit.plan.quants import find_quants
+from quantkit.planning.quants import find_quants
 
 _SUPERBLOCK = 256  # what tiles are made for
 _READY_SECONDS = 120.0  # for processes to compile a kernel

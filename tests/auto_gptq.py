@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.publish.card import render_card
+from quantkit.publishing.card import render_card
 from tests.environments import python, run
-from tests.publish import cards
+from tests.publishing import cards
 
 LOGITS = """
 import os

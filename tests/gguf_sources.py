@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from quantkit.build.work import prepare
-from quantkit.plan.quants import find_quants
-from tests.build.builds import build_work
+from quantkit.building.work import prepare
+from quantkit.planning.quants import find_quants
+from tests.building.builds import build_work
 
 
 def unquantized(

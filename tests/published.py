@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 
-from quantkit.build import engine
-from quantkit.build.work import prepare
-from quantkit.calibrate.gptq import build_gptq, plan_gptq
-from quantkit.calibrate.lockstep.forward import LockstepForward
-from quantkit.calibrate.lockstep.published import publish_model
-from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.text import random_corpus
+from quantkit.building import engine
+from quantkit.building.work import prepare
+from quantkit.calibration.gptq import build_gptq, plan_gptq
+from quantkit.calibration.lockstep.forward import LockstepForward
+from quantkit.calibration.lockstep.published import publish_model
+from quantkit.calibration.settings import Settings
+from quantkit.calibration.text import random_corpus
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_stored
 from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.gptq.plan import GptqOptions
-from quantkit.plan.quants import find_quants
-from tests.calibrate.small_models import ordinary_model, small_model
+from quantkit.planning.quants import find_quants
+from tests.calibration.small_models import ordinary_model, small_model
 
 IDS = torch.tensor([[1, 5, 9, 33, 200, 77, 301, 12, 90, 5, 17, 440, 3, 88]])
 

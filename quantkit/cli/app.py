@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-import quantkit
 from quantkit.cli.output import fail, guarded_stdout, spell
 from quantkit.core.errors import Interrupted, QuantkitError
 from quantkit.core.system import require_supported
+from quantkit.core.version import __version__
 
 # In the order of the help. Each is a function of a module of its name.
 COMMANDS = (
@@ -42,7 +42,7 @@ def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"quantkit {quantkit.__version__}")
+        print(f"quantkit {__version__}")
         raise typer.Exit
 
 

@@ -67,8 +67,8 @@ from quantkit.core.errors import PlanError
 from quantkit.core.units import parse_size
 
 if TYPE_CHECKING:
-    from quantkit.build.artifact import Artifact
-    from quantkit.build.work import Work
+    from quantkit.building.artifact import Artifact
+    from quantkit.building.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.formats.folder import FolderLayout
@@ -253,9 +253,9 @@ def build(
     A source on the Hub is read over the network and needs no disk. Stopped or killed, the same
     command goes on where it was.
     """
-    from quantkit.build.output import require_place
-    from quantkit.build.work import prepare
-    from quantkit.calibrate.sources import parse_sources
+    from quantkit.building.output import require_place
+    from quantkit.building.work import prepare
+    from quantkit.calibration.sources import parse_sources
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.checkpoint.open import (
@@ -267,9 +267,9 @@ def build(
     from quantkit.checkpoint.open import refuse_idle as no_converter
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions
-    from quantkit.plan.quants import all_quants, find_quants
-    from quantkit.plan.recipe import parse_encoding, parse_override
-    from quantkit.verify.machine import usable_cores
+    from quantkit.planning.quants import all_quants, find_quants
+    from quantkit.planning.recipe import parse_encoding, parse_override
+    from quantkit.verification.machine import usable_cores
 
     memory = parse_size(max_memory)
     wish = ConverterOptions(llama_cpp, mtp=mtp, say=note)
@@ -573,8 +573,8 @@ def _refuse_early(
         hashed: compare sha256 of what is there already.
 
     """
-    from quantkit.build import engine
-    from quantkit.build.output import check_space
+    from quantkit.building import engine
+    from quantkit.building.output import check_space
 
     needed = on_text.look_ahead(hashed=hashed)
     for work in works:

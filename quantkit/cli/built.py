@@ -27,9 +27,9 @@ from quantkit.core.units import counted, format_count, format_size
 from quantkit.formats.readers import who_reads
 
 if TYPE_CHECKING:
-    from quantkit.build.artifact import Artifact, Check
-    from quantkit.build.executor import Workers
-    from quantkit.build.work import Work
+    from quantkit.building.artifact import Artifact, Check
+    from quantkit.building.executor import Workers
+    from quantkit.building.work import Work
 
 
 def run_build(
@@ -59,10 +59,10 @@ def run_build(
         SmokeError: one of them does not run.
 
     """
-    from quantkit.build import engine
-    from quantkit.build.executor import ThisProcess
-    from quantkit.build.output import check_space
-    from quantkit.build.projector import knowing
+    from quantkit.building import engine
+    from quantkit.building.executor import ThisProcess
+    from quantkit.building.output import check_space
+    from quantkit.building.projector import knowing
 
     require_loadable(work, projector)
     origin = get_ready(work, folder, memory, smoke=smoke)
@@ -179,7 +179,7 @@ def _token_remarks(artifacts: "list[Artifact]") -> list[str]:
 
 
 def _show_artifacts(artifacts: "list[Artifact]", folder: Path, as_json: bool) -> None:
-    from quantkit.verify.smoke import NOT_COMPARED
+    from quantkit.verification.smoke import NOT_COMPARED
 
     if as_json:
         emit_json(

@@ -31,13 +31,13 @@ from quantkit.cli.output import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from quantkit.calibrate.calibrate import Calibration
-    from quantkit.calibrate.routing import Routing
-    from quantkit.calibrate.settings import Settings, Step
-    from quantkit.calibrate.text import Corpus
+    from quantkit.calibration.calibrate import Calibration
+    from quantkit.calibration.routing import Routing
+    from quantkit.calibration.settings import Settings, Step
+    from quantkit.calibration.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder, Model
-    from quantkit.verify.imatrix import Gathered
+    from quantkit.verification.imatrix import Gathered
 
 _STARVED_SHARE = 0.25  # of an even share, below which an expert counts as starved
 
@@ -123,8 +123,8 @@ def calibrate(
         require_running("calibrate", "Calibrating a checkpoint")
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
-    from quantkit.calibrate.plot import require_drawable
-    from quantkit.calibrate.sources import parse_sources
+    from quantkit.calibration.plot import require_drawable
+    from quantkit.calibration.sources import parse_sources
     from quantkit.core.errors import OutputError
 
     sources = parse_sources(text, chat)
@@ -143,11 +143,11 @@ def calibrate(
         gathered = gather_from_gguf(gguf, wish, out, earlier or ())
         _finish(gathered, gathered.routing, "chunks", plot, 0, as_json)
         return
-    from quantkit.build.output import check_space
-    from quantkit.calibrate.calibrate import look_ahead
-    from quantkit.calibrate.lockstep.forward import stand_ready
-    from quantkit.calibrate.settings import Settings
-    from quantkit.calibrate.text import make_corpus, random_corpus
+    from quantkit.building.output import check_space
+    from quantkit.calibration.calibrate import look_ahead
+    from quantkit.calibration.lockstep.forward import stand_ready
+    from quantkit.calibration.settings import Settings
+    from quantkit.calibration.text import make_corpus, random_corpus
     from quantkit.checkpoint.open import open_stored_by_name
     from quantkit.core.units import parse_size
 
@@ -253,7 +253,7 @@ def require_writable(out: Path, *, overwrite: bool) -> None:
         OutputError: so it is.
 
     """
-    from quantkit.build.output import require_place
+    from quantkit.building.output import require_place
     from quantkit.core.errors import OutputError
 
     require_place(out.absolute().parent)
@@ -280,7 +280,7 @@ def open_noted(source: "Path | Checkpoint", fix: str) -> "tuple[Checkpoint, Deco
 
 def remarks_on(corpus: "Corpus", asked: int) -> list[str]:
     """What to say of text that nobody chose, or of which there is less than was asked for."""
-    from quantkit.calibrate.text import BUILT_IN, ON_BUILT_IN, RANDOM
+    from quantkit.calibration.text import BUILT_IN, ON_BUILT_IN, RANDOM
 
     remarks = []
     if corpus.names == (BUILT_IN,):
@@ -304,7 +304,7 @@ def run(
     earlier: "Sequence[Path]" = (),
 ) -> "Calibration":
     """Calibrate with a progress bar; the remarks are made once it begins."""
-    from quantkit.calibrate.calibrate import calibrate as work
+    from quantkit.calibration.calibrate import calibrate as work
 
     meter = open_meter("layer")
 
@@ -330,7 +330,7 @@ def _finish(
 ) -> None:
     """Draw and show where the tokens went, and what the matrix was made from."""
     if plot is not None:
-        from quantkit.calibrate.plot import draw
+        from quantkit.calibration.plot import draw
 
         draw(routing, plot, f"Routing over {result.chunks} chunks of {result.context} tokens")
     rows = [_row(layer, one) for layer, one in routing.items()]

@@ -13,17 +13,17 @@ from quantkit.cli.output import note, open_meter
 from quantkit.cli.plans import default_folder
 
 if TYPE_CHECKING:
-    from quantkit.build.artifact import Artifact, Check
-    from quantkit.calibrate.gptq import GptqBuild
-    from quantkit.calibrate.settings import Settings, Step
-    from quantkit.calibrate.sources import TextSource
-    from quantkit.calibrate.text import Corpus
+    from quantkit.building.artifact import Artifact, Check
+    from quantkit.calibration.gptq import GptqBuild
+    from quantkit.calibration.settings import Settings, Step
+    from quantkit.calibration.sources import TextSource
+    from quantkit.calibration.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.families.model import Model
     from quantkit.formats.folder import FolderLayout
     from quantkit.formats.gptq.plan import GptqOptions
-    from quantkit.plan.quants import Quant
+    from quantkit.planning.quants import Quant
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class OnText:
             CalibrationError: the model cannot be run over the text.
 
         """
-        from quantkit.build import engine
-        from quantkit.calibrate import calibrate
+        from quantkit.building import engine
+        from quantkit.calibration import calibrate
 
         runs = calibrate.look_ahead(self.checkpoint, self.corpus, self.settings)
         return runs + sum(
@@ -116,7 +116,7 @@ class OnText:
         self, *, threads: int, memory: int, smoke: bool, hashed: bool
     ) -> "list[Artifact]":
         """Build GPTQ quants, one after the other: each is calibrated on what it made of itself."""
-        from quantkit.calibrate.gptq import build_gptq
+        from quantkit.calibration.gptq import build_gptq
 
         remarks = remarks_on(self.corpus, self.asked)
         tokens = expect_tokens_of(self.checkpoint) if smoke else None
@@ -173,11 +173,11 @@ def plan_on_text(
     """
     extra, purpose = ("gptq", "GPTQ") if gptq.quants else ("calibrate", "--imatrix auto")
     require_running(extra, purpose)
-    from quantkit.calibrate.calibrate import is_made_from, look_ahead
-    from quantkit.calibrate.gptq import plan_gptq
-    from quantkit.calibrate.lockstep.forward import stand_ready
-    from quantkit.calibrate.settings import Settings
-    from quantkit.calibrate.text import make_corpus
+    from quantkit.calibration.calibrate import is_made_from, look_ahead
+    from quantkit.calibration.gptq import plan_gptq
+    from quantkit.calibration.lockstep.forward import stand_ready
+    from quantkit.calibration.settings import Settings
+    from quantkit.calibration.text import make_corpus
     from quantkit.checkpoint.checkpoint import stored_view
     from quantkit.checkpoint.imatrix import stand_in
 
@@ -281,8 +281,8 @@ def as_published(source: "Path | Checkpoint", quants: "Sequence[Quant]") -> Publ
     require_running(extra, "A quant for transformers of this model")
     import torch
 
-    from quantkit.calibrate.lockstep.forward import LockstepForward
-    from quantkit.calibrate.lockstep.published import publish_model
+    from quantkit.calibration.lockstep.forward import LockstepForward
+    from quantkit.calibration.lockstep.published import publish_model
     from quantkit.checkpoint.scaled import as_meant
 
     plain = as_meant(stored)

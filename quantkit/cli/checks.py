@@ -11,12 +11,12 @@ from quantkit.core.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from quantkit.build.artifact import Check
-    from quantkit.build.work import Work
+    from quantkit.building.artifact import Check
+    from quantkit.building.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint, Description
     from quantkit.formats.layout import Layout
-    from quantkit.verify.hollow import HeaderOnly
-    from quantkit.verify.tokens import ExpectedTokens
+    from quantkit.verification.hollow import HeaderOnly
+    from quantkit.verification.tokens import ExpectedTokens
 
 # What an artifact that is no GGUF is exported to for its smoke test.
 SMOKE_QUANT = "q8_0"
@@ -34,8 +34,8 @@ def require_loadable(work: "Work", projector: "Work | None" = None) -> None:
     """
     from quantkit.cli.projector import layout_of
     from quantkit.core.errors import CheckpointError, NativeError
-    from quantkit.verify.hollow import refusal
-    from quantkit.verify.projector import projector_refusal
+    from quantkit.verification.hollow import refusal
+    from quantkit.verification.projector import projector_refusal
 
     checkpoint, whole = work.checkpoint, "the checkpoint is whole and its config.json its own"
     if checkpoint.header is not None:
@@ -62,7 +62,7 @@ def require_loadable(work: "Work", projector: "Work | None" = None) -> None:
 
 
 def _hollow(layout: "Layout") -> "list[HeaderOnly]":
-    from quantkit.verify.hollow import HeaderOnly
+    from quantkit.verification.hollow import HeaderOnly
 
     return [HeaderOnly(Path(file.name).name, file.header, file.n_bytes) for file in layout.files]
 
@@ -87,8 +87,8 @@ def expect_tokens_of(checkpoint: "Checkpoint") -> "ExpectedTokens | None":
     from quantkit.checkpoint.folder import is_foreign
     from quantkit.checkpoint.tokenizer.chat_template import special_tokens, template_metadata
     from quantkit.checkpoint.tokenizer.source import read_source
-    from quantkit.publish.prompt import render_prompt
-    from quantkit.verify.tokens import expect_tokens
+    from quantkit.publishing.prompt import render_prompt
+    from quantkit.verification.tokens import expect_tokens
 
     if checkpoint.header is not None:
         return None
@@ -115,8 +115,8 @@ def _expect_described(checkpoint: "Checkpoint", description: "Description") -> "
     from quantkit.checkpoint.tokenizer.source import FAST
     from quantkit.core.errors import QuantkitError, TokenizerError
     from quantkit.core.writing import write_file
-    from quantkit.publish.prompt import render_prompt
-    from quantkit.verify.tokens import ExpectedTokens, expect_tokens
+    from quantkit.publishing.prompt import render_prompt
+    from quantkit.verification.tokens import ExpectedTokens, expect_tokens
 
     metadata = description.header.metadata
     config = sized(checkpoint.config, metadata)
@@ -157,16 +157,16 @@ def check_artifact(
 
 def check_projector(path: Path, threads: int, model: "Layout", takes: "Sequence[str]") -> "Check":
     """Load a projector in llama.cpp, with the header of a model that it is for."""
-    from quantkit.build.artifact import Check
-    from quantkit.verify.projector import smoke_projector
+    from quantkit.building.artifact import Check
+    from quantkit.verification.projector import smoke_projector
 
     result = smoke_projector(path, _hollow(model), takes=takes, threads=threads)
     return Check(result.ok, result.verdict, asdict(result))
 
 
 def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens | None") -> "Check":
-    from quantkit.build.artifact import Check
-    from quantkit.verify.smoke import smoke
+    from quantkit.building.artifact import Check
+    from quantkit.verification.smoke import smoke
 
     result = smoke(path, threads=threads, tokens=tokens)
     return Check(result.ok, result.verdict, asdict(result))
@@ -175,10 +175,10 @@ def _check_gguf(path: Path, threads: int, tokens: "ExpectedTokens | None") -> "C
 def _check_folder(
     folder: Path, threads: int, memory: int, tokens: "ExpectedTokens | None"
 ) -> "Check":
-    from quantkit.build import engine
-    from quantkit.build.output import remove, trial_of
-    from quantkit.build.work import prepare_export
-    from quantkit.plan.quants import find_quants
+    from quantkit.building import engine
+    from quantkit.building.output import remove, trial_of
+    from quantkit.building.work import prepare_export
+    from quantkit.planning.quants import find_quants
 
     temporary = trial_of(folder)
     remove(temporary)

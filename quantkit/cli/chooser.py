@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.cli.searched import SearchWish
     from quantkit.families.model import Model
-    from quantkit.fit.subject import Buildable, PlanOptions, SizedModel
+    from quantkit.fitting.subject import Buildable, PlanOptions, SizedModel
     from quantkit.formats.gguf.metadata import ModelMetadata
-    from quantkit.plan.quants import Quant
-    from quantkit.plan.recipe import Recipe
+    from quantkit.planning.quants import Quant
+    from quantkit.planning.recipe import Recipe
     from quantkit.recipes.file import SearchedRecipe
     from quantkit.recipes.rivals import Candidate
 
@@ -58,7 +58,7 @@ class Chooser:
     def _asking(
         self, model: "Model", metadata: "ModelMetadata", imatrix: "Imatrix | None"
     ) -> "tuple[Buildable, PlanOptions, Callable[[], SizedModel]]":
-        from quantkit.fit.subject import Buildable, PlanOptions, open_subject
+        from quantkit.fitting.subject import Buildable, PlanOptions, open_subject
 
         wishes = PlanOptions((), None, imatrix, self.wish)
         return Buildable(model, metadata, 0, 0), wishes, lambda: open_subject(self.name, wishes)

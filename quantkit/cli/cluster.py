@@ -7,7 +7,7 @@ import typer
 from quantkit.cli.output import note
 
 if TYPE_CHECKING:
-    from quantkit.build.executor import Workers
+    from quantkit.building.executor import Workers
 
 
 def join_cluster(
@@ -25,12 +25,12 @@ def join_cluster(
         ClusterError: there is no such cluster.
 
     """
-    from quantkit.build.executor import ThisProcess
+    from quantkit.building.executor import ThisProcess
 
     if address is None:
         return ThisProcess()
-    from quantkit.build.cluster.connection import connect
-    from quantkit.build.cluster.executor import ClusterWorkers
+    from quantkit.building.cluster.connection import connect
+    from quantkit.building.cluster.executor import ClusterWorkers
 
     cluster = context.with_resource(connect(address, local_jobs=threads, jobs=jobs, log=note))
     return ClusterWorkers(cluster, needed_here=publishes)

@@ -27,8 +27,8 @@ from quantkit.core.packages import require
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
-    from quantkit.verify.compare import Comparison, Result
-    from quantkit.verify.subjects import Subject
+    from quantkit.verification.compare import Comparison, Result
+    from quantkit.verification.subjects import Subject
 
 
 def compare(
@@ -77,9 +77,9 @@ def compare(
     embeds, the cosines of embeddings are measured; of one with encoder and decoder, the decoder's
     predictions.
     """
-    from quantkit.verify.compare import compare as run_compare
-    from quantkit.verify.comparisons import as_numbers
-    from quantkit.verify.subjects import export_all, is_quantized, outline_subjects
+    from quantkit.verification.compare import compare as run_compare
+    from quantkit.verification.comparisons import as_numbers
+    from quantkit.verification.subjects import export_all, is_quantized, outline_subjects
 
     if not artifacts:
         raise QuantkitError("Give what to compare: folders that quantkit built, or GGUF files.")
@@ -153,8 +153,8 @@ def _reference(
         GGUFError: there is nothing.
 
     """
-    from quantkit.verify.origin import find_origin
-    from quantkit.verify.subjects import REFERENCE_FOLDER, build_reference, pick_reference
+    from quantkit.verification.origin import find_origin
+    from quantkit.verification.subjects import REFERENCE_FOLDER, build_reference, pick_reference
 
     missing = ""
     if wish is None and checkpoint is None and (origin := find_origin(places)) is not None:
@@ -190,7 +190,7 @@ def _reference(
 
 
 def _open(file: Path) -> "Subject":
-    from quantkit.verify.subjects import open_subject
+    from quantkit.verification.subjects import open_subject
 
     return open_subject(file)
 
@@ -200,8 +200,8 @@ def _keep(result: "Comparison", places: Sequence[Path]) -> None:
 
     Better ones of the same artifacts stay.
     """
-    from quantkit.verify.comparisons import FILE, as_numbers, more_windows
-    from quantkit.verify.subjects import holds_artifacts
+    from quantkit.verification.comparisons import FILE, as_numbers, more_windows
+    from quantkit.verification.subjects import holds_artifacts
 
     for folder in places:
         if not (folder.is_dir() and holds_artifacts(folder)):
@@ -225,9 +225,9 @@ def _keep(result: "Comparison", places: Sequence[Path]) -> None:
 def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: Path | None) -> None:
     if layers is None and html is None and plots is None:
         return
-    from quantkit.verify.layers import weight_errors
-    from quantkit.verify.pictures import draw_all
-    from quantkit.verify.report import write_page
+    from quantkit.verification.layers import weight_errors
+    from quantkit.verification.pictures import draw_all
+    from quantkit.verification.report import write_page
 
     errors = None
     if layers is not None:
@@ -245,7 +245,7 @@ def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: P
 
 
 def _show(result: "Comparison") -> None:
-    from quantkit.verify.subjects import told_apart
+    from quantkit.verification.subjects import told_apart
 
     if result.embeds:
         title = f"Against {result.reference.name}: embeddings of {result.windows} texts"

@@ -16,9 +16,9 @@ from quantkit.core.errors import NativeError, PlanError, QuantkitError
 from quantkit.core.units import counted, format_size
 
 if TYPE_CHECKING:
-    from quantkit.build.artifact import Artifact, Check
-    from quantkit.build.work import Work
-    from quantkit.calibrate.sources import TextSource
+    from quantkit.building.artifact import Artifact, Check
+    from quantkit.building.work import Work
+    from quantkit.calibration.sources import TextSource
     from quantkit.cli.chooser import Chooser
     from quantkit.formats.gguf.layout import GGUFLayout
     from quantkit.recipes.contest import Contest, Figure, Outcome
@@ -66,7 +66,7 @@ def refuse_seen(text: Path | None, sources: "Sequence[TextSource]") -> None:
 
     """
     from quantkit.core.files import MOST_TEXT, read_file
-    from quantkit.verify.compare import read_text
+    from quantkit.verification.compare import read_text
 
     if text is None:
         return
@@ -97,7 +97,7 @@ def settle(
         CheckpointError: llama.cpp would not load the model.
 
     """
-    from quantkit.build.manifest import sound_entries
+    from quantkit.building.manifest import sound_entries
     from quantkit.recipes import contest as contests
 
     if chooser.kept is not None:
@@ -139,8 +139,8 @@ def clear(out: Path) -> None:
 
 def keep_choice(artifact: "Artifact", folder: Path) -> "Artifact":
     """An artifact that was there already, whose manifest entry says how it was chosen now."""
-    from quantkit.build.manifest import add_artifact
-    from quantkit.build.output import locked
+    from quantkit.building.manifest import add_artifact
+    from quantkit.building.output import locked
 
     choice = artifact.layout.record.get("choice", {})
     known = artifact.entry.get("choice") or {}
@@ -211,7 +211,7 @@ def _final(
 ) -> "GGUFLayout":
     """A candidate as it is delivered: under its name, in files of the size that is asked for."""
     from quantkit.formats.gguf.layout import lay_out
-    from quantkit.plan.plan import make_plan
+    from quantkit.planning.plan import make_plan
 
     plan = make_plan(work.model, candidate.quant, work.imatrix, candidate.recipe)
     return lay_out(plan, metadata, work.imatrix, shard_size)
@@ -221,9 +221,9 @@ def _why_not(
     work: "Work", contest: "Contest", wish: ContestWish, folder: Path, out: Path
 ) -> str | None:
     """Why candidates cannot be measured here, as a clause; None where they can."""
-    from quantkit.build import engine
-    from quantkit.build.output import room_in
-    from quantkit.verify.machine import memory
+    from quantkit.building import engine
+    from quantkit.building.output import room_in
+    from quantkit.verification.machine import memory
 
     if wish.has_cluster:
         return "they would be run on this machine, and --cluster builds elsewhere"
@@ -247,7 +247,7 @@ def _why_not(
 
 def _needed(work: "Work", contest: "Contest", folder: Path) -> int:
     """Bytes of disk that candidates, reference and recorded predictions still take."""
-    from quantkit.build import engine
+    from quantkit.building import engine
 
     return engine.look_ahead(contest.work(work), folder) + contest.score_bytes
 
@@ -267,7 +267,7 @@ def _announce(work: "Work", contest: "Contest", folder: Path) -> None:
 
 def _hold(work: "Work", contest: "Contest", wish: ContestWish, folder: Path) -> "Outcome":
     """Build what is missing of a contest, and measure what was not measured yet."""
-    from quantkit.build import engine
+    from quantkit.building import engine
     from quantkit.recipes.contest import Outcome, measure
 
     for other in folder.parent.glob("*"):
@@ -283,7 +283,7 @@ def _hold(work: "Work", contest: "Contest", wish: ContestWish, folder: Path) -> 
     meter = open_meter()
 
     def check(path: Path) -> "Check":
-        from quantkit.build.artifact import Check
+        from quantkit.building.artifact import Check
 
         if contest.reference is not None and path.name.startswith(contest.reference.name):
             return Check(ok=True, verdict="not run", record={})  # it is run when it is recorded
@@ -346,8 +346,8 @@ def _adopt(folder: Path, built: "GGUFLayout", out: Path, layout: "GGUFLayout") -
     In several files, it is built once more with the rest. The entry comes first, as in a build: a
     file that no manifest knows would be nobody's.
     """
-    from quantkit.build.manifest import add_artifact, sound_entries
-    from quantkit.build.output import locked, naming_failures, sync_folder
+    from quantkit.building.manifest import add_artifact, sound_entries
+    from quantkit.building.output import locked, naming_failures, sync_folder
 
     file, place = folder / built.files[0].name, out / layout.files[0].name
     if layout.folder or not file.is_file() or place.exists():

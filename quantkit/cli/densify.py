@@ -25,9 +25,9 @@ from quantkit.core.errors import PlanError
 from quantkit.core.units import parse_size
 
 if TYPE_CHECKING:
-    from quantkit.calibrate.densify import Merged
-    from quantkit.calibrate.settings import Step
-    from quantkit.calibrate.sources import TextSource
+    from quantkit.calibration.densify import Merged
+    from quantkit.calibration.settings import Step
+    from quantkit.calibration.sources import TextSource
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
 
@@ -69,9 +69,9 @@ def densify(
     dense part that does on a text what the experts do. Everything but the experts and their router
     is taken over byte for byte.
     """
-    from quantkit.build.output import check_space
-    from quantkit.build.rewrite import look_ahead, require_free
-    from quantkit.calibrate.sources import parse_sources
+    from quantkit.building.output import check_space
+    from quantkit.building.rewrite import look_ahead, require_free
+    from quantkit.calibration.sources import parse_sources
     from quantkit.checkpoint.densified import densified, require_experts
     from quantkit.formats.merge_card import write_merge_card
 
@@ -130,9 +130,9 @@ def _on_text(
 ) -> "Iterator[tuple[Merged, str]]":
     """The dense model that a text makes, and a sentence on it; ``needed`` bytes it will take."""
     require_running("calibrate", f"--merge {merge}")
-    from quantkit.calibrate.densify import merged
-    from quantkit.calibrate.settings import Settings
-    from quantkit.calibrate.text import make_corpus
+    from quantkit.calibration.densify import merged
+    from quantkit.calibration.settings import Settings
+    from quantkit.calibration.text import make_corpus
 
     corpus = make_corpus(source, sources, chunks, context)
     for remark in remarks_on(corpus, chunks):

@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Show versions, instruction sets, threads, memory and disk, and what is missing."""
     from quantkit.checkpoint.converter.provision import find_converter
-    from quantkit.verify.doctor import examine
+    from quantkit.verification.doctor import examine
 
     if fetch_converter:
         find_converter(say=note)

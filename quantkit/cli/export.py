@@ -40,10 +40,10 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Dequantize an artifact into a GGUF, slab by slab, and run it in llama.cpp."""
-    from quantkit.build.output import require_place
-    from quantkit.build.work import prepare_export
-    from quantkit.plan.quants import find_quants
-    from quantkit.verify.machine import usable_cores
+    from quantkit.building.output import require_place
+    from quantkit.building.work import prepare_export
+    from quantkit.planning.quants import find_quants
+    from quantkit.verification.machine import usable_cores
 
     memory = parse_size(max_memory)
     if out is not None:

@@ -19,9 +19,9 @@ from quantkit.core.packages import require
 from quantkit.core.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from quantkit.fit.hardware import Machine
-    from quantkit.fit.probe import Curve
-    from quantkit.fit.subject import Buildable, PlanOptions, SizedModel
+    from quantkit.fitting.hardware import Machine
+    from quantkit.fitting.probe import Curve
+    from quantkit.fitting.subject import Buildable, PlanOptions, SizedModel
     from quantkit.recipes.machine import Found
 
 LIST = "list"  # instead of a profile's name
@@ -96,14 +96,14 @@ def fit(
     """
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix
-    from quantkit.fit.answer import answer
-    from quantkit.fit.commands import Typed, source_words, steps_to
-    from quantkit.fit.documented import check_claims
-    from quantkit.fit.numbers import as_numbers
-    from quantkit.fit.probe import USUAL_CONTEXT, ContextSettings, probe
-    from quantkit.fit.quality import find_comparison, measured_scale, recorded_scale
-    from quantkit.fit.subject import PlanOptions, bundled_models, open_subject
-    from quantkit.plan.quants import find_quants
+    from quantkit.fitting.answer import answer
+    from quantkit.fitting.commands import Typed, source_words, steps_to
+    from quantkit.fitting.documented import check_claims
+    from quantkit.fitting.numbers import as_numbers
+    from quantkit.fitting.probe import USUAL_CONTEXT, ContextSettings, probe
+    from quantkit.fitting.quality import find_comparison, measured_scale, recorded_scale
+    from quantkit.fitting.subject import PlanOptions, bundled_models, open_subject
+    from quantkit.planning.quants import find_quants
 
     if hardware == LIST:
         _list_hardware(as_json)
@@ -168,7 +168,7 @@ def fit(
     for warning in result.warnings:
         note(warning)
     if plot is not None:
-        from quantkit.fit.plot import draw
+        from quantkit.fitting.plot import draw
 
         draw(result, plot)
         note(f"Drew {plot}.")
@@ -227,7 +227,7 @@ def complete(arguments: Sequence[str]) -> list[str]:
 
 
 def _list_hardware(as_json: bool) -> None:
-    from quantkit.fit.hardware import hardware_profiles, machine_from_profile
+    from quantkit.fitting.hardware import hardware_profiles, machine_from_profile
 
     machines = {name: machine_from_profile(name) for name in hardware_profiles()}
     if as_json:
@@ -241,7 +241,7 @@ def _list_hardware(as_json: bool) -> None:
 def _machine(gpus: list[str], ram: str | None, profile: str | None) -> "Machine":
     from dataclasses import replace
 
-    from quantkit.fit.hardware import machine_from_profile, machine_from_sizes, this_machine
+    from quantkit.fitting.hardware import machine_from_profile, machine_from_sizes, this_machine
 
     if profile is None:
         here = this_machine()

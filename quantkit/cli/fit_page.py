@@ -7,14 +7,14 @@ from rich.table import Table
 
 from quantkit.cli.output import console, escape, note, show_table
 from quantkit.core.units import format_count, format_size
-from quantkit.fit.answer import Answer
-from quantkit.fit.commands import Steps
-from quantkit.fit.documented import Finding
-from quantkit.fit.hardware import Machine
-from quantkit.fit.memory import GIB, total
-from quantkit.fit.placement import Placement
-from quantkit.fit.quality import Scale
-from quantkit.fit.verdict import Row, describe, gib
+from quantkit.fitting.answer import Answer
+from quantkit.fitting.commands import Steps
+from quantkit.fitting.documented import Finding
+from quantkit.fitting.hardware import Machine
+from quantkit.fitting.memory import GIB, total
+from quantkit.fitting.placement import Placement
+from quantkit.fitting.quality import Scale
+from quantkit.fitting.verdict import Row, describe, gib
 from quantkit.recipes.machine import Found
 
 _FEW = 3  # quants whose every detail is shown

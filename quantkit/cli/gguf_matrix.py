@@ -10,11 +10,11 @@ from quantkit.cli.plans import default_folder
 from quantkit.core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from quantkit.calibrate.sources import TextSource
+    from quantkit.calibration.sources import TextSource
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.gguf import Header
     from quantkit.checkpoint.imatrix import Imatrix
-    from quantkit.verify.imatrix import Gathered, GatherOptions, GatherStep
+    from quantkit.verification.imatrix import Gathered, GatherOptions, GatherStep
 
 
 _LITTLE = 0.02  # of a vocabulary
@@ -37,7 +37,7 @@ def plan_on_gguf(
             f"with hf download {source.repo.repo_id}, and give the file."
         )
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
-    from quantkit.verify.imatrix import is_made_from, look_ahead
+    from quantkit.verification.imatrix import is_made_from, look_ahead
 
     return MatrixFirst(
         out or named_folder(checkpoint, name, only_gguf=True),
@@ -67,7 +67,7 @@ def foresee(
         CheckpointError, GGUFError: as `open_checkpoint` does.
 
     """
-    from quantkit.calibrate.text import BUILT_IN
+    from quantkit.calibration.text import BUILT_IN
     from quantkit.checkpoint.imatrix import stand_in
     from quantkit.checkpoint.open import open_checkpoint, open_model
 
@@ -85,7 +85,7 @@ def gguf_wish(
     gpu_layers: int = 0,
 ) -> "GatherOptions":
     """What to run a GGUF over, as it was asked for."""
-    from quantkit.verify.imatrix import GatherOptions
+    from quantkit.verification.imatrix import GatherOptions
 
     return GatherOptions(tuple(text), chunks, context, threads, gpu_layers)
 
@@ -120,8 +120,8 @@ def gather_from_gguf(
     source: "Checkpoint", wish: "GatherOptions", out: Path, earlier: Sequence[Path] = ()
 ) -> "Gathered":
     """Make an importance matrix with a progress bar, and say what is odd of text or context."""
-    from quantkit.calibrate.text import ON_BUILT_IN
-    from quantkit.verify.imatrix import gather
+    from quantkit.calibration.text import ON_BUILT_IN
+    from quantkit.verification.imatrix import gather
 
     remarks = [] if wish.sources else [ON_BUILT_IN]
     meter = open_meter("chunk")

@@ -10,8 +10,8 @@ from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
-    from quantkit.build.kept import KeptSource
-    from quantkit.build.work import Work
+    from quantkit.building.kept import KeptSource
+    from quantkit.building.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.converter.wish import ConverterOptions
 
@@ -23,7 +23,7 @@ def keep_in(folder: Path | None, source: "Path | Checkpoint") -> "KeptSource | N
         PlanError: it is stored already.
 
     """
-    from quantkit.build.kept import KeptSource
+    from quantkit.building.kept import KeptSource
 
     if folder is None:
         return None
@@ -61,9 +61,9 @@ def fetch(
         OutputError: the folder cannot take it.
 
     """
-    from quantkit.build.hub import HubReader
-    from quantkit.build.output import check_space
-    from quantkit.build.source import Reading, stamps_of
+    from quantkit.building.hub import HubReader
+    from quantkit.building.output import check_space
+    from quantkit.building.source import Reading, stamps_of
     from quantkit.checkpoint.ahead import MOST_BYTES
     from quantkit.checkpoint.open import described, open_stored
 
@@ -95,7 +95,7 @@ def get_ready(work: "Work", folder: Path, max_memory: int, *, smoke: bool) -> st
         OutputError: the checkpoint cannot be kept where it shall be.
 
     """
-    from quantkit.verify.machine import memory
+    from quantkit.verification.machine import memory
 
     repo = work.checkpoint.repo
     if repo is None:

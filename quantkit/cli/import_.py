@@ -12,7 +12,7 @@ from quantkit.core.units import format_count, format_size, parse_size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from quantkit.build.artifact import Progress
+    from quantkit.building.artifact import Progress
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
 
@@ -40,7 +40,7 @@ def import_(
 
     For quants alone there is no need to: quantkit build takes the raw folder.
     """
-    from quantkit.build.rewrite import require_free
+    from quantkit.building.rewrite import require_free
     from quantkit.checkpoint.names import PARAMS
     from quantkit.cli.calibrate import open_noted
 
@@ -69,8 +69,8 @@ def write(
     as_json: bool,
 ) -> None:
     """Write a checkpoint folder with a progress bar, and say what it is."""
-    from quantkit.build.rewrite import rewrite
-    from quantkit.verify.machine import usable_cores
+    from quantkit.building.rewrite import rewrite
+    from quantkit.verification.machine import usable_cores
 
     meter = open_meter()
 

@@ -42,7 +42,7 @@ def inspect(
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.open import holds_weights, open_checkpoint, open_source, refuse_idle
     from quantkit.formats.dequantized import is_own_artifact
-    from quantkit.verify.subjects import holds_artifacts
+    from quantkit.verification.subjects import holds_artifacts
 
     wish = ConverterOptions(llama_cpp, mtp=mtp, say=note)
     path = open_source(place, wish)
@@ -99,7 +99,7 @@ def _gguf(path: Path) -> dict[str, Any]:
 
 def _split_gguf(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
     """A GGUF in several files, or on the Hub, of which the headers are here."""
-    from quantkit.build.source import stamps_of
+    from quantkit.building.source import stamps_of
 
     assert checkpoint.header is not None  # noqa: S101 - it is a GGUF
     tensors = [
@@ -114,7 +114,7 @@ def _split_gguf(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
 def _gguf_facts(
     place: str, metadata: dict[str, Any], tensors: list[tuple[str, str, int, int]], size: int
 ) -> dict[str, Any]:
-    from quantkit.build.projector import TAKES
+    from quantkit.building.projector import TAKES
 
     elements, n_bytes = sum(t[2] for t in tensors), sum(t[3] for t in tensors)
     takes = [part for part, key in TAKES.items() if metadata.get(key)]
@@ -133,7 +133,7 @@ def _gguf_facts(
 
 def _artifacts(folder: Path) -> dict[str, Any]:
     """What a build left, artifact by artifact."""
-    from quantkit.verify.subjects import artifacts_in, projectors_in
+    from quantkit.verification.subjects import artifacts_in, projectors_in
 
     found = []
     for path in (*artifacts_in(folder), *projectors_in(folder)):
@@ -161,7 +161,7 @@ def _show_artifacts(facts: dict[str, Any]) -> None:
 
 
 def _checkpoint(checkpoint: "Checkpoint", place: str) -> dict[str, Any]:
-    from quantkit.build.source import stamps_of
+    from quantkit.building.source import stamps_of
     from quantkit.checkpoint.open import open_model
 
     for remark in checkpoint.remarks:

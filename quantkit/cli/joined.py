@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from quantkit.cli.checks import refuse_other_matrix
 
 if TYPE_CHECKING:
-    from quantkit.build.work import Work
+    from quantkit.building.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.families.model import Target
@@ -72,7 +72,7 @@ def require_room(work: "Work", folder: Path) -> None:
         OutputError: it does.
 
     """
-    from quantkit.build import engine
+    from quantkit.building import engine
 
     engine.look_ahead(work, folder)
 

@@ -25,7 +25,7 @@ from quantkit.core.errors import OutputError
 from quantkit.core.units import counted, parse_size
 
 if TYPE_CHECKING:
-    from quantkit.calibrate.settings import Settings
+    from quantkit.calibration.settings import Settings
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.families.model import Model
@@ -66,15 +66,15 @@ def measure(
     Killed once the way back is done, the same command goes on there.
     """
     require_running("calibrate", "Measuring a checkpoint")
-    from quantkit.calibrate.settings import Settings
-    from quantkit.calibrate.sources import parse_sources
-    from quantkit.calibrate.text import make_corpus
+    from quantkit.calibration.settings import Settings
+    from quantkit.calibration.sources import parse_sources
+    from quantkit.calibration.text import make_corpus
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix
     from quantkit.encodings.kernel import load_kernel
     from quantkit.recipes.losses import are_losses, write_measured
     from quantkit.recipes.sensitivity import measure as work
-    from quantkit.verify.machine import usable_cores
+    from quantkit.verification.machine import usable_cores
 
     sources = parse_sources(text, chat)
     require_writable(out, overwrite=overwrite)
@@ -125,7 +125,7 @@ def _open(
     name: str, context: int, settings: "Settings", wish: "ConverterOptions"
 ) -> "tuple[Checkpoint, Model]":
     """A checkpoint and the model that it makes; llama.cpp's converter is asked if need be."""
-    from quantkit.calibrate.lockstep.forward import stand_ready
+    from quantkit.calibration.lockstep.forward import stand_ready
     from quantkit.checkpoint.folder import is_foreign
     from quantkit.checkpoint.open import (
         described,

@@ -19,8 +19,8 @@ from quantkit.core.errors import PlanError
 if TYPE_CHECKING:
     from quantkit.cli.searched import SearchWish
     from quantkit.encodings.encoding import Encoding
-    from quantkit.plan.quants import Quant
-    from quantkit.plan.recipe import Override
+    from quantkit.planning.quants import Quant
+    from quantkit.planning.recipe import Override
 
 W = TypeVar("W")
 

@@ -19,8 +19,8 @@ from quantkit.core.units import format_count, parse_size
 from quantkit.core.writing import write_file
 
 if TYPE_CHECKING:
-    from quantkit.calibrate.settings import Settings
-    from quantkit.calibrate.text import Corpus
+    from quantkit.calibration.settings import Settings
+    from quantkit.calibration.text import Corpus
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
 
@@ -72,7 +72,7 @@ def perplexity(
     Both score the second half of every window, as llama-perplexity does, so that the figures can
     be set beside each other.
     """
-    from quantkit.verify.compare import DEFAULT_TEXT
+    from quantkit.verification.compare import DEFAULT_TEXT
 
     memory = parse_size(max_memory)
     artifacts = [name for name in models if _is_artifact(name)]
@@ -137,8 +137,8 @@ def _is_artifact(name: str) -> bool:
 def _run_artifacts(
     path: Path, text: Path, context: int, chunks: int | None, threads: int | None
 ) -> list[_Row]:
-    from quantkit.verify.compare import perplexities
-    from quantkit.verify.subjects import find_subjects
+    from quantkit.verification.compare import perplexities
+    from quantkit.verification.subjects import find_subjects
 
     with tempfile.TemporaryDirectory(prefix="quantkit-") as exports:
         subjects = find_subjects([path], Path(exports), lambda name: note(f"Exporting {name}"))
@@ -168,9 +168,9 @@ def _stream(
     experts: bool,
 ) -> list[_Row]:
     """A checkpoint, and where it is asked for what becomes of its experts."""
-    from quantkit.calibrate.settings import Settings
-    from quantkit.calibrate.sources import TextSource
-    from quantkit.calibrate.text import make_corpus
+    from quantkit.calibration.settings import Settings
+    from quantkit.calibration.sources import TextSource
+    from quantkit.calibration.text import make_corpus
     from quantkit.checkpoint.densified import densified
 
     corpus = make_corpus(checkpoint, (TextSource(text),), chunks or _ALL, context)
@@ -194,8 +194,8 @@ def _score(
     corpus: "Corpus",
     settings: "Settings",
 ) -> _Row:
-    from quantkit.calibrate.lockstep.perplexity import token_losses
-    from quantkit.verify.divergence import mean_and_error
+    from quantkit.calibration.lockstep.perplexity import token_losses
+    from quantkit.verification.divergence import mean_and_error
 
     meter = open_meter("layer")
 
@@ -213,7 +213,7 @@ def _score(
 @contextmanager
 def _text(text: Path | None) -> Iterator[Path]:
     """The text as a file."""
-    from quantkit.verify.compare import default_text
+    from quantkit.verification.compare import default_text
 
     if text is not None:
         yield text

@@ -8,7 +8,7 @@ import typer
 from quantkit.core.errors import ConverterError, PlanError
 
 if TYPE_CHECKING:
-    from quantkit.build.work import Work
+    from quantkit.building.work import Work
     from quantkit.formats.layout import Layout
 
 
@@ -40,7 +40,7 @@ def plan_projector(
         PlanError: it is asked for, and there is none.
 
     """
-    from quantkit.build.projector import DEFAULT, prepare_projector
+    from quantkit.building.projector import DEFAULT, prepare_projector
 
     if kind is ProjectorType.NONE:
         return work, None

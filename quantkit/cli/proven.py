@@ -10,15 +10,15 @@ from quantkit.core.errors import SmokeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quantkit.build.artifact import Artifact, Check
-    from quantkit.build.work import Work
+    from quantkit.building.artifact import Artifact, Check
+    from quantkit.building.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.verify.proof import Proof
+    from quantkit.verification.proof import Proof
 
 
 def foresee_build(work: "Work") -> str:
     """What `prove_build` would do, as a sentence."""
-    from quantkit.verify.proving import foresee_proof
+    from quantkit.verification.proving import foresee_proof
 
     return foresee_proof(work.checkpoint)
 
@@ -31,8 +31,8 @@ def prove_build(work: "Work", threads: int) -> "Proof":
 
     """
     from quantkit.checkpoint.gguf import parse_header
-    from quantkit.verify.proof import describe_proof
-    from quantkit.verify.proving import prove_conversion
+    from quantkit.verification.proof import describe_proof
+    from quantkit.verification.proving import prove_conversion
 
     layout = work.gguf
     assert layout is not None  # noqa: S101 - refused without one
@@ -54,7 +54,7 @@ def prove_build(work: "Work", threads: int) -> "Proof":
 
 def prove_file(checkpoint: "Checkpoint", artifact: Path, threads: int | None) -> "Proof":
     """Prove that a GGUF is the model of a checkpoint."""
-    from quantkit.verify.proving import prove_artifact
+    from quantkit.verification.proving import prove_artifact
 
     return _metered(
         lambda report: prove_artifact(checkpoint, artifact, threads=threads, report=report)
@@ -82,8 +82,8 @@ def with_recorded(artifact: "Artifact", folder: Path, proof: "Proof | None") -> 
 
     One that was never run in llama.cpp has no record that could hold it.
     """
-    from quantkit.build.manifest import add_artifact
-    from quantkit.build.output import locked
+    from quantkit.building.manifest import add_artifact
+    from quantkit.building.output import locked
 
     ran = artifact.entry.get("smoke")
     if proof is None or artifact.fresh or not ran or artifact.layout.plan.quant.format != "gguf":

@@ -10,11 +10,11 @@ from quantkit.core.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from quantkit.build.shipping import Shipping
-    from quantkit.build.work import Work
+    from quantkit.building.shipping import Shipping
+    from quantkit.building.work import Work
     from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.plan.quants import Quant
-    from quantkit.publish.release import PublishOptions
+    from quantkit.planning.quants import Quant
+    from quantkit.publishing.release import PublishOptions
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Publication:
     @property
     def wishes(self) -> "PublishOptions":
         """As the publisher takes them."""
-        from quantkit.publish.release import PublishOptions
+        from quantkit.publishing.release import PublishOptions
 
         return PublishOptions(
             checkpoint=self.checkpoint, license=self.license, base_model=self.base_model
@@ -46,7 +46,7 @@ class Publication:
 
         Where finished files go meanwhile; None where they stay until all are.
         """
-        from quantkit.publish.streamed import begin
+        from quantkit.publishing.streamed import begin
 
         if any(layout.plan.quant.format != "gguf" for layout in work.layouts):
             self.refuse_folders(work.checkpoint, [layout.name for layout in work.layouts])
@@ -59,13 +59,13 @@ class Publication:
 
     def refuse_folders(self, checkpoint: "Checkpoint", names: "Sequence[str]") -> None:
         """Check of artifacts in folders what can be told before they are built."""
-        from quantkit.publish.streamed import refuse_folders
+        from quantkit.publishing.streamed import refuse_folders
 
         refuse_folders(checkpoint, names, self.repo_id, self.wishes, private=self.private)
 
     def end(self, folder: Path) -> None:
         """Send what was not sent yet, the card last, and say where it is."""
-        from quantkit.publish import release, streamed
+        from quantkit.publishing import release, streamed
 
         meter = open_meter()
 
@@ -109,7 +109,7 @@ def plan_publication(
     """
     if repo_id is None:
         return None
-    from quantkit.publish.layout import check_repo_id
+    from quantkit.publishing.layout import check_repo_id
 
     check_repo_id(repo_id)
     formats = {quant.format for quant in quants}

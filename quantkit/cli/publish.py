@@ -13,7 +13,7 @@ from quantkit.core.errors import PublishError
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
-    from quantkit.publish.release import Published, Release
+    from quantkit.publishing.release import Published, Release
 
 
 class Format(StrEnum):
@@ -75,9 +75,9 @@ def publish(
     Every file is read and compared with the manifest first. Stopped or killed, the same command
     goes on where it was; what the Hub has already is not sent again.
     """
-    from quantkit.publish.earlier import find_earlier
-    from quantkit.publish.release import PublishOptions, prepare
-    from quantkit.publish.release import publish as send
+    from quantkit.publishing.earlier import find_earlier
+    from quantkit.publishing.release import PublishOptions, prepare
+    from quantkit.publishing.release import publish as send
 
     refuse_idle(command, PUBLISH, PublishWish(card_only))
     wishes = PublishOptions(

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from quantkit.families.model import Decoder
     from quantkit.formats.folder import FolderPlan
-    from quantkit.plan.plan import Plan
-    from quantkit.plan.quants import Quant
+    from quantkit.planning.plan import Plan
+    from quantkit.planning.quants import Quant
 
 _MODELS = ("mistral-7b", "mixtral-8x22b")
 
@@ -24,7 +24,7 @@ def quants(as_json: JsonOption = False) -> None:
     """
     from quantkit.core.profiles import load_profile
     from quantkit.families import describe
-    from quantkit.plan.quants import (
+    from quantkit.planning.quants import (
         SOURCE,
         all_quants,
         folder_quants,
@@ -82,9 +82,9 @@ def _folder_row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
 
 
 def _row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
-    from quantkit.plan.llama_quantize import needs_imatrix
-    from quantkit.plan.plan import outline_plan
-    from quantkit.plan.recipe import recipe_of
+    from quantkit.planning.llama_quantize import needs_imatrix
+    from quantkit.planning.plan import outline_plan
+    from quantkit.planning.recipe import recipe_of
 
     recipe = recipe_of(quant)
     needed = any(

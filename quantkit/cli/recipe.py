@@ -27,7 +27,7 @@ from quantkit.core.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from quantkit.fit.hardware import Machine
+    from quantkit.fitting.hardware import Machine
     from quantkit.recipes.machine import Found
 
 
@@ -68,7 +68,7 @@ def recipe(
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix, require_same_model
     from quantkit.core.writing import replace_file
-    from quantkit.fit.subject import PlanOptions, open_subject
+    from quantkit.fitting.subject import PlanOptions, open_subject
     from quantkit.recipes.candidates import quantizable
     from quantkit.recipes.file import tensor_type_file as lines_of
     from quantkit.recipes.file import write_recipe
@@ -159,7 +159,7 @@ def _naming_failures(path: Path) -> "Iterator[None]":
 
 def _show(found: "Found", machine: "Machine | None") -> None:
     """The answer, and what types go where."""
-    from quantkit.fit.verdict import describe
+    from quantkit.fitting.verdict import describe
 
     variant, recipe = found.variant, found.recipe
     about = "" if variant.file_is_exact else "about "

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from quantkit.families.model import Model
-    from quantkit.fit.hardware import Machine
-    from quantkit.fit.probe import Curve
-    from quantkit.fit.subject import Buildable, PlanOptions, SizedModel, Variant
+    from quantkit.fitting.hardware import Machine
+    from quantkit.fitting.probe import Curve
+    from quantkit.fitting.subject import Buildable, PlanOptions, SizedModel, Variant
     from quantkit.recipes.find import Freedom, RecipeSearch
     from quantkit.recipes.losses import Measured
     from quantkit.recipes.machine import Found, MachineSearch
@@ -166,7 +166,7 @@ class SearchWish:
     def _aim(
         self, source: "Buildable", wishes: "PlanOptions", look: "Callable[[], SizedModel]"
     ) -> "_Aim":
-        from quantkit.fit.probe import ContextSettings, check_settings, probe
+        from quantkit.fitting.probe import ContextSettings, check_settings, probe
         from quantkit.recipes.machine import parse_machine
 
         n_bytes = parse_size(self.budget) if self.budget is not None else None
@@ -301,7 +301,7 @@ def _search_over(
 
 def numbers_of(found: "Found", machine: "Machine | None") -> dict[str, Any]:
     """A recipe that was found as JSON values, every size in bytes."""
-    from quantkit.fit.verdict import describe
+    from quantkit.fitting.verdict import describe
 
     variant, recipe, placement = found.variant, found.recipe, found.placement
     numbers: dict[str, Any] = {

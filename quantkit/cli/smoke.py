@@ -15,8 +15,8 @@ from quantkit.cli.proven import prove_file
 from quantkit.core.errors import CompareError, GGUFError, SmokeError
 
 if TYPE_CHECKING:
-    from quantkit.verify.compare import Result
-    from quantkit.verify.smoke import SmokeResult
+    from quantkit.verification.compare import Result
+    from quantkit.verification.smoke import SmokeResult
 
 
 def smoke(
@@ -55,13 +55,13 @@ def smoke(
     their first layers. With --reference it is also measured over a short text, as quantkit compare
     does.
     """
-    from quantkit.build.manifest import known_files
+    from quantkit.building.manifest import known_files
     from quantkit.checkpoint.open import open_checkpoint
     from quantkit.checkpoint.tokenizer.deviations import describe_tokens
-    from quantkit.verify.projector import smoke_projector
-    from quantkit.verify.proof import describe_proof
-    from quantkit.verify.smoke import smoke as run_smoke
-    from quantkit.verify.subjects import is_projector
+    from quantkit.verification.projector import smoke_projector
+    from quantkit.verification.proof import describe_proof
+    from quantkit.verification.smoke import smoke as run_smoke
+    from quantkit.verification.subjects import is_projector
 
     opened = open_checkpoint(checkpoint) if checkpoint else None
     tokens = expect_tokens_of(opened) if opened else None
@@ -162,9 +162,9 @@ def _as_gguf(artifact: Path) -> tuple[Path, bool | None]:
         SmokeError: a file of the folder is not as it was built.
 
     """
-    from quantkit.build.manifest import known_files
-    from quantkit.publish.hashes import Expected, find_faults
-    from quantkit.verify.subjects import artifacts_in, export_subject, is_quantized_folder
+    from quantkit.building.manifest import known_files
+    from quantkit.publishing.hashes import Expected, find_faults
+    from quantkit.verification.subjects import artifacts_in, export_subject, is_quantized_folder
 
     if not artifact.is_dir():
         return artifact, None
@@ -192,8 +192,8 @@ def _measure(
     threads: int | None,
     gpu_layers: int,
 ) -> "Result":
-    from quantkit.verify.compare import compare
-    from quantkit.verify.subjects import open_subject
+    from quantkit.verification.compare import compare
+    from quantkit.verification.subjects import open_subject
 
     found = compare(
         [open_subject(artifact)],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from quantkit.cli.output import note
 
 if TYPE_CHECKING:
-    from quantkit.build.artifact import Progress
+    from quantkit.building.artifact import Progress
     from quantkit.cli.output import Meter
 
 _VERBS = {"encode": "Encoding", "verify": "Verifying", "check": "Running"}

@@ -12,7 +12,7 @@ from quantkit.core.errors import VerificationError
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
-    from quantkit.publish.verify import Verification
+    from quantkit.publishing.verify import Verification
 
 
 def verify(
@@ -29,7 +29,7 @@ def verify(
 
     Of a repository only small files are downloaded; the Hub's own sha256 of the others is compared.
     """
-    from quantkit.publish.verify import verify as check
+    from quantkit.publishing.verify import verify as check
 
     meter = open_meter()
     try:

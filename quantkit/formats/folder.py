@@ -28,7 +28,7 @@ from quantkit.formats.safetensors import (
     place_shards,
     write_index,
 )
-from quantkit.plan.quants import Quant
+from quantkit.planning.quants import Quant
 
 SHARD_SIZE = 5 * 10**9
 _SCRATCH = ".scratch"

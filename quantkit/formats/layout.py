@@ -15,7 +15,7 @@ from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Target
 from quantkit.formats.place import Place
 from quantkit.formats.safetensors import StoredTensor
-from quantkit.plan.quants import Quant
+from quantkit.planning.quants import Quant
 
 
 class PlannedTarget(Protocol):

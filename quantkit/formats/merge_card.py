@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import quantkit
 from quantkit.checkpoint.card import read_front_matter
 from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.core.version import __version__
 from quantkit.families.model import Decoder
 
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -41,5 +41,5 @@ def write_merge_card(
         f"A dense model of {dense.n_parameters:,} parameters, made of `{source}`{at}, a mixture of "
         f"{experts} experts with {model.n_parameters:,}. {how}\n\n"
         "Embeddings, attention, norms and the head are the mixture's, unchanged; its router is "
-        f"gone. Made by quantkit {quantkit.__version__}, without training.\n"
+        f"gone. Made by quantkit {__version__}, without training.\n"
     )

@@ -21,7 +21,7 @@ from quantkit.formats.folder import (
     carried_files,
     lay_out_folder,
 )
-from quantkit.plan.quants import Quant
+from quantkit.planning.quants import Quant
 
 
 def lay_out_plain(

@@ -12,7 +12,7 @@ from functools import cache
 
 from quantkit.core.profiles import load_profile
 from quantkit.families.model import Facts, Target
-from quantkit.plan.names import category_of
+from quantkit.planning.names import category_of
 from quantkit.recipes.losses import Measured
 
 BASIS = "nothing measured: errors of normal rows, sensitivities by kind of tensor"

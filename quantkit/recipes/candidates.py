@@ -14,8 +14,8 @@ from quantkit.core.errors import PlanError
 from quantkit.core.profiles import load_profile
 from quantkit.encodings.encoding import Encoding, encoding
 from quantkit.families.model import Model, Target
-from quantkit.plan.llama_quantize import NEEDS_IMATRIX, fit_to_rows
-from quantkit.plan.names import category_of, may_be_quantized, n_dims
+from quantkit.planning.llama_quantize import NEEDS_IMATRIX, fit_to_rows
+from quantkit.planning.names import category_of, may_be_quantized, n_dims
 
 _PROFILE = "recipes.toml"
 _MOST_DIMENSIONS = 3  # of what llama-quantize converts

@@ -14,19 +14,19 @@ from typing import Any
 
 import msgspec
 
-from quantkit.build.artifact import Artifact
-from quantkit.build.work import Work
+from quantkit.building.artifact import Artifact
+from quantkit.building.work import Work
 from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import CompareError, FileError
 from quantkit.core.topics import TO_CHOOSE, topics_to_choose_by
 from quantkit.core.writing import is_own, replace_file, write_file
 from quantkit.formats.gguf.layout import GGUFLayout, lay_out
 from quantkit.formats.gguf.metadata import ModelMetadata
-from quantkit.plan.plan import make_plan
-from quantkit.plan.quants import SOURCE, find_quants
+from quantkit.planning.plan import make_plan
+from quantkit.planning.quants import SOURCE, find_quants
 from quantkit.recipes.rivals import FIXED, Candidate
-from quantkit.verify.compare import compare, read_text
-from quantkit.verify.subjects import Subject, exact_quant, open_subject
+from quantkit.verification.compare import compare, read_text
+from quantkit.verification.subjects import Subject, exact_quant, open_subject
 
 FOLDER = ".quantkit-candidates"
 """Where candidates lie, in the output folder, until one of them is delivered."""

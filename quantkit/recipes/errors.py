@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.build.encode import check_weights, too_large, widened
-from quantkit.build.source import read_unit
-from quantkit.build.units import Unit, cut_units
+from quantkit.building.encode import check_weights, too_large, widened
+from quantkit.building.source import read_unit
+from quantkit.building.units import Unit, cut_units
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.hub_rows import with_rows
 from quantkit.checkpoint.imatrix import Imatrix

@@ -21,11 +21,11 @@ from quantkit.core.printable import quoted
 from quantkit.core.writing import replace_file
 from quantkit.encodings.encoding import encodings
 from quantkit.families.model import Model, Target
-from quantkit.plan.llama_quantize import in_file_order
-from quantkit.plan.plan import outline_plan
-from quantkit.plan.quants import Quant, all_quants, searched_quant
-from quantkit.plan.recipe import NEVER_STORED, Recipe
-from quantkit.plan.spans import Span, parse_span, span_together
+from quantkit.planning.llama_quantize import in_file_order
+from quantkit.planning.plan import outline_plan
+from quantkit.planning.quants import Quant, all_quants, searched_quant
+from quantkit.planning.recipe import NEVER_STORED, Recipe
+from quantkit.planning.spans import Span, parse_span, span_together
 from quantkit.recipes.candidates import quantizable
 
 _VERSION = 1

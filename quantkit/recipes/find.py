@@ -11,9 +11,9 @@ from quantkit.encodings.encoding import encodings
 from quantkit.families.model import Model
 from quantkit.formats.gguf.layout import lay_out, padded
 from quantkit.formats.gguf.metadata import ModelMetadata
-from quantkit.plan.llama_quantize import in_file_order
-from quantkit.plan.plan import Plan, PlannedTensor
-from quantkit.plan.quants import all_quants
+from quantkit.planning.llama_quantize import in_file_order
+from quantkit.planning.plan import Plan, PlannedTensor
+from quantkit.planning.quants import all_quants
 from quantkit.recipes.assumed import normal_errors
 from quantkit.recipes.candidates import Offer, offer, quantizable
 from quantkit.recipes.file import SearchedRecipe, digest_of

@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size, shown
 from quantkit.encodings.encoding import encodings
-from quantkit.fit.hardware import (
+from quantkit.fitting.hardware import (
     HardwareError,
     Machine,
     hardware_profiles,
     machine_from_profile,
     machine_from_sizes,
 )
-from quantkit.fit.memory import total
-from quantkit.fit.placement import MODES, Placement, place
-from quantkit.fit.probe import Curve
-from quantkit.fit.subject import Buildable, PlanOptions, Variant, variant_of
-from quantkit.fit.verdict import needs_at
-from quantkit.plan.llama_quantize import in_file_order, needs_imatrix
-from quantkit.plan.plan import PlannedTensor, outline_plan
+from quantkit.fitting.memory import total
+from quantkit.fitting.placement import MODES, Placement, place
+from quantkit.fitting.probe import Curve
+from quantkit.fitting.subject import Buildable, PlanOptions, Variant, variant_of
+from quantkit.fitting.verdict import needs_at
+from quantkit.planning.llama_quantize import in_file_order, needs_imatrix
+from quantkit.planning.plan import PlannedTensor, outline_plan
 from quantkit.recipes.file import SearchedRecipe, apply_recipe
 from quantkit.recipes.find import RecipeSearch
 

@@ -11,11 +11,11 @@ from math import sqrt
 
 from quantkit.core.errors import PlanError
 from quantkit.families.model import Model
-from quantkit.fit.subject import Buildable, PlanOptions, Variant, variant_of
-from quantkit.plan.llama_quantize import needs_imatrix
-from quantkit.plan.plan import outline_plan
-from quantkit.plan.quants import Quant, all_quants
-from quantkit.plan.recipe import Recipe, recipe_of
+from quantkit.fitting.subject import Buildable, PlanOptions, Variant, variant_of
+from quantkit.planning.llama_quantize import needs_imatrix
+from quantkit.planning.plan import outline_plan
+from quantkit.planning.quants import Quant, all_quants
+from quantkit.planning.recipe import Recipe, recipe_of
 from quantkit.recipes.assumed import assume
 from quantkit.recipes.candidates import all_floors, quantizable
 from quantkit.recipes.file import SearchedRecipe, apply_recipe

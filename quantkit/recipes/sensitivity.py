@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import quantkit
-from quantkit.build.source import identify_source, require_unchanged
-from quantkit.calibrate.lockstep.backward import Bend, find_bend
-from quantkit.calibrate.lockstep.forward import LockstepForward, stand_ready
-from quantkit.calibrate.lockstep.gguf_names import Inputs
-from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.text import Corpus
+from quantkit.building.source import identify_source, require_unchanged
+from quantkit.calibration.lockstep.backward import Bend, find_bend
+from quantkit.calibration.lockstep.forward import LockstepForward, stand_ready
+from quantkit.calibration.lockstep.gguf_names import Inputs
+from quantkit.calibration.settings import Settings
+from quantkit.calibration.text import Corpus
 from quantkit.checkpoint.checkpoint import Checkpoint, stored_view
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.core.errors import PlanError
 from quantkit.core.tensors import SourceTensor
+from quantkit.core.version import __version__
 from quantkit.core.writing import is_own
 from quantkit.encodings.kernel import Kernel
 from quantkit.families.model import Model
@@ -132,7 +132,7 @@ def _identity(
 ) -> str:
     """What tells a measurement from others; in its file it stands where the basis will be."""
     parts = [
-        quantkit.__version__,
+        __version__,
         identify_source(stored_view(checkpoint)),
         corpus.tokens.shape,
         hashlib.sha256(corpus.tokens.tobytes()).hexdigest(),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from quantkit.build.rewrite import rewrite
+from quantkit.building.rewrite import rewrite
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.densified import dense_config, densified
 from quantkit.checkpoint.open import open_checkpoint

@@ -10,10 +10,10 @@ from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.build.work import prepare
+from quantkit.building.work import prepare
 from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import GGUFError
-from quantkit.plan.quants import find_quants
+from quantkit.planning.quants import find_quants
 from tests.random_checkpoints import random_checkpoint
 
 

@@ -19,8 +19,8 @@ from quantkit.core.errors import CheckpointError, SafetensorsError
 from quantkit.core.profiles import load_profile
 from quantkit.core.tensors import SourceTensor
 from quantkit.families import find_family
-from quantkit.plan.plan import outline_plan
-from quantkit.plan.quants import all_quants
+from quantkit.planning.plan import outline_plan
+from quantkit.planning.quants import all_quants
 from tests.hub_server import COMMIT, HubServer, serve
 from tests.pickled import pickled
 from tests.random_checkpoints import random_checkpoint, write_tokenizer

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.build.rewrite import rewrite
+from quantkit.building.rewrite import rewrite
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.errors import CheckpointError, QuantkitError, TokenizerError
 from quantkit.families import find_family
 from quantkit.families.model import Decoder
-from tests.build.builds import build
+from tests.building.builds import build
 from tests.raw_releases import LAYOUTS, raw_release
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"

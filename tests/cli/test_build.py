@@ -11,7 +11,7 @@ from unittest.mock import ANY
 
 import pytest
 
-from tests.build.disks import mount_read_only
+from tests.building.disks import mount_read_only
 from tests.cli.command import quantkit, refusal, sentences
 from tests.random_checkpoints import random_checkpoint
 

@@ -11,7 +11,7 @@ import pytest
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.cli.calibrate import Device
 from quantkit.core.packages import install
-from tests.calibrate.runs import TINY, text_file
+from tests.calibration.runs import TINY, text_file
 from tests.cli.command import quantkit, refusal
 from tests.random_checkpoints import random_checkpoint
 

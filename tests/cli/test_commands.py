@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.plan.quants import all_quants, folder_quants
+from quantkit.planning.quants import all_quants, folder_quants
 from tests.cli.command import quantkit, refusal
 from tests.measured import measure
 from tests.random_checkpoints import random_checkpoint

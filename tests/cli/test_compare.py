@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.builds import build
+from tests.building.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.random_checkpoints import random_checkpoint
-from tests.verify.faults import scale_norm, with_fault
+from tests.verification.faults import scale_norm, with_fault
 
 TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
 FEW = ("--chunks", 2, "--context", 128, "--threads", 1)

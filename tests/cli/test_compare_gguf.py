@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.builds import manifest_of
+from tests.building.builds import manifest_of
 from tests.cli.command import Outcome, quantkit, refusal
 from tests.gguf_sources import unquantized
 from tests.hub_server import HubServer, client_of, serve

@@ -20,8 +20,8 @@ from quantkit.core.topics import topics_to_choose_by
 from quantkit.recipes.candidates import known_candidates, quantizable
 from quantkit.recipes.contest import FOLDER
 from quantkit.recipes.losses import Measured, write_measured
-from quantkit.verify.machine import Memory
-from tests.build.builds import build, manifest_of
+from quantkit.verification.machine import Memory
+from tests.building.builds import build, manifest_of
 from tests.cli.command import Outcome, quantkit, refusal
 from tests.parity.cases import TRAINED
 
@@ -155,7 +155,7 @@ def test_a_kill_while_the_winner_is_put_in_its_place_loses_nothing(
     wish = ["build", MISTRAL, *BUDGET, "--no-smoke", "-o", tmp_path, "--jobs", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", stop)
-        patch.setattr("quantkit.build.output.PartialArtifact.publish", _publish_by_replacing)
+        patch.setattr("quantkit.building.output.PartialArtifact.publish", _publish_by_replacing)
         assert quantkit(*wish).code == 130
     assert not list(tmp_path.glob("*.gguf"))
     again = measuring(0.9, 0.9, 0.9)
@@ -196,7 +196,7 @@ def test_a_model_that_does_not_run_here_is_built_all_the_same(
 ) -> None:
     stand_in = measuring()
     small = Memory(total=1_000_000, available=1_000_000, limited=True)
-    monkeypatch.setattr("quantkit.verify.machine.memory", lambda: small)
+    monkeypatch.setattr("quantkit.verification.machine.memory", lambda: small)
     done = built(tmp_path)
     assert "No candidates are measured: the unquantized model (5.8 MB) does not fit" in done.err
     (entry,) = manifest_of(tmp_path).values()
@@ -230,7 +230,7 @@ def test_a_disk_that_is_too_small_is_said(
     tmp_path: Path, measuring: Callable[..., Measuring], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measuring()
-    monkeypatch.setattr("quantkit.build.output.room_in", lambda _: 3_000_000)
+    monkeypatch.setattr("quantkit.building.output.room_in", lambda _: 3_000_000)
     assert "of disk, and 3 MB are free in" in built(tmp_path).err
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from quantkit.build.rewrite import look_ahead
-from quantkit.calibrate.journaled import Run
+from quantkit.building.rewrite import look_ahead
+from quantkit.calibration.journaled import Run
 from quantkit.checkpoint.densified import densified
-from tests.calibrate.runs import opened
+from tests.calibration.runs import opened
 from tests.cli.command import quantkit, refusal
 from tests.hub_server import HubServer, serve
 from tests.random_checkpoints import config_of, random_tensors, write_tokenizer

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from quantkit.fit.subject import bundled_models
-from quantkit.plan.quants import all_quants
-from tests.build.builds import build
+from quantkit.fitting.subject import bundled_models
+from quantkit.planning.quants import all_quants
+from tests.building.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.measured import measure
 from tests.parity.cases import TRAINED

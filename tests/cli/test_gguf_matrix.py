@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.checkpoint.imatrix import load_imatrix
-from tests.build.builds import names_in
-from tests.calibrate.runs import TINY, text_file
+from tests.building.builds import names_in
+from tests.calibration.runs import TINY, text_file
 from tests.cli.command import quantkit, refusal
 from tests.gguf_sources import unquantized
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.checkpoint.folder import open_quantized
-from tests.calibrate.runs import TINY, text_file
+from tests.calibration.runs import TINY, text_file
 from tests.cli.command import quantkit, refusal
 from tests.fuzz.cases import make_gptq
 from tests.random_checkpoints import random_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.builds import build
+from tests.building.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.hub_server import COMMIT, HubServer, client_of, serve
 from tests.random_checkpoints import random_checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.calibrate.runs import TINY, opened
+from tests.calibration.runs import TINY, opened
 from tests.cli.command import quantkit, refusal, sentences
 from tests.imatrix_writer import legacy_imatrix
 

@@ -8,7 +8,7 @@ import pytest
 
 from quantkit.families.model import Model, Target
 from quantkit.recipes import errors
-from tests.build.builds import build
+from tests.building.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.parity.cases import TRAINED
 

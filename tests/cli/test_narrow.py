@@ -12,8 +12,8 @@ from rich.table import Table
 
 import quantkit.cli
 from quantkit.cli.output import show_table, spell
-from tests.build.builds import build
-from tests.calibrate.runs import text_file
+from tests.building.builds import build
+from tests.calibration.runs import text_file
 from tests.cli.command import quantkit as run
 from tests.parity.cases import TRAINED
 

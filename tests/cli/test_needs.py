@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from quantkit.cli import build, calibrate, densify, fit, needs, perplexity, publish
-from tests.build.builds import build as build_quants
-from tests.calibrate.runs import TINY
+from tests.building.builds import build as build_quants
+from tests.calibration.runs import TINY
 from tests.cli.command import quantkit, refusal
 from tests.imatrix_writer import write_gguf_imatrix
 

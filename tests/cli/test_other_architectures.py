@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibrate import calibrate as imatrix
-from quantkit.calibrate.settings import Settings, Step
-from quantkit.calibrate.sources import TextSource
-from quantkit.calibrate.text import Corpus, make_corpus
+from quantkit.calibration import calibrate as imatrix
+from quantkit.calibration.settings import Settings, Step
+from quantkit.calibration.sources import TextSource
+from quantkit.calibration.text import Corpus, make_corpus
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import open_checkpoint, open_model, open_stored
 from quantkit.core.errors import Interrupted
 from quantkit.families.model import Model
-from tests.calibrate.small_models import ordinary_logits, small_model
+from tests.calibration.small_models import ordinary_logits, small_model
 from tests.checkpoints.text import heldout_text
 from tests.cli.command import quantkit, refusal
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.builds import build
+from tests.building.builds import build
 from tests.cli.command import quantkit
 
 pytestmark = pytest.mark.native  # a browser is no package of Python's

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from quantkit.calibrate.lockstep.perplexity import token_losses
-from quantkit.calibrate.settings import Settings
-from quantkit.calibrate.sources import TextSource
-from quantkit.calibrate.text import Corpus, make_corpus
+from quantkit.calibration.lockstep.perplexity import token_losses
+from quantkit.calibration.settings import Settings
+from quantkit.calibration.sources import TextSource
+from quantkit.calibration.text import Corpus, make_corpus
 from quantkit.checkpoint.open import open_checkpoint
 from tests.checkpoints.text import heldout_text
 from tests.cli.command import quantkit, refusal

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from quantkit.publish.verify import verify
-from tests.build.builds import build
+from quantkit.publishing.verify import verify
+from tests.building.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.parity.cases import TRAINED
 

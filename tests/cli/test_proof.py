@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.verify import proving
-from tests.build.builds import at_step
+from quantkit.verification import proving
+from tests.building.builds import at_step
 from tests.cli.command import quantkit, refusal
 from tests.raw_releases import raw_release
-from tests.verify.faults import change_rope_base, with_fault
+from tests.verification.faults import change_rope_base, with_fault
 
 TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build.executor import Executor
-from quantkit.build.run import Run
+from quantkit.building.executor import Executor
+from quantkit.building.run import Run
 from quantkit.formats.dequantized import is_own_artifact
 from tests.cli.command import quantkit
 from tests.published import model_of

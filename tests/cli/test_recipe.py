@@ -10,7 +10,7 @@ import pytest
 from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import PlanError
 from quantkit.recipes.losses import Measured, write_measured
-from tests.build.builds import build
+from tests.building.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.imatrix_writer import legacy_imatrix
 from tests.parity.cases import TRAINED
@@ -123,7 +123,7 @@ def test_measured_losses_decide(tmp_path: Path) -> None:
 
 
 def names_in(span: str) -> tuple[str, ...]:
-    from quantkit.plan.spans import parse_span
+    from quantkit.planning.spans import parse_span
 
     return parse_span(span).names
 
@@ -244,7 +244,7 @@ def test_a_recipe_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_place_that_takes_no_file_is_refused_before_the_search(
     tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit.fit.subject.open_subject", None)  # calling it would fail
+    monkeypatch.setattr("quantkit.fitting.subject.open_subject", None)  # calling it would fail
     folder = tmp_path / "folder"
     folder.mkdir()
     for place, why in ((folder, "is a folder"), (tmp_path / "none" / "a", "is no folder")):

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from quantkit.build.output import locked
-from quantkit.calibrate.journaled import Run
+from quantkit.building.output import locked
+from quantkit.calibration.journaled import Run
 from quantkit.core.errors import ClusterError
-from tests.build.builds import names_in
-from tests.calibrate.runs import text_file
+from tests.building.builds import names_in
+from tests.calibration.runs import text_file
 from tests.cli.command import quantkit, refusal
 from tests.random_checkpoints import random_checkpoint
 
@@ -325,7 +325,7 @@ def test_a_merge_that_could_not_be_written(
 def test_all_models_are_looked_at_before_the_first_is_measured(
     tmp_path: Path, others: tuple[str, ...], names: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.calibrate.lockstep import perplexity
+    from quantkit.calibration.lockstep import perplexity
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(perplexity, "token_losses", None)

@@ -9,7 +9,7 @@ import pytest
 
 from quantkit.core.errors import MissingPackageError
 from quantkit.core.packages import DISTRIBUTION, EXTRAS, install, require
-from quantkit.verify.doctor import Finding, find_namesakes
+from quantkit.verification.doctor import Finding, find_namesakes
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -1,6 +1,6 @@
 """The help topics in parts that have nothing in common."""
 
-from quantkit.calibrate.text import built_in_text
+from quantkit.calibration.text import built_in_text
 from quantkit.core.topics import (
     TO_CHOOSE,
     TO_JUDGE,
@@ -8,7 +8,7 @@ from quantkit.core.topics import (
     topics_to_choose_by,
     whole_topics,
 )
-from quantkit.verify.compare import default_text
+from quantkit.verification.compare import default_text
 
 
 def paragraphs(text: str) -> set[str]:

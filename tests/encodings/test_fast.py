@@ -214,7 +214,7 @@ def test_every_kernel_is_compiled_by_one_process(n: int) -> None:
 
 def test_importing_quantkit_does_not_import_numba() -> None:
     code = (
-        "import sys, quantkit.cli.app, quantkit.cli.build, quantkit.build.engine\n"
+        "import sys, quantkit.cli.app, quantkit.cli.build, quantkit.building.engine\n"
         "assert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

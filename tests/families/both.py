@@ -15,10 +15,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.build import engine
-from quantkit.build.work import Work, prepare
+from quantkit.building import engine
+from quantkit.building.work import Work, prepare
 from quantkit.families import find_family
-from quantkit.plan.quants import find_quants
+from quantkit.planning.quants import find_quants
 from tests.random_checkpoints import VOCABULARY, config_of, write_tokenizer
 from tests.safetensors_writer import write_checkpoint
 
@@ -169,7 +169,7 @@ def _receive(pipe: IO[bytes]) -> Any:
 
 def _serve() -> None:
     from quantkit.core.errors import QuantkitError
-    from quantkit.verify.bindings import LlamaModel
+    from quantkit.verification.bindings import LlamaModel
 
     while True:
         try:

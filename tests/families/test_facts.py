@@ -9,7 +9,7 @@ from quantkit.core.errors import GGUFError
 from quantkit.families.facts import MOST_EXPERTS, MOST_LAYERS, facts_of, known_architectures
 from quantkit.families.model import Facts
 from tests import native_tools
-from tests.plan.large_models import LARGE_MODELS
+from tests.planning.large_models import LARGE_MODELS
 
 SOURCE = native_tools.BUILD / "llama.cpp" / "src"
 

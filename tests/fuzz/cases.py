@@ -85,10 +85,10 @@ def make_sound(root: Path) -> None:
 
 def _build_states(model: Path, root: Path) -> None:
     """A finished build, and one that was interrupted before its last step."""
-    from quantkit.build.artifact import Progress
-    from quantkit.build.engine import build
-    from quantkit.build.work import prepare
-    from quantkit.plan.quants import find_quants
+    from quantkit.building.artifact import Progress
+    from quantkit.building.engine import build
+    from quantkit.building.work import prepare
+    from quantkit.planning.quants import find_quants
 
     work = prepare(model, find_quants(["q8_0"]), kernel="ggml")
     build(work, root / "finished", jobs=1, max_memory=2**30)
@@ -136,7 +136,7 @@ def _calibration_states(model: Path, root: Path) -> None:
     """Runs over a text that were stopped with all layers done, and what they should end in."""
     from unittest.mock import patch
 
-    from quantkit.calibrate.progress import LayerJournal
+    from quantkit.calibration.progress import LayerJournal
     from tests.cli.command import quantkit
 
     real = LayerJournal.record
@@ -234,16 +234,16 @@ def make_gptq(folder: Path) -> Path:
 
 
 def _write_bnb(checkpoint: Path, out: Path) -> None:
-    from quantkit.build.engine import build
-    from quantkit.build.work import prepare
-    from quantkit.plan.quants import find_quants
+    from quantkit.building.engine import build
+    from quantkit.building.work import prepare
+    from quantkit.planning.quants import find_quants
 
     (made,) = build(prepare(checkpoint, find_quants(["bnb-nf4"])), out, jobs=1, max_memory=2**30)
     made.path.rename(out / "Model")
 
 
 def _comparison() -> dict[str, Any]:
-    from quantkit.verify.divergence import Measures
+    from quantkit.verification.divergence import Measures
 
     measures = {field.name: 0.5 for field in fields(Measures)} | {"n_tokens": 100}
     row = {
@@ -269,7 +269,7 @@ def _comparison() -> dict[str, Any]:
 
 
 def _write_recorded(path: Path) -> None:
-    from quantkit.verify.reference import RecordedText, write_header
+    from quantkit.verification.reference import RecordedText, write_header
 
     text = RecordedText(np.zeros((2, 8), np.int32), 16)
     with path.open("wb") as file:
@@ -378,9 +378,9 @@ def _quantized(rng: random.Random, sound: Path, folder: Path) -> Case:
 
 def export(folder: Path) -> None:
     """Open a quantized folder as a checkpoint, and read of every matrix."""
-    from quantkit.build.work import prepare_export
+    from quantkit.building.work import prepare_export
     from quantkit.formats.dequantized import open_artifact
-    from quantkit.plan.quants import find_quants
+    from quantkit.planning.quants import find_quants
 
     prepare_export(folder / "Model", find_quants(["f16"]))
     opened = open_artifact(folder / "Model")
@@ -503,15 +503,15 @@ def _small_file(rng: random.Random, sound: Path, folder: Path) -> Case:
 
 
 def _read_text(folder: Path) -> None:
-    from quantkit.calibrate.sources import read_text
+    from quantkit.calibration.sources import read_text
 
     read_text(folder / "text.txt")
 
 
 def _read_comparison(folder: Path) -> None:
-    from quantkit.plan.quants import all_quants
-    from quantkit.publish.layout import Placed, PublishedArtifact
-    from quantkit.publish.measured import read_comparison
+    from quantkit.planning.quants import all_quants
+    from quantkit.publishing.layout import Placed, PublishedArtifact
+    from quantkit.publishing.measured import read_comparison
 
     placed = Placed(folder / "compare.json", ARTIFACT, 1, "0" * 64)
     entry = {"files": [{"name": ARTIFACT, "bytes": 1}]}
@@ -520,7 +520,7 @@ def _read_comparison(folder: Path) -> None:
 
 
 def _read_reference(folder: Path) -> None:
-    from quantkit.verify.reference import read_text, read_window
+    from quantkit.verification.reference import read_text, read_window
 
     text = read_text(folder / "reference.kld")
     read_window(folder / "reference.kld", text, text.n_windows - 1)
@@ -535,8 +535,8 @@ _READERS: dict[str, Callable[[Path], None]] = {
 
 def _state(rng: random.Random, sound: Path, folder: Path) -> Case:
     """A build into a folder in which an earlier one left something."""
-    from quantkit.build.journal import NAME as JOURNAL
-    from quantkit.build.manifest import NAME as MANIFEST
+    from quantkit.building.journal import NAME as JOURNAL
+    from quantkit.building.manifest import NAME as MANIFEST
 
     _copy(sound / "mistral" / "Model", folder / "Model")
     for file in (folder / "Model").iterdir():
@@ -614,7 +614,7 @@ def _point_journal_here(journal: Path, there: Path, here: Path) -> None:
 
 def _folder(rng: random.Random, sound: Path, folder: Path) -> Case:
     """What is finished, looked at with a manifest or sums that lie."""
-    from quantkit.build.manifest import NAME as MANIFEST
+    from quantkit.building.manifest import NAME as MANIFEST
 
     out = _copy(sound / "finished", folder / "out")
     shutil.copyfile(sound / "files" / "SHA256SUMS", out / "SHA256SUMS")
@@ -693,7 +693,7 @@ def _same_as_ended(ended: Path, folder: Path) -> str | None:
 
 def _publish(rng: random.Random, sound: Path, folder: Path) -> Case:
     """What is finished, about to be published with a file that lies."""
-    from quantkit.build.manifest import NAME as MANIFEST
+    from quantkit.building.manifest import NAME as MANIFEST
 
     out = _copy(sound / "finished", folder / "build")
     model = _copy(sound / "mistral" / "Model", folder / "Model")
@@ -721,7 +721,7 @@ def _publish(rng: random.Random, sound: Path, folder: Path) -> Case:
 
 def _prepare(checkpoint: str | None, folder: Path) -> None:
     """Everything that publishing does before it sends, every byte read."""
-    from quantkit.publish.release import PublishOptions, prepare
+    from quantkit.publishing.release import PublishOptions, prepare
 
     prepare(folder / "build", "a/b", PublishOptions(checkpoint=checkpoint, force=True))
 

@@ -97,10 +97,10 @@ def _import_light() -> None:
     import yaml  # noqa: F401
 
     import quantkit.cli.main
-    import quantkit.fit.subject
-    import quantkit.publish.measured
-    import quantkit.publish.verify
-    import quantkit.verify.reference  # noqa: F401
+    import quantkit.fitting.subject
+    import quantkit.publishing.measured
+    import quantkit.publishing.verify
+    import quantkit.verification.reference  # noqa: F401
     from quantkit.encodings.kernel import load_kernel
 
     load_kernel("ggml")

@@ -130,9 +130,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def describe(folder: Path) -> str | None:
     """Describe a checkpoint and plan its quants; the sentence where that is refused."""
-    from quantkit.build.work import prepare
+    from quantkit.building.work import prepare
     from quantkit.checkpoint.open import open_checkpoint
-    from quantkit.plan.quants import find_quants
+    from quantkit.planning.quants import find_quants
 
     try:
         prepare(open_checkpoint(folder), find_quants(["q4_k_m"]))

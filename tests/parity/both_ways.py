@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.build.engine import build
-from quantkit.build.work import prepare
+from quantkit.building.engine import build
+from quantkit.building.work import prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.plan.quants import all_quants, find_quants
-from quantkit.plan.recipe import parse_override
+from quantkit.planning.quants import all_quants, find_quants
+from quantkit.planning.recipe import parse_override
 from tests import native_tools
 from tests.parity.cases import Case
 from tests.parity.compare import differences

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build.engine import build
-from quantkit.build.work import prepare
+from quantkit.building.engine import build
+from quantkit.building.work import prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.checkpoint.gguf_source import open_gguf
 from quantkit.checkpoint.open import open_checkpoint, open_model
 from quantkit.families import is_known
 from quantkit.families.model import Model
-from quantkit.plan.plan import make_plan
-from quantkit.plan.quants import Quant, find_quants
+from quantkit.planning.plan import make_plan
+from quantkit.planning.quants import Quant, find_quants
 from tests import native_tools
 from tests.architectures.ggufs import (
     options_of,
@@ -25,7 +25,7 @@ from tests.architectures.ggufs import (
 from tests.architectures.small import SMALL
 from tests.architectures.stored import STORED
 from tests.architectures.tree import lenient_tree
-from tests.build.builds import small_slabs
+from tests.building.builds import small_slabs
 from tests.parity.both_ways import NEED_IMATRIX, PLAIN_QUANTS, Source
 from tests.parity.compare import differences
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.calibrate.sources import TextSource
+from quantkit.calibration.sources import TextSource
 from quantkit.checkpoint.gathered import load_sums
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.encodings.ggml import library_path
-from quantkit.verify.imatrix import GatherOptions, gather
+from quantkit.verification.imatrix import GatherOptions, gather
 from tests import native_tools
 from tests.architectures.ggufs import small_ggufs
 from tests.architectures.small import SMALL
-from tests.calibrate.runs import text_file
+from tests.calibration.runs import text_file
 
 # Powers of two: else llama-imatrix's batches end in rows that it leaves out, being fewer than 16.
 CHUNKS, CONTEXT = 4, 128

@@ -7,8 +7,8 @@ import pytest
 from quantkit.core.profiles import load_profile
 from quantkit.families import find_family
 from quantkit.families.model import Decoder
-from quantkit.plan.plan import outline_plan
-from quantkit.plan.quants import all_quants
+from quantkit.planning.plan import outline_plan
+from quantkit.planning.quants import all_quants
 from tests.architectures.dry_run import mebibytes, report, types
 from tests.parity.test_dry_run import write_header
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build.engine import build
-from quantkit.build.work import prepare
+from quantkit.building.engine import build
+from quantkit.building.work import prepare
 from quantkit.checkpoint.converter.describe import describe_by_converter
 from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.checkpoint.folder import list_folder, open_folder
 from quantkit.checkpoint.open import open_checkpoint
-from quantkit.plan.quants import find_quants
+from quantkit.planning.quants import find_quants
 from tests.architectures.ggufs import small_checkpoints
 from tests.architectures.tree import lenient_tree
 from tests.parity.compare import differences

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from quantkit.encodings.ggml import library_path
-from quantkit.verify.compare import compare, default_text
-from quantkit.verify.divergence import Measures, Tally, unpack_log_probs
-from quantkit.verify.reference import read_text, read_window
-from quantkit.verify.subjects import open_subject
+from quantkit.verification.compare import compare, default_text
+from quantkit.verification.divergence import Measures, Tally, unpack_log_probs
+from quantkit.verification.reference import read_text, read_window
+from quantkit.verification.subjects import open_subject
 from tests import native_tools
-from tests.build.builds import build
+from tests.building.builds import build
 
 pytestmark = pytest.mark.native
 

@@ -10,10 +10,10 @@ import pytest
 from quantkit.families.model import Decoder
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries
-from quantkit.plan.plan import outline_plan
-from quantkit.plan.quants import all_quants
+from quantkit.planning.plan import outline_plan
+from quantkit.planning.quants import all_quants
 from tests.architectures.dry_run import imatrix_of_nothing, mebibytes, report, types
-from tests.plan.large_models import LARGE_MODELS
+from tests.planning.large_models import LARGE_MODELS
 
 pytestmark = pytest.mark.native
 

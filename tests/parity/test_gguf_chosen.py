@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build.engine import build
-from quantkit.build.work import prepare
-from quantkit.plan.quants import find_quants
+from quantkit.building.engine import build
+from quantkit.building.work import prepare
+from quantkit.planning.quants import find_quants
 from tests import native_tools
 from tests.architectures.ggufs import small_ggufs
 from tests.parity.both_ways import Source

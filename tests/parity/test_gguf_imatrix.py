@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.calibrate.sources import TextSource
+from quantkit.calibration.sources import TextSource
 from quantkit.checkpoint.gathered import add_sums, load_sums
 from quantkit.checkpoint.open import open_checkpoint
-from quantkit.verify.imatrix import GatherOptions, gather
+from quantkit.verification.imatrix import GatherOptions, gather
 from tests import native_tools
-from tests.calibrate.runs import TINY, text_file
+from tests.calibration.runs import TINY, text_file
 from tests.gguf_sources import unquantized
 from tests.parity.imatrices import KINDS, compare_matrices
 

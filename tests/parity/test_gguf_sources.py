@@ -7,7 +7,7 @@ import pytest
 
 from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.gguf_source import open_gguf
-from quantkit.plan.quants import all_quants
+from quantkit.planning.quants import all_quants
 from tests.architectures.ggufs import small_ggufs
 from tests.architectures.small import SMALL
 from tests.imatrix_writer import write_gguf_imatrix

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from quantkit.build.artifact import Artifact
-from quantkit.build.projector import KINDS, knowing, prepare_projector, projector_bytes
-from quantkit.build.source import read_exactly
-from quantkit.build.work import Work, prepare
+from quantkit.building.artifact import Artifact
+from quantkit.building.projector import KINDS, knowing, prepare_projector, projector_bytes
+from quantkit.building.source import read_exactly
+from quantkit.building.work import Work, prepare
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.core.errors import ConverterEndedError
-from quantkit.plan.quants import find_quants
-from quantkit.verify.hollow import HeaderOnly
-from quantkit.verify.projector import smoke_projector
+from quantkit.planning.quants import find_quants
+from quantkit.verification.hollow import HeaderOnly
+from quantkit.verification.projector import smoke_projector
 from tests.architectures.ggufs import small_checkpoints, stored_checkpoints, stored_ggufs
 from tests.architectures.stored import STORED
 from tests.architectures.unpack import read_safetensors
-from tests.build.builds import build_work
+from tests.building.builds import build_work
 from tests.cli.command import Outcome, quantkit, refusal
 from tests.hub_server import HubServer, client_of, serve
 from tests.safetensors_writer import to_bf16, write_safetensors
@@ -132,7 +132,7 @@ def test_only_its_own_tensors_are_read(
     [model] = build_work(texts["llama4-vision"], tmp_path)
     found = prepare_projector(texts["llama4-vision"], "f16").work
     assert found is not None
-    monkeypatch.setattr("quantkit.build.source.read_exactly", counting)
+    monkeypatch.setattr("quantkit.building.source.read_exactly", counting)
 
     artifact = built(knowing(found, [model.entry]), tmp_path)
 
@@ -190,9 +190,9 @@ def test_build_writes_it_beside_the_quants(
 KILLED = """
 import sys
 from unittest.mock import patch
-from quantkit.build.journal import Journal
-from tests.build.builds import small_slabs
-from tests.build.journaled import kill_itself
+from quantkit.building.journal import Journal
+from tests.building.builds import small_slabs
+from tests.building.journaled import kill_itself
 from tests.cli.command import quantkit
 
 real = Journal.record
@@ -214,8 +214,8 @@ def test_killed_in_the_middle_of_it(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from quantkit.build.journal import Journal
-    from tests.build.builds import small_slabs
+    from quantkit.building.journal import Journal
+    from tests.building.builds import small_slabs
 
     expected = stored_ggufs(tmp_path_factory, WITH_PROJECTOR, "f16", mmproj=True)["smolvlm"]
     command = (checkpoints["smolvlm"], *Q8, "--jobs", "1", "-o", tmp_path)

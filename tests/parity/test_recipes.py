@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.build.work import prepare
+from quantkit.building.work import prepare
 from quantkit.recipes.file import apply_recipe, read_recipe
 from tests import native_tools
-from tests.build.builds import build_work
+from tests.building.builds import build_work
 from tests.cli.command import quantkit
 from tests.parity.both_ways import Source, convert
 from tests.parity.cases import CASES

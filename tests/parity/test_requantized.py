@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import native_tools
-from tests.build.builds import sha256_of
+from tests.building.builds import sha256_of
 from tests.cli.command import quantkit, refusal
 from tests.gguf_sources import unquantized
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.calibrate.lockstep.forward import LockstepForward
-from quantkit.calibrate.settings import find_device
+from quantkit.calibration.lockstep.forward import LockstepForward
+from quantkit.calibration.settings import find_device
 from quantkit.checkpoint.open import open_stored
 from quantkit.families import describe, is_known
 from quantkit.families.model import Model
 from quantkit.formats.floats import Plain
 from quantkit.formats.gptq.packing import PARTS, pack
 from quantkit.formats.gptq.plan import GptqOptions, lay_out_gptq
-from quantkit.plan.quants import find_quants
+from quantkit.planning.quants import find_quants
 from tests.published import model_of
 from tests.safetensors_writer import to_bf16
 
@@ -23,7 +23,7 @@ TOKENS = np.array([[1, 5, 9, 33, 200, 77, 301, 12, 90, 5, 17, 440, 3, 88]], np.i
 
 def synthetic_folder(name: str, work: Path, quant: str = "gptq-int4", **changes: Any) -> Path:
     """The folder that GPTQ of a small model would be, with random numbers in every tensor."""
-    from quantkit.calibrate.lockstep.published import publish_model
+    from quantkit.calibration.lockstep.published import publish_model
 
     model = model_of(name, work, **changes)
     stored = open_stored(model)

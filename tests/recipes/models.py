@@ -7,7 +7,7 @@ from typing import Any
 from quantkit.families.model import Facts, Model, Target
 from quantkit.formats.gguf.layout import GGUFLayout, lay_out
 from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries
-from quantkit.plan.plan import outline_plan
+from quantkit.planning.plan import outline_plan
 from quantkit.recipes.assumed import assume
 from quantkit.recipes.candidates import quantizable
 from quantkit.recipes.file import SearchedRecipe, apply_recipe

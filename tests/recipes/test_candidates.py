@@ -5,9 +5,9 @@ import pytest
 from quantkit.core.errors import PlanError
 from quantkit.encodings.encoding import encodings
 from quantkit.families.model import Facts, Model
-from quantkit.plan.llama_quantize import needs_imatrix
-from quantkit.plan.quants import all_quants
-from quantkit.plan.recipe import Recipe
+from quantkit.planning.llama_quantize import needs_imatrix
+from quantkit.planning.quants import all_quants
+from quantkit.planning.recipe import Recipe
 from quantkit.recipes.assumed import normal_errors
 from quantkit.recipes.candidates import all_floors, known_candidates, offer, quantizable
 from tests.recipes.models import model_of

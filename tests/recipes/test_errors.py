@@ -18,8 +18,8 @@ from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.widen import widen
 from quantkit.families.model import Decoder, Target
 from quantkit.recipes.errors import measure_errors
-from tests.build.builds import small_slabs
-from tests.calibrate.runs import TINY, opened
+from tests.building.builds import small_slabs
+from tests.calibration.runs import TINY, opened
 
 KINDS = [encoding(name) for name in ("Q2_K", "Q4_0", "Q8_0", "F16", "F32")]
 EXPERTS, QUERIES, OUTPUT = "blk.1.ffn_down_exps.weight", "blk.0.attn_q.weight", "output.weight"

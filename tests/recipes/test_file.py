@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.core.errors import PlanError
-from quantkit.plan.recipe import parse_override
+from quantkit.planning.recipe import parse_override
 from quantkit.recipes.file import (
     SearchedRecipe,
     apply_recipe,

@@ -11,7 +11,7 @@ from quantkit.families.model import Facts, Model
 from quantkit.recipes.file import apply_recipe, to_document
 from quantkit.recipes.find import RecipeSearch
 from quantkit.recipes.losses import Measured
-from tests.plan.large_models import LARGE_MODELS
+from tests.planning.large_models import LARGE_MODELS
 from tests.recipes.models import layout_of, losses_of, metadata_of, model_of, search_of, stored_as
 
 ODD = model_of(

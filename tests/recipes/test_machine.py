@@ -5,12 +5,12 @@ import time
 import pytest
 
 from quantkit.core.errors import PlanError, QuantkitError
-from quantkit.fit.hardware import Machine
-from quantkit.fit.memory import total
-from quantkit.fit.placement import place
-from quantkit.fit.probe import ContextSettings, Curve, Held, Probe
-from quantkit.fit.subject import PlanOptions, SizedModel, open_subject
-from quantkit.fit.verdict import needs_at
+from quantkit.fitting.hardware import Machine
+from quantkit.fitting.memory import total
+from quantkit.fitting.placement import place
+from quantkit.fitting.probe import ContextSettings, Curve, Held, Probe
+from quantkit.fitting.subject import PlanOptions, SizedModel, open_subject
+from quantkit.fitting.verdict import needs_at
 from quantkit.recipes.assumed import assume
 from quantkit.recipes.candidates import quantizable
 from quantkit.recipes.find import Freedom, RecipeSearch

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from quantkit.families.model import Facts
-from quantkit.fit.subject import Buildable, PlanOptions, Variant
+from quantkit.fitting.subject import Buildable, PlanOptions, Variant
 from quantkit.recipes.candidates import all_floors
 from quantkit.recipes.find import Freedom
 from quantkit.recipes.losses import Measured

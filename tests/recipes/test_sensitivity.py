@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.calibrate.settings import Settings
+from quantkit.calibration.settings import Settings
 from quantkit.encodings.kernel import load_kernel
 from quantkit.recipes.candidates import offer
 from quantkit.recipes.losses import read_measured, write_measured
 from quantkit.recipes.sensitivity import measure, measure_sensitivities
-from tests.calibrate.runs import TINY, corpus_of, opened
-from tests.calibrate.small_models import ordinary_model
+from tests.calibration.runs import TINY, corpus_of, opened
+from tests.calibration.small_models import ordinary_model
 
 CHUNKS, CONTEXT = 4, 256
 ERROR = 0.002  # relative, of the noise: between those of Q4_K and Q5_K

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-import quantkit
+from quantkit.core.version import __version__
 from quantkit.encodings import ggml
 from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.fast import (
@@ -128,4 +128,4 @@ def has_kernel(encoding: Encoding, weighted: bool) -> bool:
 
 def version() -> str:
     """Which kernels these are."""
-    return f"quantkit {quantkit.__version__} with {ggml.version()}"
+    return f"quantkit {__version__} with {ggml.version()}"

@@ -28,8 +28,8 @@ from quantkit.formats.folder import (
     carried_files,
     lay_out_folder,
 )
-from quantkit.plan.llama_quantize import in_file_order
-from quantkit.plan.quants import Quant
+from quantkit.planning.llama_quantize import in_file_order
+from quantkit.planning.quants import Quant
 
 _INT8 = "bnb-int8"
 

@@ -3,7 +3,7 @@
 from quantkit.core.packages import DISTRIBUTION
 from quantkit.families.model import Decoder, Model
 from quantkit.formats.bnb.codec import BnbOptions
-from quantkit.plan.quants import Quant
+from quantkit.planning.quants import Quant
 
 _KINDS = {
     "bnb-nf4": "4-bit NormalFloat (nf4)",

@@ -21,8 +21,8 @@ from quantkit.families.keys import pack
 from quantkit.families.model import KeyValue
 from quantkit.formats.gguf.metadata import ModelMetadata
 from quantkit.formats.place import Place
-from quantkit.plan.plan import Plan, PlannedTensor
-from quantkit.plan.quants import SOURCE
+from quantkit.planning.plan import Plan, PlannedTensor
+from quantkit.planning.quants import SOURCE
 
 ALIGNMENT = 32
 _MAGIC, _VERSION, _QUANTIZATION_VERSION = b"GGUF", 3, 2

@@ -28,8 +28,8 @@ from quantkit.formats.folder import (
 )
 from quantkit.formats.gptq.packing import Skipped, fits, packed_shapes, quantize_config
 from quantkit.formats.safetensors import StoredTensor
-from quantkit.plan.llama_quantize import in_file_order
-from quantkit.plan.quants import Quant
+from quantkit.planning.llama_quantize import in_file_order
+from quantkit.planning.quants import Quant
 
 _PREFIX = "gptq-int"
 _WEIGHT = ".weight"

@@ -9,7 +9,7 @@ import pytest
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_checkpoint
 from quantkit.cli.checks import expect_tokens_of
-from quantkit.verify.tokens import ExpectedTokens
+from quantkit.verification.tokens import ExpectedTokens
 from tests.architectures.ggufs import make_checkpoints
 from tests.architectures.tokens import write_tokenizer
 from tests.checkpoint.converter.shared import one_converter

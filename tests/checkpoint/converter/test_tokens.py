@@ -11,7 +11,7 @@ from quantkit.checkpoint.gguf import Header
 from quantkit.checkpoint.tokenizer.frame import Frame
 from quantkit.families.keys import pack
 from quantkit.families.model import KeyValue
-from quantkit.verify.tokens import expect_tokens
+from quantkit.verification.tokens import expect_tokens
 from tests.architectures.small import N_TOKENS
 from tests.architectures.tokens import write_tokenizer
 from tests.checkpoint.vocabularies import sentencepiece_model

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from quantkit.build import engine
-from quantkit.build.work import prepare
+from quantkit.building import engine
+from quantkit.building.work import prepare
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.dequantized import open_artifact
-from quantkit.plan.quants import find_quants
+from quantkit.planning.quants import find_quants
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 TEXT = "The statement raises an exception if"

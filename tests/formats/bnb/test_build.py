@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from quantkit.build.work import prepare, prepare_export
+from quantkit.building.work import prepare, prepare_export
 from quantkit.core.errors import OutputError
 from quantkit.formats.bnb.codec import BnbOptions
-from quantkit.plan.quants import find_quants
-from tests.build.builds import Job, at_step, build_work, check_manifest, small_slabs, start
+from quantkit.planning.quants import find_quants
+from tests.building.builds import Job, at_step, build_work, check_manifest, small_slabs, start
 from tests.cli.command import quantkit, refusal
 from tests.formats.bnb.folders import build_folder, dequantized, stored_tensors
 from tests.large_checkpoints import large_checkpoint

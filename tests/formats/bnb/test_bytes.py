@@ -8,12 +8,12 @@ import pytest
 import torch
 from bitsandbytes import functional
 
-from quantkit.build import engine
-from quantkit.build.work import prepare
+from quantkit.building import engine
+from quantkit.building.work import prepare
 from quantkit.core.errors import PlanError
 from quantkit.formats.bnb.codec import BnbOptions
-from quantkit.plan.quants import find_quants
-from tests.build.builds import build_work, small_slabs
+from quantkit.planning.quants import find_quants
+from tests.building.builds import build_work, small_slabs
 from tests.formats.bnb.folders import CHECKPOINTS, build_folder, same, stored_tensors
 from tests.random_checkpoints import (
     config_of,

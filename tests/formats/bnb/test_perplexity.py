@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
-from quantkit.build import engine
-from quantkit.build.work import prepare, prepare_export
+from quantkit.building import engine
+from quantkit.building.work import prepare, prepare_export
 from quantkit.formats.bnb import load
-from quantkit.plan.quants import find_quants
+from quantkit.planning.quants import find_quants
 from tests import native_tools
 from tests.checkpoints.text import heldout_text
 from tests.formats.bnb.folders import CHECKPOINTS, build_folder
