@@ -63,11 +63,16 @@ def measure(command: Sequence[str | Path], folder: Path | None = None) -> Cost:
             start_new_session=True,
         ) as process:
             try:
+                spent = 0.0
                 while process.poll() is None:
-                    time.sleep(_POLL_SECONDS)  # time: samples of what a folder holds
+                    # Samples, of which none may take much of what is measured: the pages of a
+                    # large process take a while to count.
+                    time.sleep(max(_POLL_SECONDS, 50 * spent))  # time: between samples
+                    began = time.monotonic()
                     if folder is not None:
                         peak_disk = max(peak_disk, disk_use(folder))
                     peak_together = max(peak_together, memory_of(process.pid))
+                    spent = time.monotonic() - began
             except BaseException:
                 os.killpg(process.pid, signal.SIGTERM)
                 raise
