@@ -1,9 +1,11 @@
 """A comparison as one page of HTML that needs nothing else."""
 
 import base64
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from quantkit.core.errors import OutputError
 from quantkit.core.files import read_file
@@ -14,65 +16,35 @@ from quantkit.verification.divergence import PERCENTILES
 from quantkit.verification.layers import WeightError
 from quantkit.verification.pictures import efficient, names_of
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1e; --paper: #ffffff; --line: #d8d8dc;
-  --soft: #f3f3f6; --good: #1d7a3a; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8ea; --paper: #17181a; --line: #3a3b3f;
-  --soft: #222327; --good: #6fcf8a; --bad: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .85rem; white-space: nowrap;
-  font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .4rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--paper); }
-th { background: var(--soft) !important; }
-th button { all: unset; cursor: pointer; font-weight: 600; padding: .3rem 0; }
-th button:focus-visible { outline: 2px solid currentColor; }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
-td:last-child, th:last-child { text-align: left; }
-.good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
-figure { margin: 1rem 0; max-width: 56rem; overflow-x: auto; }
-figure img { width: 100%; min-width: 36rem; height: auto; background: #fff; border-radius: 6px; }
-.note { font-size: .85rem; opacity: .8; }
-.verdicts { padding: .6rem .8rem .6rem 2rem; border-left: 4px solid var(--line);
-  background: var(--soft); border-radius: 0 6px 6px 0; }
-.verdicts.failed { border-color: var(--bad); }
-summary { cursor: pointer; padding: .5rem 0; }
-@media (max-width: 40rem) { body { padding: .7rem; } th, td { padding: .4rem .45rem; }
-  td:first-child { max-width: 40vw; overflow: hidden; text-overflow: ellipsis; } }
-"""
-
-_SCRIPT = """
-for (const table of document.querySelectorAll("table")) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const up = head.getAttribute("aria-sort") !== "ascending";
-    heads.forEach((other) => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const body = table.tBodies[0];
-    const rows = [...body.rows].sort((a, b) => {
-      const x = key(a), y = key(b);
-      if (x === "" || y === "") return (x === "") - (y === "");
-      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-      return up ? order : -order;
-    });
-    body.append(...rows);
-  }));
-}
-"""
-
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _CAPTIONS = {
     "frontier": "Size against mean KL divergence. Lower left is better. The line joins the files "
     "that no other one beats in both. Red: failed.",
     "percentiles": "How the divergence is distributed: that share of the tokens stays below.",
     "layers": "Relative root mean square error of each tensor and each expert.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is shown, what its column is sorted by, and ``best``, ``good`` or ``bad`` if it is."""
+
+    text: str = ""
+    value: float | str = ""
+    kind: str = ""
+
+    @property
+    def sorted_by(self) -> str:
+        """What the page's script compares: as a number where it is one."""
+        return self.value if isinstance(self.value, str) else f"{self.value:.9g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of as many cells as there are headings."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
 
 
 def write_page(
@@ -84,41 +56,48 @@ def write_page(
 ) -> None:
     """Write one HTML file that needs nothing else: no network, no other file.
 
-    What is wrong comes first, then what is needed to choose, then the rest, folded.
-
     Raises:
         OutputError: it cannot be written.
 
     """
-    name = html.escape(comparison.reference.name)
-    drawn = {picture.stem: picture for picture in pictures if picture.suffix == ".svg"}
-    parts = [
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>How close to {name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
-        f"<h1>How close to {name}</h1>",
-        _verdicts(comparison),
-        _choice_table(comparison),
-        _figure(drawn, "frontier"),
-        "<h2>Speed and memory</h2>",
-        _speed_table(comparison),
-        "<h2>All figures</h2>",
-        _quality_table(comparison),
-        _figure(drawn, "percentiles"),
-    ]
-    if errors:
-        parts += [f"<h2>Weights of {html.escape(artifact)}</h2>", _figure(drawn, "layers")]
-        parts += [f"<details><summary>All tensors</summary>{_weights_table(errors)}</details>"]
-    parts += ["<h2>How this was measured</h2>", _method(comparison)]
-    parts.append(f"<script>{_SCRIPT}</script>\n</body>\n</html>\n")
+    choice = _choice_table(comparison)
+    page = _template().render(
+        comparison=comparison,
+        reference=comparison.reference.name,
+        threads=counted(comparison.threads, "thread"),
+        artifact=artifact,
+        captions=_CAPTIONS,
+        pictures={
+            name: base64.b64encode(read_file(picture)).decode()
+            for name in _CAPTIONS
+            for picture in pictures
+            if picture.name == f"{name}.svg"
+        },
+        tables={
+            "choice": choice,
+            "speed": _speed_table(comparison),
+            "quality": _quality_table(comparison),
+            "weights": _weights_table(errors) if errors else None,
+        },
+        has_best=any(cell.kind == "best" for row in choice.rows for cell in row),
+        **_verdicts(comparison),
+    )
     try:
-        replace_file(file, "\n".join(parts).encode("utf-8", "backslashreplace"))
+        replace_file(file, page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror}.") from None
 
 
-def _verdicts(comparison: Comparison) -> str:
-    """How many are healthy, then those that are not, with their reasons."""
+@cache
+def _template() -> Any:
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, keep_trailing_newline=True)
+    return environment.from_string(read_file(_TEMPLATE).decode())
+
+
+def _verdicts(comparison: Comparison) -> dict[str, Any]:
+    """How many are healthy, in words, and those that are not, with their reasons."""
     rows = [row for row in comparison.results if not row.is_reference]
     names = names_of(comparison.results)
     called = {id(row): name for row, name in zip(comparison.results, names, strict=True)}
@@ -126,70 +105,22 @@ def _verdicts(comparison: Comparison) -> str:
     unsure = [row for row in rows if row.verdict.ok and not row.verdict.judged]
     counts = [(len(failed), "failed"), (len(unsure), "not judged")]
     counts.append((len(rows) - len(failed) - len(unsure), "healthy"))
-    said = ", ".join(f"{count} {word}" for count, word in counts if count)
-    parts = [f"<p>{said or 'There is nothing but the reference'}.</p>"]
-    for kind, some in (("failed", failed), ("unsure", unsure)):
-        items = "".join(
-            f"<li><b>{html.escape(called[id(row)])}</b>: {html.escape(row.verdict.reason)}</li>"
-            for row in some
-        )
-        parts.append(f"<ul class='verdicts {kind}'>{items}</ul>" if items else "")
-    return "\n".join(parts)
-
-
-def _method(comparison: Comparison) -> str:
-    if comparison.embeds:
-        over = f"{comparison.windows} texts, each embedded as a whole"
-    else:
-        over = f"{comparison.windows} windows of {comparison.context} tokens"
-        over += ", of each of which the second half is scored"
-    return (
-        f"<p class='note'>llama.cpp ran every file {comparison.place} "
-        f"({counted(comparison.threads, 'thread')}) over {over}.</p>"
-        f"<p class='note'>Text: {html.escape(comparison.text)} (sha256 "
-        f"{comparison.text_sha256[:16]}). KL divergence is in nats per token. The reference's "
-        "log-probabilities are kept in 16 bits; its own row shows what that rounding costs. "
-        "&plusmn; is one standard error.</p>"
-    )
-
-
-def _figure(drawn: Mapping[str, Path], name: str) -> str:
-    if name not in drawn:
-        return ""
-    data = base64.b64encode(read_file(drawn[name])).decode()
-    caption = _CAPTIONS[name]
-    return (
-        f"<figure><img alt='{caption}' src='data:image/svg+xml;base64,{data}'>"
-        f"<figcaption class='note'>{caption}</figcaption></figure>"
-    )
-
-
-Cell = tuple[str, float | str]  # what is shown, and what it is sorted by
-
-
-def _table(name: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    head = "".join(f"<th scope='col'><button>{h}</button></th>" for h in headings)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td data-value='{_value(v)}'>{text}</td>" for text, v in row) + "</tr>"
-        for row in rows
-    )
-    return (
-        f"<div class='scroll'><table id='{name}'><thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def _value(value: float | str) -> str:
-    return html.escape(value, quote=True) if isinstance(value, str) else f"{value:.9g}"
+    return {
+        "counts": ", ".join(f"{count} {word}" for count, word in counts if count),
+        "verdicts": {
+            kind: [(called[id(row)], row.verdict.reason) for row in some]
+            for kind, some in (("failed", failed), ("unsure", unsure))
+        },
+    }
 
 
 def _first_cells(row: Result, name: str) -> list[Cell]:
     size = row.subject.n_bytes
-    return [(html.escape(name), name), (format_size(size), size)]
+    return [Cell(name, name), Cell(format_size(size), size)]
 
 
-def _choice_table(comparison: Comparison) -> str:
-    """What one chooses by; those that no other file beats in size and divergence are bold."""
+def _choice_table(comparison: Comparison) -> Table:
+    """What one chooses by, with those that no other file beats in size and divergence."""
     headings = ["file", "size", "mean KLD", "PPL ratio", "same top", "verdict"]
     if comparison.embeds:
         headings = ["file", "size", "mean cosine", "verdict"]
@@ -199,32 +130,33 @@ def _choice_table(comparison: Comparison) -> str:
     for row, name in zip(comparison.results, names_of(comparison.results), strict=True):
         m, cells = row.measures, _first_cells(row, name)
         if row in best:
-            cells[0] = (f"<b>{cells[0][0]}</b>", cells[0][1])
+            cells[0] = Cell(name, name, "best")
         if comparison.embeds:
             mean = row.cosines.mean if row.cosines else None
-            cells.append(("", "") if mean is None else (f"{mean:.5f}", mean))
+            cells.append(Cell() if mean is None else Cell(f"{mean:.5f}", mean))
         elif m is None:
-            cells += [("", "")] * 3
+            cells += [Cell()] * 3
         else:
-            cells.append((f"{max(m.kld, 0.0):.5f}", max(m.kld, 0.0)))
-            cells += [(f"{m.ppl_ratio:.4f}", m.ppl_ratio), (f"{m.same_top:.1%}", m.same_top)]
+            cells.append(Cell(f"{max(m.kld, 0.0):.5f}", max(m.kld, 0.0)))
+            cells += [
+                Cell(f"{m.ppl_ratio:.4f}", m.ppl_ratio),
+                Cell(f"{m.same_top:.1%}", m.same_top),
+            ]
         cells.append(_verdict_cell(row))
         rows.append(cells)
-    note = "<p class='note'>Bold: no other file is both smaller and closer.</p>" if best else ""
-    return _table("choice", headings, rows) + note
+    return Table(headings, rows)
 
 
 def _verdict_cell(row: Result) -> Cell:
-    kind = "good" if row.verdict.ok else "bad"
     word = "healthy" if row.verdict.judged else "not judged"
     word = "reference" if row.is_reference else word if row.verdict.ok else "failed"
-    return f"<span class='{kind}'>{word}</span>", word
+    return Cell(word, word, "good" if row.verdict.ok else "bad")
 
 
-def _quality_table(comparison: Comparison) -> str:
-    shares = [f"KLD {p:g}&nbsp;%" if p != 50 else "KLD median" for p in PERCENTILES]
-    headings = ["artifact", "verdict", "size", "PPL", "&plusmn;", "PPL ratio", "mean KLD"]
-    headings += ["&plusmn;", *shares, "KLD max", "same top", "RMS &Delta;p", "run", "why"]
+def _quality_table(comparison: Comparison) -> Table:
+    shares = [f"KLD {p:g}\u00a0%" if p != 50 else "KLD median" for p in PERCENTILES]
+    headings = ["artifact", "verdict", "size", "PPL", "\u00b1", "PPL ratio", "mean KLD"]
+    headings += ["\u00b1", *shares, "KLD max", "same top", "RMS \u0394p", "run", "why"]
     if comparison.embeds:
         headings = ["artifact", "verdict", "size", "mean cosine", "worst cosine", "run", "why"]
     rows: list[list[Cell]] = []
@@ -233,51 +165,49 @@ def _quality_table(comparison: Comparison) -> str:
         cells = _first_cells(row, name)
         cells.insert(1, _verdict_cell(row))
         if row.cosines is not None:
-            cells += [(f"{v:.6f}", v) for v in (row.cosines.mean, row.cosines.worst)]
+            cells += [Cell(f"{v:.6f}", v) for v in (row.cosines.mean, row.cosines.worst)]
         elif m is None:
-            cells += [("", "")] * (len(headings) - 5)
+            cells += [Cell()] * (len(headings) - 5)
         else:
             # What rounding leaves of 0 may be below it.
             small = [max(x, 0.0) for x in (m.kld, m.kld_pm, *m.kld_percentiles, m.kld_max)]
-            cells += [(f"{v:.3f}", v) for v in (m.ppl, m.ppl_pm)]
-            cells.append((f"{m.ppl_ratio:.5f}", m.ppl_ratio))
-            cells += [(f"{v:.6f}", v) for v in small]
-            cells += [(f"{v:.2%}", v) for v in (m.same_top, m.rms_dp)]
-        cells.append((html.escape(row.subject.how), row.subject.how))
-        cells.append((html.escape(row.verdict.reason), row.verdict.reason))
+            cells += [Cell(f"{v:.3f}", v) for v in (m.ppl, m.ppl_pm)]
+            cells.append(Cell(f"{m.ppl_ratio:.5f}", m.ppl_ratio))
+            cells += [Cell(f"{v:.6f}", v) for v in small]
+            cells += [Cell(f"{v:.2%}", v) for v in (m.same_top, m.rms_dp)]
+        cells += [Cell(text, text) for text in (row.subject.how, row.verdict.reason)]
         rows.append(cells)
-    return _table("quality", headings, rows)
+    return Table(headings, rows)
 
 
-def _speed_table(comparison: Comparison) -> str:
+def _speed_table(comparison: Comparison) -> Table:
     headings = ["artifact", "size", "prompt tokens/s", "generated tokens/s", "load s", "memory"]
     rows: list[list[Cell]] = []
     for row, name in zip(comparison.results, names_of(comparison.results), strict=True):
         speed = row.speed
         cells = _first_cells(row, name)
         if speed is None:
-            cells += [("", "")] * 4
+            cells += [Cell()] * 4
         else:
             cells += [
-                (f"{v:,.1f}", v) if v is not None else ("", "")
+                Cell() if v is None else Cell(f"{v:,.1f}", v)
                 for v in (speed.prompt_tokens_per_second, speed.generation_tokens_per_second)
             ]
-            cells.append((f"{speed.load_seconds:.2f}", speed.load_seconds))
+            cells.append(Cell(f"{speed.load_seconds:.2f}", speed.load_seconds))
             memory = speed.resident_bytes
-            cells.append((format_size(memory), memory) if memory else ("", ""))
+            cells.append(Cell(format_size(memory), memory) if memory else Cell())
         rows.append(cells)
-    return _table("speed", headings, rows)
+    return Table(headings, rows)
 
 
-def _weights_table(errors: Sequence[WeightError]) -> str:
-    headings = ["tensor", "expert", "encoding", "relative error"]
-    rows: list[list[Cell]] = [
+def _weights_table(errors: Sequence[WeightError]) -> Table:
+    rows = [
         [
-            (html.escape(e.tensor), e.tensor),
-            ("", "") if e.expert is None else (str(e.expert), e.expert),
-            (e.encoding, e.encoding),
-            (f"{e.error:.5f}", e.error),
+            Cell(e.tensor, e.tensor),
+            Cell() if e.expert is None else Cell(str(e.expert), e.expert),
+            Cell(e.encoding, e.encoding),
+            Cell(f"{e.error:.5f}", e.error),
         ]
         for e in errors
     ]
-    return _table("weights", headings, rows)
+    return Table(["tensor", "expert", "encoding", "relative error"], rows)
