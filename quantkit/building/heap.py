@@ -29,6 +29,8 @@ def give_back_freed() -> None:
     up to 32 MB, and each of many threads keeps such buffers in a heap of its own.
     """
     _mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    # Else the end of the heap goes back and forth with every small buffer.
+    _mallopt(_M_TRIM_THRESHOLD, 32 * _LARGE)
 
 
 def _mallopt(parameter: int, value: int) -> None:

@@ -12,19 +12,25 @@ inverse is needed, as it is where the columns that are still free are moved at o
 Only tensors here, no files. Rows of a matrix are outputs, its columns inputs.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-_BLOCK = 128  # columns whose errors are carried to the rest of the matrix in one product
-_PART = 16  # columns of a block whose errors are carried to the rest of it in one
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_CARRIED = 512  # columns, about, whose errors are carried to the rest of the matrix in one product
+_BLOCK = 128  # columns of them whose errors are carried to the rest of these in one
+_LANES = 32  # of `encodings.fast.simd`, which is not imported where nothing is rounded
 _MOST_DAMPING = 1.0
 _DAMPING_STEP = 10.0
 # How far ranges are shrunk in the search: by fine steps first, which 8 bits need, then coarse ones.
 _SHRINKS = (1.0, 0.9975, 0.995, 0.99, 0.98, *(0.975 - 0.025 * step for step in range(20)))
 _ROWS = 512  # of a moment, put in another order at once
-_FITTED_WEIGHTS = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,59 +170,89 @@ def solve(
         scales, zeros = fit(before.view(-1, width, rows), grid, unsorted if search else None)
         before, group_of = before.index_select(0, order), group_of[order]
     moved = before.clone()  # the columns as errors before them have moved them
-    groups = group_of.tolist()
     levels = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     block = _BLOCK if width % _BLOCK == 0 or grid.group_size == -1 else width
-    for start in range(0, columns, block):
-        end = min(start + block, columns)
-        if order is None and start % width == 0:
-            inside = slice(start, start + width)
-            # Where the columns of the group would all be now if none of them were rounded.
-            free = before[inside] + torch.linalg.solve_triangular(
-                factor[inside, inside].T,
-                moved[inside] - before[inside],
-                upper=False,
-                unitriangular=True,
+    together = max(1, _CARRIED // block) * block
+    errors = torch.empty(min(together, columns), rows, device=weight.device)
+    chosen = torch.empty(min(block, columns), rows, device=weight.device)
+    for first in range(0, columns, together):
+        last = min(first + together, columns)
+        for start in range(first, last, block):
+            end = min(start + block, columns)
+            if order is None and start % width == 0:
+                fitted = _fit_next(
+                    slice(start, start + width), moved, before, compensation, grid, search
+                )
+                scales[start // width], zeros[start // width] = fitted
+            some = slice(start - first, end - first)
+            _round_block(
+                moved[start:end],
+                before[start:end],
+                factor[start:end, start:end].contiguous(),
+                (group_of[start:end], scales, zeros),
+                grid,
+                (errors[some], chosen[: end - start]),
             )
-            fitted = fit(free[None], grid, costs[inside] if search else None)
-            scales[start // width], zeros[start // width] = (x[0] for x in fitted)
-        chosen, errors = _round_block(
-            moved[start:end],
-            before[start:end],
-            factor[start:end, start:end].contiguous(),
-            (scales[groups[start:end]], zeros[groups[start:end]]),
-            grid,
-        )
-        levels[start:end] = chosen
-        moved[end:].addmm_(factor[start:end, end:].T, errors)
+            levels[start:end] = chosen[: end - start]
+            moved[end:last].addmm_(factor[start:end, end:last].T, errors[some])
+        moved[last:].addmm_(factor[first:last, last:].T, errors[: last - first])
     if order is not None:
         levels = levels[order.argsort()]
     return Rounded(levels.T.contiguous(), scales.T.contiguous(), zeros.T.contiguous())
 
 
-def _round_block(
-    moved: Tensor, before: Tensor, factor: Tensor, fitted: tuple[Tensor, Tensor], grid: Grid
+def _fit_next(
+    inside: slice,
+    moved: Tensor,
+    before: Tensor,
+    compensation: Compensation,
+    grid: Grid,
+    search: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Levels and errors of some columns, each a row here, which move those after them.
+    """Scales and zeros of the group that comes next.
+
+    They fit where its columns would all be now if none of them were rounded.
+    """
+    factor = compensation.factor[inside, inside]
+    free = before[inside] + torch.linalg.solve_triangular(
+        factor.T, moved[inside] - before[inside], upper=False, unitriangular=True
+    )
+    scales, zeros = fit(free[None], grid, compensation.costs[inside] if search else None)
+    return scales[0], zeros[0]
+
+
+def _round_block(
+    moved: Tensor,
+    before: Tensor,
+    factor: Tensor,
+    fitted: tuple[Tensor, Tensor, Tensor],
+    grid: Grid,
+    out: tuple[Tensor, Tensor],
+) -> None:
+    """Work out errors and levels of some columns, each a row here, which move those after them.
 
     Args:
         moved: the columns as errors before them have moved them; written over.
         before: the columns as they were.
         factor: of them.
-        fitted: the scales and zeros of each.
+        fitted: the group of each column, and the scales and zeros of all groups.
         grid: where weights may lie.
+        out: for the errors and the levels, as floats.
 
     """
-    errors, chosen = torch.empty_like(moved), torch.empty_like(moved)
-    scales, zeros = fitted
-    for first in range(0, len(moved), _PART):
-        last = min(first + _PART, len(moved))
-        for i in range(first, last):
-            _nearest(moved[i], scales[i], zeros[i], grid, chosen[i])
-            torch.sub(chosen[i], zeros[i], out=errors[i]).mul_(scales[i]).neg_().add_(before[i])
-            moved[i + 1 : last].addr_(factor[i, i + 1 : last], errors[i])
-        moved[last:].addmm_(factor[first:last, last:].T, errors[first:last])
-    return chosen, errors
+    if _has_kernel(moved):
+        from quantkit.encodings.fast.columns import round_columns
+
+        flat = [_flat(x) for x in (moved, before, factor, *fitted)]
+        results = [_flat(x) for x in out]
+        _in_parts(moved.shape[1], lambda *part: round_columns(*flat, grid.top, *part, *results))
+        return
+    errors, chosen = out
+    group_of, scales, zeros = fitted
+    for i, group in enumerate(group_of.tolist()):
+        _nearest(moved[i], scales[group], zeros[group], grid, chosen[i])
+        torch.sub(chosen[i], zeros[group], out=errors[i]).mul_(scales[group]).neg_().add_(before[i])
+        moved[i + 1 :].addr_(factor[i, i + 1 :], errors[i])
 
 
 def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -232,14 +268,9 @@ def fit(groups: Tensor, grid: Grid, costs: Tensor | None = None) -> tuple[Tensor
     n_groups, width, rows = groups.shape
     scales = torch.empty(n_groups, rows, device=groups.device)
     zeros = torch.empty_like(scales)
-    # A few rows at a time, which stay in a processor's cache while ranges are tried on them.
-    step = max(1, _FITTED_WEIGHTS // width)
     for group in range(n_groups):
         cost = None if costs is None else costs[group * width : (group + 1) * width]
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            fitted = _fit(groups[group, :, part].contiguous(), grid, cost)
-            scales[group, part], zeros[group, part] = fitted
+        scales[group], zeros[group] = _fit(groups[group], grid, cost)
     return scales, zeros
 
 
@@ -249,23 +280,58 @@ def _fit(group: Tensor, grid: Grid, costs: Tensor | None) -> tuple[Tensor, Tenso
     high = group.amax(0).clamp(min=0)
     if costs is None:
         return _scales(low, high, grid)
-    best = torch.full_like(low, torch.inf)
-    scales, zeros = torch.empty_like(low), torch.empty_like(low)
-    wanted, nearest = torch.empty_like(group), torch.empty_like(group)
-    for shrink in _SHRINKS:
-        scale, zero = _scales(low * shrink, high * shrink, grid)
-        # In steps of the grid: what is summed below is the error over the scale.
-        torch.mul(group, scale.reciprocal(), out=wanted)
-        torch.round(wanted, out=nearest)
-        if grid.symmetric:
-            nearest.clamp_(-grid.middle, grid.top - grid.middle)
-        else:
-            nearest.add_(zero).clamp_(0, grid.top).sub_(zero)
-        cost = (costs @ nearest.sub_(wanted).square_()).mul_(scale.square())
-        better = cost < best
-        best = torch.where(better, cost, best)
-        scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
-    return scales, zeros
+    shrinks = torch.tensor(_SHRINKS, device=group.device)[:, None]
+    scales, zeros = _scales(low * shrinks, high * shrinks, grid)
+    tried = _range_costs(group, scales.reciprocal(), zeros, grid, costs)
+    best = tried.mul_(scales.square()).argmin(0, keepdim=True)
+    return scales.gather(0, best)[0], zeros.gather(0, best)[0]
+
+
+def _range_costs(
+    group: Tensor, inverses: Tensor, zeros: Tensor, grid: Grid, costs: Tensor
+) -> Tensor:
+    """Squared errors in steps of the grid, (ranges, rows), for each row of ``inverses``."""
+    if not _has_kernel(group):
+        return torch.stack(
+            [
+                costs @ _clipped(group * inverse, zero, grid).square_()
+                for inverse, zero in zip(inverses, zeros, strict=True)
+            ]
+        )
+    from quantkit.encodings.fast.columns import range_costs
+
+    out = torch.empty_like(inverses)
+    flat = [_flat(x) for x in (group, costs, inverses, zeros)]
+
+    def look_at(first: int, last: int) -> None:
+        range_costs(*flat, grid.top, first, last, _flat(out))
+
+    _in_parts(group.shape[1], look_at)
+    return out
+
+
+def _has_kernel(matrix: Tensor) -> bool:
+    """Whether the loops over a matrix's rows are compiled: on a processor, for whole vectors."""
+    return matrix.device.type == "cpu" and matrix.shape[1] % _LANES == 0
+
+
+def _flat(x: Tensor) -> "NDArray[Any]":
+    flat: NDArray[Any] = x.view(-1).numpy()
+    return flat
+
+
+def _in_parts(rows: int, work: Callable[[int, int], None]) -> None:
+    """Do the work on some rows each, in as many threads as PyTorch has."""
+    n_parts = torch.get_num_threads()
+    step = -(-rows // (_LANES * n_parts)) * _LANES
+    starts = range(0, rows, step)
+    with ThreadPoolExecutor(n_parts) as pool:
+        list(pool.map(work, starts, (min(start + step, rows) for start in starts)))
+
+
+def _clipped(wanted: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """What rounding to the grid adds to weights in its steps."""
+    return wanted.clamp(-zero, grid.top - zero).round_().sub_(wanted)
 
 
 def output_error(weight: Tensor, rounded: Tensor, moment: Tensor) -> float:
