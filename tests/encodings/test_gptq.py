@@ -198,3 +198,22 @@ def test_dequantizing() -> None:
     levels = torch.tensor([[0, 3, 1, 2]], dtype=torch.uint8)
     rounded = Rounded(levels, torch.tensor([[0.5, 2.0]]), torch.tensor([[1.0, 2.0]]))
     assert rounded.dequantize().tolist() == [[-0.5, 1.0, -2.0, 0.0]]
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_compiled_loops_round_as_pytorchs_do(symmetric: bool, act_order: bool) -> None:
+    """A matrix of whole vectors of rows takes the first, one row more has it take the others."""
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(97, 640, generator=generator)
+    mixed = torch.randn(640, 640, generator=generator)
+    inputs = torch.randn(900, 640, generator=generator) @ mixed
+    moment = inputs.T @ inputs / len(inputs)
+    compensation = prepare(moment.clone(), act_order=act_order)
+    grid = Grid(4, 128, symmetric)
+    compiled = solve(weight[:96], compensation, grid)
+    plain = solve(weight, compensation, grid)
+    same = (compiled.levels == plain.levels[:96]).float().mean()
+    assert same > 0.99  # a sum in another order moves what lies between two levels
+    errors = [output_error(weight[:96], x.dequantize()[:96], moment) for x in (compiled, plain)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.002)
