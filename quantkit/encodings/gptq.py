@@ -312,7 +312,7 @@ def _range_costs(
 
 def _has_kernel(matrix: Tensor) -> bool:
     """Whether the loops over a matrix's rows are compiled: on a processor, for whole vectors."""
-    return matrix.device.type == "cpu" and matrix.shape[1] % _LANES == 0
+    return bool(matrix.device.type == "cpu" and matrix.shape[1] % _LANES == 0)
 
 
 def _flat(x: Tensor) -> "NDArray[Any]":
