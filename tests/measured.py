@@ -68,11 +68,11 @@ def measure(command: Sequence[str | Path], folder: Path | None = None) -> Cost:
                     # Samples, of which none may take much of what is measured: the pages of a
                     # large process take a while to count.
                     time.sleep(max(_POLL_SECONDS, 50 * spent))  # time: between samples
-                    began = time.monotonic()
+                    began = time.monotonic()  # time: how often to look
                     if folder is not None:
                         peak_disk = max(peak_disk, disk_use(folder))
                     peak_together = max(peak_together, memory_of(process.pid))
-                    spent = time.monotonic() - began
+                    spent = time.monotonic() - began  # time: how often to look
             except BaseException:
                 os.killpg(process.pid, signal.SIGTERM)
                 raise

@@ -9,7 +9,8 @@ from torch import Tensor
 from quantkit.calibration.lockstep.watching import are_all_finite, require_finite
 from quantkit.calibration.statistics import SecondMoment
 from quantkit.core.errors import WeightsError
-from quantkit.encodings.gptq import Compensation, Grid, Rounded, prepare, solve
+from quantkit.encodings.compensation import Compensation, prepare
+from quantkit.encodings.gptq import Grid, Rounded, solve
 
 
 @dataclass(frozen=True, slots=True)

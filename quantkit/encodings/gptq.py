@@ -4,11 +4,6 @@ A linear layer maps inputs x to W x. For a rounded matrix Q the expected squared
 output is the sum over rows of (w - q) H (w - q)ᵀ with H = E[x xᵀ]. Rounding column after column,
 each column's error is made up for as well as the columns that are still free allow.
 
-With H = M Mᵀ and M upper triangular, that error is the sum of the squares of (w - q) M, whose entry
-i depends on the columns up to i alone: column i is rounded from where it makes its entry 0. So no
-inverse is needed, as it is where the columns that are still free are moved at once (Chee et al.,
-2023, show that both give the same).
-
 Only tensors here, no files. Rows of a matrix are outputs, its columns inputs.
 """
 
@@ -20,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from quantkit.encodings.compensation import Compensation
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CARRIED = 512  # columns, about, whose errors are carried to the rest of the matrix in one product
 _BLOCK = 128  # columns of them whose errors are carried to the rest of these in one
 _LANES = 32  # of `encodings.fast.simd`, which is not imported where nothing is rounded
-_MOST_DAMPING = 1.0
-_DAMPING_STEP = 10.0
 # How far ranges are shrunk in the search: by fine steps first, which 8 bits need, then coarse ones.
 _SHRINKS = (1.0, 0.9975, 0.995, 0.99, 0.98, *(0.975 - 0.025 * step for step in range(20)))
-_ROWS = 512  # of a moment, put in another order at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,54 +83,6 @@ def round_to_nearest(weight: Tensor, grid: Grid) -> Rounded:
     _nearest(groups, scales[:, None], zeros[:, None], grid, levels)
     levels = levels.view(columns, rows).T.to(torch.uint8)
     return Rounded(levels.contiguous(), scales.T.contiguous(), zeros.T.contiguous())
-
-
-@dataclass(frozen=True, slots=True)
-class Compensation:
-    """How the columns of a matrix make up for each other's errors, and the order to round them.
-
-    ``factor`` is upper triangular with ones on the diagonal, (columns, columns), in that order: an
-    error e of column i, its weight less what it was rounded to, moves column j by e * factor[i, j].
-    What column i is off from where it was moved to costs its square times ``costs[i]``. ``order``
-    is None for columns as they come.
-    """
-
-    factor: Tensor
-    costs: Tensor
-    order: Tensor | None
-
-
-def prepare(moment: Tensor, *, act_order: bool = False, damp: float = 0.01) -> Compensation:
-    """What matrices with the same inputs share.
-
-    An input that was always 0 neither makes up for others nor is made up for, so a matrix that saw
-    nothing at all is rounded to nearest.
-
-    Args:
-        moment: second moment of the inputs, (columns, columns), up to a factor; it is used up.
-        act_order: round the columns with the strongest inputs first.
-        damp: added to the diagonal, as a share of its mean; 10 times as much if that does not
-            make the matrix positive definite, and so on.
-
-    """
-    strength = moment.diagonal().clone()
-    unseen = strength == 0
-    mean = float(strength.sum() / (~unseen).sum().clamp(min=1)) or 1.0
-    moment.diagonal()[unseen] = mean
-    order = strength.argsort(descending=True, stable=True) if act_order else None
-    forwards = torch.arange(len(moment), device=moment.device) if order is None else order
-    held = [_reordered(moment, forwards.flip(0))]
-    del moment  # no more than two are there at a time, if the caller has let go of it
-    factor, costs = factorize(held.pop(), damp * mean)
-    return Compensation(factor, costs, order)
-
-
-def _reordered(moment: Tensor, order: Tensor) -> Tensor:
-    reordered = torch.empty_like(moment)
-    for start in range(0, len(moment), _ROWS):
-        rows = order[start : start + _ROWS]
-        torch.index_select(moment[rows], 1, order, out=reordered[start : start + _ROWS])
-    return reordered
 
 
 def solve(
@@ -338,40 +284,6 @@ def output_error(weight: Tensor, rounded: Tensor, moment: Tensor) -> float:
     """The squared error of the output per token, summed over outputs, for a mean second moment."""
     change = rounded.double() - weight.double()
     return float(((change @ moment.double()) * change).sum())
-
-
-def factorize(turned: Tensor, damp: float) -> tuple[Tensor, Tensor]:
-    """What `Compensation` holds of a moment, whose rows and columns come in reverse order.
-
-    In that order, the Cholesky factor of a matrix is the M with M Mᵀ = matrix. It is computed in
-    float32: damping bounds how far apart its numbers are, and there is more of it where that fails.
-
-    Args:
-        turned: (columns, columns); it is used up.
-        damp: added to the diagonal.
-
-    Returns:
-        The factor with ones on its diagonal, and the squares of what was there.
-
-    """
-    mean = float(turned.diagonal().mean())
-    added = 0.0
-    while True:
-        turned.diagonal().add_(damp - added)
-        added = damp
-        lower, failed = torch.linalg.cholesky_ex(turned)
-        if not failed and torch.isfinite(lower.diagonal()).all():
-            break
-        if damp >= _MOST_DAMPING * mean:  # rounding to nearest is what is left
-            unit = torch.eye(len(turned), device=turned.device)
-            return unit, torch.ones(len(turned), device=turned.device)
-        damp = max(damp * _DAMPING_STEP, 1e-4 * mean)
-    del turned
-    upper = lower.flip(0, 1)
-    del lower
-    diagonal = upper.diagonal().clone()
-    upper.div_(diagonal)
-    return upper, diagonal.square()
 
 
 def _scales(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,8 @@ from quantkit.calibration.sources import TextSource
 from quantkit.calibration.statistics import SecondMoment
 from quantkit.checkpoint.folder import open_quantized
 from quantkit.core.errors import Interrupted, OutputError, WeightsError
-from quantkit.encodings.gptq import Grid, output_error, prepare, round_to_nearest, solve
+from quantkit.encodings.compensation import prepare
+from quantkit.encodings.gptq import Grid, output_error, round_to_nearest, solve
 from quantkit.formats.gptq.plan import GptqOptions
 from quantkit.formats.gptq.reader import open_artifact
 from quantkit.planning.quants import find_quants

@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.encodings.gptq import (
-    Grid,
-    Rounded,
-    factorize,
-    fit,
-    output_error,
-    prepare,
-    round_to_nearest,
-    solve,
-)
+from quantkit.encodings.compensation import factorize, prepare
+from quantkit.encodings.gptq import Grid, Rounded, fit, output_error, round_to_nearest, solve
 from tests.encodings.random_layers import COUNT, Layer, random_layers
 
 REFERENCE = json.loads((Path(__file__).parent / "gptq_reference.json").read_text())["layers"]
