@@ -45,6 +45,9 @@ class RayNodes:
         self.environment = os.environ | {
             "RAY_ADDRESS": self.address,
             "RAY_AUTH_MODE": "disabled",
+            # How long a client waits for the head node. RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S,
+            # for which that waits for a client's process, stays: one that died is waited for, too.
+            "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "60",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self._head = [

@@ -290,14 +290,22 @@ def test_a_checkpoint_on_the_hub(tmp_path: Path) -> None:
     assert not any(weights["verified"] for weights in entry["source"]["weights"])
 
 
-def test_a_gguf_here_and_on_the_hub(nodes: RayNodes, tmp_path: Path) -> None:
-    """The source's shards, read by nodes: the same bytes as by threads, from here or by range."""
+def test_a_gguf(nodes: RayNodes, tmp_path: Path) -> None:
+    """The source's shards, read by nodes: the same bytes as by threads."""
     first = unquantized(TINY, tmp_path / "repo", name="Tiny", shard_size=10**7)
     quants = ("q8_0", "q4_k_m")
     build(first, tmp_path / "threads", *quants)
     here = run(nodes, command(first, tmp_path / "here", *quants), "--cluster", "auto")
     assert here.returncode == 0, here.stderr
     assert same(tmp_path / "here", tmp_path / "threads")
+
+
+@pytest.mark.native  # for the time that another cluster takes to start
+def test_a_gguf_on_the_hub(tmp_path: Path) -> None:
+    """By range, as a checkpoint's files are."""
+    first = unquantized(TINY, tmp_path / "repo", name="Tiny", shard_size=10**7)
+    quants = ("q8_0", "q4_k_m")
+    build(first, tmp_path / "threads", *quants)
     with serve(HubServer(first.parent)) as server:
         environment = os.environ | {
             "HF_ENDPOINT": server.url,

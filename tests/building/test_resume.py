@@ -60,7 +60,12 @@ def check_finished(out: Path, reference: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["checkpoint", "gguf", pytest.param("described", marks=pytest.mark.native)]
+    "kind",
+    [
+        "checkpoint",
+        pytest.param("gguf", marks=pytest.mark.native),
+        pytest.param("described", marks=pytest.mark.native),
+    ],
 )
 def test_twenty_kills_at_random_moments(kind: str, mixtral: Path, tmp_path: Path) -> None:
     """Every other kill comes before one of the steps, the rest after one of the slabs.

@@ -6,6 +6,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 from quantkit.cli.app import run
+from tests.cli.kept_answers import each_question_once
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ def quantkit(*arguments: object) -> Outcome:
     code: int | str | None = None
     before, sys.argv = sys.argv, ["quantkit", *map(str, arguments)]
     try:
-        with redirect_stdout(out), redirect_stderr(err):
+        with redirect_stdout(out), redirect_stderr(err), each_question_once():
             run()
     except SystemExit as stop:
         code = stop.code

@@ -153,25 +153,29 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name == "torch" else real(name)
 sys.meta_path.insert(0, Blocked())
-from quantkit.cli.main import main
-sys.argv = ["quantkit", *sys.argv[1:]]
-main()
+import json
+from tests.cli.command import quantkit
+print(json.dumps([(done.code or 0, done.err) for done in (
+    quantkit(*arguments) for arguments in json.loads(sys.argv[1])
+)]))
 """
     out = tmp_path / "i.gguf"
-
-    def call(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
-        )
-
-    for wish, extra in (
-        (("calibrate", TINY / "tiny-mistral", "-o", out), "calibrate"),
-        (("build", TINY / "tiny-mistral", "-q", "q4_0", "--imatrix", "auto"), "calibrate"),
-        (("build", TINY / "tiny-mistral", "-q", "gptq-int4"), "gptq"),
-    ):
-        done = call(*wish)
-        assert done.returncode == 2, done
+    wishes = (
+        ("calibrate", TINY / "tiny-mistral", "-o", out),
+        ("build", TINY / "tiny-mistral", "-q", "q4_0", "--imatrix", "auto"),
+        ("build", TINY / "tiny-mistral", "-q", "gptq-int4"),
+        ("inspect", TINY / "tiny-mistral"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(wishes, default=str)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    *refused, works = json.loads(done.stdout)
+    for (status, err), extra in zip(refused, ("calibrate", "calibrate", "gptq"), strict=True):
+        assert status == 2, err
         assert install(extra).endswith(" torch transformers")
-        assert f"{install(extra)}." in done.stderr.replace("\n", " ")
-    assert call("quants").returncode == 0
+        assert f"{install(extra)}." in err.replace("\n", " ")
+    assert works[0] == 0

@@ -3,11 +3,13 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from quantkit.verification.compare import compare
 from tests.building.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.random_checkpoints import random_checkpoint
@@ -171,7 +173,11 @@ def test_a_quantized_reference_is_allowed_and_said(folder: Path) -> None:
     assert json.loads(outcome.out)["reference_is_quantized"]
 
 
-def test_smoke_measures_against_a_reference(folder: Path, tmp_path: Path) -> None:
+def test_smoke_measures_against_a_reference(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(compare, context=128, windows=24)
+    monkeypatch.setattr("quantkit.verification.compare.compare", few)
     bad = with_fault(of(folder, "q8_0"), tmp_path / "bad.gguf", scale_norm)
     outcome = quantkit("smoke", bad, "--reference", of(folder, "f16"), "--threads", 1)
     assert outcome.code == 1

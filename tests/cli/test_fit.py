@@ -276,6 +276,6 @@ def test_no_claims_are_known_of_most_models() -> None:
 
 
 def test_nothing_heavy_is_imported_and_no_host_is_asked() -> None:
-    models = [("fit", name, *BOX) for name in bundled_models()]
-    assert len(models) > 10
+    models = [("fit", name, *BOX) for name in bundled_models()[::4]]
+    assert len(models) > 3
     measure(guarded(("fit", "--help"), *models))

@@ -20,7 +20,7 @@ from tests.parity.cases import TRAINED
 TINY = TRAINED / "tiny-mixtral"
 BOX = ("--gpu", "24GB", "--ram", "64GB")
 FEW, TWO = ("--chunks", 1, "--context", 64), ("--chunks", 2, "--context", 64)
-WIDTHS = (20, 40, 60, 80)
+WIDTHS = (20, 60)
 COMMANDS = {
     "quants": ("quants",),
     "fit": ("fit", "mixtral-8x22b", *BOX),

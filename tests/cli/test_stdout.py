@@ -14,12 +14,11 @@ from tests.parity.cases import TRAINED
 
 MODEL = str(TRAINED / "tiny-mistral")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "a table": ("quants",),
-    "JSON": ("quants", "--json"),
+    "a table": ("inspect", MODEL),
+    "JSON": ("inspect", MODEL, "--json"),
     "help": ("--help",),
     "help of a command": ("build", "--help"),
     "a version": ("--version",),
-    "what a model is": ("inspect", MODEL),
     "a plan": ("build", MODEL, "-q", "q8_0", "--dry-run"),
     "memory": ("fit", "--hardware"),
 }
@@ -51,7 +50,7 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 
 
 def test_stdout_that_was_closed_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = failing(monkeypatch, None, "quants")
+    outcome = failing(monkeypatch, None, *COMMANDS["a table"])
     assert outcome.code == 1
     assert outcome.err.startswith("Error: stdout is closed; ")
 
@@ -60,7 +59,7 @@ def test_stdout_that_was_closed_from_the_start(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("sink", ["/dev/full", "a pipe that is closed"])
 def test_a_real_one(sink: str) -> None:
     """What Python holds back when it ends is not written then, which would be a second error."""
-    command = [sys.executable, "-P", "-m", "quantkit", "quants", "--json"]
+    command = [sys.executable, "-P", "-m", "quantkit", *COMMANDS["JSON"]]
     if sink == "/dev/full":
         with Path(sink).open("wb") as stream:
             done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, check=False)

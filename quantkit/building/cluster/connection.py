@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -24,6 +25,12 @@ _OBJECT_STORE = 256 * 2**20  # plans go through it, weights never do
 # Ray itself tries for two minutes to reach a cluster that is not there, then ends the process.
 _CONNECT_SECONDS = 15
 _START_SECONDS = 5  # more if others use the processors
+# A head node starts a process for each client, and says one of these where none came up: others use
+# its processors, or it forked in the middle of a call of gRPC's. Another client's may come up all
+# the same. Between attempts lies the half minute that Ray keeps a lost client's place.
+# ray/util/client/server/proxier.py
+_NOT_UP = ("Starting Ray client server failed", "Proxy failed to Connect to backend")
+_ATTEMPTS = 4
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
 
 
@@ -86,7 +93,7 @@ def connect(
         _try()
     try:
         with warnings.catch_warnings(action="ignore"), _our_sigterm():
-            ray.init(address, **options)
+            _connect(partial(ray.init, address, **options), log)
     except Exception as error:  # of no narrower class where a node of Ray does not start
         raise _unreachable(address, str(error)) from error
     try:
@@ -103,6 +110,19 @@ def connect(
         yield Cluster(most, None if is_far else ray.get_runtime_context().get_node_id(), log)
     finally:
         ray.shutdown()
+
+
+def _connect(init: Callable[[], object], log: Callable[[str], None]) -> None:
+    """Connect, and try again where the head node had no process for this client in time."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            init()
+            return
+        except ConnectionError as error:
+            if attempt == _ATTEMPTS or not any(words in str(error) for words in _NOT_UP):
+                raise
+        if attempt == 1:
+            log("The cluster's head node could not start a process for this client; trying again.")
 
 
 @contextmanager
