@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.api.checks import require_loadable
+from quantkit.api.projector import layout_of, plan_projector
 from quantkit.cli.built import finish, run_build
 from quantkit.cli.calibrate import (
     ChatOption,
@@ -28,9 +30,6 @@ from quantkit.cli.calibrated import (
     computing_threads,
     plan_gptq_quants,
     plan_on_text,
-)
-from quantkit.cli.checks import (
-    require_loadable,
 )
 from quantkit.cli.chooser import plan_searched
 from quantkit.cli.cluster import join_cluster
@@ -51,7 +50,7 @@ from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, is_given, refuse_idle
 from quantkit.cli.output import JsonOption, note
 from quantkit.cli.plans import default_folder, show_plan
-from quantkit.cli.projector import MmprojOption, layout_of, plan_projector
+from quantkit.cli.projector import MmprojOption
 from quantkit.cli.proven import foresee_build
 from quantkit.cli.publication import Publication, plan_publication
 from quantkit.cli.searched import (
@@ -427,7 +426,7 @@ def build(
         work = plan(source, matrix) if has_slabs else None
         part = None
         if work is not None and asked.has("gguf"):
-            work, part = plan_projector(work, mmproj, name)
+            work, part = plan_projector(work, mmproj and mmproj.value, name)
         if work is not None:
             require_loadable(work, part)
             if prove:
@@ -501,7 +500,7 @@ def build(
         work, adopted = settle(work, choose, contest, place)
     part = None
     if asked.has("gguf"):
-        work, part = plan_projector(work, mmproj, name)
+        work, part = plan_projector(work, mmproj and mmproj.value, name)
     run_build(
         work,
         place,

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from quantkit.cli.checks import (
+from quantkit.api.checks import (
     check_artifact,
     check_projector,
     expect_tokens_of,
     has_several_tokenizers,
     require_loadable,
 )
+from quantkit.api.projector import layout_of
 from quantkit.cli.contest import keep_choice
 from quantkit.cli.hub import get_ready
 from quantkit.cli.output import emit_json, escape, note, open_meter, show_table
-from quantkit.cli.projector import layout_of
 from quantkit.cli.proven import prove_build, with_proof, with_recorded
 from quantkit.cli.publication import Publication
 from quantkit.cli.stages import tell_stages

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli.checks import check_artifact, expect_tokens_of, require_loadable
+from quantkit.api.checks import check_artifact, expect_tokens_of, require_loadable
 from quantkit.cli.hub import get_ready
 from quantkit.cli.output import note, open_meter
 from quantkit.cli.stages import tell_stages

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.checks import refuse_other_matrix
+from quantkit.api.checks import refuse_other_matrix
 
 if TYPE_CHECKING:
     from quantkit.building.work import Work

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.checks import refuse_other_matrix
+from quantkit.api.checks import refuse_other_matrix
 
 if TYPE_CHECKING:
     from quantkit.checkpoint.imatrix import Imatrix

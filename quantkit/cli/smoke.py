@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.checks import expect_tokens_of
+from quantkit.api.checks import expect_tokens_of
 from quantkit.cli.output import GpuLayersOption, JsonOption, console, emit_json, escape, note
 from quantkit.cli.proven import prove_file
 from quantkit.core.errors import CompareError, GGUFError, SmokeError

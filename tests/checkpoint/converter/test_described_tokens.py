@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.api.checks import expect_tokens_of
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_checkpoint
-from quantkit.cli.checks import expect_tokens_of
 from quantkit.verification.tokens import ExpectedTokens
 from tests.architectures.ggufs import make_checkpoints
 from tests.architectures.tokens import write_tokenizer

@@ -32,7 +32,7 @@ def require_loadable(work: "Work", projector: "Work | None" = None) -> None:
         CheckpointError: it lacks a tensor, or has one of another shape, or metadata that cannot be.
 
     """
-    from quantkit.cli.projector import layout_of
+    from quantkit.api.projector import layout_of
     from quantkit.core.errors import CheckpointError, NativeError
     from quantkit.verification.hollow import refusal
     from quantkit.verification.projector import projector_refusal
