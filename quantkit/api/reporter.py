@@ -1,7 +1,7 @@
 """Who is told how a job goes: the command line's bars and remarks, or a program's own functions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 
@@ -9,7 +9,8 @@ from typing import Protocol
 class Progress:
     """How far a job is: ``done`` of ``total`` bytes, or of whole things that ``unit`` names.
 
-    ``rate`` says how fast it goes, in words, where that is not bytes per second.
+    ``rate`` says how fast it goes, in words, where that is not bytes per second. The last of a job
+    is ``over``, done or not, for whoever has a bar to close.
     """
 
     title: str
@@ -17,6 +18,7 @@ class Progress:
     total: float
     unit: str = ""
     rate: str = ""
+    over: bool = False
 
 
 class Meter(Protocol):
@@ -29,18 +31,21 @@ class Meter(Protocol):
         """The job is over."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Calls:
     """A meter that calls a function."""
 
     progress: Callable[[Progress], None]
     unit: str
+    last: Progress | None = None
 
     def show(self, title: str, done: float, total: float, rate: str = "") -> None:
-        self.progress(Progress(title, done, total, self.unit, rate))
+        self.last = Progress(title, done, total, self.unit, rate)
+        self.progress(self.last)
 
     def close(self) -> None:
-        pass
+        if self.last is not None:
+            self.progress(replace(self.last, over=True))
 
 
 def _ignore(_: object) -> None:
@@ -60,7 +65,7 @@ class Reporter:
 
 
 def reporter(
-    progress: Callable[[Progress], None] | None, note: Callable[[str], None] | None
+    progress: Callable[[Progress], None] | None, note: Callable[[str], None] | None = None
 ) -> Reporter:
     """What tells a program's own functions; None is told nothing."""
     tell = progress or _ignore

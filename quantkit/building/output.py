@@ -28,6 +28,11 @@ _TRIAL = "-smoke"
 _NOT_HERE = -1  # instead of a file descriptor
 
 
+def default_folder(base_name: str, *, only_gguf: bool) -> Path:
+    """Where a build goes that names no folder."""
+    return Path(f"{base_name}-GGUF" if only_gguf else f"{base_name}-quants")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold an output folder, made if absent, against every other build.

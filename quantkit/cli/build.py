@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.api.budget import BudgetOptions
 from quantkit.api.checks import require_loadable
+from quantkit.api.chooser import plan_searched
 from quantkit.api.projector import layout_of, plan_projector
+from quantkit.api.proven import foresee_build
+from quantkit.building.output import default_folder
+from quantkit.cli.budget import (
+    BitsOption,
+    BudgetOption,
+    ForOption,
+    MeasuredOption,
+    NoFloorOption,
+    TypesOption,
+)
 from quantkit.cli.built import finish, run_build
 from quantkit.cli.calibrate import (
     ChatOption,
@@ -31,7 +43,6 @@ from quantkit.cli.calibrated import (
     plan_gptq_quants,
     plan_on_text,
 )
-from quantkit.cli.chooser import plan_searched
 from quantkit.cli.cluster import join_cluster
 from quantkit.cli.contest import (
     CompareOption,
@@ -49,19 +60,9 @@ from quantkit.cli.joined import foresee_joined, require_room, write_joined
 from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.needs import AUTO, BUILD, BuildWish, is_given, refuse_idle
 from quantkit.cli.output import JsonOption, note
-from quantkit.cli.plans import default_folder, show_plan
+from quantkit.cli.plans import show_plan
 from quantkit.cli.projector import MmprojOption
-from quantkit.cli.proven import foresee_build
 from quantkit.cli.publication import Publication, plan_publication
-from quantkit.cli.searched import (
-    BitsOption,
-    BudgetOption,
-    ForOption,
-    MeasuredOption,
-    NoFloorOption,
-    SearchWish,
-    TypesOption,
-)
 from quantkit.core.errors import PlanError
 from quantkit.core.units import parse_size
 
@@ -276,7 +277,7 @@ def build(
     if for_ is not None and is_given(command, "context"):  # of what is to run, not of calibration
         run_context, context = context, _OF_CALIBRATION
     choice = tuple(types or ()), tuple(no_floor or ())
-    budgeted = SearchWish(budget, bpw, for_, run_context, measured, *choice)
+    budgeted = BudgetOptions(budget, bpw, for_, run_context, measured, *choice)
     searches = recipe is not None or budgeted.is_given
     quants = find_quants(quant or ())
     if not quants and not searches:

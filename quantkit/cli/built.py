@@ -16,10 +16,11 @@ from quantkit.api.checks import (
     require_loadable,
 )
 from quantkit.api.projector import layout_of
+from quantkit.api.proven import prove_build, with_proof, with_recorded
+from quantkit.api.reporter import Reporter
 from quantkit.cli.contest import keep_choice
 from quantkit.cli.hub import get_ready
 from quantkit.cli.output import emit_json, escape, note, open_meter, show_table
-from quantkit.cli.proven import prove_build, with_proof, with_recorded
 from quantkit.cli.publication import Publication
 from quantkit.cli.stages import tell_stages
 from quantkit.core.errors import SmokeError
@@ -90,7 +91,7 @@ def run_build(
         work = work.remarking(tokens.remarks if tokens is not None else ())
     for remark in dict.fromkeys(remark for one in (work, *later) for remark in one.remarks):
         note(remark)
-    proof = prove_build(work, threads) if prove else None
+    proof = prove_build(work, threads, Reporter(note, open_meter)) if prove else None
     meter = open_meter()
 
     def check(path: Path) -> "Check":

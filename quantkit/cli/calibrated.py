@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.api.checks import check_artifact, expect_tokens_of
+from quantkit.building.output import default_folder
 from quantkit.cli.calibrate import Device, open_noted, remarks_on, require_running, run
 from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.output import note, open_meter
-from quantkit.cli.plans import default_folder
 
 if TYPE_CHECKING:
     from quantkit.building.artifact import Artifact, Check

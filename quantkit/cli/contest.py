@@ -16,10 +16,10 @@ from quantkit.core.errors import NativeError, PlanError, QuantkitError
 from quantkit.core.units import counted, format_size
 
 if TYPE_CHECKING:
+    from quantkit.api.chooser import Chooser
     from quantkit.building.artifact import Artifact, Check
     from quantkit.building.work import Work
     from quantkit.calibration.sources import TextSource
-    from quantkit.cli.chooser import Chooser
     from quantkit.formats.gguf.layout import GGUFLayout
     from quantkit.recipes.contest import Contest, Figure, Outcome
     from quantkit.recipes.rivals import Candidate

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantkit.api.budget import BudgetOptions, numbers_of
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.needs import FIT, FitWish, refuse_idle
 from quantkit.cli.output import JsonOption, emit_json, note
-from quantkit.cli.plans import default_folder
-from quantkit.cli.searched import SearchWish, numbers_of
 from quantkit.core.errors import PlanError, QuantkitError
 from quantkit.core.packages import require
 from quantkit.core.units import format_size, parse_size
@@ -192,6 +191,8 @@ def _folder_of_build(subject: "SizedModel") -> str:
     """Where a build of the model puts its files."""
     if subject.buildable is None:
         return ""
+    from quantkit.building.output import default_folder
+
     return str(default_folder(subject.buildable.metadata.base_name, only_gguf=True))
 
 
@@ -203,7 +204,7 @@ def _search(
 
     weighted = wishes.imatrix is not None
     try:
-        search = SearchWish().prepare(source, wishes, weighted=weighted, unquantized=False)
+        search = BudgetOptions().prepare(source, wishes, weighted=weighted, unquantized=False)
         return MachineSearch(search, source, wishes, curve, machine).best()
     except PlanError:
         return None

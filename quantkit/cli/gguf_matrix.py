@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantkit.building.output import default_folder
 from quantkit.cli.matrix_first import MatrixFirst
 from quantkit.cli.output import note, open_meter
-from quantkit.cli.plans import default_folder
 from quantkit.core.errors import CheckpointError
 
 if TYPE_CHECKING:

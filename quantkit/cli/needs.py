@@ -17,7 +17,7 @@ import typer
 from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
-    from quantkit.cli.searched import SearchWish
+    from quantkit.api.budget import BudgetOptions
     from quantkit.encodings.encoding import Encoding
     from quantkit.planning.quants import Quant
     from quantkit.planning.recipe import Override
@@ -74,7 +74,7 @@ class BuildWish:
     delete_published: bool
     smoke: bool
     only_searched: bool = False  # the only GGUF is that of a recipe
-    budgeted: "SearchWish | None" = None
+    budgeted: "BudgetOptions | None" = None
     compares: bool | None = None  # candidates of a search; None: where that can be done
 
     def has(self, *formats: str) -> bool:

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TextIO, TypeVar, cast
+from typing import Annotated, Any, TextIO, TypeVar, cast
 
 import typer
 from rich.console import Console, ConsoleDimensions
@@ -30,6 +30,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from quantkit.api import reporter
 from quantkit.core.errors import QuantkitError
 from quantkit.core.printable import one_line
 from quantkit.core.units import format_size
@@ -222,19 +223,34 @@ def fail(text: str) -> None:
     notes.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)
 
 
-class Meter(Protocol):
-    """Shows how far a job is."""
-
-    def show(self, title: str, done: float, total: float, rate: str = "") -> None:
-        """``done`` of ``total`` bytes (or whole things, then with a rate) of a job by its title."""
-
-    def close(self) -> None:
-        """The job is over."""
-
-
-def open_meter(unit: str = "") -> Meter:
+def open_meter(unit: str = "") -> reporter.Meter:
     """A bar on a terminal, else a line now and then. It counts bytes, or such as ``"layer"``."""
     return _Bar(unit) if notes.is_terminal else _Lines(unit)
+
+
+@contextmanager
+def showing() -> Iterator[Callable[[reporter.Progress], None]]:
+    """A function that shows how far a job is, and no more of it once it is over."""
+    meter: reporter.Meter | None = None
+
+    def show(progress: reporter.Progress) -> None:
+        nonlocal meter
+        if progress.over:
+            close()
+            return
+        meter = meter or open_meter(progress.unit)
+        meter.show(progress.title, progress.done, progress.total, progress.rate)
+
+    def close() -> None:
+        nonlocal meter
+        if meter is not None:
+            meter.close()
+        meter = None
+
+    try:
+        yield show
+    finally:
+        close()
 
 
 class _Bar:

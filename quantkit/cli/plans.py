@@ -1,7 +1,6 @@
 """What ``--dry-run`` shows: every tensor and file of a build, to the byte."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -108,8 +107,3 @@ def _numbers(layout: "Layout") -> dict[str, Any]:
             for file, path in _files(layout)
         ],
     }
-
-
-def default_folder(base_name: str, *, only_gguf: bool) -> Path:
-    """Where a build goes that names no folder."""
-    return Path(f"{base_name}-GGUF" if only_gguf else f"{base_name}-quants")

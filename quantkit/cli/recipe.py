@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.converter import LlamaCppOption, MtpOption
-from quantkit.cli.needs import AUTO
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
-from quantkit.cli.searched import (
+from quantkit.api.budget import BudgetOptions, numbers_of
+from quantkit.cli.budget import (
     BitsOption,
     BudgetOption,
     ForOption,
     MeasuredOption,
     NoFloorOption,
-    SearchWish,
     TypesOption,
-    numbers_of,
 )
+from quantkit.cli.converter import LlamaCppOption, MtpOption
+from quantkit.cli.needs import AUTO
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.core.errors import OutputError, PlanError
 from quantkit.core.units import format_size
 
@@ -73,7 +72,7 @@ def recipe(
     from quantkit.recipes.file import tensor_type_file as lines_of
     from quantkit.recipes.file import write_recipe
 
-    wish = SearchWish(
+    wish = BudgetOptions(
         budget, bpw, for_, context, measured, tuple(types or ()), tuple(no_floor or ())
     )
     wish.require_one()

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantkit.api.checks import expect_tokens_of
-from quantkit.cli.output import GpuLayersOption, JsonOption, console, emit_json, escape, note
-from quantkit.cli.proven import prove_file
+from quantkit.api.proven import prove_file
+from quantkit.api.reporter import Reporter
+from quantkit.cli.output import (
+    GpuLayersOption,
+    JsonOption,
+    console,
+    emit_json,
+    escape,
+    note,
+    open_meter,
+)
 from quantkit.core.errors import CompareError, GGUFError, SmokeError
 
 if TYPE_CHECKING:
@@ -99,7 +108,7 @@ def smoke(
         measured = _measure(file, reference, timeout, threads, gpu_layers)
     proof = None
     if result.ok and opened is not None and provable and prove is not False:
-        proof = prove_file(opened, file, threads)
+        proof = prove_file(opened, file, threads, Reporter(note, open_meter))
         if proof.outcome == "wrong":
             verdict = f"it is not the model: {proof.reason}"
             result = replace(result, ok=False, verdict=verdict)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from quantkit.cli.output import note
 
 if TYPE_CHECKING:
+    from quantkit.api.reporter import Meter
     from quantkit.building.artifact import Progress
-    from quantkit.cli.output import Meter
 
 _VERBS = {"encode": "Encoding", "verify": "Verifying", "check": "Running"}
 

@@ -1,10 +1,10 @@
-"""Proofs, as commands ask for them: with progress, and in words."""
+"""Proofs of a conversion, with progress and in words."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.output import note, open_meter
+from quantkit.api.reporter import Reporter
 from quantkit.core.errors import SmokeError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def foresee_build(work: "Work") -> str:
     return foresee_proof(work.checkpoint)
 
 
-def prove_build(work: "Work", threads: int) -> "Proof":
+def prove_build(work: "Work", threads: int, tell: Reporter) -> "Proof":
     """Prove the conversion that a build is about to do, and say how that ended.
 
     Raises:
@@ -39,30 +39,34 @@ def prove_build(work: "Work", threads: int) -> "Proof":
     header = parse_header(layout.files[0].header, layout.files[0].n_bytes)
     assert header is not None  # noqa: S101 - it is whole
     proof = _metered(
+        tell,
         lambda report: prove_conversion(
             work.checkpoint, header.metadata, threads=threads, report=report
-        )
+        ),
     )
     if proof.outcome == "wrong":
         raise SmokeError(
             f"The GGUFs of {work.base_name} would not be the model, and none was built: "
             f"{proof.reason}"
         )
-    note(describe_proof(proof.as_numbers()))
+    tell.note(describe_proof(proof.as_numbers()))
     return proof
 
 
-def prove_file(checkpoint: "Checkpoint", artifact: Path, threads: int | None) -> "Proof":
+def prove_file(
+    checkpoint: "Checkpoint", artifact: Path, threads: int | None, tell: Reporter
+) -> "Proof":
     """Prove that a GGUF is the model of a checkpoint."""
     from quantkit.verification.proving import prove_artifact
 
     return _metered(
-        lambda report: prove_artifact(checkpoint, artifact, threads=threads, report=report)
+        tell,
+        lambda report: prove_artifact(checkpoint, artifact, threads=threads, report=report),
     )
 
 
-def _metered(work: "Callable[[Callable[[float, int], None]], Proof]") -> "Proof":
-    meter = open_meter("layer")
+def _metered(tell: Reporter, work: "Callable[[Callable[[float, int], None]], Proof]") -> "Proof":
+    meter = tell.open_meter("layer")
     try:
         return work(lambda done, layers: meter.show("Running the original", done, layers))
     finally:

@@ -1,10 +1,8 @@
-"""What a search for a recipe is asked for, alike in the commands that search one."""
+"""What a search for a recipe is asked for: a budget, and what may be chosen within it."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from quantkit.core.errors import PlanError
 from quantkit.core.printable import quoted
@@ -26,31 +24,9 @@ ALL = "all"  # instead of a floor's name
 _USUAL_CONTEXT = 8192
 _MOST_BITS = 32.0
 
-BudgetOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="The most bytes of the file, such as 20GB.")
-]
-BitsOption = Annotated[
-    float | None, typer.Option(metavar="BITS", help="The most bits per weight, such as 4.25.")
-]
-ForOption = Annotated[
-    str | None,
-    typer.Option("--for", metavar="MACHINE", help="What it runs on, such as '24GB + 32GB'."),
-]
-MeasuredOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Losses that were measured of this model.")
-]
-TypesOption = Annotated[
-    list[str] | None,
-    typer.Option("--types", metavar="TYPE,...", help="Choose from these types of blocks alone."),
-]
-NoFloorOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME|all", help="Lift a floor of docs/recipes.md; repeat for more."),
-]
-
 
 @dataclass(frozen=True, slots=True)
-class SearchWish:
+class BudgetOptions:
     """A budget in one of three forms, and what the search may choose from."""
 
     budget: str | None = None

@@ -9,9 +9,9 @@ from quantkit.core.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from quantkit.api.budget import BudgetOptions
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import Imatrix
-    from quantkit.cli.searched import SearchWish
     from quantkit.families.model import Model
     from quantkit.fitting.subject import Buildable, PlanOptions, SizedModel
     from quantkit.formats.gguf.metadata import ModelMetadata
@@ -26,7 +26,7 @@ class Chooser:
     """What finds a recipe for a build: one that is kept in a file, or a search."""
 
     kept: "SearchedRecipe | None"
-    budgeted: "SearchWish"
+    budgeted: "BudgetOptions"
     name: str
     wish: "ConverterOptions"
 
@@ -65,7 +65,7 @@ class Chooser:
 
 
 def plan_searched(
-    file: Path | None, budgeted: "SearchWish", name: str, wish: "ConverterOptions"
+    file: Path | None, budgeted: "BudgetOptions", name: str, wish: "ConverterOptions"
 ) -> Chooser | None:
     """What finds a recipe for a build: a file or a search, if one of them is asked for.
 
