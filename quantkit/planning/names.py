@@ -142,7 +142,12 @@ def _is_quantized_by_name(name: str, arch: str) -> bool:
 
 def n_dims(target: Target) -> int:
     """How many dimensions ggml sees: those before the first that is larger than 1 do not count."""
-    return next((len(target.shape) - i for i, n in enumerate(target.shape) if n > 1), 1)
+    return _n_dims(target.shape)
+
+
+@lru_cache(maxsize=_MOST_NAMES)
+def _n_dims(shape: tuple[int, ...]) -> int:
+    return next((len(shape) - i for i, n in enumerate(shape) if n > 1), 1)
 
 
 @lru_cache(maxsize=_MOST_NAMES)
