@@ -1,11 +1,5 @@
 """``quantkit compare``: how far artifacts are from the model they were made from."""
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +16,10 @@ from quantkit.cli.output import (
     note,
     show_table,
 )
-from quantkit.core.errors import CompareError, GGUFError, OutputError, QuantkitError
-from quantkit.core.packages import require
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
     from quantkit.verification.compare import Comparison, Result
-    from quantkit.verification.subjects import Subject
 
 
 def compare(
@@ -77,171 +68,28 @@ def compare(
     embeds, the cosines of embeddings are measured; of one with encoder and decoder, the decoder's
     predictions.
     """
-    from quantkit.verification.compare import compare as run_compare
+    from quantkit.api.compare import PictureOptions
+    from quantkit.api.compare import compare as measure
     from quantkit.verification.comparisons import as_numbers
-    from quantkit.verification.subjects import export_all, is_quantized, outline_subjects
 
-    if not artifacts:
-        raise QuantkitError("Give what to compare: folders that quantkit built, or GGUF files.")
-    if layers is not None or html is not None or plots is not None:
-        require("matplotlib", "matplotlib", "plot", "Drawing pictures")
-    for out in (html, plots):
-        if out is not None and not out.absolute().parent.is_dir():
-            raise OutputError(f"{out.parent} is not there; make it first.")
-    if html is not None and html.is_dir():
-        raise OutputError(f"{html} is a folder; name the page to write.")
-    if plots is not None and plots.exists() and not plots.is_dir():
-        raise OutputError(f"{plots} is a file; name a folder for the pictures.")
-    if layers is not None:
-        _open(layers)
-    outlined = outline_subjects(artifacts)
-    # Before anything is exported: there may be none.
-    chosen = _reference(outlined, reference, checkpoint, artifacts)
-    with _exports(artifacts[0]) as exports:
-        subjects = export_all(
-            outlined, exports, lambda name: note(f"Exporting {name}, for llama.cpp to run it")
-        )
-        chosen = dict(zip(outlined, subjects, strict=True)).get(chosen, chosen)
-        if is_quantized(chosen):
-            note(
-                f"The reference {chosen.name} is quantized itself: its own error is not in the "
-                "figures."
-            )
-        result = run_compare(
-            subjects,
-            chosen,
-            text=text,
-            context=context,
-            windows=chunks,
-            threads=threads,
-            gpu_layers=gpu_layers,
-            timeout=timeout,
-            report=lambda what: note(f"Measuring {what}"),
-        )
-        _keep(result, artifacts)
-        _draw(result, layers, html, plots)
+    found = measure(
+        artifacts or (),
+        reference=reference,
+        checkpoint=checkpoint,
+        text=text,
+        chunks=chunks,
+        context=context,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        timeout=timeout,
+        pictures=PictureOptions(layers, html, plots),
+        note=note,
+    )
     if as_json:
-        emit_json(as_numbers(result))
+        emit_json(as_numbers(found))
     else:
-        _show(result)
-    if result.failed:
-        count = f"{len(result.failed)} of {len(result.results)}"
-        reasons = "; ".join(f"{r.subject.name}: {r.verdict.reason}" for r in result.failed)
-        raise CompareError(f"{count} artifacts failed: {reasons}")
-
-
-@contextmanager
-def _exports(first: Path) -> Iterator[Path]:
-    """A folder for GGUF files that are needed while they are compared; gone afterwards.
-
-    It lies beside what is compared, where files of that size are expected.
-    """
-    beside = first if first.is_dir() and not (first / "config.json").is_file() else first.parent
-    path = Path(f"{beside.absolute()}/.quantkit-exports-{os.getpid()}")
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _reference(
-    subjects: "list[Subject]", wish: str | None, checkpoint: Path | None, places: Sequence[Path]
-) -> "Subject":
-    """What artifacts are compared with: what is asked for, else their source, else what is there.
-
-    Raises:
-        GGUFError: there is nothing.
-
-    """
-    from quantkit.verification.origin import find_origin
-    from quantkit.verification.subjects import REFERENCE_FOLDER, build_reference, pick_reference
-
-    missing = ""
-    if wish is None and checkpoint is None and (origin := find_origin(places)) is not None:
-        if origin.subject is not None:
-            return origin.subject
-        missing = origin.missing
-    if checkpoint is not None and checkpoint.suffix == ".gguf" and wish is None:
-        return _open(checkpoint)
-    found = pick_reference(subjects, wish)
-    if found is not None:
-        if checkpoint is not None:
-            note(f"{found.name} is the reference; --checkpoint is not needed to build one.")
-        if missing:
-            note(f"{missing}; {found.name} is the reference instead.")
-        return found
-    first = places[0]
-    folder = (first if first.is_dir() else first.absolute().parent) / REFERENCE_FOLDER
-    if checkpoint is None:
-        kept = sorted(folder.glob("*.gguf")) if wish is None else []
-        if kept:
-            found = pick_reference([_open(file) for file in kept], None)
-        if found is not None:
-            return found
-        if missing:
-            raise GGUFError(f"{missing}; give it with --reference, or build bf16 of it as well.")
-        what = wish or "unquantized (f32, bf16 or f16) artifact"
-        raise GGUFError(
-            f"There is no {what} to compare with; give one with --reference, or the checkpoint "
-            "with --checkpoint to build it from."
-        )
-    note(f"Building the reference into {folder}; it can be deleted afterwards.")
-    return build_reference(checkpoint, folder, wish)
-
-
-def _open(file: Path) -> "Subject":
-    from quantkit.verification.subjects import open_subject
-
-    return open_subject(file)
-
-
-def _keep(result: "Comparison", places: Sequence[Path]) -> None:
-    """Leave the figures in each folder of artifacts, where quantkit publish looks for them.
-
-    Better ones of the same artifacts stay.
-    """
-    from quantkit.verification.comparisons import FILE, as_numbers, more_windows
-    from quantkit.verification.subjects import holds_artifacts
-
-    for folder in places:
-        if not (folder.is_dir() and holds_artifacts(folder)):
-            continue
-        if windows := more_windows(folder / FILE, result):
-            note(
-                f"{folder / FILE} stays as it is: it is over {windows} windows of the same text, "
-                f"and this one over {result.windows}."
-            )
-            continue
-        try:
-            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-                json.dump(as_numbers(result), file, indent=2)
-            Path(file.name).replace(folder / FILE)
-        except OSError as error:
-            note(f"{folder / FILE} cannot be written ({error.strerror}); the figures are not kept.")
-        else:
-            note(f"Kept in {folder / FILE}.")
-
-
-def _draw(result: "Comparison", layers: Path | None, html: Path | None, plots: Path | None) -> None:
-    if layers is None and html is None and plots is None:
-        return
-    from quantkit.verification.layers import weight_errors
-    from quantkit.verification.pictures import draw_all
-    from quantkit.verification.report import write_page
-
-    errors = None
-    if layers is not None:
-        note(f"Reading the weights of {layers.name}")
-        errors = weight_errors(_open(layers).gguf, result.reference.gguf)
-    with tempfile.TemporaryDirectory(prefix="quantkit-") as temporary:
-        folder = plots or (Path(temporary) if html else Path.cwd())
-        folder.mkdir(exist_ok=True)
-        pictures = draw_all(result, errors, layers.name if layers else "", folder)
-        if html is not None:
-            write_page(result, errors, layers.name if layers else "", pictures, html)
-            note(f"Wrote {html}.")
-        if html is None or plots is not None:
-            note("Drew " + ", ".join(str(path) for path in pictures) + ".")
+        _show(found)
+    found.raise_if_failed()
 
 
 def _show(result: "Comparison") -> None:

@@ -1,21 +1,24 @@
 """What ``quantkit fit`` prints for people: the answer first, the table of quants, the details."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
+from quantkit.api.fit import Fitted, Searched
 from quantkit.cli.output import console, escape, note, show_table
 from quantkit.core.units import format_count, format_size
 from quantkit.fitting.answer import Answer
 from quantkit.fitting.commands import Steps
-from quantkit.fitting.documented import Finding
 from quantkit.fitting.hardware import Machine
 from quantkit.fitting.memory import GIB, total
 from quantkit.fitting.placement import Placement
 from quantkit.fitting.quality import Scale
 from quantkit.fitting.verdict import Row, describe, gib
-from quantkit.recipes.machine import Found
+
+if TYPE_CHECKING:
+    from quantkit.fitting.documented import Finding
 
 _FEW = 3  # quants whose every detail is shown
 _MOST_ROWS = 8  # of those that are worth choosing
@@ -30,25 +33,12 @@ _COLOURS = {
 }
 
 
-def show(
-    result: Answer,
-    steps: Steps | None,
-    searched: tuple[Found, str] | None,
-    *,
-    every_row: bool,
-) -> None:
-    """Print an answer.
-
-    Args:
-        result: the answer.
-        steps: the commands for the quant to take, if there is one.
-        searched: what a search for the machine would give, and the command for it.
-        every_row: show all quants, not only those that are worth choosing.
-
-    """
-    _show_answer(result, steps)
-    if searched is not None:
-        _show_searched(*searched, result.machine)
+def show(found: Fitted, *, every_row: bool) -> None:
+    """Print an answer; ``every_row``: all quants, not only those that are worth choosing."""
+    result = found.answer
+    _show_answer(result, found.steps)
+    if found.searched is not None:
+        _show_searched(found.searched, result.machine)
     console.print()
     _show_model(result)
     rows = result.rows if every_row else _worth_choosing(result)
@@ -98,7 +88,8 @@ def _basis(scale: Scale) -> str:
     return f"{scale.label} {of} {scale.source.partition(',')[0]}"
 
 
-def _show_searched(best: Found, command: str, machine: Machine) -> None:
+def _show_searched(searched: Searched, machine: Machine) -> None:
+    best = searched.found
     variant, placement = best.variant, best.placement
     assert placement is not None  # noqa: S101 - it was placed
     size = _figure(variant.file_bytes / 1e9)
@@ -108,7 +99,7 @@ def _show_searched(best: Found, command: str, machine: Machine) -> None:
         f"memory that is there for them ({escape(best.recipe.basis)}).",
         soft_wrap=True,
     )
-    console.print(f"  {escape(command)}", soft_wrap=True)
+    console.print(f"  {escape(searched.command)}", soft_wrap=True)
 
 
 def _show_model(result: Answer) -> None:
@@ -298,7 +289,7 @@ def _disk(row: Row) -> str:
     return text
 
 
-def show_claims(findings: tuple[Finding, ...], result: Answer) -> None:
+def show_claims(findings: "tuple[Finding, ...]", result: Answer) -> None:
     """Print what model pages claim, beside what it comes to: a page of its own."""
     title = result.subject.title
     if not findings:

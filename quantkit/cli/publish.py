@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.needs import PUBLISH, PublishWish, refuse_idle
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
-from quantkit.core.errors import PublishError
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table, showing
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
-    from quantkit.publishing.release import Published, Release
+    from quantkit.publishing.release import Published
 
 
 class Format(StrEnum):
@@ -25,7 +23,6 @@ class Format(StrEnum):
 
 
 def publish(
-    command: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A folder that quantkit build wrote.")],
     repo: Annotated[str, typer.Option(metavar="NAMESPACE/NAME", help="Where to publish.")],
     format_: Annotated[
@@ -75,12 +72,10 @@ def publish(
     Every file is read and compared with the manifest first. Stopped or killed, the same command
     goes on where it was; what the Hub has already is not sent again.
     """
-    from quantkit.publishing.earlier import find_earlier
-    from quantkit.publishing.release import PublishOptions, prepare
-    from quantkit.publishing.release import publish as send
+    from quantkit.api.publish import publish as send
+    from quantkit.publishing.release import PublishOptions
 
-    refuse_idle(command, PUBLISH, PublishWish(card_only))
-    wishes = PublishOptions(
+    options = PublishOptions(
         family=format_.value if format_ else None,
         quants=tuple(quant or ()),
         checkpoint=checkpoint,
@@ -90,46 +85,33 @@ def publish(
         key=sign,
         force=force,
     )
-    if message is not None and not message.strip():
-        raise PublishError("--message is empty; say what this is, or leave it out.")
-    meter = open_meter()
-    try:
-        release = prepare(
+    with showing() as progress:
+        found = send(
             folder,
             repo,
-            wishes,
-            hashed=not (dry_run or card_only),
-            look=(lambda _repo_id: None) if dry_run else find_earlier,
-            report=lambda _what, done, total: meter.show("Checking", done, total),
+            options,
+            private=private,
+            message=message,
+            card_only=card_only,
+            dry_run=dry_run,
+            progress=progress,
+            note=note,
         )
-        for remark in release.notes:
-            note(remark)
-        published = None
-        if not dry_run:
-            published = send(
-                release,
-                private=private,
-                card_only=card_only,
-                message=message,
-                report=lambda path, done, total: meter.show(f"Sending {path}", done, total),
-            )
-    finally:
-        meter.close()
     if as_json:
-        _emit(release, published, private)
+        _emit(found, private)
     elif dry_run and card_only:
-        console.print(release.card, markup=False, soft_wrap=True, end="")
+        console.print(found.release.card, markup=False, soft_wrap=True, end="")
     else:
-        _show(release, published, private)
+        _show(found, private)
 
 
-def _emit(release: "Release", published: "Published | None", private: bool) -> None:
-    sent = set(published.sent) if published else set()
+def _emit(published: "Published", private: bool) -> None:
+    release, sent = published.release, set(published.sent)
     emit_json(
         {
             "repo": release.repo_id,
             "private": private,
-            "dry_run": published is None,
+            "dry_run": published.dry_run,
             "files": [
                 {
                     "path": upload.path,
@@ -145,17 +127,18 @@ def _emit(release: "Release", published: "Published | None", private: bool) -> N
     )
 
 
-def _show(release: "Release", published: "Published | None", private: bool) -> None:
+def _show(published: "Published", private: bool) -> None:
+    release, sent = published.release, not published.dry_run
     kind = "private " if private else ""
-    title = f"{kind}{release.repo_id}" if published else f"Would go to {kind}{release.repo_id}"
+    title = f"{kind}{release.repo_id}" if sent else f"Would go to {kind}{release.repo_id}"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("sha256", no_wrap=True)
-    table.add_column("sent" if published else "from", overflow="fold")
+    table.add_column("sent" if sent else "from", overflow="fold")
     total = 0
     for upload in release.uploads:
-        if published:
+        if sent:
             last = "sent" if upload.path in published.sent else "was there already"
         else:
             last = str(upload.content) if isinstance(upload.content, Path) else "made"
@@ -164,7 +147,7 @@ def _show(release: "Release", published: "Published | None", private: bool) -> N
         table.add_row(escape(upload.path), size, upload.sha256[:12], escape(last))
     show_table(table)
     commits = f"{len(release.uploads)} files, {format_size(total)}"
-    if published:
+    if sent:
         from huggingface_hub.constants import ENDPOINT
 
         console.print(f"{commits}, all there: {ENDPOINT}/{release.repo_id}")

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
-from quantkit.core.errors import VerificationError
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table, showing
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -29,26 +28,15 @@ def verify(
 
     Of a repository only small files are downloaded; the Hub's own sha256 of the others is compared.
     """
-    from quantkit.publishing.verify import verify as check
+    from quantkit.api.verify import verify as check
 
-    meter = open_meter()
-    try:
-        found = check(
-            place, key, lambda _path, done, total: meter.show("Reading", done, max(total, 1))
-        )
-    finally:
-        meter.close()
+    with showing() as progress:
+        found = check(place, key=key, progress=progress)
     if as_json:
-        emit_json(asdict(found) | {"ok": not found.faults})
+        emit_json(asdict(found) | {"ok": found.ok})
     else:
         _show(found)
-    if found.faults:
-        first = ", ".join(f"{file.path} ({file.fault})" for file in found.faults[:3])
-        more = f" and {len(found.faults) - 3} more" if len(found.faults) > 3 else ""
-        raise VerificationError(
-            f"{len(found.faults)} of {len(found.files)} files of {found.place} are not what was "
-            f"built: {first}{more}; download or build them again."
-        )
+    found.raise_if_failed()
 
 
 def _show(found: "Verification") -> None:

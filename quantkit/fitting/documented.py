@@ -11,7 +11,7 @@ from quantkit.fitting.hardware import Machine, machine_from_sizes, ram_to_buy
 from quantkit.fitting.memory import GIB, total
 from quantkit.fitting.model import SizedModel
 from quantkit.fitting.placement import place, vram_for_whole
-from quantkit.fitting.probe import ContextSettings, Curve, probe
+from quantkit.fitting.probe import Curve, probe
 from quantkit.fitting.subject import open_subject
 from quantkit.fitting.variants import PlanOptions, Variant, plan_variants
 from quantkit.fitting.verdict import describe, gib, needs_at
@@ -42,13 +42,13 @@ class Finding:
         return asdict(self)
 
 
-def check_claims(name: str, settings: ContextSettings, result: Answer) -> tuple[Finding, ...]:
+def check_claims(name: str, result: Answer) -> tuple[Finding, ...]:
     """Every recorded claim about a model, and about the models made from it, checked.
 
     Args:
         name: the MODEL of the command line in lower case: a bundled name or a Hub id.
-        settings: context and KV cache type that the claims are checked with.
-        result: the answer for that model, whose headers are not read again.
+        result: the answer for that model, whose headers are not read again; its context and KV
+            cache type are those that the claims are checked with.
 
     """
     found: list[Finding] = []
@@ -58,7 +58,7 @@ def check_claims(name: str, settings: ContextSettings, result: Answer) -> tuple[
             about_it = bundled == name or name in profile.get("hub_ids", {}).get(bundled, ())
             subject = result.subject if about_it else open_subject(bundled, PlanOptions(claimed))
             is_asked = about_it and result.subject.model is not None
-            curve = result.curve if is_asked else probe(subject, settings)
+            curve = result.curve if is_asked else probe(subject, result.settings)
             for claim in profile["claim"]:
                 if finding := _check(claim, bundled, profile, subject, curve):
                     found.append(finding)

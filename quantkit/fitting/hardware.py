@@ -71,6 +71,50 @@ class Machine:
         return sum(gpu.usable for gpu in self.gpus)
 
 
+@dataclass(frozen=True, slots=True)
+class MachineOptions:
+    """Which machine is meant; without any of these, the one that this runs on.
+
+    ``gpus`` are given by their memory (``24GB``) or their names (``rtx-4090``), ``ram`` by its
+    size; RAM alone is a machine without a GPU. ``hardware`` is the name of a profile, in which the
+    other two replace what they are about.
+    """
+
+    gpus: tuple[str, ...] = ()
+    ram: str | None = None
+    hardware: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is the machine that this runs on."""
+        return not (self.gpus or self.ram or self.hardware)
+
+    @property
+    def words(self) -> str | None:
+        """The machine as ``--for`` takes it; None where it takes none of these."""
+        if self.hardware is not None:
+            return None if self.gpus or self.ram else self.hardware
+        return None if self.ram is None else " + ".join([*(self.gpus or ("0",)), self.ram])
+
+    def find(self) -> Machine:
+        """The machine.
+
+        Raises:
+            SizeError: a size is none.
+            HardwareError: a GPU or a profile is not known by that name.
+
+        """
+        if self.is_here:
+            return this_machine()
+        if self.hardware is None:
+            return machine_from_sizes(self.gpus, self.ram, _without_gpus(Path()))
+        known = machine_from_profile(self.hardware)
+        if not (self.gpus or self.ram):
+            return known
+        changed = machine_from_sizes(self.gpus, self.ram, known)
+        return changed if self.gpus else replace(changed, gpus=known.gpus, unified=known.unified)
+
+
 def parse_memory(text: str, most: int = _MOST_MEMORY) -> int:
     """Bytes of a memory size: ``24``, ``24GB``, ``24G`` and ``24GiB`` are all 24 * 2**30.
 
@@ -211,21 +255,24 @@ def _per_second(gigabytes: float | None) -> float | None:
 
 def this_machine(folder: Path = Path()) -> Machine:
     """The machine this runs on: free memory of its GPUs, available RAM, free disk in a folder."""
+    machine = _without_gpus(folder)
+    if apple_ram := _apple_ram():
+        gpu = Gpu("Apple GPU", apple_working_set(apple_ram))
+        return replace(machine, gpus=(gpu,), unified=True)
+    return replace(machine, gpus=nvidia_gpus())
+
+
+def _without_gpus(folder: Path) -> Machine:
+    """The machine that this runs on, but for its GPUs, whose driver takes a moment to answer."""
     found = memory()
-    apple_ram = _apple_ram()
-    ram = found.available if found else usable_ram(apple_ram or 8 * GIB)
-    machine = Machine(
+    return Machine(
         title="this machine",
         gpus=(),
-        ram=ram,
+        ram=found.available if found else usable_ram(_apple_ram() or 8 * GIB),
         disk=shutil.disk_usage(folder).free,
         unified=False,
         source="detected: memory that is free now, control group limits included",
     )
-    if apple_ram:
-        gpu = Gpu("Apple GPU", apple_working_set(apple_ram))
-        return replace(machine, gpus=(gpu,), unified=True)
-    return replace(machine, gpus=nvidia_gpus())
 
 
 def apple_working_set(ram: int) -> int:

@@ -38,11 +38,11 @@ class FitError(QuantkitError):
 class ContextSettings:
     """How the model is to be run.
 
-    ``context`` is what each of ``parallel`` sequences gets, in tokens; ``kv_type`` one of
-    ``KV_TYPES``, for keys and values alike.
+    ``context`` is what each of ``parallel`` sequences gets, in tokens; 0 stands for the usual one
+    of a model (`usual_for`). ``kv_type`` is one of ``KV_TYPES``, for keys and values alike.
     """
 
-    context: int
+    context: int = 0
     parallel: int = 1
     kv_type: str = "f16"
     flash_attn: bool = True
@@ -51,6 +51,12 @@ class ContextSettings:
     def cells(self) -> int:
         """The context as llama.cpp makes it, per sequence."""
         return -(-self.context // CELLS) * CELLS
+
+    def usual_for(self, shape: Shape) -> "ContextSettings":
+        """The same with a context: what most ask for, or all that the model was trained for."""
+        if self.context:
+            return self
+        return replace(self, context=min(USUAL_CONTEXT, shape.n_ctx_train))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +187,19 @@ def check_settings(shape: Shape, settings: ContextSettings) -> None:
     """Refuse what llama.cpp would refuse.
 
     Raises:
-        FitError: the context is longer than any, the KV type needs flash attention, or heads of
-            another length.
+        FitError: the context is none or longer than any, the KV type is none, needs flash
+            attention, or heads of another length.
 
     """
+    if settings.context < 1 or settings.parallel < 1:
+        raise FitError(
+            f"{settings.parallel} contexts of {settings.context} tokens are none; give 1 or more "
+            "of each."
+        )
+    if settings.kv_type not in KV_TYPES:
+        raise FitError(
+            f"A KV cache has no type {quoted(settings.kv_type)}; it is {', '.join(KV_TYPES)}."
+        )
     wanted = settings.context * settings.parallel
     if wanted > LONGEST:
         raise FitError(

@@ -157,10 +157,11 @@ def prepare(
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was sent, and what the Hub had already, by path."""
+    """A release, and the paths of it that were sent; the Hub had the others already."""
 
+    release: Release
     sent: tuple[str, ...]
-    kept: tuple[str, ...]
+    dry_run: bool = False
 
 
 def publish(
@@ -213,7 +214,7 @@ def publish(
             f"{release.repo_id} does not hold what was sent ({some(wrong)}); was it changed by "
             "somebody else? Run the same command again."
         )
-    return Published(tuple(sent), tuple(u.path for u in release.uploads if u.path not in sent))
+    return Published(release, tuple(sent))
 
 
 # --- What goes in ----------------------------------------------------------------------------

@@ -46,6 +46,27 @@ class Verification:
         """The files that are not as they should be."""
         return tuple(file for file in self.files if file.fault)
 
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it was built."""
+        return not self.faults
+
+    def raise_if_failed(self) -> None:
+        """Turn faults into an error.
+
+        Raises:
+            VerificationError: a file is not as it was built.
+
+        """
+        if self.ok:
+            return
+        first = ", ".join(f"{file.path} ({file.fault})" for file in self.faults[:3])
+        more = f" and {len(self.faults) - 3} more" if len(self.faults) > 3 else ""
+        raise VerificationError(
+            f"{len(self.faults)} of {len(self.files)} files of {self.place} are not what was "
+            f"built: {first}{more}; download or build them again."
+        )
+
 
 def verify(
     place: str,

@@ -89,6 +89,24 @@ class Comparison:
         """Those that are not as healthy artifacts are."""
         return tuple(result for result in self.results if not result.verdict.ok)
 
+    @property
+    def ok(self) -> bool:
+        """Whether all artifacts are as healthy ones are."""
+        return not self.failed
+
+    def raise_if_failed(self) -> None:
+        """Turn artifacts that failed into an error.
+
+        Raises:
+            CompareError: there are such.
+
+        """
+        if self.ok:
+            return
+        count = f"{len(self.failed)} of {len(self.results)}"
+        reasons = "; ".join(f"{r.subject.name}: {r.verdict.reason}" for r in self.failed)
+        raise CompareError(f"{count} artifacts failed: {reasons}")
+
 
 def default_text() -> str:
     """The text to measure on where none is given; Python versions word it a little differently."""

@@ -1,6 +1,9 @@
 """What is compared: artifacts as GGUF files that llama.cpp can run, and their reference."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -205,6 +208,22 @@ def open_subject(path: Path) -> Subject:
         n_bytes=sum(file.stat().st_size for file in files),
         n_parameters=sum(prod(t.shape) for header in headers for t in header.tensors),
     )
+
+
+@contextmanager
+def exports_beside(artifact: Path) -> Iterator[Path]:
+    """A folder for GGUF files that are needed for a while; gone with the block.
+
+    It lies beside the artifact, or in the folder of artifacts, where files of that size are
+    expected, and is made by whoever writes to it.
+    """
+    is_folder_of_artifacts = artifact.is_dir() and not (artifact / "config.json").is_file()
+    beside = artifact if is_folder_of_artifacts else artifact.parent
+    exports = beside.absolute() / f".quantkit-exports-{os.getpid()}"
+    try:
+        yield exports
+    finally:
+        shutil.rmtree(exports, ignore_errors=True)
 
 
 def export_subject(artifact: Path, exports: Path) -> Subject:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.cli import build, calibrate, densify, fit, needs, perplexity, publish
+from quantkit.cli import build, calibrate, densify, needs, perplexity
 from tests.building.builds import build as build_quants
 from tests.calibration.runs import TINY
 from tests.cli.command import quantkit, refusal
@@ -202,8 +202,6 @@ TABLES: dict[str, tuple[Sequence[needs.Need[Any]], Callable[..., None]]] = {
     "calibrate": (needs.CALIBRATE, calibrate.calibrate),
     "densify": (needs.DENSIFY, densify.densify),
     "perplexity": (needs.PERPLEXITY, perplexity.perplexity),
-    "publish": (needs.PUBLISH, publish.publish),
-    "fit": (needs.FIT, fit.fit),
 }
 
 
@@ -214,8 +212,6 @@ def test_every_row_of_every_table_is_tested(command: str) -> None:
     typed = {option[0].replace("-q", "--quant") for given, option in OTHERS if given[0] == command}
     if command == "build":
         typed = {plain(option[0]) for _, option in BUILDS}
-    if command == "fit":
-        typed |= {"--shard-size", "--imatrix"}
     if command == "calibrate":
         typed |= {"--min-tokens", "--plot"}
         typed |= {"--device", "--max-memory", "--random-tokens", "--gpu-layers"}  # by test_gguf_*
