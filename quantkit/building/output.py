@@ -33,6 +33,22 @@ def default_folder(base_name: str, *, only_gguf: bool) -> Path:
     return Path(f"{base_name}-GGUF" if only_gguf else f"{base_name}-quants")
 
 
+def require_writable(out: Path, *, overwrite: bool) -> None:
+    """Refuse a file's place where none can be written, or where one lies, unless ``overwrite``.
+
+    Raises:
+        OutputError: so it is.
+
+    """
+    require_place(out.absolute().parent)
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise OutputError(f"{out} is a device and no file; name another with -o.")
+    if out.exists() and not out.is_dir() and not overwrite:
+        raise OutputError(
+            f"{out} is there already; --overwrite replaces it, or name another file with -o."
+        )
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold an output folder, made if absent, against every other build.

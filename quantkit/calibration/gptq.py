@@ -74,7 +74,6 @@ def plan_gptq(
     settings: Settings,
     *,
     base_name: str,
-    search: bool = True,
     shard_size: int | None = None,
 ) -> GptqBuild:
     """Plan one artifact. Reads no weights.
@@ -88,7 +87,7 @@ def plan_gptq(
     layout = lay_out_gptq(checkpoint, model, quant, options, base_name, shard_size)
     check_names([layout])
     grid = Grid(bits_of(quant), options.group_size, options.symmetric)
-    recipe = Recipe(grid, options.act_order, options.damp, search)
+    recipe = Recipe(grid, options.act_order, options.damp, options.scale_search)
     identity = {
         **identify(checkpoint, corpus, settings),
         "recipe": asdict(recipe),

@@ -3,19 +3,12 @@
 Long because every option of the command is declared here, with what it does.
 """
 
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from quantkit.api.budget import BudgetOptions
-from quantkit.api.checks import require_loadable
-from quantkit.api.chooser import plan_searched
-from quantkit.api.projector import layout_of, plan_projector
-from quantkit.api.proven import foresee_build
-from quantkit.building.output import default_folder
 from quantkit.cli.budget import (
     BitsOption,
     BudgetOption,
@@ -24,7 +17,7 @@ from quantkit.cli.budget import (
     NoFloorOption,
     TypesOption,
 )
-from quantkit.cli.built import finish, run_build
+from quantkit.cli.built import show_artifacts
 from quantkit.cli.calibrate import (
     ChatOption,
     ChunksOption,
@@ -33,49 +26,15 @@ from quantkit.cli.calibrate import (
     DeviceOption,
     TextOption,
 )
-from quantkit.cli.calibrated import (
-    GptqWish,
-    OnText,
-    Published,
-    TextOptions,
-    as_published,
-    computing_threads,
-    plan_gptq_quants,
-    plan_on_text,
-)
-from quantkit.cli.cluster import join_cluster
-from quantkit.cli.contest import (
-    CompareOption,
-    CompareTextOption,
-    ContestWish,
-    clear,
-    foresee_candidates,
-    refuse_seen,
-    settle,
-)
+from quantkit.cli.contest import CompareOption, CompareTextOption
 from quantkit.cli.converter import LlamaCppOption, MtpOption
-from quantkit.cli.gguf_matrix import foresee, gguf_wish, named_folder, plan_on_gguf
-from quantkit.cli.hub import fetch, get_ready, keep_in, require_folder
-from quantkit.cli.joined import foresee_joined, require_room, write_joined
-from quantkit.cli.matrix_first import MatrixFirst
-from quantkit.cli.needs import AUTO, BUILD, BuildWish, is_given, refuse_idle
-from quantkit.cli.output import JsonOption, note
+from quantkit.cli.needs import typed
+from quantkit.cli.output import JsonOption, note, showing
 from quantkit.cli.plans import show_plan
 from quantkit.cli.projector import MmprojOption
-from quantkit.cli.publication import Publication, plan_publication
-from quantkit.core.errors import PlanError
 from quantkit.core.units import parse_size
 
-if TYPE_CHECKING:
-    from quantkit.building.artifact import Artifact
-    from quantkit.building.work import Work
-    from quantkit.checkpoint.checkpoint import Checkpoint
-    from quantkit.checkpoint.imatrix import Imatrix
-    from quantkit.formats.folder import FolderLayout
-
-
 _OF_CALIBRATION = 512  # tokens per sequence
-_LIKE_A_RECIPE = "q4_k_m"  # what options do beside, before the model is known
 
 VerifyOption = Annotated[
     bool, typer.Option("--verify", help="Compare the sha256 of what is there already.")
@@ -253,342 +212,57 @@ def build(
     A source on the Hub is read over the network and needs no disk. Stopped or killed, the same
     command goes on where it was.
     """
-    from quantkit.building.output import require_place
-    from quantkit.building.work import prepare
-    from quantkit.calibration.sources import parse_sources
-    from quantkit.checkpoint.converter.wish import ConverterOptions
-    from quantkit.checkpoint.imatrix import load_imatrix
-    from quantkit.checkpoint.open import (
-        find_source,
-        is_gguf_source,
-        open_once,
-        require_checkpoint,
-    )
-    from quantkit.checkpoint.open import refuse_idle as no_converter
-    from quantkit.formats.bnb.codec import BnbOptions
-    from quantkit.formats.gptq.plan import GptqOptions
-    from quantkit.planning.quants import all_quants, find_quants
-    from quantkit.planning.recipe import parse_encoding, parse_override
-    from quantkit.verification.machine import usable_cores
+    from quantkit.api import build as api
+    from quantkit.api import options as of
 
-    memory = parse_size(max_memory)
-    wish = ConverterOptions(llama_cpp, mtp=mtp, say=note)
+    given = typed(command)
     run_context = None
-    if for_ is not None and is_given(command, "context"):  # of what is to run, not of calibration
+    if for_ is not None and "context" in given:  # of what is to run, not of calibration
         run_context, context = context, _OF_CALIBRATION
     choice = tuple(types or ()), tuple(no_floor or ())
-    budgeted = BudgetOptions(budget, bpw, for_, run_context, measured, *choice)
-    searches = recipe is not None or budgeted.is_given
-    quants = find_quants(quant or ())
-    if not quants and not searches:
-        raise PlanError(
-            "Say what to build: --quant NAME, --recipe FILE, or the best within --budget SIZE, "
-            "--bpw BITS or --for 'GPU + RAM'; quantkit quants lists the names."
-        )
-    overrides = [parse_override(pattern) for pattern in tensor_type or ()]
-    output, embedding = (
-        parse_encoding(text, option) if text is not None else None
-        for text, option in (
-            (output_tensor_type, "--output-tensor-type"),
-            (token_embedding_type, "--token-embedding-type"),
-        )
+    options = of.BuildOptions(
+        of.FileOptions(name, parse_size(shard_size) if shard_size else None),
+        of.EncodingOptions(
+            kernel.value,
+            search.value,
+            tuple(tensor_type or ()),
+            output_tensor_type,
+            token_embedding_type,
+            tuple(imatrix or ()),
+            mmproj.value if mmproj else None,
+            allow_requantize,
+        ),
+        of.TextOptions(tuple(text or ()), tuple(chat or ()), chunks, context, device.value),
+        of.GptqOptions(group_size, desc_act, symmetric, damp, scale_search),
+        of.BnbOptions(block_size, double_quant, tuple(keep or ())),
+        recipe,
+        of.BudgetOptions(budget, bpw, for_, run_context, measured, *choice),
+        of.ContestOptions(compare, compare_text),
+        of.CheckOptions(smoke, prove, verify),
+        of.PublicationOptions(
+            publish,
+            delete_published,
+            parse_size(max_disk) if max_disk else None,
+            private,
+            license_,
+            base_model,
+        ),
+        of.Resources(jobs, parse_size(max_memory), keep_source, cluster, cluster_jobs),
+        of.ConverterOptions(llama_cpp, mtp=mtp),
     )
-    of_two = [kind for kind in (output, embedding) if kind is not None]
-    matrices = imatrix or []
-    auto = AUTO in matrices
-    if auto and len(matrices) > 1:
-        raise PlanError(
-            "--imatrix auto makes one; to add it to others, make it with quantkit calibrate "
-            "--continue FILE, and give what that writes."
-        )
-    asked = BuildWish(
-        (*quants, all_quants()[_LIKE_A_RECIPE]) if searches else quants,
-        overrides,
-        of_two,
-        matrices,
-        cluster,
-        publish,
-        delete_published,
-        smoke,
-        only_searched=searches and all(q.format != "gguf" for q in quants),
-        budgeted=budgeted,
-        compares=compare,
-    )
-    refuse_idle(command, BUILD, asked)
-    choose = plan_searched(recipe, budgeted, checkpoint, wish)
-    sources = parse_sources(text, chat)
-    refuse_seen(compare_text, sources)
-    publication = plan_publication(
-        publish,
-        checkpoint,
-        asked.quants,
-        smoke=smoke,
-        license_=license_,
-        base_model=base_model,
-        deletes=delete_published,
-        max_disk=parse_size(max_disk) if max_disk else None,
-        private=private,
-    )
-    most_bytes = parse_size(shard_size) if shard_size else None
-    if out is not None and not dry_run:
-        require_place(out)
-    source = find_source(checkpoint)
-    is_gguf = is_gguf_source(source)
-    if prove:
-        require_checkpoint(
-            source, "leave --prove out, or give the checkpoint that it was converted from"
-        )
-    if is_gguf and auto and device is not Device.CPU:
-        raise PlanError("--device is for checkpoints, and llama.cpp runs a GGUF; leave it out.")
-    if cluster and isinstance(source, Path):
-        source = source.absolute()  # the nodes' processes run elsewhere
-    published = None
-    if any(chosen.format != "gguf" for chosen in quants):
-        require_checkpoint(
-            source,
-            "only other GGUFs can be made of it, so leave the other quants out, or give the "
-            "checkpoint that it was converted from",
-        )
-        published = as_published(source, quants)
-    kept = keep_in(keep_source, source)
-    if published is None or asked.has("gguf"):
-        source = open_once(source, wish)
-    else:
-        source = published.checkpoint
-        no_converter(wish, checkpoint)
-    threads = jobs or usable_cores()
-    gptq = GptqWish(
-        [chosen for chosen in quants if chosen.format == "gptq"],
-        GptqOptions(group_size, desc_act, symmetric, damp),
-        scale_search,
-        most_bytes,
-    )
-    slabs = [chosen for chosen in quants if chosen.format != "gptq"]
-    # Of a model of no family of ours, in a pass of their own beside GGUFs: see `Published`.
-    apart = [q for q in slabs if q.format != "gguf"] if published and asked.has("gguf") else []
-    slabs = [chosen for chosen in slabs if chosen not in apart]
-    has_slabs = bool(slabs) or choose is not None
-    only_gguf = all(chosen.format == "gguf" for chosen in quants)
-
-    def plan(source: "Path | Checkpoint", matrix: "Imatrix | None") -> "Work":
-        return prepare(
-            source,
-            slabs,
-            name=name,
-            imatrix=matrix,
-            overrides=overrides,
-            output=output,
-            token_embedding=embedding,
-            shard_size=most_bytes,
-            kernel=kernel.value,
-            search=search.value,
-            bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
-            kept=kept,
-            allow_requantize=allow_requantize,
-            choose=choose,
-            published=None if published is None or asked.has("gguf") else published.model,
-        )
-
-    def plan_apart() -> "Work | None":
-        if published is None or not apart:
-            return None
-        return prepare(
-            published.checkpoint,
-            apart,
-            name=name,
-            shard_size=most_bytes,
-            kernel=kernel.value,
-            bnb=BnbOptions(block_size, double_quant, tuple(keep or ())),
-            kept=kept,
-            published=published.model,
-        )
-
-    contest = ContestWish(
-        compare,
-        compare_text,
-        threads,
-        memory,
-        smoke,
-        name,
-        most_bytes,
-        has_cluster=cluster is not None,
-        taken=frozenset(chosen.name for chosen in slabs if overrides or of_two),
-    )
-    joined = matrices if len(matrices) > 1 else []
-    matrix = load_imatrix(matrices[0]) if len(matrices) == 1 and not auto else None
-    if joined or (dry_run and auto):
-        folder = out or named_folder(source, name, only_gguf=only_gguf)
-        place = folder / "imatrix.gguf"
-    if joined:
-        matrix = foresee_joined(source, joined, context, place)
+    quants = quant or ()
     if dry_run:
-        if auto:
-            matrix = foresee(source, place, sources, chunks)
-        work = plan(source, matrix) if has_slabs else None
-        part = None
-        if work is not None and asked.has("gguf"):
-            work, part = plan_projector(work, mmproj and mmproj.value, name)
-        if work is not None:
-            require_loadable(work, part)
-            if prove:
-                note(foresee_build(work))
-        rivals = []
-        if work is not None and choose is not None:
-            place = out or default_folder(work.base_name, only_gguf=only_gguf)
-            rivals = foresee_candidates(work, choose, contest, place)
-        _show_plans(work, plan_apart(), source, gptq, name, as_json, part, published, rivals)
+        show_plan(api.plan(checkpoint, quants, options, out=out, note=note, given=given), as_json)
         return
-
-    text_wish = TextOptions(sources, chunks, context, device)
-
-    def plan_text() -> OnText | MatrixFirst:
-        if is_gguf:
-            wish = gguf_wish(sources, chunks, context, threads=threads)
-            return plan_on_gguf(source, wish, name, out)
-        return plan_on_text(
-            source,
-            text_wish,
-            name,
-            out,
-            wants_matrix=auto,
-            gptq=gptq,
-            only_gguf=only_gguf,
-            published=published,
+    with showing() as progress:
+        built = api.build(
+            checkpoint,
+            quants,
+            options,
+            out=out,
+            progress=progress,
+            note=note,
+            finished=lambda built: show_artifacts(built.artifacts, built.folder, as_json),
+            given=given,
         )
-
-    on_text, work = None, None
-    if asked.calibrates:
-        if gptq.quants:
-            require_folder(source, kept, "GPTQ")
-        on_text = plan_text()
-        foreseen = plan(source, matrix or on_text.foresee_matrix()) if has_slabs else None
-        _refuse_early(on_text, (foreseen, plan_apart()), memory, publication, hashed=verify)
-    else:
-        work = plan(source, matrix)
-    workers = join_cluster(
-        command, cluster, cluster_jobs, threads=threads, publishes=publication is not None
-    )
-    artifacts: list[Artifact] = []
-    if on_text is not None:
-        if (fetched := fetch(source, kept, wish)) is not source:
-            source = fetched
-            published = published and published.stored_in(fetched)
-            on_text = plan_text()
-        out = on_text.folder
-        with computing_threads(None if is_gguf else jobs):
-            matrix = matrix or on_text.make_matrix()
-            if gptq.quants and cluster:
-                note("GPTQ needs one layer after the other and stays here.")
-            if isinstance(on_text, OnText) and gptq.quants:
-                artifacts = on_text.build_gptq(
-                    threads=threads, memory=memory, smoke=smoke, hashed=verify
-                )
-        if not has_slabs:
-            finish(artifacts, out, as_json, publication)
-            return
-        work = plan(source, matrix)
-    assert work is not None  # noqa: S101 - there are slabs, for there is no GPTQ alone
-    if joined:
-        matrix = write_joined(
-            joined, context, place, lambda matrix: require_room(plan(source, matrix), folder)
-        )
-        work = plan(source, matrix)
-    place = out or default_folder(work.base_name, only_gguf=only_gguf)
-    adopted = None
-    if choose is not None:
-        if publication is not None:
-            publication.begin(work)  # before candidates are built
-        work, adopted = settle(work, choose, contest, place)
-    part = None
-    if asked.has("gguf"):
-        work, part = plan_projector(work, mmproj and mmproj.value, name)
-    run_build(
-        work,
-        place,
-        threads,
-        memory,
-        smoke=smoke,
-        prove=prove,
-        as_json=as_json,
-        hashed=verify,
-        others=artifacts,
-        publication=publication,
-        workers=workers,
-        projector=part,
-        adopted=adopted,
-        apart=plan_apart(),
-    )
-    if choose is not None:
-        clear(place)
-
-
-def _show_plans(
-    work: "Work | None",
-    apart: "Work | None",
-    source: "Path | Checkpoint",
-    gptq: GptqWish,
-    name: str | None,
-    as_json: bool,
-    projector: "Work | None",
-    published: "Published | None",
-    rivals: Sequence[dict[str, Any]],
-) -> None:
-    """What a dry run shows: of slabs, if there are any, of GPTQ, and of a vision or audio part.
-
-    Beneath it come the candidates that a build would choose from.
-    """
-    title = ""
-    layouts: list[FolderLayout] = []
-    if gptq.quants:
-        title, layouts = plan_gptq_quants(source, gptq, name, published)
-    parts = (work, apart, projector)
-    remarks = (remark for part in parts if part is not None for remark in part.remarks)
-    for remark in dict.fromkeys(remarks):
-        note(remark)
-    planned = [layout for part in (work, apart) if part is not None for layout in part.layouts]
-    show_plan(
-        title or (work.base_name if work else ""),
-        (*planned, *layouts),
-        as_json,
-        layout_of(projector),
-        rivals,
-    )
-
-
-def _refuse_early(
-    on_text: OnText | MatrixFirst,
-    works: "Sequence[Work | None]",
-    memory: int,
-    publication: Publication | None,
-    *,
-    hashed: bool,
-) -> None:
-    """Refuse whatever can be refused before a text is run through the model.
-
-    Args:
-        on_text: what is made with the text.
-        works: what is built afterwards, planned with a stand-in for the importance matrix.
-        memory: bytes of slabs in flight.
-        publication: where it all goes.
-        hashed: compare sha256 of what is there already.
-
-    """
-    from quantkit.building import engine
-    from quantkit.building.output import check_space
-
-    needed = on_text.look_ahead(hashed=hashed)
-    for work in works:
-        if work is None:
-            continue
-        engine.divide_memory(work.read_ahead, memory)
-        guessed = on_text.lacks_matrix
-        needed += engine.look_ahead(work, on_text.folder, hashed=hashed, guessed=guessed)
-        get_ready(work, on_text.folder, memory, smoke=False)
-    check_space(on_text.folder, needed)
-    if publication is None:
-        return
-    if (work := works[0]) is not None:  # what is published is all of one format
-        publication.begin(work)
-    elif isinstance(on_text, OnText):
-        names = [build.layout.name for build in on_text.builds]
-        publication.refuse_folders(on_text.checkpoint, names)
+    built.raise_if_failed()

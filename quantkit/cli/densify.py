@@ -15,8 +15,6 @@ from quantkit.cli.calibrate import (
     Device,
     DeviceOption,
     TextOption,
-    remarks_on,
-    require_running,
 )
 from quantkit.cli.import_ import JobsOption, MemoryOption, OutOption, ShardOption, write
 from quantkit.cli.needs import DENSIFY, DensifyWish, refuse_idle
@@ -129,6 +127,8 @@ def _on_text(
     needed: int,
 ) -> "Iterator[tuple[Merged, str]]":
     """The dense model that a text makes, and a sentence on it; ``needed`` bytes it will take."""
+    from quantkit.api.running import remarks_on, require_running
+
     require_running("calibrate", f"--merge {merge}")
     from quantkit.calibration.densify import merged
     from quantkit.calibration.settings import Settings
@@ -173,12 +173,12 @@ def open_source(name: str, fix: str) -> "tuple[Checkpoint, Decoder]":
 
     ``fix`` says what to do with a model whose layers quantkit does not compute.
     """
+    from quantkit.api.running import open_noted
     from quantkit.checkpoint.hub_rows import with_rows
     from quantkit.checkpoint.open import find_source
-    from quantkit.cli.calibrate import open_noted
 
     source = find_source(name)
-    return open_noted(source if isinstance(source, Path) else with_rows(source), fix)
+    return open_noted(source if isinstance(source, Path) else with_rows(source), fix, note)
 
 
 def _parse_weights(text: str) -> list[float]:

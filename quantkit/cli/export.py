@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.build import VerifyOption
-from quantkit.cli.built import run_build
-from quantkit.cli.output import JsonOption
+from quantkit.cli.built import show_artifacts
+from quantkit.cli.output import JsonOption, note, showing
 from quantkit.core.units import parse_size
 
 
@@ -40,15 +40,25 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Dequantize an artifact into a GGUF, slab by slab, and run it in llama.cpp."""
+    from quantkit.api.options import CheckOptions, Resources
+    from quantkit.api.passes import Passes, finish, run_passes
+    from quantkit.api.reporter import reporter
     from quantkit.building.output import require_place
     from quantkit.building.work import prepare_export
     from quantkit.planning.quants import find_quants
-    from quantkit.verification.machine import usable_cores
 
-    memory = parse_size(max_memory)
+    checks, resources = CheckOptions(smoke, verify=verify), Resources(jobs, parse_size(max_memory))
     if out is not None:
         require_place(out)
     work = prepare_export(artifact, find_quants([to.value]))
     folder = out or Path(f"{work.base_name}-GGUF")
-    threads = jobs or usable_cores()
-    run_build(work, folder, threads, memory, smoke=smoke, as_json=as_json, hashed=verify)
+    with showing() as progress:
+        tell = reporter(progress, note)
+        artifacts = run_passes(Passes(work), folder, checks, resources, tell)
+        built = finish(
+            artifacts,
+            folder,
+            tell,
+            finished=lambda built: show_artifacts(built.artifacts, built.folder, as_json),
+        )
+    built.raise_if_failed()

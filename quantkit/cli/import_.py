@@ -40,9 +40,9 @@ def import_(
 
     For quants alone there is no need to: quantkit build takes the raw folder.
     """
+    from quantkit.api.running import open_noted
     from quantkit.building.rewrite import require_free
     from quantkit.checkpoint.names import PARAMS
-    from quantkit.cli.calibrate import open_noted
 
     if not (raw / PARAMS).is_file():
         raise CheckpointError(
@@ -51,7 +51,7 @@ def import_(
         )
     require_free(out)
     memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None
-    checkpoint, model = open_noted(raw, "give raw Mistral weights")
+    checkpoint, model = open_noted(raw, "give raw Mistral weights", note)
     if checkpoint.read_rows is None:
         raise CheckpointError(f"{raw} is a Hugging Face checkpoint already; use it as it is.")
     write(checkpoint, model, out, {"import": 1}, None, most_bytes, jobs, memory, as_json)

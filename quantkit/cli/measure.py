@@ -13,10 +13,6 @@ from quantkit.cli.calibrate import (
     Device,
     DeviceOption,
     TextOption,
-    open_noted,
-    remarks_on,
-    require_running,
-    require_writable,
 )
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.import_ import JobsOption
@@ -65,6 +61,9 @@ def measure(
     times the work of calibrate. Give it other text than the importance matrix was made from.
     Killed once the way back is done, the same command goes on there.
     """
+    from quantkit.api.running import remarks_on, require_running
+    from quantkit.building.output import require_writable
+
     require_running("calibrate", "Measuring a checkpoint")
     from quantkit.calibration.settings import Settings
     from quantkit.calibration.sources import parse_sources
@@ -125,6 +124,7 @@ def _open(
     name: str, context: int, settings: "Settings", wish: "ConverterOptions"
 ) -> "tuple[Checkpoint, Model]":
     """A checkpoint and the model that it makes; llama.cpp's converter is asked if need be."""
+    from quantkit.api.running import open_noted
     from quantkit.calibration.lockstep.forward import stand_ready
     from quantkit.checkpoint.folder import is_foreign
     from quantkit.checkpoint.open import (
@@ -139,7 +139,7 @@ def _open(
         stored, "give the one that it was converted from, whose losses serve this GGUF, too"
     )
     if not is_foreign(stored):
-        return open_noted(stored, "search its recipe without measuring")
+        return open_noted(stored, "search its recipe without measuring", note)
     stand_ready(stored, context, settings)  # before the converter is asked
     checkpoint = described(stored, wish)
     for remark in checkpoint.remarks:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.calibrate import Device, DeviceOption, require_running
+from quantkit.cli.calibrate import Device, DeviceOption
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import CompareError, GGUFError
@@ -80,6 +80,8 @@ def perplexity(
     refuse_idle(command, PERPLEXITY, PerplexityWish(checkpoints, artifacts))
     opened = {}
     if checkpoints:
+        from quantkit.api.running import require_running
+
         require_running("calibrate", "The perplexity of a checkpoint")
         for name in checkpoints:
             opened[name] = _open(name, experts)
@@ -106,17 +108,17 @@ def perplexity(
 
 def _open(name: str, experts: bool) -> "tuple[Checkpoint, Decoder | None]":
     """A checkpoint, and the model that it makes where that is one of quantkit's own families."""
+    from quantkit.api.running import open_noted
     from quantkit.checkpoint.densified import require_experts
     from quantkit.checkpoint.folder import is_foreign
     from quantkit.checkpoint.open import open_stored_by_name
-    from quantkit.cli.calibrate import open_noted
 
     checkpoint = open_stored_by_name(name)
     if checkpoint.header is None and is_foreign(checkpoint) and not experts:
         for remark in checkpoint.remarks:
             note(remark)
         return checkpoint, None
-    known, model = open_noted(checkpoint, "build a GGUF of it and give that")
+    known, model = open_noted(checkpoint, "build a GGUF of it and give that", note)
     if experts:
         require_experts(known, model)
     return known, model

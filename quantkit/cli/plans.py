@@ -1,6 +1,7 @@
 """What ``--dry-run`` shows: every tensor and file of a build, to the byte."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -9,24 +10,23 @@ from quantkit.cli.output import emit_json, escape, show_table
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
+    from quantkit.api.build import Planned
+    from quantkit.api.contest import PlannedCandidate
     from quantkit.formats.layout import LaidOutFile, Layout
 
 
-def show_plan(
-    name: str,
-    layouts: "Sequence[Layout]",
-    as_json: bool,
-    projector: "Layout | None" = None,
-    candidates: Sequence[dict[str, Any]] = (),
-) -> None:
+def show_plan(planned: "Planned", as_json: bool) -> None:
     """Print the plans of artifacts of one model, and that of its vision or audio part.
 
-    ``candidates`` are what a build would choose from, in the place of what was searched.
+    Beneath them come the candidates that a build would choose from.
     """
+    name, layouts, projector = planned.name, planned.layouts, planned.projector
     everything = layouts if projector is None else (*layouts, projector)
     if as_json:
-        document = {"name": name, "artifacts": [_numbers(layout) for layout in everything]}
-        emit_json({**document, **({"candidates": list(candidates)} if candidates else {})})
+        document: dict[str, Any] = {"name": name, "artifacts": list(map(_numbers, everything))}
+        if planned.candidates:
+            document["candidates"] = list(map(_candidate_numbers, planned.candidates))
+        emit_json(document)
         return
     # What is for transformers may have other tensors than a GGUF of the same model.
     alike: dict[tuple[str, ...], list[Layout]] = {}
@@ -46,18 +46,17 @@ def show_plan(
             files.add_row(escape(path), f"{file.n_bytes:,}", format_size(file.n_bytes), bits)
             bits = ""  # of the artifact, not of each file
     show_table(files)
-    if candidates:
-        _show_candidates(candidates)
+    if planned.candidates:
+        _show_candidates(planned.candidates)
 
 
-def _show_candidates(rows: Sequence[dict[str, Any]]) -> None:
+def _show_candidates(rows: "Sequence[PlannedCandidate]") -> None:
     table = Table(title="Candidates, of which the best is built", title_justify="left")
     table.add_column("candidate")
     for heading in ("quant", "bytes", "bits per weight"):
         table.add_column(heading, justify="right")
     for row in rows:
-        bits = f"{row['bits_per_weight']:.4f}"
-        table.add_row(row["way"], row["quant"], f"{row['bytes']:,}", bits)
+        table.add_row(row.way, row.quant, f"{row.n_bytes:,}", f"{row.bits_per_weight:.4f}")
     show_table(table)
 
 
@@ -78,6 +77,10 @@ def _files(layout: "Layout") -> "Iterator[tuple[LaidOutFile, str]]":
     """The files of an artifact that stay, and their paths in the output folder."""
     for file in layout.final_files:
         yield file, f"{layout.folder}/{file.name}" if layout.folder else file.name
+
+
+def _candidate_numbers(row: "PlannedCandidate") -> dict[str, Any]:
+    return {("bytes" if key == "n_bytes" else key): value for key, value in asdict(row).items()}
 
 
 def _numbers(layout: "Layout") -> dict[str, Any]:

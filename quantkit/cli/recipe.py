@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from quantkit.api.budget import BudgetOptions, numbers_of
+from quantkit.api.needs import AUTO
 from quantkit.cli.budget import (
     BitsOption,
     BudgetOption,
@@ -18,7 +19,6 @@ from quantkit.cli.budget import (
     TypesOption,
 )
 from quantkit.cli.converter import LlamaCppOption, MtpOption
-from quantkit.cli.needs import AUTO
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.core.errors import OutputError, PlanError
 from quantkit.core.units import format_size

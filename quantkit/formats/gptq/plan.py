@@ -39,12 +39,13 @@ _GROUP_SIZES = (32, 64, 128)  # that kernels know; -1, whole rows, is another
 
 @dataclass(frozen=True, slots=True)
 class GptqOptions:
-    """What a user can choose."""
+    """What a user can choose; ``scale_search`` tries narrower ranges, too."""
 
     group_size: int = 128
     act_order: bool = True
     symmetric: bool = True
     damp: float = 0.01
+    scale_search: bool = True
 
 
 @dataclass(frozen=True, slots=True)

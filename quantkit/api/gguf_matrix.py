@@ -1,15 +1,16 @@
-"""An importance matrix from a GGUF, as the commands make it: llama.cpp runs the model."""
+"""An importance matrix from a GGUF: llama.cpp runs the model."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.building.output import default_folder
-from quantkit.cli.matrix_first import MatrixFirst
-from quantkit.cli.output import note, open_meter
+from quantkit.api.matrix_first import MatrixFirst
+from quantkit.api.reporter import Reporter
+from quantkit.api.running import remarks_on_coverage
 from quantkit.core.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from quantkit.api.order import Order
     from quantkit.calibration.sources import TextSource
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.checkpoint.gguf import Header
@@ -17,12 +18,7 @@ if TYPE_CHECKING:
     from quantkit.verification.imatrix import Gathered, GatherOptions, GatherStep
 
 
-_LITTLE = 0.02  # of a vocabulary
-
-
-def plan_on_gguf(
-    source: "Path | Checkpoint", wish: "GatherOptions", name: str | None, out: Path | None
-) -> MatrixFirst:
+def plan_on_gguf(order: "Order") -> MatrixFirst:
     """Plan an importance matrix of a GGUF that quants are built of.
 
     Raises:
@@ -30,32 +26,24 @@ def plan_on_gguf(
 
     """
     from quantkit.checkpoint.open import open_checkpoint
+    from quantkit.verification.imatrix import GatherOptions, is_made_from, look_ahead
 
+    source, text = order.source, order.options.text
     if not isinstance(source, Path) and source.repo is not None:
         raise CheckpointError(
             f"--imatrix auto runs a GGUF in llama.cpp, which needs it on this machine; download it "
             f"with hf download {source.repo.repo_id}, and give the file."
         )
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
-    from quantkit.verification.imatrix import is_made_from, look_ahead
-
+    threads = order.options.resources.threads
+    wish = GatherOptions(text.sources, text.chunks, text.context, threads)
     return MatrixFirst(
-        out or named_folder(checkpoint, name, only_gguf=True),
+        order.folder,
         is_made=lambda matrix: is_made_from(matrix, checkpoint, wish),
         stand_in=lambda matrix: foresee(checkpoint, matrix, wish.sources, wish.chunks),
         needed=lambda: look_ahead(checkpoint),
-        make=lambda matrix: gather_from_gguf(checkpoint, wish, matrix),
+        make=lambda matrix: gather_from_gguf(checkpoint, wish, matrix, order.tell),
     )
-
-
-def named_folder(source: "Path | Checkpoint", name: str | None, *, only_gguf: bool) -> Path:
-    """Where a build goes that names no folder."""
-    from quantkit.checkpoint.open import open_checkpoint, open_model
-    from quantkit.formats.gguf.metadata import describe_checkpoint
-
-    checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
-    base_name = describe_checkpoint(checkpoint, open_model(checkpoint), name).base_name
-    return default_folder(base_name, only_gguf=only_gguf)
 
 
 def foresee(
@@ -74,20 +62,6 @@ def foresee(
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
     names = tuple(source.name for source in text) or (BUILT_IN,)
     return stand_in(matrix, open_model(checkpoint).targets, chunks, names)
-
-
-def gguf_wish(
-    text: "Sequence[TextSource]",
-    chunks: int,
-    context: int,
-    *,
-    threads: int | None = None,
-    gpu_layers: int = 0,
-) -> "GatherOptions":
-    """What to run a GGUF over, as it was asked for."""
-    from quantkit.verification.imatrix import GatherOptions
-
-    return GatherOptions(tuple(text), chunks, context, threads, gpu_layers)
 
 
 def open_gguf_here(path: Path) -> "Checkpoint":
@@ -117,18 +91,22 @@ def experts_in(header: "Header") -> int:
 
 
 def gather_from_gguf(
-    source: "Checkpoint", wish: "GatherOptions", out: Path, earlier: Sequence[Path] = ()
+    source: "Checkpoint",
+    wish: "GatherOptions",
+    out: Path,
+    tell: Reporter,
+    earlier: Sequence[Path] = (),
 ) -> "Gathered":
-    """Make an importance matrix with a progress bar, and say what is odd of text or context."""
+    """Make an importance matrix, and say what is odd of text or context."""
     from quantkit.calibration.text import ON_BUILT_IN
     from quantkit.verification.imatrix import gather
 
     remarks = [] if wish.sources else [ON_BUILT_IN]
-    meter = open_meter("chunk")
+    meter = tell.open_meter("chunk")
 
     def report(step: "GatherStep") -> None:
         while remarks:
-            note(remarks.pop())
+            tell.note(remarks.pop())
         rate = f"{step.tokens_per_second:,.0f} tokens/s" if step.tokens_per_second else ""
         meter.show("Calibrating", step.chunks, step.of, rate)
 
@@ -137,23 +115,12 @@ def gather_from_gguf(
     finally:
         meter.close()
     if found.chunks < wish.chunks:
-        note(f"The text fills {found.chunks} chunks of the {wish.chunks} asked for.")
+        tell.note(f"The text fills {found.chunks} chunks of the {wish.chunks} asked for.")
     for remark in remarks_on_coverage(found.n_different, found.vocabulary):
-        note(remark)
+        tell.note(remark)
     if found.context > found.trained:
-        note(
+        tell.note(
             f"The model was trained for at most {found.trained} tokens at a time; give --context "
             f"{found.trained} or less."
         )
     return found
-
-
-def remarks_on_coverage(different: int, vocabulary: int) -> list[str]:
-    """What to say of text that shows little of a model's vocabulary."""
-    if not vocabulary or different >= _LITTLE * vocabulary:
-        return []
-    return [
-        f"The text has {different:,} of the model's {vocabulary:,} tokens "
-        f"({different / vocabulary:.1%}), and importance is weighed by those alone; give text of "
-        "more kinds and languages with --text, or more --chunks."
-    ]

@@ -1,11 +1,11 @@
-"""Checkpoints from the Hub on the command line: opening them, keeping them, whether it can work."""
+"""Checkpoints from the Hub: keeping them, fetching them, whether this machine can take them."""
 
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.output import note, open_meter
+from quantkit.api.reporter import Reporter
 from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
 
@@ -49,7 +49,10 @@ def require_folder(source: "Path | Checkpoint", kept: "KeptSource | None", purpo
 
 
 def fetch(
-    source: "Path | Checkpoint", kept: "KeptSource | None", wish: "ConverterOptions"
+    source: "Path | Checkpoint",
+    kept: "KeptSource | None",
+    wish: "ConverterOptions",
+    tell: Reporter,
 ) -> "Path | Checkpoint":
     """A checkpoint with its weights on the disk, for what reads them more than once.
 
@@ -73,7 +76,7 @@ def fetch(
     check_space(kept.folder, kept.missing)
     reading = Reading(stamps_of(source), ahead=MOST_BYTES)
     total = sum(source.repo.sizes[file.name] for file in source.files)
-    meter = open_meter()
+    meter = tell.open_meter("")
     try:
         with closing(HubReader(source.repo, reading, kept)) as reader:
             for done in reader.fetch():
@@ -85,7 +88,7 @@ def fetch(
     return replace(found, repo=source.repo)
 
 
-def get_ready(work: "Work", folder: Path, max_memory: int, *, smoke: bool) -> str:
+def get_ready(work: "Work", folder: Path, max_memory: int, tell: Reporter, *, smoke: bool) -> str:
     """Check what a build from the Hub needs of this machine; where it reads from, for people.
 
     The disk of the output folder is checked by the engine, which knows what is there already.
@@ -108,7 +111,7 @@ def get_ready(work: "Work", folder: Path, max_memory: int, *, smoke: bool) -> st
         )
     largest = max(layout.n_bytes for layout in work.layouts)
     if smoke and here is not None and largest > here.total:
-        note(
+        tell.note(
             f"Of {format_size(largest)}, the largest artifact does not fit in this machine's "
             f"{format_size(here.total)} of memory: its smoke test reads it from the disk, slowly. "
             "--no-smoke leaves that out."
