@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint.gguf import read_header
+from quantkit.api.order import Order
 from quantkit.core.errors import PlanError
 from quantkit.recipes.losses import Measured, write_measured
 from tests.building.builds import build
@@ -77,11 +78,11 @@ def test_the_context_of_a_machine_is_not_that_of_calibration(
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def stop(_sources: object, chunks: int, context: int, _device: object) -> None:
-        asked.append((chunks, context))
+    def stop(order: Order) -> None:
+        asked.append((order.options.text.chunks, order.options.text.context))
         raise PlanError("Seen.")
 
-    monkeypatch.setattr("quantkit.cli.build.TextOptions", stop)
+    monkeypatch.setattr("quantkit.api.build.plan_text", stop)
     options = ["--imatrix", "auto", "-o", tmp_path / "out"]
     for words in (["--for", "24GB + 32GB", "--context", "2048"], ["--bpw", "5", "--context", "64"]):
         assert refusal(quantkit("build", MIXTRAL, *words, *options)) == "Seen."

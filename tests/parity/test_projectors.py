@@ -293,7 +293,7 @@ def without(folder: Path, target: Path, name: str) -> Path:
 def test_one_that_does_not_pass_its_smoke_test_is_rejected(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit.cli.built.require_loadable", lambda *_: None)
+    monkeypatch.setattr("quantkit.api.passes.require_loadable", lambda *_: None)
     outcome = quantkit("build", checkpoints[HEARS], "-q", "q8_0", "-o", tmp_path, "--json")
 
     assert outcome.code == 1
