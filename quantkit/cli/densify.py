@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.api.needs import refuse_idle
 from quantkit.cli.calibrate import (
     ChatOption,
     ChunksOption,
@@ -17,7 +18,7 @@ from quantkit.cli.calibrate import (
     TextOption,
 )
 from quantkit.cli.import_ import JobsOption, MemoryOption, OutOption, ShardOption, write
-from quantkit.cli.needs import DENSIFY, DensifyWish, refuse_idle
+from quantkit.cli.needs import DENSIFY, DensifyWish, typed
 from quantkit.cli.output import JsonOption, note, open_meter
 from quantkit.core.errors import PlanError
 from quantkit.core.units import parse_size
@@ -76,7 +77,7 @@ def densify(
     if (expert is None) == (merge is None):
         raise PlanError("Say what to make of the experts: --expert N, or --merge linear.")
     wish = DensifyWish(merge.value if merge else None)
-    refuse_idle(command, DENSIFY, wish)
+    refuse_idle(typed(command), DENSIFY, wish)
     require_free(out)
     sources = parse_sources(text, chat)
     memory, most_bytes = parse_size(max_memory), parse_size(shard_size) if shard_size else None

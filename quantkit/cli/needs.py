@@ -1,36 +1,17 @@
 """Which options of commands do something only beside others: see `quantkit.api.needs`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import typer
 
 from quantkit.api.needs import Need
-from quantkit.api.needs import refuse_idle as refuse
-
-W = TypeVar("W")
 
 
 def typed(command: typer.Context) -> frozenset[str]:
     """The options that were typed, by their parameters' names."""
-    return frozenset(name for name in command.params if is_given(command, name))
-
-
-def is_given(command: typer.Context, parameter: str) -> bool:
-    """Whether an option was typed, by its parameter's name."""
-    source = command.get_parameter_source(parameter)
-    return source is not None and not source.name.startswith("DEFAULT")
-
-
-def refuse_idle(command: typer.Context, needs: Iterable[Need[W]], wish: W) -> None:
-    """Refuse options that were typed and would do nothing.
-
-    Raises:
-        PlanError: there is such an option.
-
-    """
-    refuse(typed(command), needs, wish)
+    sources = {name: command.get_parameter_source(name) for name in command.params}
+    return frozenset(n for n, by in sources.items() if by and not by.name.startswith("DEFAULT"))
 
 
 @dataclass(frozen=True, slots=True)

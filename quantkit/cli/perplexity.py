@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from quantkit.api.needs import refuse_idle
 from quantkit.cli.calibrate import Device, DeviceOption
-from quantkit.cli.needs import PERPLEXITY, PerplexityWish, refuse_idle
+from quantkit.cli.needs import PERPLEXITY, PerplexityWish, typed
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.core.errors import CompareError, GGUFError
 from quantkit.core.units import format_count, parse_size
@@ -77,7 +78,7 @@ def perplexity(
     memory = parse_size(max_memory)
     artifacts = [name for name in models if _is_artifact(name)]
     checkpoints = [name for name in models if name not in artifacts]
-    refuse_idle(command, PERPLEXITY, PerplexityWish(checkpoints, artifacts))
+    refuse_idle(typed(command), PERPLEXITY, PerplexityWish(checkpoints, artifacts))
     opened = {}
     if checkpoints:
         from quantkit.api.running import require_running

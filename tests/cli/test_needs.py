@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quantkit.api.needs import BUILD, CALIBRATE, Need
 from quantkit.cli import build, calibrate, densify, needs, perplexity
 from tests.building.builds import build as build_quants
 from tests.calibration.runs import TINY
@@ -197,9 +198,9 @@ def test_what_is_for_experts_alone(
     assert "absent.txt does not exist" in sentence
 
 
-TABLES: dict[str, tuple[Sequence[needs.Need[Any]], Callable[..., None]]] = {
-    "build": (needs.BUILD, build.build),
-    "calibrate": (needs.CALIBRATE, calibrate.calibrate),
+TABLES: dict[str, tuple[Sequence[Need[Any]], Callable[..., None]]] = {
+    "build": (BUILD, build.build),
+    "calibrate": (CALIBRATE, calibrate.calibrate),
     "densify": (needs.DENSIFY, densify.densify),
     "perplexity": (needs.PERPLEXITY, perplexity.perplexity),
 }

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.checkpoint.gguf import read_header
 from quantkit.api.order import Order
+from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import PlanError
 from quantkit.recipes.losses import Measured, write_measured
 from tests.building.builds import build
