@@ -16,7 +16,7 @@ _HOMES = {
     "CheckOptions": "quantkit.api.options",
     "Comparison": "quantkit.verification.compare",
     "ContestOptions": "quantkit.api.options",
-    "ContextSettings": "quantkit.fitting.probe",
+    "ContextSettings": "quantkit.fitting.settings",
     "ConverterOptions": "quantkit.checkpoint.converter.wish",
     "EncodingOptions": "quantkit.api.options",
     "FileOptions": "quantkit.api.options",
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.converter.wish import ConverterOptions as ConverterOptions
     from quantkit.core.errors import QuantkitError as QuantkitError
     from quantkit.fitting.hardware import MachineOptions as MachineOptions
-    from quantkit.fitting.probe import ContextSettings as ContextSettings
+    from quantkit.fitting.settings import ContextSettings as ContextSettings
     from quantkit.formats.bnb.codec import BnbOptions as BnbOptions
     from quantkit.formats.gptq.plan import GptqOptions as GptqOptions
     from quantkit.publishing.release import Published as Published

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from quantkit.recipes.rivals import Candidate
 
 ALL = "all"  # instead of a floor's name
-_USUAL_CONTEXT = 8192
 _MOST_BITS = 32.0
 
 
@@ -142,7 +141,8 @@ class BudgetOptions:
     def _aim(
         self, source: "Buildable", wishes: "PlanOptions", look: "Callable[[], SizedModel]"
     ) -> "_Aim":
-        from quantkit.fitting.probe import ContextSettings, check_settings, probe
+        from quantkit.fitting.probe import probe
+        from quantkit.fitting.settings import ContextSettings, check_settings
         from quantkit.recipes.machine import parse_machine
 
         n_bytes = parse_size(self.budget) if self.budget is not None else None
@@ -150,7 +150,7 @@ class BudgetOptions:
             return _Aim(source, wishes, n_bytes, self.bpw)
         machine = parse_machine(self.machine)
         shape = (subject := look()).shape
-        settings = ContextSettings(self.context or min(_USUAL_CONTEXT, shape.n_ctx_train))
+        settings = ContextSettings(self.context or 0).usual_for(shape)
         check_settings(shape, settings)
         return _Aim(source, wishes, machine=machine, curve=probe(subject, settings))
 

@@ -17,8 +17,9 @@ from quantkit.fitting.commands import Steps, Typed, source_words, steps_to
 from quantkit.fitting.hardware import Machine, MachineOptions
 from quantkit.fitting.model import SizedModel
 from quantkit.fitting.numbers import as_numbers
-from quantkit.fitting.probe import ContextSettings, Curve, probe
+from quantkit.fitting.probe import Curve, probe
 from quantkit.fitting.quality import Scale, find_comparison, measured_scale, recorded_scale
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.subject import Buildable, PlanOptions, open_subject
 from quantkit.planning.quants import find_quants
 from quantkit.recipes.machine import Found, MachineSearch, parse_machine

@@ -282,7 +282,7 @@ def _refuse_seen(compare_text: Path | None, text: TextOptions) -> None:
         TextError: it cannot be read.
 
     """
-    from quantkit.verification.compare import read_text
+    from quantkit.core.files import read_text
 
     sources = text.sources
     if compare_text is None:

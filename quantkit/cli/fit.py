@@ -20,7 +20,7 @@ LIST = "list"  # instead of a profile's name
 
 
 class KVType(StrEnum):
-    """The names of ``fit.probe.KV_TYPES``, which are not imported to parse options."""
+    """The names of ``fitting.settings.KV_TYPES``, which are not imported to parse options."""
 
     F16 = "f16"
     Q8_0 = "q8_0"
@@ -88,7 +88,7 @@ def fit(
     from quantkit.api.fit import fit as find
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.fitting.hardware import MachineOptions
-    from quantkit.fitting.probe import ContextSettings
+    from quantkit.fitting.settings import ContextSettings
     from quantkit.fitting.subject import bundled_models
 
     if hardware == LIST:

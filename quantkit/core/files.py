@@ -11,7 +11,7 @@ from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 
-from quantkit.core.errors import FileError, QuantkitError
+from quantkit.core.errors import FileError, QuantkitError, TextError
 from quantkit.core.system import CLOSE_ON_EXEC, NO_FOLLOW, NO_WAIT
 from quantkit.core.units import format_size
 
@@ -126,6 +126,21 @@ def read_if_there(
         if has_file(path, error=error, fix=fix)
         else None
     )
+
+
+def read_text(file: Path) -> bytes:
+    """A file of UTF-8 text.
+
+    Raises:
+        TextError: it cannot be read, or is none.
+
+    """
+    data = read_file(file, most=MOST_TEXT, error=TextError, fix="give a text file")
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        raise TextError(f"{file} is not UTF-8 text.") from None
+    return data
 
 
 def _kind(status: os.stat_result) -> str | None:

@@ -8,8 +8,9 @@ from quantkit.fitting.choose import advise, fitting_names, judge, reason_for, re
 from quantkit.fitting.hardware import Machine
 from quantkit.fitting.memory import MemoryPart, total
 from quantkit.fitting.model import SizedModel, Stored
-from quantkit.fitting.probe import ContextSettings, Curve
+from quantkit.fitting.probe import Curve
 from quantkit.fitting.quality import Scale, choose_scale, published_scale
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.verdict import Row, place_variant
 
 

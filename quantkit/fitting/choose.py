@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from quantkit.fitting.hardware import ram_to_buy
 from quantkit.fitting.memory import GIB, total
-from quantkit.fitting.probe import ContextSettings, Curve
+from quantkit.fitting.probe import Curve
 from quantkit.fitting.quality import Scale, beaten_by
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.verdict import Row, describe, gib
 from quantkit.planning.quants import all_quants
 

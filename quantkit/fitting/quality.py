@@ -11,7 +11,7 @@ from quantkit.core.documents import read_object, to_type
 from quantkit.core.files import has_file
 from quantkit.core.profiles import load_profile
 from quantkit.fitting.model import SizedModel
-from quantkit.fitting.probe import FitError
+from quantkit.fitting.settings import FitError
 from quantkit.fitting.variants import Variant
 from quantkit.planning.quants import all_quants
 

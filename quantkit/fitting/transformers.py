@@ -13,7 +13,8 @@ from quantkit.encodings.encoding import encoding
 from quantkit.families.model import Decoder
 from quantkit.fitting.memory import GPU_OVERHEAD, Label, MemoryPart
 from quantkit.fitting.model import Stored
-from quantkit.fitting.probe import ContextSettings, Curve
+from quantkit.fitting.probe import Curve
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.shape import Shape, Tensors, layer_of
 from quantkit.formats.bnb.codec import BLOCK_SIZES, BnbOptions
 from quantkit.formats.bnb.plan import block_sizes, outline_bnb

@@ -7,8 +7,9 @@ from quantkit.fitting.hardware import Machine
 from quantkit.fitting.memory import GIB, MIB, Needs, needs, weigh
 from quantkit.fitting.model import SizedModel
 from quantkit.fitting.placement import Placement, place, ram_alone, vram_for_whole
-from quantkit.fitting.probe import CELLS, Curve
+from quantkit.fitting.probe import Curve
 from quantkit.fitting.quality import Loss
+from quantkit.fitting.settings import CELLS
 from quantkit.fitting.shape import Shape
 from quantkit.fitting.speed import tokens_per_second
 from quantkit.fitting.variants import Variant

@@ -11,7 +11,8 @@ from quantkit.fitting.ggufs import open_artifact
 from quantkit.fitting.hardware import ram_to_buy
 from quantkit.fitting.memory import GIB, total
 from quantkit.fitting.placement import ram_alone, vram_for_whole
-from quantkit.fitting.probe import USUAL_CONTEXT, ContextSettings, probe
+from quantkit.fitting.probe import probe
+from quantkit.fitting.settings import USUAL_CONTEXT, ContextSettings
 from quantkit.fitting.shape import Shape
 from quantkit.fitting.subject import open_subject
 from quantkit.fitting.transformers import parts, remembered
@@ -86,7 +87,7 @@ def _run(artifact: PublishedArtifact) -> tuple[Shape, ContextSettings, int | Non
     content = read_json(config)
     subject = None if is_known(content) else open_subject(str(config.parent))
     shape = shape_of(describe(content)) if subject is None else subject.shape
-    settings = ContextSettings(min(USUAL_CONTEXT, shape.n_ctx_train))
+    settings = ContextSettings().usual_for(shape)
     return shape, settings, remembered(probe(subject, settings)) if subject is not None else None
 
 

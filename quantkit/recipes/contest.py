@@ -18,6 +18,7 @@ from quantkit.building.artifact import Artifact
 from quantkit.building.work import Work
 from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import CompareError, FileError
+from quantkit.core.files import read_text
 from quantkit.core.topics import TO_CHOOSE, topics_to_choose_by
 from quantkit.core.writing import is_own, replace_file, write_file
 from quantkit.formats.gguf.layout import GGUFLayout, lay_out
@@ -25,7 +26,7 @@ from quantkit.formats.gguf.metadata import ModelMetadata
 from quantkit.planning.plan import make_plan
 from quantkit.planning.quants import SOURCE, find_quants
 from quantkit.recipes.rivals import FIXED, Candidate
-from quantkit.verification.compare import compare, read_text
+from quantkit.verification.compare import compare
 from quantkit.verification.subjects import Subject, exact_quant, open_subject
 
 FOLDER = ".quantkit-candidates"

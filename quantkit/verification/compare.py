@@ -1,6 +1,5 @@
 """Artifacts measured against their reference, each in a llama.cpp process of its own."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -8,14 +7,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.core.documents import read_object
-from quantkit.core.errors import CompareError, FileError, TextError
-from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.errors import CompareError, FileError
+from quantkit.core.files import read_text
 from quantkit.core.system import user_cache
 from quantkit.core.topics import TO_JUDGE, whole_topics
 from quantkit.core.writing import write_file
@@ -101,11 +100,10 @@ class Comparison:
             CompareError: there are such.
 
         """
-        if self.ok:
-            return
-        count = f"{len(self.failed)} of {len(self.results)}"
-        reasons = "; ".join(f"{r.subject.name}: {r.verdict.reason}" for r in self.failed)
-        raise CompareError(f"{count} artifacts failed: {reasons}")
+        if self.failed:
+            count = f"{len(self.failed)} of {len(self.results)}"
+            reasons = "; ".join(f"{r.subject.name}: {r.verdict.reason}" for r in self.failed)
+            raise CompareError(f"{count} artifacts failed: {reasons}")
 
 
 def default_text() -> str:
@@ -343,7 +341,7 @@ def _record(
             f"{folder} cannot hold the reference's log-probabilities: {error.strerror}."
         ) from None
     try:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             _make_room(folder)
         answer, failure = run(reference, "record", partial / recorded.name)
         if answer is None:
@@ -400,18 +398,3 @@ def _text_file(text: Path | None) -> Iterator[tuple[Path, str]]:
             text = Path(folder) / "text"
             write_file(text, default_text().encode())
         yield text, hashlib.sha256(read_text(text)).hexdigest()
-
-
-def read_text(file: Path) -> bytes:
-    """A file of UTF-8 text.
-
-    Raises:
-        TextError: it cannot be read, or is none.
-
-    """
-    data = read_file(file, most=MOST_TEXT, error=TextError, fix="give a text file")
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        raise TextError(f"{file} is not UTF-8 text.") from None
-    return data

@@ -15,7 +15,7 @@ import quantkit
 from quantkit import MachineOptions, PublishOptions, QuantkitError
 from quantkit.api.smoke import Smoked
 from quantkit.core.errors import SmokeError, VerificationError
-from quantkit.fitting.probe import FitError
+from quantkit.fitting.settings import FitError
 from quantkit.publishing.verify import Checked, Verification
 from quantkit.verification.smoke import failed
 from tests.cli.command import quantkit as command

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.core.errors import GGUFError
-from quantkit.fitting.probe import ContextSettings, buffers, probe
+from quantkit.fitting.probe import buffers, probe
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.subject import PlanOptions, open_subject
 from quantkit.fitting.verdict import needs_at
 from quantkit.planning.quants import find_quants

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from quantkit.checkpoint.converter import provision, rows
-from quantkit.fitting.probe import ContextSettings, probe
+from quantkit.fitting.probe import probe
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.subject import SizedModel, Variant, open_subject
 from tests.architectures.ggufs import small_checkpoints
 from tests.building.builds import build

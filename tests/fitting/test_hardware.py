@@ -158,7 +158,8 @@ def test_a_profile_that_does_not_exist() -> None:
 
 def test_a_disk_too_small_for_the_file_or_for_building_it_is_told() -> None:
     from quantkit.fitting.answer import answer
-    from quantkit.fitting.probe import ContextSettings, probe
+    from quantkit.fitting.probe import probe
+    from quantkit.fitting.settings import ContextSettings
     from quantkit.fitting.subject import PlanOptions, open_subject
     from quantkit.planning.quants import find_quants
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from quantkit.building.work import prepare
-from quantkit.fitting.probe import ContextSettings, probe
+from quantkit.fitting.probe import probe
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.subject import Variant, open_subject
 from quantkit.planning.quants import find_quants
 from tests.building.builds import build_work

@@ -9,7 +9,8 @@ import pytest
 from quantkit.core.errors import GGUFError
 from quantkit.fitting import kept
 from quantkit.fitting.kept import recall
-from quantkit.fitting.probe import ContextSettings, probe
+from quantkit.fitting.probe import probe
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.subject import PlanOptions, open_subject
 from quantkit.planning.quants import find_quants
 from quantkit.verification.hollow import HeaderOnly

@@ -17,7 +17,8 @@ from quantkit.checkpoint.gguf import read_header
 from quantkit.core.errors import GGUFError
 from quantkit.fitting import shape
 from quantkit.fitting.memory import MIB, weigh
-from quantkit.fitting.probe import ContextSettings, FitError, Held, Probe, buffers, probe
+from quantkit.fitting.probe import Held, Probe, buffers, probe
+from quantkit.fitting.settings import ContextSettings, FitError
 from quantkit.fitting.shape import Tensors, count_active, is_unquantized, layer_of, shape_of_header
 from quantkit.fitting.subject import PlanOptions, open_artifact, open_subject
 from quantkit.fitting.transformers import formats_of, formats_of_tensors

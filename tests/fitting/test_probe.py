@@ -14,16 +14,14 @@ import pytest
 from quantkit.core.errors import GGUFError
 from quantkit.fitting.memory import MIB
 from quantkit.fitting.placement import ram_alone
-from quantkit.fitting.probe import (
+from quantkit.fitting.probe import buffers, kv_bytes, probe
+from quantkit.fitting.settings import (
     CELLS,
     KV_TYPES,
     LONGEST,
     ContextSettings,
     FitError,
-    buffers,
     check_settings,
-    kv_bytes,
-    probe,
 )
 from quantkit.fitting.subject import PlanOptions, SizedModel, open_subject
 from quantkit.fitting.verdict import needs_at
@@ -237,7 +235,8 @@ def test_a_dry_run_takes_little() -> None:
     """The largest model, 562 GB in f32."""
     code = (
         "from quantkit.fitting.subject import PlanOptions, open_subject\n"
-        "from quantkit.fitting.probe import ContextSettings, probe\n"
+        "from quantkit.fitting.probe import probe\n"
+        "from quantkit.fitting.settings import ContextSettings\n"
         "probe(open_subject('mixtral-8x22b'), ContextSettings(65536))"
     )
     assert measure([sys.executable, "-c", code]).peak_memory < 200 * 10**6

@@ -13,7 +13,7 @@ from quantkit.fitting.commands import Typed, steps_to
 from quantkit.fitting.hardware import Gpu, Machine
 from quantkit.fitting.memory import GIB, Weights, weigh
 from quantkit.fitting.placement import Placement
-from quantkit.fitting.probe import ContextSettings, FitError, probe
+from quantkit.fitting.probe import probe
 from quantkit.fitting.quality import (
     Loss,
     Scale,
@@ -24,6 +24,7 @@ from quantkit.fitting.quality import (
     published_scale,
     recorded_scale,
 )
+from quantkit.fitting.settings import ContextSettings, FitError
 from quantkit.fitting.speed import REACHED, read_per_token, tokens_per_second
 from quantkit.fitting.subject import PlanOptions, SizedModel, open_subject
 from quantkit.planning.quants import find_quants

@@ -8,7 +8,8 @@ from quantkit.core.errors import PlanError, QuantkitError
 from quantkit.fitting.hardware import Machine
 from quantkit.fitting.memory import total
 from quantkit.fitting.placement import place
-from quantkit.fitting.probe import ContextSettings, Curve, Held, Probe
+from quantkit.fitting.probe import Curve, Held, Probe
+from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.subject import PlanOptions, SizedModel, open_subject
 from quantkit.fitting.verdict import needs_at
 from quantkit.recipes.assumed import assume
