@@ -145,7 +145,7 @@ def test_what_makes_no_sense_is_refused_alike(
     sentence = refusal(command("build", TINY, "-q", "q4_0", *typed, "-o", tmp_path / "out"))
     for function in (quantkit.plan, quantkit.build):
         with pytest.raises(PlanError) as caught:
-            function(TINY, ["q4_0"], options, out=tmp_path / "out")  # type: ignore[operator]
+            function(TINY, ["q4_0"], options, out=tmp_path / "out")
         assert str(caught.value) == sentence
     assert not (tmp_path / "out").exists()
 

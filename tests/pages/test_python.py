@@ -11,8 +11,8 @@ from tests.pages.blocks import ROOT, blocks_of
 from tests.pages.running import matches, place
 
 PAGE = "docs/python.md"
-# What is printed stands behind it.
-_PRINTED = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
+# What is printed stands behind it, or on the next line.
+_PRINTED = re.compile(r"^ *print\(.*\)(?:  |\n *)# (.*)$", re.MULTILINE)
 
 
 def program() -> str:
