@@ -67,7 +67,7 @@ def fit(
     *,
     machine: str | MachineOptions = _HERE,
     settings: ContextSettings = _USUAL,
-    shard_size: str | None = None,
+    shard_size: int | str | None = None,
     imatrix: str | Path | None = None,
     compare: str | Path | None = None,
     converter: ConverterOptions = _AS_IT_IS,
@@ -84,7 +84,7 @@ def fit(
         machine: ``24GB + 64GB``, GPUs first and RAM last, or the name of a profile; or options that
             say it in parts. By default the machine that this runs on.
         settings: how it is to be run.
-        shard_size: such as ``40GB``: files that would be larger are split.
+        shard_size: bytes, or such as ``40GB``: files that would be larger are split.
         imatrix: the importance matrix to build with.
         compare: what ``quantkit compare --json`` printed, to rank by; by default what lies among
             the model's files, else what was published.
@@ -101,7 +101,7 @@ def fit(
         NativeError: llama.cpp, which is asked for the size of its buffers, does not run.
 
     """
-    chosen = find_quants([quants] if isinstance(quants, str) else quants)
+    chosen = find_quants(quants)
     # What transformers loads is shown in any case.
     gguf = tuple(quant for quant in chosen if quant.format == "gguf")
     if chosen and not gguf:
@@ -110,9 +110,10 @@ def fit(
             "it out."
         )
     on, words = _machine(machine)
+    split = f"{shard_size}B" if isinstance(shard_size, int) else shard_size
     wishes = PlanOptions(
         gguf or None,
-        parse_size(shard_size) if shard_size is not None else None,
+        parse_size(split) if split is not None else None,
         _load(imatrix),
         converter if note is None else replace(converter, say=note),
     )
@@ -121,13 +122,13 @@ def fit(
         tell = reporter(None, note).note
         tell(f"Fetched {format_size(subject.n_fetched)} of {subject.title}'s files.")
     if subject.is_as_it_is:
-        _refuse_planning(quants, shard_size, imatrix)
+        _refuse_planning(quants, split, imatrix)
     measured = _measured(str(model), subject, compare)
     here = isinstance(machine, MachineOptions) and machine.is_here
     curve = probe(subject, settings.usual_for(subject.shape), gpu=here and bool(on.gpus))
     result = answer(subject, curve, on, measured, weighted=imatrix is not None)
     matrix = None if imatrix is None else Path(imatrix)
-    typed = Typed(str(model), matrix, shard_size, converter.tree, converter.mtp)
+    typed = Typed(str(model), matrix, split, converter.tree, converter.mtp)
     steps = searched = None
     if (best := result.best) is not None:
         folder = _folder_of_build(subject)

@@ -133,16 +133,16 @@ def known_groups() -> dict[str, tuple[str, ...]]:
     return dict(sorted(members.items(), key=lambda item: len(item[1])))
 
 
-def find_quants(names: Iterable[str]) -> tuple[Quant, ...]:
+def find_quants(names: str | Iterable[str]) -> tuple[Quant, ...]:
     """The quants that names and groups stand for, best first, each once; case does not matter.
 
-    A name may be a list with commas.
+    A name may be a list with commas; one alone need not be in a list.
 
     Raises:
         UnknownQuantError: a name that stands for none; a near miss is suggested.
 
     """
-    names = list(names)
+    names = [names] if isinstance(names, str) else list(names)
     quants = known_quants()
     groups = known_groups()
     chosen: set[str] = set()

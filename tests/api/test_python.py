@@ -14,13 +14,14 @@ import pytest
 import quantkit
 from quantkit import MachineOptions, PublishOptions, QuantkitError
 from quantkit.api.smoke import Smoked
-from quantkit.core.errors import SmokeError, VerificationError
+from quantkit.core.errors import GGUFError, SmokeError, VerificationError
 from quantkit.fitting.settings import FitError
 from quantkit.publishing.verify import Checked, Verification
 from quantkit.verification.smoke import failed
 from tests.cli.command import quantkit as command
 from tests.cli.command import refusal
 from tests.pages.blocks import text_of
+from tests.parity.cases import TRAINED
 
 PAGE = "docs/python.md"
 BOX = ("--gpu", "24GB", "--ram", "32GB")
@@ -86,6 +87,17 @@ def test_fit_is_what_the_command_prints() -> None:
     numbers = json.loads(json.dumps(found.as_numbers()))
     assert numbers == json.loads(typed.out)
     assert numbers["searched"]["command"].endswith(f"--budget {numbers['searched']['file_bytes']}B")
+
+
+def test_a_name_alone_is_no_list_of_letters(tmp_path: Path) -> None:
+    one, listed = (
+        quantkit.plan(TRAINED / "tiny-mixtral", quants, out=tmp_path)
+        for quants in ("q8_0,q4_k_m", ["q8_0", "q4_k_m"])
+    )
+    assert [layout.name for layout in one.layouts] == [layout.name for layout in listed.layouts]
+    assert len(one.layouts) == 2
+    with pytest.raises(GGUFError, match=r"^.*absent\.gguf is not there"):
+        quantkit.compare("absent.gguf")
 
 
 def test_a_machine_in_one_line_is_the_machine_in_parts() -> None:
