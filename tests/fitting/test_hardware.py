@@ -11,6 +11,7 @@ from quantkit.fitting.hardware import (
     Gpu,
     HardwareError,
     Machine,
+    MachineOptions,
     apple_working_set,
     hardware_profiles,
     machine_from_profile,
@@ -23,6 +24,7 @@ from quantkit.fitting.hardware import (
     usable_ram,
 )
 from quantkit.fitting.memory import GIB, MIB
+from quantkit.recipes.machine import parse_machine
 from quantkit.verification.machine import memory
 
 HERE = Machine("here", (Gpu("own", 5 * GIB),), 7 * GIB, 100 * GIB, False, "")
@@ -66,6 +68,29 @@ def test_a_box_described_by_sizes() -> None:
     assert machine_from_sizes([], "32GB", HERE).gpus == ()
     only_gpu = machine_from_sizes(["24GB"], None, HERE)
     assert (only_gpu.ram, only_gpu.disk) == (HERE.ram, HERE.disk)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "gpus"),
+    [
+        (MachineOptions(("24GB", "rtx-3090"), "32GB"), "24GB + rtx-3090 + 32GB", 2),
+        (MachineOptions(ram="32GB"), "0 + 32GB", 0),
+        (MachineOptions(hardware="2x-rtx-3090"), "2x-rtx-3090", 2),
+        (MachineOptions(hardware="2x-rtx-3090", ram="32GB"), None, 2),
+        (MachineOptions(("12GB",), hardware="2x-rtx-3090"), None, 1),
+        (MachineOptions(("12GB",)), None, 1),
+    ],
+)
+def test_a_machine_is_found_and_named_as_for_takes_it(
+    options: MachineOptions, words: str | None, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is not asked for GPUs that are told."""
+    monkeypatch.setattr("quantkit.fitting.hardware.nvidia_gpus", pytest.fail)
+    found = options.find()
+    assert (options.is_here, options.words, len(found.gpus)) == (False, words, gpus)
+    if words is not None:
+        named = parse_machine(words)
+        assert (named.gpus, named.ram, named.unified) == (found.gpus, found.ram, found.unified)
 
 
 def test_the_system_keeps_its_share() -> None:
