@@ -43,6 +43,27 @@ class Artifact:
     """How one that was there already was compared with its manifest."""
 
     @property
+    def name(self) -> str:
+        """What the manifest calls it."""
+        return self.layout.name
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its files."""
+        return self.layout.n_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean over all weights."""
+        return self.layout.plan.bits_per_weight
+
+    @property
+    def verdict(self) -> str:
+        """What its smoke test found; ``not run`` where it had none."""
+        found = (self.entry.get("smoke") or {}).get("verdict", "not run")
+        return str(found)
+
+    @property
     def is_sound(self) -> bool:
         """Whether it passed its check, if it had one."""
         return self.check is None or self.check.ok

@@ -21,10 +21,8 @@ def show_artifacts(artifacts: "Sequence[Artifact]", folder: Path, as_json: bool)
         emit_json(
             {
                 "folder": str(folder),
-                "artifacts": {a.layout.name: a.entry for a in artifacts},
-                "was_there_already": {
-                    a.layout.name: a.recognized for a in artifacts if not a.fresh
-                },
+                "artifacts": {a.name: a.entry for a in artifacts},
+                "was_there_already": {a.name: a.recognized for a in artifacts if not a.fresh},
             }
         )
         return
@@ -34,18 +32,17 @@ def show_artifacts(artifacts: "Sequence[Artifact]", folder: Path, as_json: bool)
         table.add_column(heading, justify="right")
     table.add_column("smoke test")
     for artifact in artifacts:
-        outcome = artifact.entry.get("smoke") or {}
-        speed = outcome.get("tokens_per_second")
-        verdict = outcome.get("verdict", "not run")
+        speed = (artifact.entry.get("smoke") or {}).get("tokens_per_second")
+        verdict = artifact.verdict
         colour = {"passed": "green", "not run": "yellow", NOT_COMPARED: "yellow"}.get(
             verdict, "red"
         )
         n_files = len(artifact.layout.files)
-        name = artifact.path.name if n_files == 1 else f"{artifact.layout.name}/ ({n_files} files)"
+        name = artifact.path.name if n_files == 1 else f"{artifact.name}/ ({n_files} files)"
         table.add_row(
             escape(name),
-            format_size(artifact.layout.n_bytes),
-            f"{artifact.layout.plan.bits_per_weight:.2f}",
+            format_size(artifact.n_bytes),
+            f"{artifact.bits_per_weight:.2f}",
             f"{speed:,.0f}" if speed else "",
             f"[{colour}]{escape(verdict)}[/]" + ("" if artifact.fresh else " (was there already)"),
         )
