@@ -179,12 +179,10 @@ def test_without_a_package(model: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_cluster_that_is_not_there(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.cli import build
-
     def join(*_: object, **__: object) -> None:
         raise ClusterError("There is no such cluster.")
 
-    monkeypatch.setattr(build, "join_cluster", join)
+    monkeypatch.setattr("quantkit.api.build.workers_of", join)
     wish = command(model, "imatrix", "-o", tmp_path / "out", "--cluster", "auto")
     assert refusal(quantkit(*wish), 2) == "There is no such cluster."
     assert not (tmp_path / "out").exists()
@@ -214,14 +212,14 @@ def test_what_stands_for_the_matrix_gives_the_same_plan(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that what is looked at before is what will be written."""
-    from quantkit.cli import build
+    from quantkit.api import build
 
     digests: list[list[str]] = []
     real = build.__dict__["_refuse_early"]
 
-    def spy(on_text: Any, works: Any, *rest: Any, **options: Any) -> None:
-        digests.append([layout.digest for work in works if work for layout in work.layouts])
-        real(on_text, works, *rest, **options)
+    def spy(order: Any, on_text: Any, work: Any) -> None:
+        digests.append([layout.digest for layout in work.layouts])
+        real(order, on_text, work)
 
     monkeypatch.setattr(build, "_refuse_early", spy)
     out = tmp_path / "out"
