@@ -19,6 +19,7 @@ from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.open import described, is_gguf_file, open_model, open_stored_by_name
 from quantkit.core.errors import ImatrixError, OutputError
 from quantkit.core.packages import require
+from quantkit.core.writing import require_new
 from quantkit.families.model import Model
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def calibrate(
         source: a checkpoint folder, a name on the Hub, or a GGUF.
         out: the file to write.
         options: what it is run over, and how.
-        overwrite: replace an importance matrix that is there already.
+        overwrite: replace an importance matrix and a picture that are there already.
         progress: told how far it is.
         note: told remarks, in sentences.
         given: names of the options that were given, as the command line spells its parameters;
@@ -93,6 +94,7 @@ def calibrate(
         require("matplotlib", "matplotlib", "plot", "--plot")
     sources = options.text.sources
     _require_file(out, overwrite=overwrite)
+    require_new(plot, overwrite=overwrite)
     if plot is not None and plot.resolve() == out.resolve():
         raise OutputError(f"{out} cannot be the matrix and --plot's picture; name two files.")
     if is_gguf:

@@ -9,6 +9,7 @@ from pathlib import Path
 from quantkit.api.reporter import reporter
 from quantkit.core.errors import GGUFError, OutputError, QuantkitError
 from quantkit.core.packages import require
+from quantkit.core.writing import require_new
 from quantkit.verification.compare import Comparison
 from quantkit.verification.compare import compare as measure
 from quantkit.verification.comparisons import FILE, as_numbers, more_windows
@@ -33,16 +34,23 @@ class PictureOptions:
 
     ``layers`` is an artifact whose error is shown tensor by tensor, ``html`` the page that
     everything goes into, ``plots`` the folder of the pictures, which is made if it is not there.
+    Files that are there already are replaced only with ``overwrite``.
     """
 
     layers: Path | None = None
     html: Path | None = None
     plots: Path | None = None
+    overwrite: bool = False
 
     @property
     def is_given(self) -> bool:
         """Whether anything is drawn."""
         return (self.layers, self.html, self.plots) != (None, None, None)
+
+    @property
+    def drawn_into(self) -> Path | None:
+        """The folder of the pictures; None where the page alone has them."""
+        return self.plots or (Path.cwd() if self.html is None else None)
 
 
 _NO_PICTURES = PictureOptions()
@@ -208,6 +216,11 @@ def _refuse_pictures(wish: PictureOptions) -> None:
         raise OutputError(f"{wish.plots} is a file; name a folder for the pictures.")
     if wish.layers is not None:
         open_subject(wish.layers)
+    from quantkit.verification.pictures import all_pictures
+
+    folder = wish.drawn_into
+    drawn = all_pictures(folder) if folder is not None else []
+    require_new(wish.html, *drawn, overwrite=wish.overwrite)
 
 
 def _draw(result: Comparison, wish: PictureOptions, note: Callable[[str], None]) -> None:
@@ -222,7 +235,7 @@ def _draw(result: Comparison, wish: PictureOptions, note: Callable[[str], None])
         note(f"Reading the weights of {layers}")
         errors = weight_errors(open_subject(wish.layers).gguf, result.reference.gguf)
     with tempfile.TemporaryDirectory(prefix="quantkit-") as temporary:
-        folder = wish.plots or (Path(temporary) if wish.html else Path.cwd())
+        folder = wish.drawn_into or Path(temporary)
         folder.mkdir(exist_ok=True)
         pictures = draw_all(result, errors, layers, folder)
         if wish.html is not None:

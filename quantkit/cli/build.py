@@ -26,10 +26,12 @@ from quantkit.cli.calibrate import (
     DeviceOption,
     TextOption,
 )
+from quantkit.cli.completion import complete_quant
 from quantkit.cli.contest import CompareOption, CompareTextOption
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.needs import typed
 from quantkit.cli.output import JsonOption, note, showing
+from quantkit.cli.panels import BNB, BUDGET, CHECKS, CLUSTER, GPTQ, HUB, QUALITY, SOURCE
 from quantkit.cli.plans import show_plan
 from quantkit.cli.projector import MmprojOption
 from quantkit.core.units import parse_size
@@ -37,7 +39,10 @@ from quantkit.core.units import parse_size
 _OF_CALIBRATION = 512  # tokens per sequence
 
 VerifyOption = Annotated[
-    bool, typer.Option("--verify", help="Compare the sha256 of what is there already.")
+    bool,
+    typer.Option(
+        "--verify", rich_help_panel=CHECKS, help="Compare the sha256 of what is there already."
+    ),
 ]
 
 
@@ -67,12 +72,18 @@ def build(
     quant: Annotated[
         list[str] | None,
         typer.Option(
-            "--quant", "-q", help="What to build, or `ladder`, `publish`, `all`; repeat for more."
+            "--quant",
+            "-q",
+            metavar="NAME",
+            autocompletion=complete_quant,
+            help="What to build, or `ladder`, `publish`, `all`; repeat for more.",
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.toml", help="Build what quantkit recipe found, too."),
+        typer.Option(
+            metavar="FILE.toml", rich_help_panel=BUDGET, help="Build what quantkit recipe found."
+        ),
     ] = None,
     budget: BudgetOption = None,
     bpw: BitsOption = None,
@@ -83,34 +94,54 @@ def build(
     compare: CompareOption = None,
     compare_text: CompareTextOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Output folder  [default: ./NAME-GGUF]")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Output folder  [default: ./NAME-GGUF]"),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads that encode or calibrate  [default: all usable cores]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Threads that encode or calibrate  [default: all usable cores]",
+        ),
     ] = None,
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The most memory for weights in flight.")
     ] = "1GiB",
     name: Annotated[
-        str | None, typer.Option(help="The model's name, in metadata and file names.")
+        str | None,
+        typer.Option(metavar="NAME", help="The model's name, in metadata and file names."),
     ] = None,
     shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split files that would be larger.")
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN=TYPE", help="Encode matching tensors as TYPE."),
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            rich_help_panel=QUALITY,
+            help="Encode matching tensors as TYPE; repeat for more.",
+        ),
     ] = None,
     output_tensor_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Encode the output matrix as TYPE.")
+        str | None,
+        typer.Option(
+            metavar="TYPE", rich_help_panel=QUALITY, help="Encode the output matrix as TYPE."
+        ),
     ] = None,
     token_embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Encode the token embeddings as TYPE.")
+        str | None,
+        typer.Option(
+            metavar="TYPE", rich_help_panel=QUALITY, help="Encode the token embeddings as TYPE."
+        ),
     ] = None,
     imatrix: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Importance matrix; several add up; `auto` makes one."),
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=QUALITY,
+            help="Importance matrix; several add up; `auto` makes one.",
+        ),
     ] = None,
     text: TextOption = None,
     chat: ChatOption = None,
@@ -118,92 +149,173 @@ def build(
     context: ContextOption = _OF_CALIBRATION,
     device: DeviceOption = Device.CPU,
     double_quant: Annotated[
-        bool, typer.Option("--double-quant/--no-double-quant", help="bnb: scales in 8 bits too.")
+        bool,
+        typer.Option(
+            "--double-quant/--no-double-quant",
+            rich_help_panel=BNB,
+            help="4 bits: scales in 8 bits, too.",
+        ),
     ] = False,
-    block_size: Annotated[int, typer.Option(help="bnb 4-bit: weights per scale.")] = 64,
+    block_size: Annotated[
+        int,
+        typer.Option(metavar="N", rich_help_panel=BNB, help="4 bits: weights per scale."),
+    ] = 64,
     keep: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="bnb: a module not to quantize; repeat for more."),
+        typer.Option(
+            metavar="MODULE",
+            rich_help_panel=BNB,
+            help="A module not to quantize; repeat for more.",
+        ),
     ] = None,
     group_size: Annotated[
-        int, typer.Option(help="GPTQ: weights per scale; -1 for whole rows.")
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel=GPTQ, help="Weights per scale; -1 for whole rows."
+        ),
     ] = 128,
     desc_act: Annotated[
-        bool, typer.Option("--desc-act/--no-desc-act", help="GPTQ: strongest inputs first.")
+        bool,
+        typer.Option(
+            "--desc-act/--no-desc-act", rich_help_panel=GPTQ, help="Strongest inputs first."
+        ),
     ] = True,
     symmetric: Annotated[
-        bool, typer.Option("--sym/--asym", help="GPTQ: zero in the middle of the levels.")
+        bool,
+        typer.Option(
+            "--sym/--asym", rich_help_panel=GPTQ, help="Zero in the middle of the levels."
+        ),
     ] = True,
-    damp: Annotated[float, typer.Option(help="GPTQ: damping, a share of the diagonal.")] = 0.01,
+    damp: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", rich_help_panel=GPTQ, help="Damping, a share of the diagonal."
+        ),
+    ] = 0.01,
     scale_search: Annotated[
-        bool, typer.Option("--scale-search/--no-scale-search", help="GPTQ: try narrower ranges.")
+        bool,
+        typer.Option(
+            "--scale-search/--no-scale-search", rich_help_panel=GPTQ, help="Try narrower ranges."
+        ),
     ] = True,
     kernel: Annotated[
-        KernelName, typer.Option(help="Which kernels encode; the bytes are the same.")
+        KernelName,
+        typer.Option(
+            metavar="|".join(KernelName),
+            rich_help_panel=QUALITY,
+            help="Which kernels encode; the bytes are the same.",
+        ),
     ] = KernelName.FAST,
     search: Annotated[
         SearchName,
-        typer.Option(help="K-quants, IQ1 to IQ4: `best` has less error than llama-quantize."),
+        typer.Option(
+            metavar="|".join(SearchName),
+            rich_help_panel=QUALITY,
+            help="K-quants, IQ1 to IQ4: `best` has less error than llama-quantize.",
+        ),
     ] = SearchName.GGML,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan to the byte and stop.")
     ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke/--no-smoke", help="Run every artifact in llama.cpp.")
+        bool,
+        typer.Option(
+            "--smoke/--no-smoke", rich_help_panel=CHECKS, help="Run every artifact in llama.cpp."
+        ),
     ] = True,
     prove: Annotated[
         bool,
-        typer.Option("--prove", help="First compare what llama.cpp computes with transformers."),
+        typer.Option(
+            "--prove",
+            rich_help_panel=CHECKS,
+            help="First compare what llama.cpp computes with transformers.",
+        ),
     ] = False,
     verify: VerifyOption = False,
     allow_requantize: Annotated[
         bool,
-        typer.Option("--allow-requantize", help="Take a GGUF whose weights are quantized."),
+        typer.Option(
+            "--allow-requantize",
+            rich_help_panel=SOURCE,
+            help="Take a GGUF whose weights are quantized.",
+        ),
     ] = False,
     mtp: MtpOption = None,
     mmproj: MmprojOption = None,
     llama_cpp: LlamaCppOption = None,
     keep_source: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Store a checkpoint from the Hub as it is read."),
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=HUB,
+            help="Store a checkpoint from the Hub as it is read.",
+        ),
     ] = None,
     publish: Annotated[
         str | None,
-        typer.Option(metavar="NAMESPACE/NAME", help="Publish what was built on the Hub."),
+        typer.Option(
+            metavar="NAMESPACE/NAME",
+            rich_help_panel=HUB,
+            help="Publish what was built on the Hub.",
+        ),
     ] = None,
     delete_published: Annotated[
         bool,
         typer.Option(
             "--delete-published",
+            rich_help_panel=HUB,
             help="With --publish: send each file once it is finished and delete it here.",
         ),
     ] = False,
     max_disk: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="With --delete-published: the most disk for its files."),
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=HUB,
+            help="With --delete-published: the most disk for its files.",
+        ),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="With --publish: make the repository private.")
+        bool,
+        typer.Option(
+            "--private",
+            rich_help_panel=HUB,
+            help="With --publish: make the repository private.",
+        ),
     ] = False,
     license_: Annotated[
         str | None,
         typer.Option(
-            "--license", metavar="ID", help="With --publish: the license, if the model names none."
+            "--license",
+            metavar="ID",
+            rich_help_panel=HUB,
+            help="With --publish: the license, if the model names none.",
         ),
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(metavar="HUB_ID", help="With --publish: its name there, if it is a folder."),
+        typer.Option(
+            metavar="HUB_ID",
+            rich_help_panel=HUB,
+            help="With --publish: its name there, if it is a folder.",
+        ),
     ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
-            metavar="local|auto|ray://HOST:PORT", help="Build GGUF and bnb on a Ray cluster."
+            metavar="local|auto|ray://HOST:PORT",
+            rich_help_panel=CLUSTER,
+            help="Build GGUF and bnb on a Ray cluster.",
         ),
     ] = None,
     cluster_jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="With --cluster: slabs at a time  [default: all processors]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=CLUSTER,
+            help="With --cluster: slabs at a time  [default: all processors]",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,6 +12,7 @@ from quantkit.cli.needs import typed
 from quantkit.cli.output import (
     GpuLayersOption,
     JsonOption,
+    OverwriteOption,
     console,
     emit_json,
     escape,
@@ -19,6 +20,7 @@ from quantkit.cli.output import (
     show_table,
     showing,
 )
+from quantkit.cli.panels import CALIBRATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +44,7 @@ TextOption = Annotated[
         "--text",
         "-t",
         metavar="FILE[:WEIGHT]",
+        rich_help_panel=CALIBRATION,
         help="Text to run over; repeat for more  [default: built in]",
     ),
 ]
@@ -50,12 +53,26 @@ ChatOption = Annotated[
     typer.Option(
         "--chat",
         metavar="FILE.jsonl[:WEIGHT]",
+        rich_help_panel=CALIBRATION,
         help="Conversations to run over, by the model's own chat template.",
     ),
 ]
-ChunksOption = Annotated[int, typer.Option(min=1, help="The most sequences of text.")]
-ContextOption = Annotated[int, typer.Option(min=16, help="Tokens per sequence.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where the model is run.")]
+ChunksOption = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", rich_help_panel=CALIBRATION, help="The most sequences of text."
+    ),
+]
+ContextOption = Annotated[
+    int,
+    typer.Option(min=16, metavar="N", rich_help_panel=CALIBRATION, help="Tokens per sequence."),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(
+        metavar="|".join(Device), rich_help_panel=CALIBRATION, help="Where the model is run."
+    ),
+]
 
 
 def calibrate(
@@ -66,9 +83,9 @@ def calibrate(
             metavar="MODEL", help="A checkpoint: a folder or HUB_ID[@REVISION]; or a GGUF."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
-        "imatrix.gguf"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")
+    ] = Path("imatrix.gguf"),
     text: TextOption = None,
     chat: ChatOption = None,
     chunks: ChunksOption = 128,
@@ -76,24 +93,33 @@ def calibrate(
     device: DeviceOption = Device.CPU,
     gpu_layers: GpuLayersOption = 0,
     min_tokens: Annotated[
-        int, typer.Option(min=0, help="Experts with fewer tokens borrow some; 0 for never.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=CALIBRATION,
+            help="Experts with fewer tokens borrow some; 0 for never.",
+        ),
     ] = 256,
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The most memory for activations; more go to disk.")
     ] = "4GiB",
     random_tokens: Annotated[
-        bool, typer.Option("--random-tokens", help="No text: noise, for measuring speed.")
+        bool,
+        typer.Option(
+            "--random-tokens",
+            rich_help_panel=CALIBRATION,
+            help="No text: noise, for measuring speed.",
+        ),
     ] = False,
     earlier: Annotated[
         list[Path] | None,
-        typer.Option("--continue", metavar="FILE", help="Add to this matrix."),
+        typer.Option("--continue", metavar="FILE", help="Add to this matrix; repeat for more."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw where the tokens of a MoE went.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there already.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model over text and write an importance matrix.

@@ -10,12 +10,15 @@ from rich.table import Table
 from quantkit.cli.output import (
     GpuLayersOption,
     JsonOption,
+    OverwriteOption,
+    ThreadsOption,
     console,
     emit_json,
     escape,
     note,
     show_table,
 )
+from quantkit.cli.panels import PICTURES, TEXT
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 
 def compare(
     artifacts: Annotated[
-        list[Path] | None, typer.Argument(help="Folders that quantkit built, or GGUF files.")
+        list[Path] | None,
+        typer.Argument(metavar="ARTIFACT", help="Folders that quantkit built, or GGUF files."),
     ] = None,
     reference: Annotated[
         str | None,
@@ -34,31 +38,65 @@ def compare(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The checkpoint, to build an absent reference from."),
+        typer.Option(metavar="FOLDER", help="The checkpoint, to build an absent reference from."),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="UTF-8  [default: Python's documentation]")
+        Path | None,
+        typer.Option(
+            "--text",
+            "-t",
+            metavar="FILE",
+            rich_help_panel=TEXT,
+            help="Text in UTF-8  [default: Python's documentation]",
+        ),
     ] = None,
     chunks: Annotated[
-        int | None, typer.Option(min=1, help="Windows of the text at most  [default: all]")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=TEXT,
+            help="Windows of the text at most  [default: all]",
+        ),
     ] = None,
-    context: Annotated[int, typer.Option(min=32, help="Tokens per window.")] = 512,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads  [default: all]")] = None,
+    context: Annotated[
+        int, typer.Option(min=32, metavar="N", rich_help_panel=TEXT, help="Tokens per window.")
+    ] = 512,
+    threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = 0,
     timeout: Annotated[
         float | None,
-        typer.Option(min=1, help="Seconds per artifact  [default: grows with the size]"),
+        typer.Option(
+            min=1, metavar="SECONDS", help="For each artifact  [default: grows with the size]"
+        ),
     ] = None,
     layers: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Heat map of this artifact's error, tensor by tensor."),
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=PICTURES,
+            help="Heat map of this artifact's error, tensor by tensor.",
+        ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write everything into one page.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            rich_help_panel=PICTURES,
+            help="Write everything into one page.",
+        ),
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Draw the pictures, SVG and PNG.")
+        Path | None,
+        typer.Option(
+            "--plot",
+            "--plots",
+            metavar="FOLDER",
+            rich_help_panel=PICTURES,
+            help="Draw the pictures, SVG and PNG.",
+        ),
     ] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure artifacts against the unquantized reference, as llama.cpp runs them, and judge.
@@ -82,7 +120,7 @@ def compare(
         threads=threads,
         gpu_layers=gpu_layers,
         timeout=timeout,
-        pictures=PictureOptions(layers, html, plots),
+        pictures=PictureOptions(layers, html, plots, overwrite),
         note=note,
     )
     if as_json:

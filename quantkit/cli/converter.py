@@ -5,10 +5,13 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli.panels import SOURCE
+
 LlamaCppOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR",
+        metavar="FOLDER",
+        rich_help_panel=SOURCE,
         help="Your own llama.cpp, whose converter knows what the pinned one does not.",
     ),
 ]
@@ -16,6 +19,7 @@ MtpOption = Annotated[
     bool | None,
     typer.Option(
         "--mtp/--no-mtp",
+        rich_help_panel=SOURCE,
         help="Layers that predict further tokens  [default: as llama.cpp's converter does]",
     ),
 ]

@@ -41,10 +41,16 @@ class Merge(StrEnum):
 
 def densify(
     command: typer.Context,
-    checkpoint: Annotated[str, typer.Argument(help="A Mixtral: a folder, or a name on the Hub.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A Mixtral: a folder, or a name on the Hub.")
+    ],
     out: OutOption,
-    expert: Annotated[int | None, typer.Option(min=0, help="Keep this one alone.")] = None,
-    merge: Annotated[Merge | None, typer.Option(help="Make one of all.")] = None,
+    expert: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Keep this one alone, counted from 0.")
+    ] = None,
+    merge: Annotated[
+        Merge | None, typer.Option(metavar="|".join(Merge), help="Make one of all.")
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(metavar="W,W,...", help="linear: a weight per expert  [default: all alike]"),
@@ -54,7 +60,8 @@ def densify(
     chunks: ChunksOption = 128,
     context: ContextOption = 512,
     rounds: Annotated[
-        int, typer.Option(min=0, help="fit: rounds of least squares, 0 for the quickest.")
+        int,
+        typer.Option(min=0, metavar="N", help="fit: rounds of least squares, 0 for the quickest."),
     ] = 2,
     device: DeviceOption = Device.CPU,
     shard_size: ShardOption = None,

@@ -8,6 +8,7 @@ import typer
 
 from quantkit.cli.build import VerifyOption
 from quantkit.cli.built import show_artifacts
+from quantkit.cli.import_ import JobsOption
 from quantkit.cli.output import JsonOption, note, showing
 from quantkit.core.units import parse_size
 
@@ -23,15 +24,19 @@ class Export(StrEnum):
 
 def export(
     artifact: Annotated[
-        Path, typer.Argument(help="A folder that a build made: gptq-int4, bnb-nf4.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="What a build made for transformers: gptq-int4, bnb-nf4."
+        ),
     ],
-    to: Annotated[Export, typer.Option("--to", help="What the GGUF holds.")] = Export.F16,
+    to: Annotated[
+        Export, typer.Option("--to", metavar="|".join(Export), help="What the GGUF holds.")
+    ] = Export.F16,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Output folder  [default: ./NAME-GGUF]")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Output folder  [default: ./NAME-GGUF]"),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Encoding threads  [default: all usable cores]")
-    ] = None,
+    jobs: JobsOption = None,
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The most memory for weights in flight.")
     ] = "1GiB",

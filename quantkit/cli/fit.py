@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantkit.cli.completion import (
+    complete_gpu,
+    complete_hardware,
+    complete_model,
+    complete_quant,
+)
 from quantkit.cli.converter import LlamaCppOption, MtpOption
-from quantkit.cli.output import JsonOption, emit_json, note
+from quantkit.cli.output import JsonOption, OverwriteOption, emit_json, note
+from quantkit.cli.panels import MACHINE, QUALITY, RUN
 from quantkit.core.errors import QuantkitError
 from quantkit.core.packages import require
+from quantkit.core.writing import require_new
 
 if TYPE_CHECKING:
     from quantkit.fitting.documented import Finding
@@ -30,43 +38,91 @@ class KVType(StrEnum):
 def fit(
     model: Annotated[
         str | None,
-        typer.Argument(help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b."),
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=complete_model,
+            help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b.",
+        ),
     ] = None,
     quant: Annotated[
-        list[str] | None, typer.Option("--quant", "-q", help="Only these quants; repeat for more.")
+        list[str] | None,
+        typer.Option(
+            "--quant",
+            "-q",
+            metavar="NAME",
+            autocompletion=complete_quant,
+            help="Only these quants; repeat for more.",
+        ),
     ] = None,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SIZE", help="A GPU: its memory, such as 24GB, or rtx-4090; repeat for more."
+            metavar="SIZE",
+            rich_help_panel=MACHINE,
+            autocompletion=complete_gpu,
+            help="A GPU: its memory, such as 24GB, or rtx-4090; repeat for more.",
         ),
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="RAM, such as 32GB; alone: without a GPU.")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=MACHINE,
+            help="RAM, such as 32GB; alone: without a GPU.",
+        ),
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens per sequence  [default: 8192, or what the model has]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=RUN,
+            help="Tokens per sequence  [default: 8192, or what the model has]",
+        ),
     ] = None,
-    parallel: Annotated[int, typer.Option(min=1, max=256, help="Sequences at a time.")] = 1,
-    kv_type: Annotated[KVType, typer.Option(help="How the KV cache is stored.")] = KVType.F16,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            min=1, max=256, metavar="N", rich_help_panel=RUN, help="Sequences at a time, up to 256."
+        ),
+    ] = 1,
+    kv_type: Annotated[
+        KVType,
+        typer.Option(
+            metavar="|".join(KVType), rich_help_panel=RUN, help="How the KV cache is stored."
+        ),
+    ] = KVType.F16,
     flash_attn: Annotated[
-        bool, typer.Option("--flash-attn/--no-flash-attn", help="Whether attention is fused.")
+        bool,
+        typer.Option(
+            "--flash-attn/--no-flash-attn",
+            rich_help_panel=RUN,
+            help="Whether attention is fused.",
+        ),
     ] = True,
     hardware: Annotated[
         str | None,
-        typer.Option(metavar="[PROFILE]", help="A known machine; without a name: lists them."),
+        typer.Option(
+            metavar="[NAME]",
+            rich_help_panel=MACHINE,
+            autocompletion=complete_hardware,
+            help="A known machine; without a name: lists them.",
+        ),
     ] = None,
     shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split files that would be larger.")
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Importance matrix to build with.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=QUALITY, help="Importance matrix to build with."
+        ),
     ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
+            rich_help_panel=QUALITY,
             help="Rank by what quantkit compare --json measured  [default: MODEL/compare.json]",
         ),
     ] = None,
@@ -77,6 +133,7 @@ def fit(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw memory per quant.")
     ] = None,
+    overwrite: OverwriteOption = False,
     mtp: MtpOption = None,
     llama_cpp: LlamaCppOption = None,
     as_json: JsonOption = False,
@@ -101,6 +158,7 @@ def fit(
         )
     if plot is not None:
         require("matplotlib", "matplotlib", "plot", "--plot")
+        require_new(plot, overwrite=overwrite)
     found = find(
         model,
         quant or (),

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.checkpoint import Checkpoint
     from quantkit.families.model import Decoder
 
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write; a new one.")]
-JobsOption = Annotated[int | None, typer.Option(min=1, help="Threads  [default: all usable cores]")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to write; a new one.")
+]
+JobsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads  [default: all usable cores]")
+]
 MemoryOption = Annotated[
     str, typer.Option(metavar="SIZE", help="The most memory for weights in flight.")
 ]
@@ -28,7 +32,10 @@ ShardOption = Annotated[
 
 def import_(
     raw: Annotated[
-        Path, typer.Argument(help="A folder with params.json and consolidated weights.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Raw weights: params.json and consolidated.safetensors or .pth."
+        ),
     ],
     out: OutOption,
     shard_size: ShardOption = None,

@@ -16,7 +16,8 @@ from quantkit.cli.calibrate import (
 )
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.import_ import JobsOption
-from quantkit.cli.output import console, escape, note, open_meter
+from quantkit.cli.output import OverwriteOption, console, escape, note, open_meter
+from quantkit.cli.panels import QUALITY
 from quantkit.core.errors import OutputError
 from quantkit.core.units import counted, parse_size
 
@@ -34,7 +35,11 @@ def measure(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
     imatrix: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Importance matrix that the build will have."),
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=QUALITY,
+            help="Importance matrix that the build will have.",
+        ),
     ] = None,
     text: TextOption = None,
     chat: ChatOption = None,
@@ -42,16 +47,19 @@ def measure(
     context: ContextOption = 512,
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Look at so many rows of a matrix for its errors  [default: all]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=QUALITY,
+            help="Look at so many rows of a matrix for its errors  [default: all]",
+        ),
     ] = None,
     device: DeviceOption = Device.CPU,
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The most memory for activations; more go to disk.")
     ] = "4GiB",
     jobs: JobsOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there already.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     mtp: MtpOption = None,
     llama_cpp: LlamaCppOption = None,
 ) -> None:

@@ -70,7 +70,7 @@ PERPLEXITY: tuple[Need[PerplexityWish], ...] = (
         "is for checkpoints, and all of these are run in llama.cpp; leave it out",
     ),
     Need(
-        "--threads",
+        "--jobs",
         "threads",
         lambda wish: bool(wish.artifacts),
         "is for llama.cpp, and none of these is run in it; leave it out",

@@ -70,10 +70,18 @@ class _Console(Console):
 
 console = _Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
+_errors = Console(stderr=True, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 GpuLayersOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Layers of a GGUF that llama.cpp puts on a GPU.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that are there already.")
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", "--threads", min=1, metavar="N", help="Threads  [default: all]"),
 ]
 _PLAIN_SECONDS = 10.0
 
@@ -213,6 +221,11 @@ def escape(text: object) -> str:
     return without_markup(one_line(str(text)))
 
 
+def be_quiet(wanted: bool = True) -> None:
+    """Print no remarks and no progress from here on, or do."""
+    notes.quiet = wanted
+
+
 def note(text: str) -> None:
     """A remark on stderr."""
     notes.print(escape(text), soft_wrap=True)
@@ -220,7 +233,7 @@ def note(text: str) -> None:
 
 def fail(text: str) -> None:
     """An error on stderr."""
-    notes.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)
+    _errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)
 
 
 def open_meter(unit: str = "") -> reporter.Meter:
@@ -258,7 +271,7 @@ class _Bar:
         self._unit = unit
         counts: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
         if unit:
-            counts = (TextColumn("{task.fields[place]}, {task.fields[rate]}"),)
+            counts = (TextColumn("{task.fields[place]}"),)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -274,10 +287,10 @@ class _Bar:
         if title != self._title:
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
-            self._task = self._progress.add_task(escape(title), total=total, place="", rate="")
+            self._task = self._progress.add_task(escape(title), total=total, place="")
             self._title = title
-        place = _place(self._unit, done, total)
-        self._progress.update(self._task, completed=done, place=place, rate=rate)
+        place = _place(self._unit, done, total, rate)
+        self._progress.update(self._task, completed=done, place=place)
 
     def close(self) -> None:
         self._progress.stop()
@@ -301,7 +314,7 @@ class _Lines:
         self._last = now
         speed = (done - self._first) / (now - self._start)
         if self._unit:
-            progress = ", ".join(filter(None, (_place(self._unit, done, total), rate)))
+            progress = _place(self._unit, done, total, rate)
         else:
             progress = (
                 f"{format_size(int(done))} of {format_size(int(total))}, "
@@ -313,5 +326,6 @@ class _Lines:
         pass
 
 
-def _place(unit: str, done: float, total: float) -> str:
-    return f"{unit} {min(int(done) + 1, int(total))} of {int(total)}"
+def _place(unit: str, done: float, total: float, rate: str) -> str:
+    place = f"{unit} {min(int(done) + 1, int(total))} of {int(total)}"
+    return f"{place}, {rate}" if rate else place

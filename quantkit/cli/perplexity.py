@@ -12,9 +12,10 @@ import typer
 from rich.table import Table
 
 from quantkit.api.needs import refuse_idle
-from quantkit.cli.calibrate import Device, DeviceOption
+from quantkit.cli.calibrate import Device
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, typed
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
+from quantkit.cli.panels import TEXT
 from quantkit.core.errors import CompareError, GGUFError
 from quantkit.core.units import format_count, parse_size
 from quantkit.core.writing import write_file
@@ -44,27 +45,47 @@ def perplexity(
     command: typer.Context,
     models: Annotated[
         list[str],
-        typer.Argument(help="Checkpoints (folders, raw weights, names on the Hub), GGUF files."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoints (folders, raw weights, names on the Hub), GGUF files.",
+        ),
     ],
     text: Annotated[
         Path | None,
         typer.Option(
-            "--text", "-t", metavar="FILE", help="UTF-8  [default: Python's documentation]"
+            "--text",
+            "-t",
+            metavar="FILE",
+            rich_help_panel=TEXT,
+            help="Text in UTF-8  [default: Python's documentation]",
         ),
     ] = None,
     experts: Annotated[
         bool, typer.Option("--experts", help="Also each expert kept alone, and their mean.")
     ] = False,
     chunks: Annotated[
-        int | None, typer.Option(min=2, help="Windows of the text at most  [default: all]")
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="N",
+            rich_help_panel=TEXT,
+            help="Windows of the text at most  [default: all]",
+        ),
     ] = None,
-    context: Annotated[int, typer.Option(min=32, help="Tokens per window.")] = 512,
-    device: DeviceOption = Device.CPU,
+    context: Annotated[
+        int, typer.Option(min=32, metavar="N", rich_help_panel=TEXT, help="Tokens per window.")
+    ] = 512,
+    device: Annotated[
+        Device, typer.Option(metavar="|".join(Device), help="Where checkpoints are run.")
+    ] = Device.CPU,
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The most memory for activations; more go to disk.")
     ] = "4GiB",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of llama.cpp  [default: all]")
+        int | None,
+        typer.Option(
+            "--jobs", "--threads", min=1, metavar="N", help="Threads of llama.cpp  [default: all]"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

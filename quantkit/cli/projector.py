@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli.panels import SOURCE
+
 
 class ProjectorType(StrEnum):
     """The names of ``building.projector.KINDS``, and none."""
@@ -17,5 +19,9 @@ class ProjectorType(StrEnum):
 
 MmprojOption = Annotated[
     ProjectorType | None,
-    typer.Option(help="Type of the vision or audio part, a file of its own  [default: f16]"),
+    typer.Option(
+        metavar="|".join(ProjectorType),
+        rich_help_panel=SOURCE,
+        help="Type of the vision or audio part, a file of its own  [default: f16]",
+    ),
 ]

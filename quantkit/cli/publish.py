@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from quantkit.cli.completion import complete_quant
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table, showing
+from quantkit.cli.panels import HUB
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -23,37 +25,68 @@ class Format(StrEnum):
 
 
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A folder that quantkit build wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that quantkit build wrote.")
+    ],
     repo: Annotated[str, typer.Option(metavar="NAMESPACE/NAME", help="Where to publish.")],
     format_: Annotated[
-        Format | None, typer.Option("--format", help="Which of a build's formats goes there.")
+        Format | None,
+        typer.Option(
+            "--format", metavar="|".join(Format), help="Which of a build's formats goes there."
+        ),
     ] = None,
     quant: Annotated[
-        list[str] | None, typer.Option("--quant", "-q", help="Only these quants; repeat for more.")
+        list[str] | None,
+        typer.Option(
+            "--quant",
+            "-q",
+            metavar="NAME",
+            autocompletion=complete_quant,
+            help="Only these quants; repeat for more.",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(metavar="DIR|HUB_ID", help="What was built: for its card, license, commit."),
+        typer.Option(
+            metavar="FOLDER|HUB_ID",
+            rich_help_panel=HUB,
+            help="What was built: for its card, license, commit.",
+        ),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(metavar="HUB_ID", help="Its name on the Hub, if it is a folder.")
+        str | None,
+        typer.Option(
+            metavar="HUB_ID",
+            rich_help_panel=HUB,
+            help="Its name on the Hub, if it is a folder.",
+        ),
     ] = None,
     license_: Annotated[
         str | None,
-        typer.Option("--license", metavar="ID", help="The license, if the model names none."),
+        typer.Option(
+            "--license",
+            metavar="ID",
+            rich_help_panel=HUB,
+            help="The license, if the model names none.",
+        ),
     ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="From quantkit compare --json  [default: DIR/compare.json]"
+            metavar="FILE", help="From quantkit compare --json  [default: FOLDER/compare.json]"
         ),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Make the repository private.")
+        bool,
+        typer.Option("--private", rich_help_panel=HUB, help="Make the repository private."),
     ] = False,
-    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the commits.")] = None,
+    message: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", rich_help_panel=HUB, help="Of the commits."),
+    ] = None,
     sign: Annotated[
-        Path | None, typer.Option(metavar="KEY", help="Sign with a private key (PEM).")
+        Path | None,
+        typer.Option(metavar="KEY.pem", rich_help_panel=HUB, help="Sign with a private key."),
     ] = None,
     card_only: Annotated[
         bool, typer.Option("--card-only", help="Send the card; the files must be there.")

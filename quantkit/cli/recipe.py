@@ -18,8 +18,18 @@ from quantkit.cli.budget import (
     NoFloorOption,
     TypesOption,
 )
+from quantkit.cli.completion import complete_model
 from quantkit.cli.converter import LlamaCppOption, MtpOption
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
+from quantkit.cli.output import (
+    JsonOption,
+    OverwriteOption,
+    console,
+    emit_json,
+    escape,
+    note,
+    show_table,
+)
+from quantkit.cli.panels import BUDGET, QUALITY
 from quantkit.core.errors import OutputError, PlanError
 from quantkit.core.units import format_size
 
@@ -33,14 +43,23 @@ if TYPE_CHECKING:
 def recipe(
     model: Annotated[
         str,
-        typer.Argument(help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b."),
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=complete_model,
+            help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b.",
+        ),
     ],
     budget: BudgetOption = None,
     bpw: BitsOption = None,
     for_: ForOption = None,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="With --for: tokens  [default: 8192, or what the model has]"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=BUDGET,
+            help="With --for: tokens  [default: 8192, or what the model has]",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.toml", help="Keep the recipe.")
@@ -51,13 +70,18 @@ def recipe(
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Importance matrix to build with; `auto`: made then."),
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=QUALITY,
+            help="Importance matrix to build with; `auto`: made then.",
+        ),
     ] = None,
     measured: MeasuredOption = None,
     types: TypesOption = None,
     no_floor: NoFloorOption = None,
     mtp: MtpOption = None,
     llama_cpp: LlamaCppOption = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search the best type for each tensor, within a size or a machine's memory.
@@ -66,7 +90,7 @@ def recipe(
     """
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import load_imatrix, require_same_model
-    from quantkit.core.writing import replace_file
+    from quantkit.core.writing import replace_file, require_new
     from quantkit.fitting.subject import PlanOptions, open_subject
     from quantkit.recipes.candidates import quantizable
     from quantkit.recipes.file import tensor_type_file as lines_of
@@ -77,6 +101,7 @@ def recipe(
     )
     wish.require_one()
     _require_places(out, tensor_type_file)
+    require_new(out, tensor_type_file, overwrite=overwrite)
     matrix = load_imatrix(imatrix) if imatrix is not None and imatrix != AUTO else None
     wishes = PlanOptions((), None, matrix, ConverterOptions(llama_cpp, mtp=mtp, say=note))
     subject = open_subject(model, wishes)

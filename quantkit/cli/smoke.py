@@ -8,12 +8,14 @@ import typer
 from quantkit.cli.output import (
     GpuLayersOption,
     JsonOption,
+    ThreadsOption,
     console,
     emit_json,
     escape,
     note,
     showing,
 )
+from quantkit.cli.panels import CHECKS
 
 if TYPE_CHECKING:
     from quantkit.api.smoke import Smoked
@@ -23,27 +25,42 @@ if TYPE_CHECKING:
 
 def smoke(
     artifact: Annotated[
-        Path, typer.Argument(help="A GGUF file, a folder of shards, or one for transformers.")
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT", help="A GGUF file, a folder of shards, or one for transformers."
+        ),
     ],
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads  [default: all]")] = None,
+    threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = 0,
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Its unquantized GGUF, to measure and judge against."),
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=CHECKS,
+            help="Its unquantized GGUF, to measure and judge against.",
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The checkpoint whose tokens it must produce."),
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=CHECKS,
+            help="The checkpoint whose tokens it must produce.",
+        ),
     ] = None,
     prove: Annotated[
         bool | None,
         typer.Option(
             "--prove/--no-prove",
-            help="With --checkpoint: it must compute what transformers does.  [default: prove]",
+            rich_help_panel=CHECKS,
+            help="With --checkpoint: it must compute what transformers does.  [default: --prove]",
         ),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=1, help="Seconds  [default: grows with the size]")
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="For all of it  [default: grows with the size]"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def verify(
     place: Annotated[
         str,
-        typer.Argument(metavar="DIR_OR_REPO", help="A build, a download, or namespace/name[@REV]."),
+        typer.Argument(
+            metavar="FOLDER|REPO",
+            help="A build, a download, or NAMESPACE/NAME[@REVISION] on the Hub.",
+        ),
     ],
     key: Annotated[
         Path | None, typer.Option(metavar="PUBLIC.pem", help="The key it must be signed with.")

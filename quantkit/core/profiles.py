@@ -21,6 +21,11 @@ def load_profile(name: str) -> dict[str, Any]:
     return tomllib.loads((profiles_folder() / name).read_text(encoding="utf-8"))
 
 
+def profile_names(kind: str) -> tuple[str, ...]:
+    """The names of the profiles of a kind, ``hardware`` or ``models``, in order."""
+    return tuple(sorted(file.stem for file in (profiles_folder() / kind).glob("*.toml")))
+
+
 @cache
 def load_vendor_manifest() -> dict[str, Any]:
     """The llama.cpp that is pinned: ``vendor/manifest.toml``, a profile in an installed package."""

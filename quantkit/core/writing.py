@@ -43,6 +43,18 @@ def refuse_links(*paths: Path) -> None:
             raise OutputError(f"{path} is not a regular file; {_ADVICE}.")
 
 
+def require_new(*files: Path | None, overwrite: bool) -> None:
+    """Refuse to write over a file that is there, before any work, unless ``overwrite``.
+
+    Raises:
+        OutputError: there is one.
+
+    """
+    for file in files:
+        if file is not None and file.is_file() and not overwrite:
+            raise OutputError(f"{file} is there already; --overwrite replaces it, or name another.")
+
+
 def open_to_resume(path: Path) -> int:
     """A file descriptor for reading and writing a file of ours, made where there is none.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import QuantkitError
-from quantkit.core.profiles import load_profile, profiles_folder
+from quantkit.core.profiles import load_profile, profile_names
 from quantkit.core.units import SizeError, parse_size, shown, split_size
 from quantkit.fitting.memory import GIB
 from quantkit.verification.machine import memory
@@ -215,7 +215,7 @@ def _find_profile(name: str) -> str | None:
 
 def hardware_profiles() -> tuple[str, ...]:
     """The names of the profiles in ``profiles/hardware``."""
-    return tuple(sorted(file.stem for file in (profiles_folder() / "hardware").glob("*.toml")))
+    return profile_names("hardware")
 
 
 def machine_from_profile(name: str) -> Machine:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.names import HubName, folder_name, index_name, parse_hub_name
 from quantkit.core.errors import CheckpointError, GGUFError, UnknownArchitectureError
-from quantkit.core.profiles import load_profile, profiles_folder
+from quantkit.core.profiles import load_profile, profile_names
 from quantkit.families import describe, is_known
 from quantkit.families.model import Decoder
 from quantkit.fitting.bare import bare_file, header_of, shape_of, unquantized_file
@@ -56,7 +56,7 @@ _USUAL = PlanOptions()
 
 def bundled_models() -> tuple[str, ...]:
     """The names of the models that need no download and no network."""
-    return tuple(sorted(file.stem for file in (profiles_folder() / "models").glob("*.toml")))
+    return profile_names("models")
 
 
 def open_subject(name: str, wishes: PlanOptions = _USUAL) -> SizedModel:

@@ -15,8 +15,14 @@ from quantkit.verification.layers import WeightError
 from quantkit.verification.subjects import told_apart
 
 _BLUE, _GREY, _RED = "#3b6ea5", "#999999", "#b03030"
+_NAMES, _KINDS = ("frontier", "percentiles", "layers"), ("svg", "png")
 _LEAST_KLD = 1e-6  # where a logarithmic axis ends
 _MOST_TICKS = 48  # numbers and names along an axis that can be read
+
+
+def all_pictures(folder: Path) -> list[Path]:
+    """The files that `draw_all` may write into a folder."""
+    return [folder / f"{name}.{kind}" for name in _NAMES for kind in _KINDS]
 
 
 def draw_all(
@@ -46,7 +52,7 @@ def draw_all(
     # Fixed names instead of random ones, so that the same figures give the same SVG.
     with matplotlib.rc_context({"svg.hashsalt": "quantkit"}):
         for name, figure in figures.items():
-            for kind in ("svg", "png"):
+            for kind in _KINDS:
                 file = folder / f"{name}.{kind}"
                 _save(figure, file, {"Date": None} if kind == "svg" else None)
                 files.append(file)
