@@ -30,6 +30,7 @@ from quantkit.cli.completion import complete_quant
 from quantkit.cli.contest import CompareOption, CompareTextOption
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.needs import typed
+from quantkit.cli.next_steps import show_next_steps
 from quantkit.cli.output import JsonOption, note, showing
 from quantkit.cli.panels import BNB, BUDGET, CHECKS, CLUSTER, GPTQ, HUB, QUALITY, SOURCE
 from quantkit.cli.plans import show_plan
@@ -378,3 +379,5 @@ def build(
             given=given,
         )
     built.raise_if_failed()
+    if not as_json:
+        show_next_steps(built.artifacts, built.folder, checkpoint, published=publish is not None)

@@ -7,6 +7,7 @@ TAB answers at once.
 from collections.abc import Iterable
 
 from quantkit.core.profiles import load_profile, profile_names
+from quantkit.core.units import counted
 
 _Words = list[tuple[str, str]]
 
@@ -16,7 +17,7 @@ def complete_quant(incomplete: str) -> _Words:
     from quantkit.planning.quants import known_groups, known_quants
 
     words = {name: quant.good_for for name, quant in known_quants().items()}
-    words |= {name: f"{len(members)} quants" for name, members in known_groups().items()}
+    words |= {name: counted(len(members), "quant") for name, members in known_groups().items()}
     before, comma, _ = incomplete.rpartition(",")
     return [(f"{before}{comma}{name}", about) for name, about in words.items()]
 

@@ -226,6 +226,11 @@ def be_quiet(wanted: bool = True) -> None:
     notes.quiet = wanted
 
 
+def is_quiet() -> bool:
+    """Whether results and errors alone are printed."""
+    return notes.quiet
+
+
 def note(text: str) -> None:
     """A remark on stderr."""
     notes.print(escape(text), soft_wrap=True)

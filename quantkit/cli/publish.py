@@ -10,7 +10,7 @@ from rich.table import Table
 from quantkit.cli.completion import complete_quant
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table, showing
 from quantkit.cli.panels import HUB
-from quantkit.core.units import format_size
+from quantkit.core.units import counted, format_size
 
 if TYPE_CHECKING:
     from quantkit.publishing.release import Published
@@ -179,12 +179,13 @@ def _show(published: "Published", private: bool) -> None:
         size = format_size(upload.n_bytes)
         table.add_row(escape(upload.path), size, upload.sha256[:12], escape(last))
     show_table(table)
-    commits = f"{len(release.uploads)} files, {format_size(total)}"
+    files = f"{counted(len(release.uploads), 'file')}, {format_size(total)}"
     if sent:
         from huggingface_hub.constants import ENDPOINT
 
-        console.print(f"{commits}, all there: {ENDPOINT}/{release.repo_id}")
+        console.print(f"{files}, all there: {ENDPOINT}/{release.repo_id}")
     else:
         console.print(
-            f"{commits}, in this order, in {len(release.groups)} commits. Nothing was sent."
+            f"{files}, in this order, in {counted(len(release.groups), 'commit')}. "
+            "Nothing was sent."
         )

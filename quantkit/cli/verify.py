@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table, showing
-from quantkit.core.units import format_size
+from quantkit.core.units import counted, format_size
 
 if TYPE_CHECKING:
     from quantkit.publishing.verify import Verification
@@ -59,10 +59,9 @@ def _show(found: "Verification") -> None:
         "not checked": "signed, not checked: give --key",
         "good": "signature good",
     }
-    n = len(found.artifacts)
     if not found.faults:
         console.print(
-            f"[green]verified[/]: {n} artifact{'s' if n != 1 else ''}, {how}; "
+            f"[green]verified[/]: {counted(len(found.artifacts), 'artifact')}, {how}; "
             f"{signature[found.signature]}"
         )
     for path in found.unlisted:

@@ -16,7 +16,7 @@ from tests.random_checkpoints import random_checkpoint
 from tests.verification.faults import scale_norm, with_fault
 
 TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
-FEW = ("--chunks", 2, "--context", 128, "--threads", 1)
+FEW = ("--chunks", 2, "--context", 128, "--jobs", 1)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_page_holds_everything_itself(folder: Path, tmp_path: Path) -> None:
     page, plots = tmp_path / "report.html", tmp_path / "plots"
     layers = of(folder, "q4_k_m")
     outcome = quantkit(
-        "compare", folder, *FEW, "--html", page, "--plots", plots, "--layers", layers
+        "compare", folder, *FEW, "--html", page, "--plot", plots, "--layers", layers
     )
     assert "q4_k_m" in outcome.out
     assert {file.name for file in plots.iterdir()} == {
@@ -179,12 +179,12 @@ def test_smoke_measures_against_a_reference(
     few = partial(compare, context=128, windows=24)
     monkeypatch.setattr("quantkit.verification.compare.compare", few)
     bad = with_fault(of(folder, "q8_0"), tmp_path / "bad.gguf", scale_norm)
-    outcome = quantkit("smoke", bad, "--reference", of(folder, "f16"), "--threads", 1)
+    outcome = quantkit("smoke", bad, "--reference", of(folder, "f16"), "--jobs", 1)
     assert outcome.code == 1
     assert "passed" in outcome.out
     assert "blk.1.ffn_norm.weight are 10% off" in outcome.err
     outcome = quantkit(
-        "smoke", of(folder, "q8_0"), "--reference", of(folder, "f16"), "--threads", 1, "--json"
+        "smoke", of(folder, "q8_0"), "--reference", of(folder, "f16"), "--jobs", 1, "--json"
     )
     assert outcome.code in (0, None)
     assert json.loads(outcome.out)["compare"]["verdict"]["reason"] == "healthy"

@@ -11,7 +11,7 @@ from tests.gguf_sources import unquantized
 from tests.hub_server import HubServer, client_of, serve
 
 TINY = Path(__file__).parents[1] / "checkpoints" / "tiny-mixtral"
-FEW = ("--chunks", 2, "--context", 128, "--threads", 1)
+FEW = ("--chunks", 2, "--context", 128, "--jobs", 1)
 
 
 @pytest.fixture(autouse=True)

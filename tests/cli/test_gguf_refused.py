@@ -53,7 +53,7 @@ def test_on_the_hub_it_is_not_fetched_first(source: Path, tmp_path: Path) -> Non
 
 def test_a_gguf_for_its_own_tokens_is_no_checkpoint(source: Path) -> None:
     """Its vocabulary is copied: there is nothing to compare with, and no failure."""
-    done = quantkit("smoke", source, "--checkpoint", source, "--threads", 1)
+    done = quantkit("smoke", source, "--checkpoint", source, "--jobs", 1)
     assert done.code in (0, None), done.err
 
 

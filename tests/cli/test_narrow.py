@@ -83,7 +83,7 @@ def test_figures_that_are_measured_are_not_lost(tmp_path: Path, places: dict[str
     """Speeds differ from run to run, so what is looked for are headings and quants."""
     commands = (
         (
-            ("compare", "{built}", *FEW, "--threads", 1),
+            ("compare", "{built}", *FEW, "--jobs", 1),
             ("quant: f16", "verdict: reference", "PPL: ", "99%: ", "same top: ", "RMS \u0394p: "),
         ),
         (
@@ -126,7 +126,7 @@ def test_cells_keep_their_marks_and_empty_ones_are_left_out(
 @pytest.mark.parametrize(
     ("encoding", "command"),
     [
-        ("ascii", ("compare", "{built}", *FEW, "--threads", 1)),
+        ("ascii", ("compare", "{built}", *FEW, "--jobs", 1)),
         ("latin-1", ("perplexity", "{gguf}", *TWO)),
     ],
 )

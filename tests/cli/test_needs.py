@@ -127,7 +127,7 @@ OTHERS: list[tuple[Words, Words]] = [
         ("perplexity", "absent.gguf"),
         [("--device", "cpu"), ("--experts",)],
     ),
-    *pairs(("perplexity", "absent"), [("--threads", "2")]),
+    *pairs(("perplexity", "absent"), [("--jobs", "2")]),
     *pairs(("perplexity", "absent", "absent.gguf"), [("--experts",)]),
     *pairs(
         ("publish", "absent", "--repo", "a/b", "--card-only"),

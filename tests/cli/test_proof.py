@@ -48,15 +48,15 @@ def test_what_was_there_already_gets_the_proof_of_a_later_command(built: Path) -
 def test_smoke_proves_a_file_against_its_checkpoint(built: Path, tmp_path: Path) -> None:
     [file] = built.glob("*.gguf")
     faulty = with_fault(file, tmp_path / "faulty.gguf", change_rope_base)
-    outcome = quantkit("smoke", faulty, "--checkpoint", TINY, "--threads", 1)
+    outcome = quantkit("smoke", faulty, "--checkpoint", TINY, "--jobs", 1)
     assert outcome.code == 1
     assert "it is not the model: its llama.rope.freq_base is 10000.0, of a" in outcome.err
-    outcome = quantkit("smoke", faulty, "--checkpoint", TINY, "--no-prove", "--threads", 1)
+    outcome = quantkit("smoke", faulty, "--checkpoint", TINY, "--no-prove", "--jobs", 1)
     assert outcome.code in (0, None)
     assert "roven" not in outcome.out
     said = refusal(quantkit("smoke", file, "--prove"))
     assert "--checkpoint FOLDER" in said
-    said = quantkit("smoke", file, "--checkpoint", faulty, "--threads", 1).err
+    said = quantkit("smoke", file, "--checkpoint", faulty, "--jobs", 1).err
     assert "Nothing is compared with" in said
     assert "faulty.gguf, a GGUF" in said
 

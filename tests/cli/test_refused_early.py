@@ -268,7 +268,7 @@ def test_a_picture_that_cannot_be_drawn(
 
 MEASURING: dict[str, tuple[object, ...]] = {
     "compare --html": ("compare", "out", "--html", "page.html"),
-    "compare --plots": ("compare", "out", "--plots", "plots"),
+    "compare --plot": ("compare", "out", "--plot", "plots"),
     "compare --layers": ("compare", "out", "--layers", "out/a.gguf"),
     "calibrate --plot": ("calibrate", "model", "--plot", "routing.png"),
     "fit --plot": ("fit", "mixtral-8x7b", "--plot", "memory.png"),

@@ -768,7 +768,7 @@ def _reference(sound: Path, folder: Path) -> list[str]:
     shutil.copyfile(sound / "finished" / ARTIFACT, folder / "reference.gguf")
     shutil.copyfile(sound / "files" / "text.txt", folder / "text.txt")
     wish = ["--reference", "reference.gguf", "--text", "text.txt", "--chunks", "1"]
-    return [*wish, "--context", "32", "--threads", "1"]
+    return [*wish, "--context", "32", "--jobs", "1"]
 
 
 def _wish(rng: random.Random, _sound: Path, _folder: Path) -> Case:

@@ -31,10 +31,12 @@ def options() -> dict[str, set[str]]:
     import typer
 
     from quantkit.cli.app import app
+    from quantkit.cli.help import FORMER
 
     group = typer.main.get_command(app)
     return {
         name: {"--help", *(o for p in command.params for o in (*p.opts, *p.secondary_opts))}
+        - FORMER
         for name, command in group.commands.items()  # type: ignore[attr-defined]  # a group
     }
 

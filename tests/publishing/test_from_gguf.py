@@ -154,7 +154,7 @@ def test_whose_name_a_gguf_has() -> None:
 def test_the_card_of_a_model_that_embeds(hub: HubStore, tmp_path: Path) -> None:
     source, out = tiny_bert(tmp_path / "Bert-BF16.gguf"), tmp_path / "out"
     assert build(source, out).code == 0
-    done = quantkit("compare", out, "--chunks", 4, "--threads", 1)
+    done = quantkit("compare", out, "--chunks", 4, "--jobs", 1)
     assert done.code in (0, None), done.err
     said = ("--license", "mit", "--base-model", "maker/Bert")
     done = quantkit("publish", out, "--repo", REPO, *said)

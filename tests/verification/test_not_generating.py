@@ -22,7 +22,7 @@ from tests.cli.command import Outcome, quantkit
 from tests.encoders import tiny_bert, tiny_t5
 from tests.verification.faults import scale_tensors, with_fault
 
-FEW = ("--chunks", 4, "--context", 64, "--threads", 1)
+FEW = ("--chunks", 4, "--context", 64, "--jobs", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +207,6 @@ def test_small_models_of_many_kinds(
         done = quantkit("build", file, "-q", "q4_k_m", "-o", out, "--jobs", 1)
         assert done.code in (0, None), (name, done.err)
         if name in embed:
-            done = quantkit("compare", out, "--chunks", 8, "--threads", 1)
+            done = quantkit("compare", out, "--chunks", 8, "--jobs", 1)
             assert done.code in (0, None), (name, done.err)
             assert done.out.count("healthy") == 1, (name, done.out)
