@@ -4,6 +4,7 @@ Each function gives words with what they are, which zsh and fish show. Only data
 TAB answers at once.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from quantkit.core.profiles import load_profile, profile_names
@@ -14,10 +15,13 @@ _Words = list[tuple[str, str]]
 
 def complete_quant(incomplete: str) -> _Words:
     """Quants and groups of them; of a list with commas, the last."""
-    from quantkit.planning.quants import known_groups, known_quants
+    from quantkit.planning.quants import SOURCE
 
-    words = {name: quant.good_for for name, quant in known_quants().items()}
-    words |= {name: counted(len(members), "quant") for name, members in known_groups().items()}
+    # Not `known_quants`, which imports gguf for what their encodings are.
+    rows = {**load_profile("quants.toml"), **load_profile("transformers.toml")}
+    groups = [group for row in rows.values() for group in row.get("groups", ())]
+    words = {SOURCE: "the model as it is"} | {name: row["good_for"] for name, row in rows.items()}
+    words |= {group: counted(number, "quant") for group, number in Counter(groups).items()}
     before, comma, _ = incomplete.rpartition(",")
     return [(f"{before}{comma}{name}", about) for name, about in words.items()]
 

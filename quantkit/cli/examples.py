@@ -63,10 +63,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "compare": (
         ("Everything that a build wrote", "quantkit compare MODEL-GGUF"),
-        (
-            "Against a file, with pictures",
-            "quantkit compare Q4.gguf --reference BF16.gguf --html a.html",
-        ),
+        ("Figures and pictures in one page", "quantkit compare MODEL-GGUF --html page.html"),
     ),
     "publish": (
         ("What would go where", "quantkit publish OUT --repo ME/MODEL-GGUF --dry-run"),

@@ -51,7 +51,7 @@ def _run(models: "Sequence[Artifact]", artifacts: "Iterable[Artifact]", folder: 
         package = f"quantkit.formats.{best.layout.plan.quant.format}"
         return ["python", "-ic", f"from {package} import load; model = load({place!r})"]
     entry = best.entry
-    if (entry.get("smoke") or {}).get("details", {}).get("embeddings"):
+    if "embeddings" in (entry.get("smoke") or {}).get("details", {}):
         return ["llama-embedding", "-m", place, "-p", "Some text"]
     words = [_TOOLS.get(entry["source"]["family"], "llama-cli"), "-m", place]
     projectors = [one for one in artifacts if one.layout.takes is not None and one.path.exists()]

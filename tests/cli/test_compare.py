@@ -118,9 +118,7 @@ class Page(HTMLParser):
 def test_the_page_holds_everything_itself(folder: Path, tmp_path: Path) -> None:
     page, plots = tmp_path / "report.html", tmp_path / "plots"
     layers = of(folder, "q4_k_m")
-    outcome = quantkit(
-        "compare", folder, *FEW, "--html", page, "--plot", plots, "--layers", layers
-    )
+    outcome = quantkit("compare", folder, *FEW, "--html", page, "--plot", plots, "--layers", layers)
     assert "q4_k_m" in outcome.out
     assert {file.name for file in plots.iterdir()} == {
         f"{name}.{kind}"
