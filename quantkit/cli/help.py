@@ -38,7 +38,7 @@ class HelpfulCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page."""
-        params = [one for one in self.get_params(ctx) if not one.hidden]
+        params = _shown(self.get_params(ctx))
         panels = {"Arguments": [_row(one) for one in params if _is_argument(one)]}
         panels |= _sorted_options([one for one in params if not _is_argument(one)])
         formatter.write(_page(self, ctx, [panels], ctx.info_name))
@@ -54,8 +54,12 @@ class HelpfulGroup(TyperGroup):
             about = _styled(_paragraphs(command.help)[0])
             title = getattr(command, "rich_help_panel", None) or "Commands"
             panels.setdefault(title, []).append((Text(name, style="bold cyan"), about))
-        options = {"Options": [_row(one) for one in self.get_params(ctx) if not one.hidden]}
+        options = {"Options": list(map(_row, _shown(self.get_params(ctx))))}
         formatter.write(_page(self, ctx, [panels, options], ""))
+
+
+def _shown(params: Iterable[Any]) -> list[Any]:
+    return [one for one in params if not one.hidden]
 
 
 def _sorted_options(params: Sequence[Any]) -> dict[str, list[_Row]]:

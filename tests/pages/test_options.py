@@ -35,7 +35,7 @@ def options() -> dict[str, set[str]]:
 
     group = typer.main.get_command(app)
     return {
-        name: {"--help", *(o for p in command.params for o in (*p.opts, *p.secondary_opts))}
+        name: {"-h", "--help", *(o for p in command.params for o in (*p.opts, *p.secondary_opts))}
         - FORMER
         for name, command in group.commands.items()  # type: ignore[attr-defined]  # a group
     }
