@@ -1,5 +1,6 @@
 """What comes after a build, as it has to be typed: run, compare, publish."""
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ def _run(models: "Sequence[Artifact]", artifacts: "Iterable[Artifact]", folder: 
     place = str(folder / best.layout.opened)
     if not files:
         package = f"quantkit.formats.{best.layout.plan.quant.format}"
-        return ["python", "-ic", f"from {package} import load; model = load({place!r})"]
+        quoted = json.dumps(place, ensure_ascii=False)  # in the other quotes than the shell's
+        return ["python", "-ic", f"from {package} import load; model = load({quoted})"]
     entry = best.entry
     if "embeddings" in (entry.get("smoke") or {}).get("details", {}):
         return ["llama-embedding", "-m", place, "-p", "Some text"]

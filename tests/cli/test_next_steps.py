@@ -78,7 +78,7 @@ def test_folders_are_loaded_and_published_apart(
     run, *publish = said([bnb, gptq], tmp_path, capsys)
     assert run[1:3] == ["python", "-ic"]
     compile(run[3], "typed", "exec")
-    assert f"quantkit.formats.bnb import load; model = load({str(tmp_path / 'c')!r})" in run[3]
+    assert f'quantkit.formats.bnb import load; model = load("{tmp_path / "c"}")' in run[3]
     assert [words[-1] for words in publish] == ["bnb", "gptq"]
 
 
