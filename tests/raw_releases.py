@@ -79,7 +79,7 @@ def raw_tensors(checkpoint: Path, config: dict[str, Any]) -> dict[str, Any]:
     state = {}
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+            for name in tensors.keys():  # noqa: SIM118 - it is not a dictionary
                 value = tensors.get_tensor(name)
                 if name.endswith(("q_proj.weight", "k_proj.weight")):
                     key = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"

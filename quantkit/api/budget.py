@@ -59,7 +59,7 @@ class BudgetOptions:
                 "fit."
             )
         if self.bpw is not None and not 0 < self.bpw <= _MOST_BITS:
-            raise PlanError(f"--bpw {self.bpw:g} is no number of bits; give one such as 4.25.")
+            raise PlanError(f"--bpw {self.bpw:g} is not a number of bits; give one such as 4.25.")
         if self.context is not None and self.machine is None:
             raise PlanError("--context goes with --for alone; leave it out.")
 

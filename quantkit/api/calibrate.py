@@ -81,7 +81,7 @@ def calibrate(
         PlanError: an option would do nothing.
         MissingPackageError: a package is needed that is not installed.
         CalibrationError: the model cannot be run over the text.
-        OutputError: the file is there already, or cannot be written.
+        OutputError: the file already exists, or cannot be written.
         CheckpointError, ConverterError, GGUFError, ImatrixError: a file is not what it should be.
 
     """
@@ -195,7 +195,7 @@ def _require_file(out: Path, *, overwrite: bool) -> None:
             load_imatrix(out)
         except ImatrixError:
             raise OutputError(
-                f"{out} is no importance matrix, and --overwrite replaces nothing else; name "
+                f"{out} is not an importance matrix, and --overwrite replaces nothing else; name "
                 "another file with -o."
             ) from None
 

@@ -199,6 +199,6 @@ def refuse_other_matrix(matrix: Path) -> None:
     """
     if matrix.exists():
         raise OutputError(
-            f"{matrix} is there already and was made from another model, text or settings; move it "
+            f"{matrix} already exists and was made from another model, text or settings; move it "
             "away, choose another folder with -o, or use it with --imatrix."
         )

@@ -209,7 +209,7 @@ def _refuse_pictures(wish: PictureOptions) -> None:
     require("matplotlib", "matplotlib", "plot", "Drawing pictures")
     for out in (wish.html, wish.plots):
         if out is not None and not out.absolute().parent.is_dir():
-            raise OutputError(f"{out.parent} is not there; make it first.")
+            raise OutputError(f"{out.parent} does not exist; create it first.")
     if wish.html is not None and wish.html.is_dir():
         raise OutputError(f"{wish.html} is a folder; name the page to write.")
     if wish.plots is not None and wish.plots.exists() and not wish.plots.is_dir():

@@ -174,7 +174,7 @@ def _why_not(work: "Work", contest: "Contest", order: Order, folder: Path, out: 
     if order.options.resources.cluster is not None:
         return "they would be run on this machine, and --cluster builds elsewhere"
     if len(contest.candidates) < 2:
-        return "there is but one, for no fixed mixture is as small"
+        return "there is only one, for no fixed mixture is as small"
     here, reference = memory(), contest.reference_bytes
     if here is not None and reference > here.total:
         return (

@@ -91,7 +91,7 @@ def fetch(
 def get_ready(work: "Work", folder: Path, max_memory: int, tell: Reporter, *, smoke: bool) -> str:
     """Check what a build from the Hub needs of this machine; where it reads from, for people.
 
-    The disk of the output folder is checked by the engine, which knows what is there already.
+    The disk of the output folder is checked by the engine, which knows what already exists.
 
     Raises:
         PlanError: the memory is not there.

@@ -34,7 +34,7 @@ def foresee_joined(
 def write_joined(
     files: Sequence[Path], context: int, path: Path, accept: Callable[["Imatrix"], None]
 ) -> "Imatrix":
-    """Write the sum of some files, unless it is there already.
+    """Write the sum of some files, unless it already exists.
 
     Args:
         files: what to add up.

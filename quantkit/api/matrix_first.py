@@ -54,7 +54,7 @@ class MatrixFirst:
         return self.needed() if self.lacks_matrix else 0
 
     def make_matrix(self) -> "Imatrix":
-        """The importance matrix, made now unless it is there already."""
+        """The importance matrix, made now unless it already exists."""
         from quantkit.checkpoint.imatrix import load_imatrix
 
         if self.lacks_matrix:

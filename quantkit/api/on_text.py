@@ -66,7 +66,7 @@ class OnText:
         )
 
     def make_matrix(self) -> "Imatrix | None":
-        """The importance matrix, made now unless it is there already; None if none is wanted."""
+        """The importance matrix, made now unless it already exists; None if none is wanted."""
         return None if self.first is None else self.first.make_matrix()
 
     def build_gptq(

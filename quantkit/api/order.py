@@ -277,7 +277,7 @@ def _refuse_seen(compare_text: Path | None, text: TextOptions) -> None:
     """Refuse to measure candidates on a text that the importance matrix is made from.
 
     Raises:
-        CalibrationError: a weight of a text is no number.
+        CalibrationError: a weight of a text is not a number.
         PlanError: it is one of the texts, or a part of one.
         TextError: it cannot be read.
 

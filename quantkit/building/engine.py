@@ -63,11 +63,11 @@ def build(
         shipping: where finished files of GGUF artifacts are sent, and deleted here: shards as soon
             as they are written, which no check sees then; single files after their check.
         workers: who encodes.
-        hashed: compare the sha256 of what is there already, not size and time alone.
+        hashed: compare the sha256 of what already exists, not size and time alone.
 
     Raises:
         OutputError: the folder cannot take the result (``NoSpaceError`` where it is too small), or
-            what is there already was changed.
+            what already exists was changed.
         WeightsError: a weight is not finite, or too large for its encoding.
         CheckpointError: a source file changed or cannot be read.
         Interrupted: Ctrl-C; what was done is kept.
@@ -146,7 +146,7 @@ def look_ahead(work: Work, out: Path, *, hashed: bool = False, guessed: bool = F
     Args:
         work: what to build.
         out: the output folder.
-        hashed: compare the sha256 of what is there already.
+        hashed: compare the sha256 of what already exists.
         guessed: the work's importance matrix stands for one that is not made yet, so what is there
             by the same plan may be what will be asked for.
 

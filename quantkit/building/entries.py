@@ -131,7 +131,7 @@ class _Entry(msgspec.Struct, frozen=True):
     calibration: _Calibration | None = None
     published: str | None = None
     remarks: list[str] = []
-    takes: list[Literal["vision", "audio"]] | None = None  # of a projector, which is no model
+    takes: list[Literal["vision", "audio"]] | None = None  # of a projector, which is not a model
     tools: dict[str, str] = {}
     experts: Annotated[int, msgspec.Meta(ge=0, le=2**20)] = 0  # in a layer
     quantization_config: dict[str, Any] = {}
@@ -144,11 +144,11 @@ def fault_of(name: str, entry: Any) -> str | None:
     try:
         found = to_type(entry, _Entry, "", error=FileError, fix="")
     except FileError as error:
-        return str(error).strip(" ;.").removeprefix("is not as it should be ").strip("()")
+        return str(error).strip(" ;.").removeprefix("is not laid out as expected ").strip("()")
     imatrix = found.imatrix.file if found.imatrix else "none"
     for value in (name, imatrix):
         if not is_plain_name(value):
-            return f"{quoted(value)} is no name of a file"
+            return f"{quoted(value)} is not the name of a file"
     for file in found.files:
         if not all(map(is_plain_name, file.name.split("/"))):
             return f"{quoted(file.name)} is none of its folder's files"

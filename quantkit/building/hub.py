@@ -179,7 +179,7 @@ class HubReader:
                 + (
                     "delete that file and run the same command again."
                     if file.n_here == file.n_bytes
-                    else "run the same command again, which starts anew."
+                    else "run the same command again, which starts over."
                 )
             )
         self.sha256[file.path] = digest

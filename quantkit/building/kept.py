@@ -72,7 +72,7 @@ class KeptSource:
 
     def _another(self, path: Path) -> OutputError:
         return OutputError(
-            f"{path} is not that of {self._repo}; choose another folder with --keep-source, or "
+            f"{path} does not belong to {self._repo}; choose another folder with --keep-source, or "
             "move it away."
         )
 

@@ -45,7 +45,7 @@ def require_writable(out: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{out} is a device and no file; name another with -o.")
     if out.exists() and not out.is_dir() and not overwrite:
         raise OutputError(
-            f"{out} is there already; --overwrite replaces it, or name another file with -o."
+            f"{out} already exists; --overwrite replaces it, or name another file with -o."
         )
 
 
@@ -66,7 +66,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise OutputError(f"{folder} is a file; choose a folder with -o.") from None
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be made: {error.strerror}; choose another folder with -o."
+            f"{folder} cannot be created: {error.strerror}; choose another folder with -o."
         ) from None
     try:
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -90,7 +90,7 @@ def require_place(folder: Path) -> None:
     place = _existing_part(folder)
     missing = folder.absolute().relative_to(place).parts
     if not place.is_dir():
-        what = f"{folder} cannot be made: {place}" if missing else f"{folder}"
+        what = f"{folder} cannot be created: {place}" if missing else f"{folder}"
         raise OutputError(f"{what} is a file; choose a folder with -o.")
     try:  # rights do not tell: /proc takes no folder, whatever they are
         if missing:

@@ -135,5 +135,5 @@ def require_free(out: Path) -> None:
     except OSError as error:
         raise OutputError(f"{out} cannot be read ({error.strerror}); choose another.") from None
     if taken:
-        raise OutputError(f"{out} is there already; move it away or choose another folder with -o.")
+        raise OutputError(f"{out} already exists; move it away or choose another folder with -o.")
     require_place(out)

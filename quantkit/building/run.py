@@ -51,12 +51,12 @@ def refuse_taken(artifact: PartialArtifact, checkpoint: Checkpoint) -> None:
         places = {place for file in checkpoint.files for place in (file, file.parent)}
         if any(place.exists() and final.samefile(place) for place in places):
             raise OutputError(
-                f"{final} is what would be read, and nothing overwrites it; choose another folder "
+                f"{final} is also the source, which is never overwritten; choose another folder "
                 "with -o, or another name with --name."
             )
     if final.exists():
         raise OutputError(
-            f"{artifact.final} is there already and was not built from this checkpoint "
+            f"{artifact.final} already exists and was not built from this checkpoint "
             "with these settings; move it away or choose another folder with -o."
         )
 
@@ -256,7 +256,7 @@ class Run:
             if count:
                 self._say(
                     f"{name} of an interrupted build ({count} slabs) was made from another source "
-                    "or in another way, serves nothing any more, and is deleted."
+                    "or in another way, is of no use now, and is deleted."
                 )
 
     def _remove_left(self) -> None:

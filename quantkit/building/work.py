@@ -202,13 +202,13 @@ def _check_requantizing(checkpoint: Checkpoint, plans: Sequence[Plan], *, allowe
     if again and not allowed:
         raise PlanError(
             f"{checkpoint.path} is quantized already ({again.name} is {again.stored}), and quants "
-            "of quants are worse; give a GGUF in bf16, f16 or f32, or take it all the same with "
+            "of quants are worse; give a GGUF in bf16, f16 or f32, or use it anyway with "
             "--allow-requantize."
         )
     if allowed and not again:
         raise PlanError(
             f"--allow-requantize does nothing: no quantized weight of {checkpoint.path} would be "
-            "encoded anew; leave it out."
+            "encoded again; leave it out."
         )
 
 

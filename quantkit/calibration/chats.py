@@ -39,8 +39,8 @@ def render_chats(
     template, tokens = _template_of(checkpoint)
     if not template:
         raise CalibrationError(
-            f"{checkpoint.path} has no chat template, which --chat renders conversations by; give "
-            "text of such conversations with --text."
+            f"{checkpoint.path} has no chat template, which --chat needs; give the conversations "
+            "as text with --text."
         )
     if any(_has_parts(message) for messages in chats for message in messages):
         one, parts = render([_job(template, tokens, chat) for chat in _EITHER_WAY]) or ({}, {})

@@ -121,7 +121,7 @@ def build_gptq(
             ends as ``.rejected``.
         report: called with the progress.
         say: told what of an interrupted run is lost.
-        hashed: compare the sha256 of one that is there already, not size and time alone.
+        hashed: compare the sha256 of one that already exists, not size and time alone.
 
     Raises:
         CalibrationError, CheckpointError: the model cannot be run over the text, or its weights
@@ -140,7 +140,7 @@ def build_gptq(
         refuse_links(artifact.final, out / manifest.NAME)
         if artifact.final.exists():
             raise OutputError(
-                f"{artifact.final} is there already and was not built from this checkpoint with "
+                f"{artifact.final} already exists and was not built from this checkpoint with "
                 "these settings and this text; move it away or choose another folder with -o."
             )
         with naming_failures(out, lambda: artifact.missing):

@@ -25,7 +25,7 @@ def require_drawable(file: Path) -> None:
             ".svg."
         )
     if not file.absolute().parent.is_dir():
-        raise OutputError(f"{file} cannot be drawn: {file.parent} is not there; make it first.")
+        raise OutputError(f"{file} cannot be drawn: {file.parent} does not exist; create it first.")
 
 
 def draw(routing: Mapping[int, Routing], file: Path, title: str) -> None:

@@ -69,13 +69,10 @@ class LayerJournal:
         if self.lost:
             say(
                 f"{self.folder} holds {self.lost} layers of an interrupted run over other "
-                "weights, text or settings, which serve nothing here; they are deleted."
+                "weights, text or settings, which are of no use here; they are deleted."
             )
         if self.damaged:
-            say(
-                f"{self.folder} holds an interrupted run whose journal is damaged, so nothing of "
-                "it serves; it is deleted."
-            )
+            say(f"{self.folder} holds an interrupted run whose journal is damaged; it is deleted.")
         if self.layers:
             return
         for entry in self.folder.iterdir():

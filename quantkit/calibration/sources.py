@@ -171,7 +171,7 @@ def _stream(source: TextSource, render: Renderer) -> Iterator[Piece]:
             if text is None:
                 raise CalibrationError(
                     f"{source.file}, line {number}: the model's chat template refuses this "
-                    "conversation; take it out, or correct the roles and their order."
+                    "conversation; remove it, or correct the roles and their order."
                 )
             yield Piece(text, special=True)
 
@@ -193,7 +193,7 @@ def _conversations(file: Path) -> Iterator[tuple[int, Conversation]]:
         messages = [_message(m, where) for m in document] if isinstance(document, list) else []
         if not messages or None in messages:
             raise CalibrationError(
-                f'{where} is no conversation; each line is to be {{"messages": '
+                f'{where} is not a conversation; each line must be {{"messages": '
                 '[{"role": "user", "content": "..."}, ...]}.'
             )
         found += 1
@@ -221,8 +221,8 @@ def _are_parts(content: Any, where: str) -> bool:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind != "text":
             raise CalibrationError(
-                f"{where}: a part of a message is of the type {quoted(kind)}, and a model is "
-                "calibrated on text alone; take such messages out."
+                f"{where}: a part of a message is of the type {quoted(kind)}, and calibration "
+                "takes only text; remove such messages."
             )
         if kind is None or not isinstance(part.get("text"), str):
             return False

@@ -49,7 +49,7 @@ def require_same(path: Path, crc: int | None) -> None:
             while data := file.read(_READ):
                 found = zlib.crc32(data, found)
     if found is None or found != crc:
-        raise OutputError(f"{path} is missing or damaged; delete {path.parent} to start anew.")
+        raise OutputError(f"{path} is missing or damaged; delete {path.parent} to start over.")
 
 
 def _is_whole(path: Path) -> bool:

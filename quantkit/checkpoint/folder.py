@@ -231,7 +231,7 @@ def list_folder(path: Path) -> list[str]:
 
 
 def _no_config(path: Path, names: list[str]) -> CheckpointError:
-    """Why a folder is no checkpoint, as far as its names tell."""
+    """Why a folder is not a checkpoint, as far as its names tell."""
     if "adapter_config.json" in names:
         base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         into = f" {quoted(base)}" if isinstance(base, str) and base else ""

@@ -77,7 +77,7 @@ def parse_header(start: bytes, n_bytes: int) -> Header | None:
     """The header of a GGUF file of ``n_bytes`` from its first bytes; None if they are too few.
 
     Raises:
-        GGUFError: the file is no GGUF, or contradicts itself or its size.
+        GGUFError: the file is not a GGUF, or contradicts itself or its size.
 
     """
     try:

@@ -91,7 +91,7 @@ def join_shards(
             if tensor.name in tensors:
                 raise GGUFError(
                     f"{file} and {tensors[tensor.name].file.name} both hold tensor "
-                    f"{quoted(tensor.name)}; download them again, or make them anew."
+                    f"{quoted(tensor.name)}; download them again, or make them again."
                 )
             tensors[tensor.name] = SourceTensor(
                 tensor.name,
@@ -105,7 +105,7 @@ def join_shards(
     if count != len(tensors):
         raise GGUFError(
             f"{files[0]} promises {quoted(count)} tensors in all shards, and there are "
-            f"{len(tensors)}; download them again, or make them anew."
+            f"{len(tensors)}; download them again, or make them again."
         )
     if not tensors:
         raise GGUFError(f"{files[0]} holds no tensors; give the GGUF of a whole model.")
@@ -119,7 +119,7 @@ def _require_text(file: Path) -> None:
         os.path.realpath(file).encode()  # which goes round in no circle, unlike Path.resolve
     except UnicodeEncodeError:
         raise GGUFError(
-            f"{quoted(str(file))} lies under a name that is not in UTF-8; rename it, or its folder."
+            f"{quoted(str(file))} has a name that is not UTF-8; rename it, or its folder."
         ) from None
 
 
@@ -134,7 +134,7 @@ def _check_end(file: Path, header: Header, n_bytes: int) -> None:
     end = -(-(header.data_offset + last) // _ALIGNMENT) * _ALIGNMENT
     if n_bytes > end + _ALIGNMENT:
         raise GGUFError(
-            f"{file} has {n_bytes - end:,} bytes behind its last tensor, which are of no GGUF; "
+            f"{file} has {n_bytes - end:,} bytes after its last tensor, which belong to nothing; "
             "download it again, or make it again."
         )
 
@@ -150,13 +150,13 @@ def _check_shard(file: Path, header: Header, number: int, count: int) -> None:
     said = header.metadata.get("split.no", 0), header.metadata.get("split.count", 1)
     if count == 1 and said[1] not in (0, 1):
         raise GGUFError(
-            f"{file} says that it is one of {quoted(said[1])} shards, and its name does not; give "
-            "all of them the names that they had."
+            f"{file} says that it is one of {quoted(said[1])} shards, but its name does not; give "
+            "all of them their original names."
         )
     if said != (number, count) and said != (0, 0):
         raise GGUFError(
             f"{file} says that it is shard {quoted(said[0])} of {quoted(said[1])} (counted from "
-            f"0), but it is named as {number} of {count}; give all shards their own names."
+            f"0), but it is named as {number} of {count}; give all shards their original names."
         )
 
 
@@ -164,7 +164,7 @@ def describe_gguf(checkpoint: Checkpoint) -> Model:
     """The model that a GGUF's header describes, every tensor of it as it is stored.
 
     Raises:
-        GGUFError: it is no model, or none that llama.cpp knows.
+        GGUFError: it is not a model, or none that llama.cpp knows.
 
     """
     header = checkpoint.header
@@ -189,7 +189,7 @@ def describe_gguf(checkpoint: Checkpoint) -> Model:
     for key in ("general.name", "general.basename"):
         if not isinstance(metadata.get(key, ""), str):
             raise GGUFError(
-                f"{path} gives {key} as {quoted(metadata[key])}, no text; make it again."
+                f"{path} gives {key} as {quoted(metadata[key])}, which is not text; make it again."
             )
     try:
         facts = facts_of(arch, metadata)

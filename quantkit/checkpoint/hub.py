@@ -61,7 +61,7 @@ def open_hub_checkpoint(repo_id: str, revision: str | None = None) -> Checkpoint
     the checkpoint must be in the cache with its weights.
 
     Raises:
-        CheckpointError: the repository cannot be reached or read, is no checkpoint, or disagrees
+        CheckpointError: the repository cannot be reached or read, is not a checkpoint, or disagrees
             with itself.
         SafetensorsError: a weight file breaks the format's rules.
 

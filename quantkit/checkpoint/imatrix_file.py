@@ -195,7 +195,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> Content:
     def take(size: int, most: int) -> bytes:
         nonlocal left
         if not 0 <= size <= min(left, most):
-            raise ImatrixError(f"{path} is no importance matrix, or was cut short; {_AGAIN}.")
+            raise ImatrixError(f"{path} is not an importance matrix, or was cut short; {_AGAIN}.")
         left -= size
         return file.read(size)
 
@@ -208,7 +208,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> Content:
     entries: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     n_entries = number()
     if not 1 <= n_entries <= _MOST_ENTRIES:
-        raise ImatrixError(f"{path} is no importance matrix.")
+        raise ImatrixError(f"{path} is not an importance matrix.")
     for _ in range(n_entries):
         name = text()
         calls, n_values = number(), number()

@@ -52,8 +52,8 @@ def find_source(name: str) -> Path | Checkpoint:
     if hub is None:
         if "://" in name:
             raise CheckpointError(
-                f"{name} is no address of a model on huggingface.co; give a folder, a GGUF, or "
-                "NAMESPACE/NAME."
+                f"{name} is not the address of a model on huggingface.co; give a folder, a GGUF, "
+                "or NAMESPACE/NAME."
             )
         return Path(name)
     if hub.file is not None:
@@ -130,7 +130,7 @@ def refuse_idle(wish: ConverterOptions, name: str) -> None:
     if wish.is_for_converter:
         raise CheckpointError(
             "--llama-cpp, --mtp and --no-mtp are for checkpoints that llama.cpp's converter "
-            f"describes, and {name} is none: quantkit reads it itself; leave them out."
+            f"describes, but quantkit reads {name} itself; leave them out."
         )
 
 
@@ -181,8 +181,8 @@ def open_decoder(checkpoint: Checkpoint, fix: str = "GGUFs can be made of it") -
         )
     if is_foreign(checkpoint):
         raise CheckpointError(
-            f"{checkpoint.repo or checkpoint.path} is {_kind(checkpoint)}, which quantkit "
-            f"knows only through llama.cpp's converter yet; {fix}."
+            f"{checkpoint.repo or checkpoint.path} is {_kind(checkpoint)}, which quantkit so far "
+            f"reads only through llama.cpp's converter; {fix}."
         )
     model = describe(checkpoint.config, checkpoint.tensors)
     check_sources(model, checkpoint.tensors)

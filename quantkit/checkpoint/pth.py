@@ -79,7 +79,7 @@ def parse_pth(path: Path, file: Window) -> dict[str, SourceTensor]:
 
 
 def _no_zip(path: Path, start: bytes) -> CheckpointError:
-    """What is wrong with a file that is no sound zip and begins with these bytes."""
+    """What is wrong with a file that is not a sound zip and begins with these bytes."""
     if start == GIT_LFS_POINTER:
         return CheckpointError(
             f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its folder."
@@ -90,8 +90,8 @@ def _no_zip(path: Path, start: bytes) -> CheckpointError:
             "torch.load(weights_only=True) and save it again with safetensors."
         )
     return CheckpointError(
-        f"{path} is no sound zip file, as PyTorch has saved since 1.6; download it again, or if it "
-        "is older load it with torch.load(weights_only=True) and save it again with safetensors."
+        f"{path} is not a sound zip file, as PyTorch has saved since 1.6; download it again, or if "
+        "it is older load it with torch.load(weights_only=True) and save it again with safetensors."
     )
 
 
@@ -119,7 +119,7 @@ def _read(path: Path, file: Window, archive: zipfile.ZipFile) -> dict[str, Sourc
     tensors = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, StoredView):
-            _refuse(path, f"its entry {quoted(name)} is no tensor")
+            _refuse(path, f"its entry {quoted(name)} is not a tensor")
         storage = value.storage
         if storage.key not in places:
             entry = entries.get(f"{root}data/{storage.key}")

@@ -144,7 +144,7 @@ def _config(path: Path, raw: Mapping[str, Sequence[SourceTensor]]) -> dict[str, 
     params = read_json(path)
     moe = params.get("moe") or {}
     if not isinstance(moe, dict):
-        raise CheckpointError(f"{path}: moe is no object; download it again.")
+        raise CheckpointError(f"{path}: moe is not an object; download it again.")
     _check_params(path, params, _ONLY)
     _check_params(path, moe, _MOE_ONLY)
     if strange := sorted(moe.keys() - _MOE_READ - _MOE_ONLY.keys()):
@@ -200,7 +200,7 @@ def _config(path: Path, raw: Mapping[str, Sequence[SourceTensor]]) -> dict[str, 
         )
     if wanting:
         raise CheckpointError(
-            f"{path} does not tell {wanting[0]}; take params.json from the original release."
+            f"{path} does not say {wanting[0]}; take params.json from the original release."
         )
     return config
 

@@ -288,7 +288,7 @@ def _check_unchanged(repo: RemoteRepo, name: str, response: Any) -> None:
 def _changed(repo: RemoteRepo, name: str) -> SourceChangedError:
     return SourceChangedError(
         f"{name} of {repo} changed on the server while it was read; run the same command again, "
-        "which starts anew."
+        "which starts over."
     )
 
 

@@ -39,7 +39,7 @@ def fetch_gguf_header(repo_id: str, filename: str, revision: str | None = None) 
 
     Raises:
         CheckpointError: the Hub cannot be reached, or does not have this file.
-        GGUFError: the file is no sound GGUF.
+        GGUFError: the file is not a sound GGUF.
 
     """
     from huggingface_hub.constants import is_offline_mode
@@ -87,7 +87,7 @@ def fetch_header(repo: RemoteRepo, filename: str) -> FetchedHeader:
 
     Raises:
         CheckpointError: the Hub cannot be reached, or does not have this file.
-        GGUFError: the file is no sound GGUF.
+        GGUFError: the file is not a sound GGUF.
 
     """
     from huggingface_hub import cached_assets_path
@@ -119,8 +119,8 @@ def fetch_header(repo: RemoteRepo, filename: str) -> FetchedHeader:
             break
         if len(start) >= min(n_bytes, _MOST_HEADER_BYTES):
             raise GGUFError(
-                f"{filename} of {repo} has no end of its header in {len(start):,} bytes; choose "
-                "another file."
+                f"{filename} of {repo} has no end of its header within {len(start):,} bytes; "
+                "choose another file."
             )
         end *= 2
     replace_file(path, start[: header.data_offset], path.with_name(f"{name}.{os.getpid()}.part"))

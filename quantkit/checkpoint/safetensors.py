@@ -149,7 +149,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         raw,
         f"{path} is not a valid safetensors file: its header",
         error=SafetensorsError,
-        fix="download it again or save it anew",
+        fix="download it again or save it again",
         plain=True,
     )
     return header
@@ -171,7 +171,7 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> SourceTens
     if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
         _broken(path, f"{tensor} has the unknown dtype {quoted(dtype)}")
     if not _are_sizes(shape):
-        _broken(path, f"{tensor} has the shape {quoted(shape)}, which is no list of sizes")
+        _broken(path, f"{tensor} has the shape {quoted(shape)}, which is not a list of sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _broken(path, f"{tensor} has the data_offsets {quoted(offsets)}, which are no range")
     begin, end = offsets
@@ -220,5 +220,5 @@ def _check_tiling(
 
 def _broken(path: Path, what: str) -> NoReturn:
     raise SafetensorsError(
-        f"{path} is not a valid safetensors file: {what}; download it again or save it anew."
+        f"{path} is not a valid safetensors file: {what}; download it again or save it again."
     )

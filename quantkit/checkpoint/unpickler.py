@@ -106,7 +106,7 @@ class _TakeTensor:
 
     def __call__(self, tensor: Any, *_others: Any) -> StoredView:
         if not isinstance(tensor, StoredView):
-            raise ForbiddenError("it holds a parameter that is no tensor")
+            raise ForbiddenError("it holds a parameter that is not a tensor")
         return tensor
 
 
@@ -154,7 +154,7 @@ def _leave_attributes_out(unpickler: Any) -> None:
     """BUILD: of a state dict nobody needs any; those of a tensor would not be checked."""
     unpickler.stack.pop()
     if not isinstance(unpickler.stack[-1], Container):
-        raise ForbiddenError("it changes something that is no dictionary")
+        raise ForbiddenError("it changes something that is not a dictionary")
 
 
 class Unpickler(pickle._Unpickler):

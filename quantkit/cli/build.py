@@ -42,7 +42,7 @@ _OF_CALIBRATION = 512  # tokens per sequence
 VerifyOption = Annotated[
     bool,
     typer.Option(
-        "--verify", rich_help_panel=CHECKS, help="Compare the sha256 of what is there already."
+        "--verify", rich_help_panel=CHECKS, help="Compare the sha256 of what already exists."
     ),
 ]
 

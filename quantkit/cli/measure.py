@@ -91,7 +91,7 @@ def measure(
     for file in (out, partial):
         if file.exists() and not are_losses(file):
             raise OutputError(
-                f"{file} is there already and no file of losses, so nothing replaces it; name "
+                f"{file} exists and is not a file of losses, so nothing replaces it; name "
                 "another file with -o."
             )
     matrix = load_imatrix(imatrix) if imatrix is not None else None

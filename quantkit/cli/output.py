@@ -36,7 +36,7 @@ from quantkit.core.printable import one_line
 from quantkit.core.units import format_size
 
 _T = TypeVar("_T")
-_NO_LIMIT = 100_000  # columns of what is no terminal
+_NO_LIMIT = 100_000  # columns of what is not a terminal
 _PROSE = 14  # columns that a column of words can be squeezed into, if its words allow
 _SPELLED = {
     "\u00b1": "+-",

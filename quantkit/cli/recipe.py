@@ -157,7 +157,7 @@ def _require_places(*paths: Path | None) -> None:
             raise OutputError(f"{path} is a folder; name the file to write.")
         if not path.parent.is_dir():
             raise OutputError(
-                f"{path} cannot be written: {path.parent} is no folder; make it first."
+                f"{path} cannot be written: {path.parent} is not a folder; make it first."
             )
     if len({path.resolve() for path in given}) < len(given):
         raise OutputError(

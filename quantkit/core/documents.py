@@ -157,7 +157,7 @@ def to_type(
         return msgspec.convert(value, kind, strict=True)
     except (msgspec.ValidationError, RecursionError, OverflowError) as fault:
         why = one_line(str(fault), 160)
-        raise error(f"{name} is not as it should be ({why}); {fix}.") from None
+        raise error(f"{name} is not laid out as expected ({why}); {fix}.") from None
 
 
 def parse_toml(

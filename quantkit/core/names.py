@@ -28,7 +28,7 @@ def resolve(
     """
     parts = name.split("/") if isinstance(name, str) else []
     if not parts or not all(map(is_plain_name, parts)):
-        raise error(f"{origin} names the file {quoted(name)}, which is none of its folder; {fix}.")
+        raise error(f"{origin} names the file {quoted(name)}, which is not in its folder; {fix}.")
     path = folder
     for part in parts[:-1]:
         path /= part

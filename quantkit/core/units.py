@@ -36,7 +36,7 @@ def parse_size(text: str) -> int:
     A number without a unit counts bytes, and a small one was meant otherwise.
 
     Raises:
-        SizeError: the text is no size, is not positive, or cannot be meant.
+        SizeError: the text is not a size, is not positive, or cannot be meant.
 
     """
     number, unit = split_size(text)
@@ -54,7 +54,7 @@ def split_size(text: str) -> tuple[float, str]:
     """The number of a size, and its unit in lower case, which may be empty.
 
     Raises:
-        SizeError: the text is no size.
+        SizeError: the text is not a size.
 
     """
     match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None

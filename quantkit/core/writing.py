@@ -38,7 +38,7 @@ def refuse_links(*paths: Path) -> None:
         except OSError:
             continue
         if stat.S_ISLNK(mode):
-            raise OutputError(f"{path} is a link, through which nothing is written; {_ADVICE}.")
+            raise OutputError(f"{path} is a link, and nothing is written through links; {_ADVICE}.")
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise OutputError(f"{path} is not a regular file; {_ADVICE}.")
 
@@ -52,7 +52,7 @@ def require_new(*files: Path | None, overwrite: bool) -> None:
     """
     for file in files:
         if file is not None and file.is_file() and not overwrite:
-            raise OutputError(f"{file} is there already; --overwrite replaces it, or name another.")
+            raise OutputError(f"{file} already exists; --overwrite replaces it, or name another.")
 
 
 def open_to_resume(path: Path) -> int:
@@ -178,6 +178,6 @@ def _open(path: Path, flags: int) -> int:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         os.close(fd)
-        raise OutputError(f"{path} has a second name elsewhere or is no file; {_ADVICE}.")
+        raise OutputError(f"{path} has a second name elsewhere or is not a file; {_ADVICE}.")
     os.set_blocking(fd, True)
     return fd

@@ -43,7 +43,7 @@ def is_sound(raw: NDArray[np.uint8], encoding: Encoding) -> bool:
         with np.errstate(over="ignore", invalid="ignore"):  # ggml looks at doubles as floats, too
             floats = np.ascontiguousarray(first).view(kind).astype(np.float32)
         return bool(np.isfinite(floats).all())
-    if encoding.name == "MXFP4":  # a power of two in 8 bits, of which one pattern is no number
+    if encoding.name == "MXFP4":  # a power of two in 8 bits, of which one pattern is not a number
         return not (raw[:: encoding.bytes] == 0xFF).any()
     halves = raw.view("<u2").reshape(-1, encoding.bytes // 2)
     if encoding.name == "IQ1_M":  # four bits of it in each of the last four

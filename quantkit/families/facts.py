@@ -86,8 +86,8 @@ def _require_routing(arch: str, keys: Mapping[str, Any], n_layers: int, n_expert
     if not routes:
         raise GGUFError(
             f"The GGUF's {arch}.expert_count is {n_experts}, of which {used} are used, in {groups} "
-            f"groups, of which {of_groups} are: llama.cpp aborts on that; make it again with a "
-            "converter of today."
+            f"groups, of which {of_groups} are: llama.cpp aborts on that; convert it again with a "
+            "current converter."
         )
 
 
@@ -96,7 +96,7 @@ def _number(
 ) -> int:
     if key not in keys:
         if default is None:
-            raise GGUFError(f"The GGUF has no {key}; make it again with a converter of today.")
+            raise GGUFError(f"The GGUF has no {key}; convert it again with a current converter.")
         return default
     return _bounded(keys[key], key, least, most)
 
@@ -108,8 +108,8 @@ def _each(keys: Mapping[str, Any], key: str, n_layers: int, default: int) -> lis
         return [_bounded(value, key, 0, _MOST)] * n_layers
     if len(value) != n_layers:
         raise GGUFError(
-            f"The GGUF's {key} has {len(value)} numbers for {n_layers} layers; make it again with "
-            "a converter of today."
+            f"The GGUF's {key} has {len(value)} numbers for {n_layers} layers; convert it again "
+            "with a current converter."
         )
     return [_bounded(number, key, 0, _MOST) for number in value]
 
@@ -118,7 +118,7 @@ def _bounded(value: Any, key: str, least: int, most: int) -> int:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not least <= value <= most:
         raise GGUFError(
-            f"The GGUF's {key} is {value!r}, not a number from {least} to {most}; make it again "
-            "with a converter of today."
+            f"The GGUF's {key} is {value!r}, not a number from {least} to {most}; convert it again "
+            "with a current converter."
         )
     return int(value)

@@ -140,7 +140,7 @@ def _find(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], tuple[str, ..
     if layers := [key for key, value in scaling.items() if isinstance(value, Mapping)]:
         raise CheckpointError(
             f"config.json's {place} differs from layer to layer ({', '.join(layers)}), which "
-            "llama.cpp has not for this architecture."
+            "llama.cpp does not support for this architecture."
         )
     other = found.get("rope_parameters", scaling)
     if _plain(other) == _plain(scaling):
@@ -174,8 +174,8 @@ def _kind(place: str, scaling: Mapping[str, Any]) -> str:
         )
     if not isinstance(names[0], str) or names[0] not in _READ:
         raise CheckpointError(
-            f"config.json asks for {names[0]!r} rope scaling, which transformers or llama.cpp has "
-            f"not for this architecture; there are {', '.join(_READ)}."
+            f"config.json asks for {names[0]!r} rope scaling, which transformers or llama.cpp does "
+            f"not support for this architecture; it supports {', '.join(_READ)}."
         )
     return names[0]
 
@@ -268,7 +268,7 @@ def _yarn(theta: float, dim: int, scaling: Mapping[str, Any], original: int, con
     )
     truncate = bool(scaling.get("truncate", True))
     if theta == 1:
-        raise CheckpointError("config.json says rope_theta = 1, with which YaRN has no meaning.")
+        raise CheckpointError("config.json says rope_theta = 1, which makes YaRN meaningless.")
 
     def dimension(turns: float) -> float:
         """The dimension that turns so often over the trained length."""

@@ -123,7 +123,7 @@ def _warnings(
     if settings.context > subject.shape.n_ctx_train:
         found.append(
             f"A context of {settings.context:,} is above the {subject.shape.n_ctx_train:,} tokens "
-            "that the model was trained for; its output will be poor beyond them."
+            "that the model was trained for; its output will be poor beyond that."
         )
     is_here = subject.gguf is not None and best is not None and not best.variant.source_bytes
     if best is not None and machine.disk is not None and not is_here:

@@ -45,7 +45,7 @@ def files_here(path: Path) -> Files:
     places = tuple(shard_names(path))
     for place in places:
         if not place.is_file():
-            raise GGUFError(f"{place} is not there; give the path of a whole GGUF.")
+            raise GGUFError(f"{place} does not exist; give the path of a whole GGUF.")
     sizes = tuple(map(size_of, places))
     names = tuple(PurePosixPath(place.name) for place in places)
     return Files(names, places, sizes, tuple(map(read_header, places, sizes)))
@@ -71,7 +71,7 @@ def subject_of(files: Files, wishes: PlanOptions) -> SizedModel:
     """A GGUF as what can be built of it where it is unquantized, else as what it is.
 
     Raises:
-        GGUFError: it is no model, or none of the quants asked for.
+        GGUFError: it is not a model, or none of the quants asked for.
         PlanError: a quant that is asked for cannot be made of it.
 
     """
@@ -83,7 +83,7 @@ def as_it_is(files: Files) -> SizedModel:
     """A GGUF as the one variant that it is.
 
     Raises:
-        GGUFError: it is no model.
+        GGUFError: it is not a model.
 
     """
     first, metadata, rows = files.places[0], files.headers[0].metadata, files.tensors

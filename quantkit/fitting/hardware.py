@@ -121,7 +121,7 @@ def parse_memory(text: str, most: int = _MOST_MEMORY) -> int:
     A number without a unit that is far too large for GB can only count bytes.
 
     Raises:
-        SizeError: the text is no size, or none that a machine's memory can have.
+        SizeError: the text is not a size, or none that a machine's memory can have.
 
     """
     number, unit = split_size(text)
@@ -156,7 +156,7 @@ def machine_from_sizes(gpus: Sequence[str], ram: str | None, base: Machine) -> M
     alone has no known disk. Where only RAM is given it has no GPU.
 
     Raises:
-        SizeError: a text is no size.
+        SizeError: a text is not a size.
         HardwareError: a GPU is neither a size nor known by that name.
 
     """
@@ -182,7 +182,7 @@ def _gpus_called(text: str) -> tuple[Gpu, ...]:
     profile = _find_profile(text)
     if profile is None and not any(letter.isalpha() for letter in text[:1]):
         if called := [name for name in hardware_profiles() if name.endswith(f"-{text.strip()}")]:
-            raise HardwareError(f"--gpu {shown(text)} is no size; did you mean {called[-1]}?")
+            raise HardwareError(f"--gpu {shown(text)} is not a size; did you mean {called[-1]}?")
         return (Gpu(f"{_with_unit(text)} GPU", parse_memory(text, _MOST_OF_A_GPU)),)
     if profile is None:
         near = difflib.get_close_matches(_plain(text), map(_plain, hardware_profiles()), n=1)
@@ -193,7 +193,9 @@ def _gpus_called(text: str) -> tuple[Gpu, ...]:
         )
     machine = machine_from_profile(profile)
     if machine.unified or not machine.gpus:
-        raise HardwareError(f"{profile} is no GPU but a whole machine; use --hardware {profile}.")
+        raise HardwareError(
+            f"{profile} is not a GPU but a whole machine; use --hardware {profile}."
+        )
     return machine.gpus
 
 

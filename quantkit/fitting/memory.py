@@ -137,7 +137,7 @@ def weigh(variant: Variant, shape: Shape, unused: frozenset[str] = frozenset()) 
 
 
 # Where a tensor goes: nowhere, or what its bytes are counted with. Each layer has a place for what
-# is no expert, and after all of these one for its experts.
+# is not an expert, and after all of these one for its experts.
 _UNUSED, _EMBEDDING, _OUTPUT, _WITH_FIRST, _LAYERS = range(5)
 
 

@@ -143,10 +143,10 @@ class _Keys:
         if kind != "model" or arch == "clip":
             what = "mmproj" if arch == "clip" else str(kind)
             raise GGUFError(
-                f"{file} is no model but a part of one, of type {quoted(what)}; give the model."
+                f"{file} is not a model but a part of one, of type {quoted(what)}; give the model."
             )
         if not isinstance(arch, str):
-            raise GGUFError(f"{file} does not say of which architecture it is; make it again.")
+            raise GGUFError(f"{file} does not say which architecture it is; make it again.")
         self.arch = arch
         self._file, self._metadata = file, metadata
 

@@ -172,7 +172,7 @@ def _require_convertible(target: Target, chosen: Encoding) -> None:
     if target.stored in NEVER_STORED:
         raise PlanError(
             f"{target.name} is stored as {target.stored}, which cannot be converted to "
-            f"{chosen.name}; make the GGUF again with a converter of today."
+            f"{chosen.name}; make the GGUF again with a current converter."
         )
     if n_dims(target) > 3:
         raise PlanError(

@@ -101,7 +101,9 @@ def parse_override(text: str) -> Override:
     try:
         return Override(re.compile(_with_classes(pattern.lower())), chosen)
     except re.error as error:
-        raise PlanError(f"--tensor-type {pattern!r} is no regular expression: {error}.") from None
+        raise PlanError(
+            f"--tensor-type {pattern!r} is not a regular expression: {error}."
+        ) from None
 
 
 def parse_encoding(text: str, option: str) -> Encoding:
@@ -113,7 +115,9 @@ def parse_encoding(text: str, option: str) -> Encoding:
     """
     chosen = _named(text)
     if chosen is None:
-        raise PlanError(f"{option} {text!r} is no type of weights; give one such as q8_0 or f16.")
+        raise PlanError(
+            f"{option} {text!r} is not a type of weights; give one such as q8_0 or f16."
+        )
     return chosen
 
 

@@ -94,7 +94,7 @@ def parse_span(text: str) -> Span:
     rises = all(before < after for before, after in pairwise(flat))
     if not rises or flat[-1] >= MOST_LAYERS:
         raise PlanError(
-            f"{quoted(text)} names layers that do not rise, or more than {MOST_LAYERS:,}; write "
+            f"{quoted(text)} names layers out of order, or more than {MOST_LAYERS:,}; write "
             "them like blk.0-3,7.attn_k.weight."
         )
     layers = tuple(layer for run in ends for layer in range(run[0], run[-1] + 1))

@@ -96,8 +96,8 @@ def refuse_others(
         lost = sorted(known.difference(names))
         if lost:
             raise PublishError(
-                f"{repo_id} lists {some(lost)}, which would be in no manifest and no card any "
-                "more; publish from a folder that holds all of them, or to another repository."
+                f"{repo_id} lists {some(lost)}, which would no longer be in any manifest or card; "
+                "publish from a folder that holds all of them, or to another repository."
             )
         return
     others = [

@@ -41,7 +41,7 @@ class Earlier:
             if quant is None or {quant.format, artifacts[0].quant.format} != {"gguf"}:
                 raise self._refusal(name, "which is of another format")
             if _weights(entry) != _weights(artifacts[0].entry):
-                raise self._refusal(name, "which was made of other weights")
+                raise self._refusal(name, "which was made from other weights")
             placed = [_placed(self.repo_id, file) for file in entry["files"]]
             for file in placed:
                 there = self.files.get(file.path)
@@ -59,7 +59,7 @@ class Earlier:
     def _refusal(self, name: str, why: str) -> PublishError:
         return PublishError(
             f"{self.repo_id} lists {name[:80]!r}, {why}; publish to another repository, or from a "
-            "folder that holds all that shall be there."
+            "folder that holds everything that is to be there."
         )
 
 
@@ -67,7 +67,7 @@ def find_earlier(repo_id: str) -> Earlier | None:
     """What quantkit published in a repository before; None where it did not, or there is none.
 
     Raises:
-        PublishError: the manifest there is not quantkit's, or names what is no file.
+        PublishError: the manifest there is not quantkit's, or names what is not a file.
         UploadError, CheckpointError: the Hub does not answer.
 
     """

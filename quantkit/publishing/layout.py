@@ -96,8 +96,8 @@ def check_repo_id(repo_id: str) -> None:
         fine = False
     if not fine:
         raise PublishError(
-            f"{repo_id!r} is no name for a repository; write namespace/name, of letters, digits, "
-            "'-', '_' and '.', at most 96 characters, such as someone/Model-GGUF."
+            f"{repo_id!r} is not a name for a repository; write namespace/name, of letters, "
+            "digits, '-', '_' and '.', at most 96 characters, such as someone/Model-GGUF."
         )
 
 
@@ -120,7 +120,7 @@ def find_artifacts(
     """
     if not has_file(folder / MANIFEST, error=PublishError):
         raise PublishError(
-            f"{folder} has no {MANIFEST}, so nothing tells what was built there; give the output "
+            f"{folder} has no {MANIFEST}, so what was built there is unknown; give the output "
             "folder of quantkit build."
         )
     manifest = read_manifest(folder)
@@ -249,7 +249,7 @@ def _place(folder: Path, name: str, quant: Quant, entry: Any, *, alone: bool) ->
         if file["bytes"] > MOST_FILE_BYTES:
             raise PublishError(
                 f"{file['name']} has {format_size(file['bytes'])}, more than the "
-                f"{format_size(MOST_FILE_BYTES)} that go through everywhere; build it again with "
+                f"{format_size(MOST_FILE_BYTES)} that every host accepts; build it again with "
                 "--shard-size 45GB."
             )
         local = file_of(folder, file["name"])
@@ -272,8 +272,8 @@ def check_path(path: str) -> None:
     fine = all(_NAME.fullmatch(part) and not part.endswith(".") for part in parts)
     if not fine or len(path) > _LONGEST:
         raise PublishError(
-            f"{quoted(path)} is no name for a file in a repository: it may hold letters, digits, "
-            "'.', '_', '+' and '-'; build again with another --name."
+            f"{quoted(path)} is not a valid file name in a repository: it may hold letters, "
+            "digits, '.', '_', '+' and '-'; build again with another --name."
         )
 
 
@@ -327,7 +327,7 @@ def read_sums(data: bytes) -> dict[str, str]:
     for line in data.decode(errors="replace").splitlines():
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
-            raise PublishError(f"{SUMS} has a line that is no sum: {quoted(line)}.")
+            raise PublishError(f"{SUMS} has a line that is not a checksum: {quoted(line)}.")
         check_path(match[2])
         sums[match[2]] = match[1]
     return sums

@@ -50,7 +50,9 @@ def explained(repo_id: str) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError:
-        raise PublishError(f"{repo_id!r} is no repository; write it as namespace/name.") from None
+        raise PublishError(
+            f"{repo_id!r} is not a repository; write it as namespace/name."
+        ) from None
     except errors.OfflineModeIsEnabled:
         raise PublishError("HF_HUB_OFFLINE is set, so nothing can be sent; unset it.") from None
     except errors.LocalTokenNotFoundError:

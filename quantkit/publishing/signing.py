@@ -29,7 +29,7 @@ def check_key(key: Path) -> None:
 
     Raises:
         MissingPackageError: model-signing is not installed.
-        PublishError: it is no private key on a curve that Sigstore knows, or needs a password.
+        PublishError: it is not a private key on a curve that Sigstore knows, or needs a password.
 
     """
     require("model_signing", "model-signing", "sign", "Signing")
@@ -41,8 +41,8 @@ def check_key(key: Path) -> None:
         raise PublishError(f"{key} cannot be read: {error.strerror}.") from None
     except (ValueError, TypeError, AttributeError):
         raise PublishError(
-            f"{key} is no private key to sign with: that is a PEM file with an elliptic curve key "
-            "(NIST P-256, P-384 or P-521) and without a password."
+            f"{key} is not a private key to sign with: that is a PEM file with an elliptic curve "
+            "key (NIST P-256, P-384 or P-521) and without a password."
         ) from None
 
 
@@ -134,7 +134,9 @@ def signed_sums(signature: bytes, key: Path) -> dict[str, str]:
     except OSError as error:
         raise PublishError(f"{key} cannot be read: {error.strerror}.") from None
     except (ValueError, TypeError, AttributeError):
-        raise PublishError(f"{key} is no public key of an elliptic curve in a PEM file.") from None
+        raise PublishError(
+            f"{key} is not a public key of an elliptic curve in a PEM file."
+        ) from None
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         file = Path(folder) / SIGNATURE
         write_file(file, signature)

@@ -144,7 +144,7 @@ def _verify_repo(place: str, repo_id: str, revision: str | None, key: Path | Non
     repo = open_repo(repo_id, revision)
     if MANIFEST not in repo.sizes:
         raise PublishError(
-            f"{repo} has no {MANIFEST}, so nothing tells what was built; it was not published by "
+            f"{repo} has no {MANIFEST}, so what was built is unknown; it was not published by "
             "quantkit."
         )
     folder = download(repo, MANIFEST).parent
@@ -187,7 +187,7 @@ def _read_entries(folder: Path, place: str) -> dict[str, list[dict[str, Any]]]:
     """The files of every artifact in a manifest, all their names checked."""
     if not has_file(folder / MANIFEST, error=PublishError):
         raise PublishError(
-            f"{place} has no {MANIFEST}, so nothing tells what was built there; give the output "
+            f"{place} has no {MANIFEST}, so what was built there is unknown; give the output "
             "folder of quantkit build, or a whole download."
         )
     manifest = read_manifest(folder)

@@ -223,7 +223,7 @@ def _run(
         embeds = "it embeds texts and predicts no tokens"
         return Figure(failure=embeds if result.cosines else result.verdict.reason), seconds
     if not (isfinite(measures.kld) and isfinite(measures.kld_pm)):
-        return Figure(failure="its divergence is no number"), seconds
+        return Figure(failure="its divergence is not a number"), seconds
     return Figure(measures.kld, measures.kld_pm, found.windows), seconds
 
 

@@ -134,15 +134,15 @@ def read_recipe(path: Path) -> SearchedRecipe:
         raise PlanError(f"{path} was not written by this version of quantkit; {_FIX}.")
     if searched_quant(document.base, 0) is None:
         raise PlanError(
-            f"{path} is based on {quoted(document.base)}, which is no file type of blocks; write "
-            "one such as q4_k_m."
+            f"{path} is based on {quoted(document.base)}, which is not a file type of blocks; "
+            "write one such as q4_k_m."
         )
     types: dict[str, str] = {}
     for text, name in document.types.items():
         kind = encodings().get(name.upper())
         if kind is None or kind.name in NEVER_STORED:
             raise PlanError(
-                f"{path} stores {quoted(text)} as {quoted(name)}, which is no type of weights; "
+                f"{path} stores {quoted(text)} as {quoted(name)}, which is not a type of weights; "
                 "write one such as q4_k."
             )
         for tensor in parse_span(text).names:

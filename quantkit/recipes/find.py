@@ -63,7 +63,7 @@ class RecipeSearch:
             metadata: its keys, which are part of the file.
             measured: what rounding loses. An error that it lacks is taken to be that of normal
                 rows.
-            imatrix: the importance matrix, if it is there already; it names itself in the file.
+            imatrix: the importance matrix, if it already exists; it names itself in the file.
             vocabulary_bytes: what the keys lack of the vocabulary.
             freedom: what to choose from.
 

@@ -59,7 +59,7 @@ def parse_machine(text: str) -> Machine:
 
     Raises:
         PlanError: it has not that form.
-        HardwareError, SizeError: a part of it is no GPU or no size.
+        HardwareError, SizeError: a part of it is not a GPU or no size.
 
     """
     parts = [part.strip() for part in text.split("+")]

@@ -212,7 +212,7 @@ def _by_tensor(
 class _Place:
     """Where a stored tensor lies in a parameter: from which row of it, or of one of its experts.
 
-    ``expert`` is None where there is but one matrix, or where the tensor has those of all experts,
+    ``expert`` is None where there is only one matrix, or where the tensor has those of all experts,
     of ``rows`` each.
     """
 

@@ -119,7 +119,7 @@ class LlamaModel:
         errors.clear()
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise SmokeError(f"llama.cpp cannot make a context for it: {complaint()}.")
+            raise SmokeError(f"llama.cpp cannot create a context for it: {complaint()}.")
         self.n_ctx: int = llama.llama_n_ctx(self._context)
         self.n_batch = n_batch
         self._n_past = 0
@@ -232,7 +232,7 @@ class LlamaModel:
         self._send(tokens, 0, llama.llama_decode, "embed a text")
         found = llama.llama_get_embeddings_seq(self._context, 0)
         if not found:
-            raise SmokeError("llama.cpp gives no embedding of a text with it.")
+            raise SmokeError("llama.cpp computes no embedding with it.")
         ranks = self._pooling == _RANK
         count = (llama.llama_model_n_cls_out if ranks else llama.llama_model_n_embd_out)(
             self._model

@@ -99,7 +99,7 @@ def _open_context(
     errors.clear()
     context = llama.llama_init_from_model(model, params)
     if not context:
-        raise SmokeError(f"llama.cpp cannot make a context for {file.name}: {complaint()}.")
+        raise SmokeError(f"llama.cpp cannot create a context for {file.name}: {complaint()}.")
     return context
 
 

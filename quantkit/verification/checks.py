@@ -246,7 +246,9 @@ def _check_embeddings(model: LlamaModel, vocabulary: frozenset[bytes]) -> dict[s
         raise SmokeError("llama.cpp computes the same embedding for every text with it.")
     again = model.embed(texts[0])
     if not np.allclose(again, rows[0], rtol=1e-4, atol=1e-4 * float(np.abs(rows[0]).max())):
-        raise SmokeError("llama.cpp computes another embedding of the same text the second time.")
+        raise SmokeError(
+            "llama.cpp computes a different embedding of the same text the second time."
+        )
     return {"texts": len(rows), "numbers": int(rows[0].size), "pooling": model.pooling}
 
 

@@ -109,8 +109,8 @@ def _measure_embeddings(
     """What a request asks of a model that predicts nothing."""
     if request["task"] not in ("record", "measure"):
         raise SmokeError(
-            "It embeds texts and predicts no tokens, so there is no perplexity of it; compare it "
-            "with its source by quantkit compare."
+            "It embeds texts and predicts no tokens, so it has no perplexity; compare it with its "
+            "source: quantkit compare."
         )
     pieces = split_text(_read(Path(request["text"])))[: request["windows"]]
     rows, seconds, n_tokens = [], 0.0, 0

@@ -79,7 +79,7 @@ def _find(source: Mapping[str, Any]) -> Origin:
     except CheckpointError:
         return Origin(None, missing)
     if not same:
-        return Origin(None, f"The source {quoted(str(first))} is another one than it was")
+        return Origin(None, f"The source {quoted(str(first))} is not the one that it was")
     try:
         return Origin(_named(open_subject(first)))
     except QuantkitError as error:

@@ -43,7 +43,7 @@ def smoke_projector(
     """
     artifact = artifact.absolute()
     if not artifact.is_file():
-        raise GGUFError(f"{artifact} is not there; build or copy it again.")
+        raise GGUFError(f"{artifact} does not exist; build or copy it again.")
     if damage := compare_files([artifact], expected or {}):
         return failed(damage)
     limit = timeout or time_limit(artifact.stat().st_size)

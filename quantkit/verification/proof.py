@@ -116,7 +116,7 @@ def prove(
     architecture = headers[0].metadata.get("general.architecture")
     if headers[0].metadata.get(f"{architecture}.attention.causal") is False:
         return not_proven(
-            "Its tokens see those after them, and only models that predict text token by token are "
+            "Its tokens attend to later ones, and only models that predict text token by token are "
             "compared."
         )
     kinds = {tensor.encoding.name for header in headers for tensor in header.tensors}

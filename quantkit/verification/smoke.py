@@ -177,7 +177,7 @@ def artifact_files(artifact: Path) -> list[Path]:
         )
     for file in files:
         if not file.is_file():
-            raise GGUFError(f"{file} is not there; build or copy it again.")
+            raise GGUFError(f"{file} does not exist; build or copy it again.")
     return files
 
 

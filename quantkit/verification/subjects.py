@@ -274,7 +274,7 @@ def pick_reference(subjects: Sequence[Subject], wish: str | None) -> Subject | N
     if Path(wish).is_file():
         return open_subject(Path(wish))
     if "/" in wish or wish.endswith(".gguf"):
-        raise GGUFError(f"{wish} is not there; --reference takes a GGUF file or a quant's name.")
+        raise GGUFError(f"{wish} does not exist; --reference takes a GGUF file or a quant's name.")
     quants = find_quants([wish])
     if len(quants) != 1:
         raise QuantkitError(f"--reference takes one quant, and {wish} is a group.")
@@ -293,7 +293,7 @@ def exact_quant(checkpoint: Checkpoint) -> str:
 
 
 def build_reference(checkpoint: Path | Checkpoint, folder: Path, wish: str | None) -> Subject:
-    """Build the reference of a checkpoint into ``folder``; what is there already is kept.
+    """Build the reference of a checkpoint into ``folder``; what already exists is kept.
 
     Without a wish it is exact: bf16 or f16 for a checkpoint stored in that, else f32.
     """

@@ -134,7 +134,7 @@ def test_calibrating_is_what_the_command_does(tmp_path: Path) -> None:
     assert {step.unit for step in steps} == {"layer"}
     with pytest.raises(OutputError) as caught:
         quantkit.calibrate(TINY, here, few)
-    assert str(caught.value).startswith(f"{here} is there already")
+    assert str(caught.value).startswith(f"{here} already exists")
 
 
 @pytest.mark.parametrize(

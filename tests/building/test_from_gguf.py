@@ -276,7 +276,7 @@ def test_a_gguf_by_any_name(source: Path, reference: dict[str, str], tmp_path: P
 def test_where_the_source_lies_nothing_takes_its_place(source: Path, tmp_path: Path) -> None:
     copy = tmp_path / source.name
     copy.write_bytes(source.read_bytes())
-    with pytest.raises(OutputError, match=r"is what would be read, and nothing overwrites it"):
+    with pytest.raises(OutputError, match=r"is also the source, which is never overwritten"):
         build(copy, tmp_path, "bf16")
     assert copy.read_bytes() == source.read_bytes()
 

@@ -387,7 +387,7 @@ def test_keep_source_does_not_mix_checkpoints(hub: Start, model: Path, tmp_path:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "config.json").write_text("{}")
-    assert "config.json is not that of someone/Model" in refusal(keep(tmp_path / "out", kept))
+    assert "config.json does not belong to someone/Model" in refusal(keep(tmp_path / "out", kept))
     (kept / "config.json").unlink()
     (kept / WEIGHTS[0]).write_bytes((model / WEIGHTS[0]).read_bytes()[:-1] + b"?")
     text = refusal(keep(tmp_path / "out", kept))

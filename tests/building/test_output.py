@@ -1,4 +1,4 @@
-"""The output folder: full disks, locks, what is there already, what is rejected, the manifest."""
+"""The output folder: full disks, locks, what already exists, what is rejected, the manifest."""
 
 import errno
 import hashlib
@@ -197,7 +197,7 @@ def test_a_second_build_into_the_folder_is_refused(mistral: Path, tmp_path: Path
     assert len(artifacts_in(out)) == 2
 
 
-# What is there already.
+# What already exists.
 
 
 def test_a_foreign_file_is_left_alone(mistral: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_foreign_file_is_left_alone(mistral: Path, tmp_path: Path) -> None:
     foreign.write_bytes(b"somebody's")
     before = snapshot(out)
     sentence = refusal(quantkit("build", mistral, "-q", "q4_0", "-q", "q8_0", "-o", out))
-    assert sentence.startswith(f"{foreign} is there already and was not built from this")
+    assert sentence.startswith(f"{foreign} already exists and was not built from this")
     assert "-o" in sentence
     assert snapshot(out) == before
 
@@ -217,7 +217,7 @@ def test_a_foreign_folder_is_left_alone(mistral: Path, tmp_path: Path) -> None:
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").write_text("precious")
     command = ["build", mistral, "-q", "q4_0", "-o", tmp_path / "out", "--shard-size", "200kB"]
-    assert refusal(quantkit(*command)).startswith(f"{foreign} is there already")
+    assert refusal(quantkit(*command)).startswith(f"{foreign} already exists")
     assert names_in(tmp_path / "out") == {"Model-591K-Q4_0/thesis.txt"}
 
 

@@ -1,4 +1,4 @@
-"""What is there already is compared with its manifest before it is taken for what is asked for."""
+"""What already exists is compared with its manifest before it is taken for what is asked for."""
 
 import json
 import os

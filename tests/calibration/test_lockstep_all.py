@@ -23,7 +23,7 @@ from tests.calibration.small_models import (
 
 pytestmark = pytest.mark.search
 
-# What is no decoder, or none that transformers makes of the small config.json.
+# What is not a decoder, or none that transformers makes of the small config.json.
 ENCODERS = {"t5", "t5encoder", "bert", "roberta", "nomic-bert", "modern-bert", "eurobert"}
 OTHERS = {"gemma-embedding", "rwkv6", "rwkv7", "deepseek", "mistral3"}
 LOOPED = {"hrm_text"}  # runs its layers more than once

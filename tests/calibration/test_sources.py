@@ -111,16 +111,16 @@ def test_how_sources_are_named(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ("[\n", "line 1 .*; give one conversation per line"),  # a file that is one document
-        ('{"text": "Hello"}', "line 1 is no conversation"),
-        ('{"messages": []}', "line 1 is no conversation"),
-        ('{"messages": [{"role": "user"}]}', "line 1 is no conversation"),
+        ('{"text": "Hello"}', "line 1 is not a conversation"),
+        ('{"messages": []}', "line 1 is not a conversation"),
+        ('{"messages": [{"role": "user"}]}', "line 1 is not a conversation"),
         ('{"messages": [{"role": "tool", "content": "x"}]}', "line 1: .*template refuses"),
         (
             '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
             "line 1: .* type 'image_url'",
         ),
         ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "line 1 is no conv"),
-        ('{"messages": [{"role": "user", "content": ["x"]}]}', "line 1 is no conversation"),
+        ('{"messages": [{"role": "user", "content": ["x"]}]}', "line 1 is not a conversation"),
         ("", "has no conversation"),
     ],
 )

@@ -108,7 +108,7 @@ def test_nothing_in_a_malicious_pickle_runs(tmp_path: Path) -> None:
         ),
         (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "damaged"),  # NEWOBJ wants a class
         (b"\x80\x02(lp0\n.", "no tensors by name"),
-        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "is no tensor"),
+        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "is not a tensor"),
         (b"\x80\x02X\x01\x00\x00\x00aQ.", "other than a storage"),
         (b"garbage", "damaged"),
     ],
@@ -140,7 +140,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Git LFS pointer"):
         read_pth(path)
     torch.save({"w": torch.zeros(4), "step": 3}, path)
-    with pytest.raises(CheckpointError, match="'step' is no tensor"):
+    with pytest.raises(CheckpointError, match="'step' is not a tensor"):
         read_pth(path)
 
 
@@ -339,7 +339,7 @@ def test_the_programs_below_differ_from_one_that_is_sound(tmp_path: Path) -> Non
         (state_of(_TENSOR.replace(b"\x000X", b"\x001X")), "the storage of 'w' is missing"),
         # lists that are copied as often as two bytes say so
         (state_of(b"ccollections\nOrderedDict\n]X\x01\x00\x00\x00aN\x86a\x85R"), "damaged"),
-        (state_of(b"]" * 300_000 + b"a" * 299_999), "'w' is no tensor"),
+        (state_of(b"]" * 300_000 + b"a" * 299_999), "'w' is not a tensor"),
         (state_of(_TENSOR) + bytes(4 * 10**6), "over 4,000,000 bytes"),
     ],
     ids=range(15),

@@ -101,7 +101,7 @@ def test_what_params_leave_unsaid(tmp_path: Path) -> None:
         ({"hidden_dim": 256}, "asks for 256x256"),
         ({"n_layers": 3}, "does not belong"),
         ({"n_layers": 5}, "lacks 'layers.4"),
-        ({"moe": [1]}, "moe is no object"),
+        ({"moe": [1]}, "moe is not an object"),
     ],
 )
 def test_params_that_do_not_fit(tmp_path: Path, fault: dict[str, object], reason: str) -> None:

@@ -319,7 +319,7 @@ def test_trailing_bytes(tmp_path: Path) -> None:
 )
 def test_not_a_json_object(tmp_path: Path, header: bytes, pattern: str) -> None:
     path = write_raw(tmp_path / "x.safetensors", header)
-    refusal(path, "not a valid safetensors file", pattern, "download it again or save it anew")
+    refusal(path, "not a valid safetensors file", pattern, "download it again or save it again")
 
 
 @pytest.mark.parametrize(

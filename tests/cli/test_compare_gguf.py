@@ -54,7 +54,7 @@ def test_a_source_that_is_gone_or_another(first: Path, tmp_path: Path) -> None:
     data = first.read_bytes()
     first.write_bytes(data[:-2] + b"\1\1")
     assert refusal(quantkit("compare", out, *FEW)) == (
-        f"The source '{first}' is another one than it was; give it with --reference, or build "
+        f"The source '{first}' is not the one that it was; give it with --reference, or build "
         "bf16 of it as well."
     )
     first.unlink()

@@ -181,7 +181,7 @@ def test_what_is_not_measured_says_so(tmp_path: Path, measuring: Callable[..., M
     (entry,) = manifest_of(tmp_path).values()
     assert entry["choice"] == {"measured": False, "why": "--no-compare left that out"}
     assert stand_in.measured == []
-    # Measured after all, what is there already says so.
+    # Measured after all, what already exists says so.
     measuring(0.01, 0.02, 0.03)
     built(tmp_path)
     (entry,) = manifest_of(tmp_path).values()

@@ -39,7 +39,7 @@ def test_extra_that_is_missing(foreign: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_folder_that_is_no_llama_cpp(foreign: Path, tmp_path: Path) -> None:
     assert "is no complete folder of llama.cpp" in refused(foreign, "--llama-cpp", tmp_path)
-    assert "is no folder" in refused(foreign, "--llama-cpp", tmp_path / "nowhere")
+    assert "is not a folder" in refused(foreign, "--llama-cpp", tmp_path / "nowhere")
 
 
 def test_source_that_is_not_to_be_had(

@@ -175,7 +175,7 @@ def test_only_a_matrix_is_replaced(source: Path, tmp_path: Path) -> None:
     for out in (model, text):
         before = out.read_bytes()
         wish = ("calibrate", model, "-t", text, "-o", out, *SMALL, "--overwrite")
-        assert "is no importance matrix, and --overwrite replaces nothing else" in refusal(
+        assert "is not an importance matrix, and --overwrite replaces nothing else" in refusal(
             quantkit(*wish)
         )
         assert out.read_bytes() == before

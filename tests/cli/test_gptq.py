@@ -55,8 +55,8 @@ def test_a_dry_run_predicts_every_byte(tmp_path: Path) -> None:
     [
         (["--group-size", 96], "--group-size 96 does not divide the 256 columns of model.layers.0"),
         (["--group-size", 0], "--group-size 0 does not divide"),
-        (["--damp", 7], "--damp 7 is no share"),
-        (["--damp", 0], "--damp 0 is no share"),  # auto-gptq and GPTQModel refuse such a folder
+        (["--damp", 7], "--damp 7 is not a share"),
+        (["--damp", 0], "--damp 0 is not a share"),  # auto-gptq and GPTQModel refuse such a folder
         (["--text", "absent.txt"], r"absent\.txt does not exist"),
         (["--text", "short.txt"], r"short\.txt has \d+ tokens.* at least 128"),
         (["--shard-size", "1kB"], "--shard-size is smaller than .*at least"),

@@ -30,7 +30,7 @@ def test_what_was_measured_serves_the_search(tmp_path: Path) -> None:
     assert found["types"] != assumed["types"]
 
     said = refusal(quantkit("measure", MISTRAL, "-o", losses, *sizes))
-    assert "is there already; --overwrite replaces it" in said
+    assert "already exists; --overwrite replaces it" in said
 
 
 def test_where_nothing_can_be_written_nothing_is_measured(tmp_path: Path) -> None:

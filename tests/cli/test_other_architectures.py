@@ -112,7 +112,7 @@ def test_a_build_makes_its_matrix_on_the_way(folder: Path, text: Path, tmp_path:
     other = tmp_path / "other.txt"
     other.write_text(heldout_text()[6000:12000])
     sentence = refusal(quantkit("build", folder, *wish, "-t", other))
-    assert "imatrix.gguf is there already and was made from another model, text" in sentence
+    assert "imatrix.gguf already exists and was made from another model, text" in sentence
 
 
 def assert_complete(file: Path, model: Model) -> None:

@@ -37,14 +37,14 @@ def test_no_file_is_replaced_unasked(words: tuple[str, ...], option: str, tmp_pa
     there = tmp_path / "there.png"
     there.write_text("mine")
     sentence = refusal(quantkit(*words, option, there))
-    assert sentence == f"{there} is there already; --overwrite replaces it, or name another."
+    assert sentence == f"{there} already exists; --overwrite replaces it, or name another."
     assert there.read_text() == "mine"
 
 
 def test_pictures_in_a_folder_are_files_too(tmp_path: Path) -> None:
     (tmp_path / "frontier.svg").write_text("mine")
     sentence = refusal(quantkit("compare", "absent", "--plot", tmp_path))
-    assert sentence.startswith(f"{tmp_path / 'frontier.svg'} is there already; --overwrite")
+    assert sentence.startswith(f"{tmp_path / 'frontier.svg'} already exists; --overwrite")
     assert "absent" in refusal(quantkit("compare", "absent", "--plot", tmp_path, "--overwrite"))
 
 

@@ -189,8 +189,8 @@ def test_what_is_printed_for_people(tmp_path: Path) -> None:
         (["--bpw", "4", "--budget", "1GB"], "Give one of --budget SIZE"),
         (["--budget", "1MB"], "The smallest file of this model"),
         (["--budget", "1GB"], "nothing to search"),
-        (["--bpw", "0"], "is no number of bits"),
-        (["--bpw", "nan"], "is no number of bits"),
+        (["--bpw", "0"], "is not a number of bits"),
+        (["--bpw", "nan"], "is not a number of bits"),
         (["--bpw", "2"], "The smallest file of this model"),
         (["--bpw", "4", "--context", "512"], "--context goes with --for"),
         (["--for", "24GB"], "must name GPUs and then RAM"),
@@ -248,7 +248,7 @@ def test_a_place_that_takes_no_file_is_refused_before_the_search(
     monkeypatch.setattr("quantkit.fitting.subject.open_subject", None)  # calling it would fail
     folder = tmp_path / "folder"
     folder.mkdir()
-    for place, why in ((folder, "is a folder"), (tmp_path / "none" / "a", "is no folder")):
+    for place, why in ((folder, "is a folder"), (tmp_path / "none" / "a", "is not a folder")):
         assert why in refusal(quantkit("recipe", MIXTRAL, "--bpw", "4.4", option, place))
     assert list(tmp_path.rglob("*")) == [folder]
 

@@ -60,7 +60,7 @@ def test_what_is_there_is_looked_at_first(
     out = tmp_path / "out"
     out.mkdir()
     name = WAYS[way][1]
-    wanted = f"{out / name} is there already and was not built from"
+    wanted = f"{out / name} already exists and was not built from"
     if there == "a file":
         (out / name).write_bytes(b"mine")
     elif there == "a folder":
@@ -88,7 +88,7 @@ def test_a_folder_of_another_checkpoint(
     before = contents(out)
     monkeypatch.setattr(Run, "execute", None)
     sentence = refusal(quantkit(*command(other, way, "-o", out)))
-    assert "is there already and was" in sentence
+    assert "already exists and was" in sentence
     assert "move it away" in sentence
     assert contents(out) == before
 
@@ -157,7 +157,7 @@ def test_a_matrix_of_something_else_is_left(model: Path, tmp_path: Path, way: st
     out.mkdir()
     (out / "imatrix.gguf").write_bytes(b"of somebody else")
     sentence = refusal(quantkit(*command(model, way, "-o", out)))
-    assert sentence.startswith(f"{out / 'imatrix.gguf'} is there already and was made from another")
+    assert sentence.startswith(f"{out / 'imatrix.gguf'} already exists and was made from another")
     assert (out / "imatrix.gguf").read_bytes() == b"of somebody else"
 
 
@@ -243,8 +243,8 @@ def test_calibrate_overwrites_nothing_unasked(model: Path, tmp_path: Path) -> No
     out, text = tmp_path / "imatrix.gguf", text_file(tmp_path)
     wish = ("calibrate", model, "-o", out, "--text", text, "--chunks", "2", "--context", "64")
     out.write_bytes(b"mine")
-    assert f"{out} is there already; --overwrite replaces it" in refusal(quantkit(*wish))
-    assert "is no importance matrix" in refusal(quantkit(*wish, "--overwrite"))
+    assert f"{out} already exists; --overwrite replaces it" in refusal(quantkit(*wish))
+    assert "is not an importance matrix" in refusal(quantkit(*wish, "--overwrite"))
     assert out.read_bytes() == b"mine"
     out.unlink()
     assert quantkit(*wish).code == 0

@@ -192,7 +192,7 @@ def _serve() -> None:
 
 
 def largest(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """The largest difference of any logit; infinite where one of them is no number."""
+    """The largest difference of any logit; infinite where one of them is not a number."""
     difference = np.abs(ours - theirs)
     return float(difference.max()) if np.isfinite(difference).all() else float("inf")
 

@@ -687,7 +687,7 @@ def _same_as_ended(ended: Path, folder: Path) -> str | None:
         else:
             same = sum_of(found / name) == sum_of(expected / name)
         if not same:
-            return f"{name} is not as it should be"
+            return f"{name} is not laid out as expected"
     return None
 
 

@@ -328,7 +328,7 @@ def test_overrides_of_no_sense_are_refused(text: str) -> None:
 
 
 def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"'\(' is no regular expression"):
+    with pytest.raises(PlanError, match=r"'\(' is not a regular expression"):
         parse_override("(=q8_0")
 
 

@@ -99,5 +99,5 @@ def test_layers_are_numbers_and_names_bytes() -> None:
 def test_types_of_output_and_embeddings_are_types_of_weights() -> None:
     assert parse_encoding("Q8_0", "--output-tensor-type") == parse_encoding("q8_0", "")
     for text in ("q8_k", "q9_0", "", "i32"):
-        with pytest.raises(PlanError, match=r"--output-tensor-type '.*' is no type of weights"):
+        with pytest.raises(PlanError, match=r"--output-tensor-type '.*' is not a type of weights"):
             parse_encoding(text, "--output-tensor-type")

@@ -199,7 +199,7 @@ def test_what_is_of_other_weights_is_not_added(hub: HubStore, folder: Path, tmp_
     text = json.dumps({"version": 1, "artifacts": {Q2: entry}})
     (tmp_path / "quantkit.json").write_text(text)
     outcome = quantkit("publish", tmp_path, "--repo", REPO, "--license", "apache-2.0")
-    assert "which was made of other weights" in refusal(outcome)
+    assert "which was made from other weights" in refusal(outcome)
     assert hub.repos[REPO] == before
 
 
@@ -288,7 +288,7 @@ def _forget_license(folder: Path, name: str) -> None:
     "repo", ["Model", "a/b/c", "some one/Model", "someone/a..b", "someone/-x", "someone/x.git"]
 )
 def test_names_that_break_the_rules(hub: HubStore, folder: Path, repo: str) -> None:
-    assert "is no name for a repository" in refused(publish(folder, repo=repo), hub)
+    assert "is not a name for a repository" in refused(publish(folder, repo=repo), hub)
     assert not hub.repos
 
 
@@ -301,7 +301,7 @@ def test_malicious_file_names(hub: HubStore, folder: Path, name: str) -> None:
     edit_manifest(folder, lambda artifacts: artifacts[Q2]["files"][0].update(name=name))
     sentence = refused(publish(folder), hub)
     assert re.search(
-        "is no name for a file in a repository|is none of its folder's files", sentence
+        "is not a valid file name in a repository|is none of its folder's files", sentence
     )
 
 

@@ -183,7 +183,7 @@ def test_a_folder_has_the_lineage_that_it_is_said_to_have(
 ) -> None:
     out = tmp_path / "out"
     refused = publish(model, out, "--base-model", "no name")
-    assert "'no name' is no name for a repository" in refusal(refused)
+    assert "'no name' is not a name for a repository" in refusal(refused)
     assert not out.exists()
     done = publish(model, out, "--base-model", "original/Model")
     assert done.code == 0, done.err
@@ -282,7 +282,7 @@ def test_refusals_come_before_the_first_weight(
         card.write_text(said)
     assert hub.weights_asked_for() == 0
     assert not hub.store.received
-    assert "is no name for a repository" in refused(ID, "-q", "q8_0", "--publish", "me")
+    assert "is not a name for a repository" in refused(ID, "-q", "q8_0", "--publish", "me")
     alone = refused(ID, "-q", "q8_0", "--delete-published")
     assert "--delete-published belongs to --publish" in alone
     untested = (ID, "-q", "q8_0", "-o", out, "--publish", REPO, "--no-smoke")

@@ -157,7 +157,7 @@ def test_no_room_on_the_hub(hub: HubStore, weights: Upload) -> None:
 
 
 def test_a_name_that_is_none() -> None:
-    with pytest.raises(PublishError, match="is no repository"):
+    with pytest.raises(PublishError, match="is not a repository"):
         Uploader("a/b/c").open()
 
 

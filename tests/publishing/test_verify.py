@@ -86,7 +86,7 @@ def test_a_signed_download(download: Path, tmp_path: Path) -> None:
 
     _, other = make_key(tmp_path, "other")
     assert "another key than other.pub" in refusal(verify(download, "--key", other), 1)
-    assert "is no public key" in refusal(verify(download, "--key", download / "README.md"))
+    assert "is not a public key" in refusal(verify(download, "--key", download / "README.md"))
     assert "cannot be read" in refusal(verify(download, "--key", tmp_path / "none.pem"))
     (download / "model.sig").write_text("{}")
     assert "or is damaged" in refusal(verify(download, "--key", public), 1)
@@ -163,7 +163,7 @@ def test_names_that_lead_elsewhere(folder: Path, name: str) -> None:
     assert "is none of its folder's files" in refusal(verify(folder))
     edit_manifest(folder, lambda artifacts: artifacts.pop(Q2))
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
-    assert "is no name for a file" in refusal(verify(folder))
+    assert "is not a name for a file" in refusal(verify(folder))
 
 
 @pytest.mark.usefixtures("hub")
@@ -180,6 +180,6 @@ def test_keys_that_are_none(folder: Path, tmp_path: Path) -> None:
     bad.write_text("no key")
     options = ("--checkpoint", SOURCE, "--sign")
     outcome = quantkit("publish", folder, "--repo", REPO, *options, bad, "--dry-run")
-    assert "is no private key to sign with" in refusal(outcome)
+    assert "is not a private key to sign with" in refusal(outcome)
     outcome = quantkit("publish", folder, "--repo", REPO, *options, tmp_path / "x", "--dry-run")
     assert "cannot be read" in refusal(outcome)

@@ -97,7 +97,7 @@ def test_what_a_recipe_makes() -> None:
     [
         ("version = 1", "version = 2", "this version"),
         ("version = 1", "version = ", "is not TOML"),
-        ("q6_k", "q6_z", "'q6_z', which is no type of weights"),
+        ("q6_k", "q6_z", "'q6_z', which is not a type of weights"),
         ("q6_k", "q8_k", "no type of weights"),
         ("q4_k_m", "q4_k_l", "no file type of blocks"),
         ("q4_k_m", "bf16", "no file type of blocks"),

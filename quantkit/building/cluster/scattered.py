@@ -148,7 +148,7 @@ class ScatteredArtifact(PartialArtifact):
         if not nodes:
             raise PlaceLostError(
                 f"The node with {self.layout.files[file].name} is lost; run the same command to "
-                "build its shards anew."
+                "rebuild its shards."
             )
         return nodes[file % len(nodes)]
 

@@ -181,7 +181,7 @@ def make_files(partial: Path, final: Path, sizes: Sequence[tuple[str, int, bool]
         sizes: of the files by name, and whether what they hold is kept.
 
     Raises:
-        OutputError: the artifact is there already.
+        OutputError: the artifact already exists.
         NoSpaceError: the disk has no room for them.
 
     """

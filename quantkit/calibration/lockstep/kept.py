@@ -40,7 +40,7 @@ class Kept:
         """
         if any(isinstance(value, MutableMapping) for value in kwargs.values()):
             raise CalibrationError(
-                "The layers of this model hand on more than hidden states; quantkit cannot tell "
+                "The layers of this model pass on more than hidden states; quantkit cannot tell "
                 "how much its predictions care about each tensor."
             )
         named = "" if args else "hidden_states"

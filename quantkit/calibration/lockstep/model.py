@@ -92,8 +92,8 @@ def empty_model(config: Mapping[str, Any], device: torch.device) -> "PreTrainedM
         ) from error
     if auto is None:
         raise CalibrationError(
-            f"A model of the type {quoted(kind)} predicts no text token by token, as far as the "
-            "installed transformers knows."
+            f"A model of the type {quoted(kind)} does not predict text token by token, according "
+            "to the installed transformers."
         )
     _compute_buffers(model, device)
     return model.eval()
@@ -135,6 +135,6 @@ def decoder_layers(model: "PreTrainedModel") -> dict[str, nn.Module]:
             found[name] = module
     if not found:
         raise CalibrationError(
-            f"The layers of {type(model).__name__} cannot be told; quantkit cannot stream it."
+            f"The layers of {type(model).__name__} cannot be found; quantkit cannot stream it."
         )
     return found

@@ -91,7 +91,9 @@ class States:
             if self._leaves is None:
                 self._begin(structure, leaves)
         if structure != self._structure:
-            raise CalibrationError("The layers of this model hand on other things for other text.")
+            raise CalibrationError(
+                "The layers of this model pass on different things for different text."
+            )
         if not self._spill:
             self._held[chunk] = leaves
             return out
@@ -188,7 +190,7 @@ class States:
 
     @property
     def _anew(self) -> str:
-        return f"delete {self._folder} to start anew"
+        return f"delete {self._folder} to start over"
 
     def _file(self, turn: int) -> Path:
         return self._folder / f"states-{turn}.f32"
@@ -253,7 +255,7 @@ def _flatten(tree: Any, leaves: list[Tensor]) -> Any:
     if isinstance(tree, Mapping) and all(isinstance(key, int | str) for key in tree):
         return {"items": [[key, _flatten(item, leaves)] for key, item in tree.items()]}
     raise CalibrationError(
-        f"The layers of this model hand on {type(tree).__name__}, which quantkit cannot keep."
+        f"The layers of this model pass on {type(tree).__name__}, which quantkit cannot keep."
     )
 
 

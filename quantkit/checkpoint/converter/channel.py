@@ -43,7 +43,7 @@ class Channel:
         """
         n_text, n_bytes = _FRAME.unpack(self._read(_FRAME.size))
         if n_text > _MOST_JSON or n_bytes > _MOST_BYTES:
-            raise EOFError("a message of the converter's process is no message")
+            raise EOFError("a message of the converter's process is not a message")
         message = json.loads(self._read(n_text))
         return message, self._read(n_bytes)
 

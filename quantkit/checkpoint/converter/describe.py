@@ -249,7 +249,7 @@ def described_model(checkpoint: Checkpoint) -> Model:
     except GGUFError as error:
         raise ConverterError(
             f"llama.cpp's converter describes {checkpoint.path} in a way that llama.cpp does not "
-            f"take ({str(error).rstrip('.')}); give a GGUF of it."
+            f"accept ({str(error).rstrip('.')}); give a GGUF of it."
         ) from None
     blocks = (block.source for target in description.targets for block in target.blocks)
     return Model(

@@ -27,7 +27,7 @@ def check_tree(tree: Path) -> Path:
     """
     tree = tree.absolute()
     if not tree.is_dir():
-        raise ConverterError(f"{tree} is no folder; give that of llama.cpp.")
+        raise ConverterError(f"{tree} is not a folder; give that of llama.cpp.")
     missing = [name for name in _NEEDED if not (tree / name).is_file()]
     if "conversion/base.py" in missing and (tree / "convert_hf_to_gguf.py").is_file():
         raise ConverterError(

@@ -64,7 +64,7 @@ def require_groups(tensors: Mapping[str, SourceTensor], read: StoredReader, path
         named = np.asarray(read(name, 0, groups.shape[0])).view("<i4")
         if named.size and not 0 <= named.min() <= named.max() < scales.shape[0]:
             raise CheckpointError(
-                f"{quoted(name)} of {path} names groups that are none of its "
+                f"{quoted(name)} of {path} names groups outside its "
                 f"{scales.shape[0]:,}; download the checkpoint again."
             )
 

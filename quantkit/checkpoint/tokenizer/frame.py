@@ -87,7 +87,7 @@ def frame_by_flags(
         found = ids.get(text or unknown) if isinstance(text, str) else None
         if found is None:
             raise TokenizerError(
-                f"{where} puts {text!r} around every text ({kind}_token), which is no token of "
+                f"{where} puts {text!r} around every text ({kind}_token), which is not a token of "
                 "its vocabulary; copy the tokenizer files of one model."
             )
         return (found,)

@@ -78,7 +78,7 @@ def read_alone(source: TokenizerSource, model_file: Path) -> tuple[Vocabulary, b
     if faults:
         raise TokenizerError(
             f"{model_file} {faults[0]}, which llama.cpp does not do for a SentencePiece "
-            "vocabulary; add the tokenizer.json of the same model, which counts more."
+            "vocabulary; add the tokenizer.json of the same model, which takes precedence."
         )
     return with_symbols(vocabulary, settings), prefix
 

@@ -115,7 +115,7 @@ def read_tekken(path: Path) -> Tekken:
         tokens = [base64.b64decode(entry["token_bytes"], validate=True) for entry in listed]
         ranked = [entry["rank"] for entry in listed] == list(range(n_tokens - n_specials))
     except (KeyError, TypeError, IndexError, binascii.Error) as error:
-        raise _damaged(path, f"it is laid out otherwise than Mistral does it ({error})") from error
+        raise _damaged(path, f"it is not laid out as Mistral's are ({error})") from error
     if not ranked:
         raise _damaged(path, f"it does not list {n_tokens - n_specials} tokens by rank")
     if tokens[:256] != [bytes([byte]) for byte in range(256)]:

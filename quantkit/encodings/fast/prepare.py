@@ -61,8 +61,8 @@ def prepare(
     names = ", ".join(dict.fromkeys(kind.name for kind, _ in missing))
     if not keeps_results():
         report(
-            f"Compiling kernels: {names}. They cannot be kept for the next time; set "
-            "NUMBA_CACHE_DIR to a folder that can be written."
+            f"Compiling kernels: {names}. They cannot be saved for next time; set NUMBA_CACHE_DIR "
+            "to a writable folder."
         )
     else:
         report(f"Compiling kernels, once for this machine: {names}")

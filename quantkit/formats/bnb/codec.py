@@ -145,7 +145,7 @@ class FourBit:
         return f"{name}.quant_state.bitsandbytes__{self.kind}"
 
     def _describe(self, shape: tuple[int, ...], offset: float | None = None) -> str:
-        """What is no tensor of a ``QuantState``, in its order, as JSON."""
+        """What is not a tensor of a ``QuantState``, in its order, as JSON."""
         facts: dict[str, Any] = {
             "quant_type": self.kind,
             "blocksize": self.block,

@@ -53,7 +53,7 @@ def load(folder: str | Path, *, device_map: "DeviceMap" = None, **options: Any) 
 
     stored = open_quantized(Path(folder))
     if stored.config["quantization_config"].get("quant_method") != "bitsandbytes":
-        raise CheckpointError(f"{folder} is not bitsandbytes'; load it with transformers.")
+        raise CheckpointError(f"{folder} is not a bitsandbytes folder; load it with transformers.")
     has_experts = any(".experts." in name for name in stored.tensors)
     if not has_experts or int(transformers.__version__.split(".")[0]) < _FUSED_SINCE:
         settings = {"device_map": device_map, "dtype": "auto", **options}

@@ -196,7 +196,7 @@ def _check_four_bit(
         )
     for name, n_bytes in wanted.items():
         if name not in tensors or tensors[name].n_bytes != n_bytes:
-            raise _damaged(tensor, f"{name} is not there or does not fit its quant state")
+            raise _damaged(tensor, f"{name} is missing or does not fit its quant state")
 
 
 def _damaged(tensor: SourceTensor, what: str) -> CheckpointError:

@@ -45,7 +45,7 @@ def load(folder: str | Path, *, device_map: "DeviceMap" = None) -> Any:
     stored = open_quantized(Path(folder))
     settings = stored.config["quantization_config"]
     if settings.get("quant_method") != "gptq":
-        raise CheckpointError(f"{folder} is not GPTQ's; load it with transformers.")
+        raise CheckpointError(f"{folder} is not a GPTQ folder; load it with transformers.")
     from quantkit.formats.loading import load_model
 
     bits, group_size = read_settings(stored)

@@ -155,7 +155,7 @@ def lay_out_gptq(
     bits, size = bits_of(quant), options.group_size
     # Its readers refuse a folder whose damping is 0 or 1.
     if not 0 < options.damp < 1:
-        raise PlanError(f"--damp {options.damp:g} is no share of the diagonal; try 0.01.")
+        raise PlanError(f"--damp {options.damp:g} is not a share of the diagonal; try 0.01.")
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
     plan = outline_gptq(model, quant, options, dtypes)
     kept = [m.name for t in plan.tensors for m in t.matrices if isinstance(m.codec, Plain)]

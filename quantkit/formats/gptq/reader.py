@@ -60,8 +60,8 @@ def open_artifact(stored: Checkpoint) -> Dequantized:
                 tensors[name] = tensor
         elif part not in PARTS:
             raise CheckpointError(
-                f"{quoted(name)} in {tensor.file} is {tensor.dtype}, which has no place in a GPTQ "
-                "folder; build or copy it again."
+                f"{quoted(name)} in {tensor.file} is {tensor.dtype}, which does not belong in a "
+                "GPTQ folder; build or copy it again."
             )
     latest: dict[str, Packed] = {}  # slabs of one matrix follow each other
 
@@ -102,7 +102,7 @@ def _shape_of(tensor: SourceTensor, bits: int, group_size: int) -> tuple[int, in
     if not min(shape) or words * 32 % bits or not fits(shape, group_size):
         raise CheckpointError(
             f"{quoted(tensor.name)} in {tensor.file} has the shape {quoted(tensor.shape)}, which "
-            f"is none for {bits} bits in groups of {group_size}; build or copy it again."
+            f"does not fit {bits} bits in groups of {group_size}; build or copy it again."
         )
     return shape
 
@@ -124,7 +124,7 @@ def read_settings(stored: Checkpoint) -> tuple[int, int]:
     if settings.checkpoint_format not in (None, "gptq"):
         raise CheckpointError(
             f"{stored.path} is in the GPTQ format {quoted(settings.checkpoint_format)}; quantkit "
-            "reads the first, 'gptq'."
+            "reads only 'gptq'."
         )
     if settings.group_size != -1 and settings.group_size < 1:
         raise CheckpointError(
@@ -146,7 +146,7 @@ def _parts_of(
         tensor = tensors.get(f"{module}.{part}")
         if tensor is None or tensor.dtype != dtype or tensor.shape != wanted:
             raise CheckpointError(
-                f"{quoted(f'{module}.{part}')} is not there or does not fit its qweight in "
+                f"{quoted(f'{module}.{part}')} is missing or does not fit its qweight in "
                 f"{tensors[f'{module}.qweight'].file}; build or copy the folder again."
             )
         parts[part] = tensor
@@ -164,7 +164,7 @@ def _load(parts: Mapping[str, SourceTensor]) -> Packed:
     groups = len(packed.scales)
     if packed.g_idx.min() < 0 or packed.g_idx.max() >= groups:
         raise CheckpointError(
-            f"{quoted(parts['g_idx'].name)} in {parts['g_idx'].file} names groups that are none of "
-            f"its {groups}; build or copy it again."
+            f"{quoted(parts['g_idx'].name)} in {parts['g_idx'].file} names groups outside its "
+            f"{groups}; build or copy it again."
         )
     return packed

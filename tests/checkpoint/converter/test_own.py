@@ -41,8 +41,8 @@ def test_what_is_none_says_what_is_missing(tree: Path) -> None:
     said = f"{tree} is no complete folder of llama.cpp (gguf-py/gguf/__init__.py missing); "
     assert refused(tree) == said + "give the one that convert_hf_to_gguf.py lies in."
     assert "conversion/__init__.py, conversion/base.py, gguf-py" in refused(tree.parent)
-    assert "is no folder" in refused(tree / "none")
-    assert "is no folder" in refused(tree / "conversion" / "base.py")
+    assert "is not a folder" in refused(tree / "none")
+    assert "is not a folder" in refused(tree / "conversion" / "base.py")
 
 
 def test_an_older_layout_is_named(tree: Path) -> None:

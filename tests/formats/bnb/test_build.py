@@ -133,7 +133,7 @@ def test_a_second_run_leaves_finished_folders_alone(checkpoint: Path, tmp_path: 
     assert all(artifact.fresh for artifact in build_work(work, tmp_path))
     assert not any(artifact.fresh for artifact in build_work(work, tmp_path))
     other = prepare(checkpoint, find_quants(["bnb-nf4"]))
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="already exists"):
         build_work(other, tmp_path)
 
 
