@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build-demo
 
-.PHONY: demo test test-native lint vendor clean
+.PHONY: demo check test test-native lint vendor clean
 
 # Where `make test` has been run, everything is there. Else a demo installs quantkit alone: no PyTorch,
 # no transformers, no Ray.
@@ -21,6 +21,12 @@ demo: $(if $(wildcard $(VENV)/.ready),$(VENV)/.ready,$(VENV)/.installed)
 # what they build, so they stay in one process. Files of few tests, which would be left for the end,
 # are among the longest.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# While working: what tells most in the least time. Then the tests of what was changed.
+FAST := tests/core tests/planning tests/families tests/test_time.py tests/api/test_flow.py
+
+check: lint
+	$(PYTEST) $(FAST)
 
 test: lint $(VENV)/.converter
 	$(PYTEST)
