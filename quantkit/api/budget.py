@@ -201,13 +201,13 @@ class BudgetOptions:
         known = [kind.name for kind in known_candidates()]
         if self.types and not names:
             raise PlanError(
-                f"--types {quoted(self.types[0])} names no type; give some of "
+                f"--types {quoted(self.types[0])} lists no types; give some of "
                 f"{', '.join(known).lower()}, or leave it out."
             )
         if strange := sorted(names.difference(known)):
             raise PlanError(
-                f"--types {quoted(strange[0].lower())} is no type that recipes choose from; they "
-                f"are {', '.join(known).lower()}."
+                f"--types {quoted(strange[0].lower())} is not a type that recipes choose from; "
+                f"those are {', '.join(known).lower()}."
             )
         return lifted, names or None
 

@@ -108,7 +108,7 @@ def compare(
     chosen = _reference(outlined, wish, source, places, tell)
     with exports_beside(places[0]) as exports:
         subjects = export_all(
-            outlined, exports, lambda name: tell(f"Exporting {name}, for llama.cpp to run it")
+            outlined, exports, lambda name: tell(f"Exporting {name}, so that llama.cpp can run it")
         )
         chosen = dict(zip(outlined, subjects, strict=True)).get(chosen, chosen)
         if is_quantized(chosen):

@@ -279,8 +279,8 @@ def _tell(contest: "Contest", outcome: "Outcome", tell: Reporter) -> None:
     won = contest.candidates[outcome.best]
     if won.way == FIXED:
         tell.note(
-            f"The fixed mixture {won.quant.name} is better than all that was searched, so that is "
-            "what is built."
+            f"The fixed mixture {won.quant.name} beats everything that was searched, so it is what "
+            "is built."
         )
     else:
         tell.note(f"Best: {won.way} ({won.quant.name}).")

@@ -251,7 +251,8 @@ BUILD: tuple[_Build, ...] = (
         "--imatrix auto",
         "imatrix",
         lambda wish: AUTO not in wish.imatrix or not wish.rounds or wish.weighs,
-        "would calibrate for nothing: what is asked for is rounded alike whatever is important; "
+        "would calibrate for nothing: what is asked for is rounded the same way whatever the "
+        "matrix says; "
         "leave it out",
     ),
     Need(

@@ -177,7 +177,7 @@ def _as_gguf(artifact: Path, note: Callable[[str], None]) -> Iterator[tuple[Path
         words = ", ".join(f"{name} ({fault})" for name, fault in faults.items())
         raise SmokeError(f"{artifact} is not as it was built: {words}; build or copy it again.")
     with exports_beside(artifact) as exports:
-        note(f"Exporting {artifact.name}, for llama.cpp to run it")
+        note(f"Exporting {artifact.name}, so that llama.cpp can run it")
         yield export_subject(artifact, exports).gguf, bool(known)
 
 

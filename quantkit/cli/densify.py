@@ -111,7 +111,7 @@ def densify(
         return
     if expert is not None:
         if expert >= experts:
-            raise PlanError(f"--expert {expert} is not there: they count from 0 to {experts - 1}.")
+            raise PlanError(f"There is no --expert {expert}: they count from 0 to {experts - 1}.")
         shares = [float(number == expert) for number in range(experts)]
         how = f"Every layer keeps expert {expert} alone."
     else:

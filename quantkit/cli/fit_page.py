@@ -96,7 +96,7 @@ def _show_searched(searched: Searched, machine: Machine) -> None:
     console.print(
         f"[bold]Or a mixture searched[/] for this machine: {variant.bits_per_weight:.2f} bits, "
         f"{size} GB, {describe(placement)}; weights take {best.share_used(machine):.1%} of the "
-        f"memory that is there for them ({escape(best.recipe.basis)}).",
+        f"memory available to them ({escape(best.recipe.basis)}).",
         soft_wrap=True,
     )
     console.print(f"  {escape(searched.command)}", soft_wrap=True)

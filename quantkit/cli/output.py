@@ -77,7 +77,7 @@ GpuLayersOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Layers of a GGUF that llama.cpp puts on a GPU.")
 ]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files that are there already.")
+    bool, typer.Option("--overwrite", help="Replace files that already exist.")
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -121,8 +121,8 @@ class _Stdout:
             with suppress(OSError), Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             raise StdoutError(
-                f"stdout cannot be written: {error.strerror}. What the command was to do may be "
-                "done; send its output elsewhere and give it again."
+                f"stdout cannot be written: {error.strerror}. The command may have done its work; "
+                "send its output elsewhere and give it again."
             ) from None
 
 

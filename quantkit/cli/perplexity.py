@@ -109,7 +109,7 @@ def perplexity(
             opened[name] = _open(name, experts)
     for name in artifacts:
         if not Path(name).exists():
-            raise GGUFError(f"{name} is not there; check the path.")
+            raise GGUFError(f"{name} does not exist; check the path.")
     rows: list[_Row] = []
     with _text(text) as file:
         for name in models:

@@ -157,7 +157,7 @@ def _require_places(*paths: Path | None) -> None:
             raise OutputError(f"{path} is a folder; name the file to write.")
         if not path.parent.is_dir():
             raise OutputError(
-                f"{path} cannot be written: {path.parent} is not a folder; make it first."
+                f"{path} cannot be written: {path.parent} is not a folder; create it first."
             )
     if len({path.resolve() for path in given}) < len(given):
         raise OutputError(
@@ -195,7 +195,7 @@ def _show(found: "Found", machine: "Machine | None") -> None:
     if found.placement is not None and machine is not None:
         console.print(
             f"On {escape(machine.title)}: {describe(found.placement)}; weights take "
-            f"{found.share_used(machine):.1%} of what is there for them",
+            f"{found.share_used(machine):.1%} of the memory available to them",
             soft_wrap=True,
         )
     sizes = variant.size_of

@@ -99,7 +99,7 @@ def test_a_name_alone_is_no_list_of_letters(tmp_path: Path) -> None:
     )
     assert [layout.name for layout in one.layouts] == [layout.name for layout in listed.layouts]
     assert len(one.layouts) == 2
-    with pytest.raises(GGUFError, match=r"^.*absent\.gguf is not there"):
+    with pytest.raises(GGUFError, match=r"^.*absent\.gguf does not exist"):
         quantkit.compare("absent.gguf")
 
 

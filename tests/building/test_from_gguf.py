@@ -224,7 +224,7 @@ def edited(
     [
         ("general.architecture", "nobody-knows", r"nobody-knows"),
         ("general.type", "imatrix", r"holds 'imatrix' and no model"),
-        ("general.name", 7, r"general\.name as 7, no text"),
+        ("general.name", 7, r"general\.name as 7, which is not text"),
         ("general.alignment", 64, r"aligned to 64 bytes"),
         ("llama.block_count", 10**9, r"block_count"),
         ("llama.block_count", None, r"block_count"),
@@ -260,7 +260,7 @@ def test_a_name_that_llama_cpp_does_not_take(
 def test_more_than_a_gguf(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "More-BF16.gguf"
     path.write_bytes(source.read_bytes() + bytes(100))
-    with pytest.raises(GGUFError, match=r"100 bytes behind its last tensor"):
+    with pytest.raises(GGUFError, match=r"100 bytes after its last tensor"):
         prepare(path, find_quants(["q8_0"]))
 
 
@@ -290,7 +290,7 @@ def test_a_path_that_is_no_text(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"d\xff")
     folder.mkdir()
     (folder / "x.gguf").write_bytes(source.read_bytes())
-    with pytest.raises(GGUFError, match=r"a name that is not in UTF-8"):
+    with pytest.raises(GGUFError, match=r"a name that is not UTF-8"):
         prepare(folder / "x.gguf", find_quants(["q8_0"]))
 
 

@@ -73,7 +73,7 @@ def test_a_layer_is_in_memory_on_the_way_back(folders: dict[str, Path]) -> None:
 
 def test_what_layers_hand_on_beside_states_is_refused(tmp_path: Path) -> None:
     forward = opened(small_model("gemma3n", tmp_path / "gemma3n", num_kv_shared_layers=2))
-    with pytest.raises(CalibrationError, match="hand on more than hidden states"):
+    with pytest.raises(CalibrationError, match="pass on more than hidden states"):
         find_bend(forward, some_tokens(), IN_MEMORY)
 
 

@@ -218,14 +218,14 @@ def test_hostile_weights_of_torch_save_are_refused(hub: Serve, tmp_path: Path) -
     torch.save({"w": torch.zeros(10**5)}, file, _use_new_zipfile_serialization=False)
     refused("by a PyTorch before 1.6")
     file.write_bytes(good[:-100])
-    refused("no sound zip")
+    refused("not a sound zip")
     file.write_bytes(good)
     rezipped(file, zipfile.ZIP_DEFLATED)
     refused("compressed or encrypted")
     torch.save({"w": torch.zeros(400, 200).T}, file)
     refused("again with safetensors")
     file.write_bytes(b"")
-    refused("no sound zip")
+    refused("not a sound zip")
 
 
 def test_offline_weights_of_torch_save_are_read_where_they_are(

@@ -126,7 +126,7 @@ def test_programs_that_are_no_weights_are_refused(
 def test_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(b"no zip at all")
-    with pytest.raises(CheckpointError, match="no sound zip file"):
+    with pytest.raises(CheckpointError, match="not a sound zip file"):
         read_pth(path)
     with pytest.raises(CheckpointError, match="does not exist"):
         read_pth(tmp_path / "absent.pth")
@@ -227,7 +227,7 @@ def test_a_giant_directory_is_not_read(tmp_path: Path) -> None:
         file.seek(size)
         file.write(end)
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="no sound zip"):
+    with pytest.raises(CheckpointError, match="not a sound zip"):
         read_pth(path)
     assert tracemalloc.get_traced_memory()[1] < 20 * 10**6
     tracemalloc.stop()

@@ -192,13 +192,13 @@ def test_smoke_measures_against_a_reference(
     ("arguments", "reason"),
     [
         ((), "Give what to compare"),
-        (("/nowhere",), "is not there"),
+        (("/nowhere",), "does not exist"),
         (("{empty}",), "holds no artifact"),
-        (("{folder}", "--reference", "/nowhere.gguf"), "is not there"),
+        (("{folder}", "--reference", "/nowhere.gguf"), "does not exist"),
         (("{folder}", "--reference", "q9"), "no quant 'q9'"),
         (("{folder}", "--text", "/nowhere.txt"), "does not exist"),
-        (("{folder}", "--html", "/nowhere/page.html"), "is not there"),
-        (("{folder}", "--layers", "/nowhere.gguf"), "is not there"),
+        (("{folder}", "--html", "/nowhere/page.html"), "does not exist"),
+        (("{folder}", "--layers", "/nowhere.gguf"), "does not exist"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(

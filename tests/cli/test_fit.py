@@ -244,7 +244,7 @@ def test_a_plot(tmp_path: Path) -> None:
         (("mistral-7b", "--hardware", "abacus"), "no hardware profile 'abacus'"),
         (("mistral-7b", "-q", "q4_k_x"), "There is no quant 'q4_k_x'"),
         ((__file__,), "is not a sound GGUF file"),
-        (("nothing.gguf",), "is not there"),
+        (("nothing.gguf",), "does not exist"),
     ],
 )
 def test_nonsense_is_refused(arguments: tuple[str, ...], words: str) -> None:

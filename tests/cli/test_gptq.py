@@ -122,7 +122,7 @@ def test_smoke_runs_a_folder_by_way_of_an_export(tmp_path: Path) -> None:
     outcome = quantkit("smoke", folder)
     assert not outcome.code, outcome
     assert outcome.out.startswith("passed: Model (")
-    assert outcome.err.startswith("Exporting Model, for llama.cpp to run it")
+    assert outcome.err.startswith("Exporting Model, so that llama.cpp can run it")
     assert [path.name for path in tmp_path.iterdir()] == ["Model"]
 
 

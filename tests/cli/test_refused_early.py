@@ -255,7 +255,8 @@ def test_calibrate_overwrites_nothing_unasked(model: Path, tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize(
-    ("picture", "names"), [("routing.xyz", "its ending must say"), ("absent/r.png", "is not there")]
+    ("picture", "names"),
+    [("routing.xyz", "its ending must say"), ("absent/r.png", "does not exist")],
 )
 def test_a_picture_that_cannot_be_drawn(
     tmp_path: Path, picture: str, names: str, monkeypatch: pytest.MonkeyPatch

@@ -302,7 +302,7 @@ def test_choosing_a_reference(folder: Path) -> None:
     assert pick_reference([names["q8_0"]], str(names["f16"].gguf)) == names["f16"]
     with pytest.raises(QuantkitError, match="group"):
         pick_reference(subjects, "gguf-all")
-    with pytest.raises(GGUFError, match="is not there"):
+    with pytest.raises(GGUFError, match="does not exist"):
         pick_reference(subjects, "/nowhere/x.gguf")
 
 

@@ -334,7 +334,7 @@ def test_a_damaged_second_shard_fails(shards: list[Path]) -> None:
 
 def test_a_missing_shard_is_named(shards: list[Path]) -> None:
     shards[1].unlink()
-    with pytest.raises(GGUFError, match=r"model-00002-of-00002\.gguf is not there"):
+    with pytest.raises(GGUFError, match=r"model-00002-of-00002\.gguf does not exist"):
         smoke(shards[0])
 
 
@@ -344,5 +344,5 @@ def test_a_later_shard_is_refused(shards: list[Path]) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(GGUFError, match=r"nothing\.gguf is not there"):
+    with pytest.raises(GGUFError, match=r"nothing\.gguf does not exist"):
         smoke(tmp_path / "nothing.gguf")
