@@ -119,7 +119,7 @@ def test_how_sources_are_named(tmp_path: Path) -> None:
             '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
             "line 1: .* type 'image_url'",
         ),
-        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "line 1 is no conv"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "line 1 is not a conv"),
         ('{"messages": [{"role": "user", "content": ["x"]}]}', "line 1 is not a conversation"),
         ("", "has no conversation"),
     ],

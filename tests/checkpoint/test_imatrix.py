@@ -133,7 +133,7 @@ def test_the_old_format_cut_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "imatrix.dat"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert "no importance matrix" in refusal(path)
+        assert "not an importance matrix" in refusal(path)
     path.write_bytes(legacy_imatrix({Q: (np.ones(8), 3)})[:-1])
     assert "cut short" in refusal(path)
 
@@ -141,11 +141,11 @@ def test_the_old_format_cut_anywhere(tmp_path: Path) -> None:
 def test_the_old_format_with_numbers_of_no_sense(tmp_path: Path) -> None:
     path = tmp_path / "imatrix.dat"
     path.write_bytes(legacy_imatrix({}))
-    assert "no importance matrix" in refusal(path)
+    assert "not an importance matrix" in refusal(path)
     path.write_bytes(legacy_imatrix({Q: (np.ones(0), 3)}))
     assert f"no values for '{Q}'" in refusal(path)
     path.write_bytes(b"Once upon a time there was a text.")
-    assert "no importance matrix" in refusal(path)
+    assert "not an importance matrix" in refusal(path)
 
 
 def test_gguf_cut_anywhere(tmp_path: Path) -> None:

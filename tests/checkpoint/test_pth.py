@@ -104,7 +104,7 @@ def test_nothing_in_a_malicious_pickle_runs(tmp_path: Path) -> None:
         # BUILD on what stands for a function: it has nothing that could be changed
         (
             b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x08\x00\x00\x00__call__NsbN.",
-            "no dictionary",
+            "not a dictionary",
         ),
         (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "damaged"),  # NEWOBJ wants a class
         (b"\x80\x02(lp0\n.", "no tensors by name"),
@@ -331,7 +331,7 @@ def test_the_programs_below_differ_from_one_that_is_sound(tmp_path: Path) -> Non
         (b"\x80\x02}(N\x85" + _DOUBLED + b"Nu.", "keys are no names"),
         (b"\x80\x02(N\x85" + _DOUBLED + b"Nd.", "keys are no names"),
         # a tensor's shape, once it was checked
-        (state_of(_TENSOR + b"(NK\x00(J\xff\xff\xff\xff)tb"), "no dictionary"),
+        (state_of(_TENSOR + b"(NK\x00(J\xff\xff\xff\xff)tb"), "not a dictionary"),
         (state_of(_TENSOR.replace(b"K\x00K\x08\x85", b"K\x01K\x08\x85")), "beyond its storage"),
         (state_of(_TENSOR.replace(b"K\x00K\x08\x85", b"K\x00K\x09\x85")), "beyond its storage"),
         (state_of(_TENSOR.replace(b"K\x00K", b"J\xff\xff\xff\xffK")), "not described"),

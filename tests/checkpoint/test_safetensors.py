@@ -384,7 +384,7 @@ def test_unknown_dtypes(tmp_path: Path, dtype: Any) -> None:
 )
 def test_shapes_are_sizes(tmp_path: Path, shape: Any) -> None:
     path = write_raw(tmp_path / "x.safetensors", json.dumps({"a": entry(shape=shape)}), bytes(8))
-    refusal(path, "tensor 'a'", "shape", "no list of sizes", "download")
+    refusal(path, "tensor 'a'", "shape", "not a list of sizes", "download")
 
 
 @pytest.mark.parametrize("shape", [[2**62, 8], [2**40] * 5, [2**62] * 100_000, [2**62, 2**62, 0]])

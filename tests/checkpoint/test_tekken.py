@@ -133,8 +133,8 @@ def test_other_tokenizers_beside_it(tmp_path: Path) -> None:
     [
         (lambda t: t["config"].update(pattern=r"\w+"), "splits text by another pattern"),
         (lambda t: t["config"].update(default_vocab_size=450), "does not list 426 tokens by rank"),
-        (lambda t: t["config"].pop("pattern"), "laid out otherwise"),
-        (lambda t: t["vocab"][300].update({"token_bytes": "no base64!"}), "laid out otherwise"),
+        (lambda t: t["config"].pop("pattern"), "not laid out as"),
+        (lambda t: t["vocab"][300].update({"token_bytes": "no base64!"}), "not laid out as"),
         (lambda t: t["vocab"].reverse(), "does not list 390 tokens by rank"),
         (lambda t: t["vocab"][300].update({"token_bytes": "IA=="}), "has a token twice"),
         (

@@ -37,7 +37,7 @@ def test_quants_and_groups_in_any_case(checkpoint: Path, tmp_path: Path) -> None
     assert outcome.code == 0
     ladder = ["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"]
     assert names_in(tmp_path) == {*(f"Model-591K-{q}.gguf" for q in ladder), "quantkit.json"}
-    shown = [line.split()[1] for line in outcome.out.splitlines() if "Model-" in line]
+    shown = [line.split()[1] for line in outcome.out.splitlines() if "│ Model-" in line]
     assert shown == [f"Model-591K-{quant}.gguf" for quant in ladder]  # best first
     assert outcome.out.count("not run") == len(ladder)
     assert outcome.err.startswith(f"Model-591K: 591K parameters, {len(ladder)} quants, ")

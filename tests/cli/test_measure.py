@@ -81,7 +81,7 @@ def test_nothing_but_losses_is_replaced(tmp_path: Path) -> None:
     other = tmp_path / "notes.json"
     other.write_text('{"version": 1}')
     said = refusal(quantkit("measure", MISTRAL, "-o", other, "--overwrite"))
-    assert "no file of losses, so nothing replaces it" in said
+    assert "not a file of losses, so nothing replaces it" in said
     assert other.read_text() == '{"version": 1}'
 
 
