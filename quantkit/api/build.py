@@ -48,7 +48,7 @@ def plan(
     quants: Sequence[str] = (),
     options: BuildOptions = _USUAL,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     note: Callable[[str], None] | None = None,
     given: Container[str] | None = None,
 ) -> Planned:
@@ -100,7 +100,7 @@ def build(
     quants: Sequence[str] = (),
     options: BuildOptions = _USUAL,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     note: Callable[[str], None] | None = None,
     finished: Callable[[Built], None] | None = None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantkit.api.checked import checked
 from quantkit.api.gguf_matrix import experts_in, gather_from_gguf, open_gguf_here
 from quantkit.api.joined import require_continuable
 from quantkit.api.needs import CALIBRATE, CalibrateWish, refuse_idle
@@ -54,7 +55,7 @@ class Calibrated:
 
 def calibrate(
     source: str | Path,
-    out: Path = Path("imatrix.gguf"),
+    out: str | Path = Path("imatrix.gguf"),
     options: CalibrateOptions = _USUAL,
     *,
     overwrite: bool = False,
@@ -85,6 +86,7 @@ def calibrate(
         CheckpointError, ConverterError, GGUFError, ImatrixError: a file is not what it should be.
 
     """
+    out, options = Path(out), checked(options, CalibrateOptions)
     tell, given = reporter(progress, note), changed(options) if given is None else given
     plot, file, is_gguf = options.plot, Path(source), is_gguf_file(Path(source))
     refuse_idle(given, CALIBRATE, CalibrateWish(options.random_tokens, is_gguf))

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.api.checked import checked, require_at_least
 from quantkit.api.reporter import reporter
 from quantkit.core.errors import GGUFError, OutputError, QuantkitError
 from quantkit.core.packages import require
-from quantkit.core.writing import require_new
+from quantkit.core.writing import replace_file, require_new
 from quantkit.verification.compare import Comparison
 from quantkit.verification.compare import compare as measure
 from quantkit.verification.comparisons import FILE, as_numbers, more_windows
@@ -96,6 +97,9 @@ def compare(
         NativeError: llama.cpp is not installed, or does not run on this machine at all.
 
     """
+    pictures = checked(pictures, PictureOptions)
+    require_at_least(1, chunks=chunks, context=context, threads=threads)
+    require_at_least(0, gpu_layers=gpu_layers)
     tell = reporter(None, note).note
     places = [Path(p) for p in ([artifacts] if isinstance(artifacts, str | Path) else artifacts)]
     if not places:
@@ -193,11 +197,11 @@ def _keep(result: Comparison, places: Sequence[Path], note: Callable[[str], None
             )
             continue
         try:
-            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-                json.dump(as_numbers(result), file, indent=2)
-            Path(file.name).replace(folder / FILE)
+            replace_file(folder / FILE, json.dumps(as_numbers(result), indent=2).encode())
         except OSError as error:
             note(f"{folder / FILE} cannot be written ({error.strerror}); the figures are not kept.")
+        except OutputError as error:
+            note(str(error))
         else:
             note(f"Kept in {folder / FILE}.")
 

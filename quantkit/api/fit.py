@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.api.budget import BudgetOptions, numbers_of
+from quantkit.api.checked import checked
 from quantkit.api.reporter import reporter
 from quantkit.building.output import default_folder
 from quantkit.checkpoint.converter.wish import ConverterOptions
@@ -101,6 +102,9 @@ def fit(
         NativeError: llama.cpp, which is asked for the size of its buffers, does not run.
 
     """
+    settings = checked(settings, ContextSettings)
+    if not isinstance(machine, str):
+        machine = checked(machine, MachineOptions)
     chosen = find_quants(quants)
     # What transformers loads is shown in any case.
     gguf = tuple(quant for quant in chosen if quant.format == "gguf")

@@ -5,7 +5,9 @@ Every size is in bytes.
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from quantkit.api.budget import BudgetOptions as BudgetOptions
 from quantkit.calibration.sources import TextSource, parse_sources
@@ -17,6 +19,7 @@ from quantkit.verification.machine import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_Some = Annotated[int, Meta(ge=1)]
 # What the command line calls otherwise.
 _TYPED = {"act_order": "desc_act"}
 
@@ -26,21 +29,20 @@ class FileOptions:
     """The model's name, instead of its own, and from how many bytes on its files are split."""
 
     name: str | None = None
-    shard_size: int | None = None
+    shard_size: _Some | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EncodingOptions:
     """How the weights of GGUFs are encoded.
 
-    ``kernel`` is a key of `encodings.kernel.KERNELS`, ``search`` is ``ggml`` or ``best``. A
-    ``tensor_type`` is a ``PATTERN=TYPE``, and types count whatever the quant. ``imatrix`` names
+    A ``tensor_type`` is a ``PATTERN=TYPE``, and types count whatever the quant. ``imatrix`` names
     importance matrices, which add up; ``Path("auto")`` alone has one made first. ``mmproj`` is the
     type of the vision or audio part, ``none`` to leave it out.
     """
 
-    kernel: str = "fast"
-    search: str = "ggml"
+    kernel: Annotated[str, Meta(pattern="^(fast|ggml)$")] = "fast"
+    search: Annotated[str, Meta(pattern="^(ggml|best)$")] = "ggml"
     tensor_type: tuple[str, ...] = ()
     output_tensor_type: str | None = None
     token_embedding_type: str | None = None
@@ -60,9 +62,9 @@ class TextOptions:
 
     text: tuple[str, ...] = ()
     chat: tuple[str, ...] = ()
-    chunks: int = 128
-    context: int = 512
-    device: str = "cpu"
+    chunks: _Some = 128
+    context: _Some = 512
+    device: Annotated[str, Meta(pattern="^(cpu|cuda)$")] = "cpu"
 
     @property
     def sources(self) -> tuple[TextSource, ...]:
@@ -102,7 +104,7 @@ class PublicationOptions:
 
     publish: str | None = None
     delete_published: bool = False
-    max_disk: int | None = None
+    max_disk: _Some | None = None
     private: bool = False
     license_: str | None = None
     base_model: str | None = None
@@ -115,11 +117,11 @@ class Resources:
     A checkpoint from the Hub is stored in ``keep_source`` as it is read.
     """
 
-    jobs: int | None = None
-    max_memory: int = 2**30
+    jobs: _Some | None = None
+    max_memory: _Some = 2**30
     keep_source: Path | None = None
     cluster: str | None = None
-    cluster_jobs: int | None = None
+    cluster_jobs: _Some | None = None
 
     @property
     def threads(self) -> int:
@@ -156,9 +158,9 @@ class CalibrateOptions:
     """
 
     text: TextOptions = field(default_factory=TextOptions)
-    gpu_layers: int = 0
-    min_tokens: int = 256
-    max_memory: int = 4 * 2**30
+    gpu_layers: Annotated[int, Meta(ge=0)] = 0
+    min_tokens: Annotated[int, Meta(ge=0)] = 256
+    max_memory: _Some = 4 * 2**30
     random_tokens: bool = False
     earlier: tuple[Path, ...] = ()
     plot: Path | None = None

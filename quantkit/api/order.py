@@ -4,6 +4,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantkit.api.checked import checked
 from quantkit.api.chooser import Chooser, plan_searched
 from quantkit.api.hub import keep_in
 from quantkit.api.needs import AUTO, BUILD, BuildWish, refuse_idle
@@ -169,7 +170,7 @@ def take_order(
     source: str,
     quants: Sequence[str],
     options: BuildOptions,
-    out: Path | None,
+    out: str | Path | None,
     tell: Reporter,
     given: Container[str] | None,
     *,
@@ -192,9 +193,12 @@ def take_order(
         QuantkitError: the source cannot be opened, or the output folder not be written.
 
     """
+    options, out = checked(options, BuildOptions), None if out is None else Path(out)
     options = replace(options, converter=replace(options.converter, say=tell.note))
     encoding, checks, resources = options.encoding, options.checks, options.resources
     searches = options.recipe is not None or options.budget.is_given
+    if options.files.name is not None and not options.files.name.strip():
+        raise PlanError("--name is empty; give a name, or leave it out.")
     chosen = find_quants(quants)
     if not chosen and not searches:
         raise PlanError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from quantkit.api.checked import checked
 from quantkit.api.reporter import Progress, reporter
 from quantkit.core.errors import PlanError, PublishError
 from quantkit.publishing import release as releases
@@ -47,6 +48,7 @@ def publish(
         CheckpointError, GGUFError, OutputError: something that it needs cannot be read.
 
     """
+    options = checked(options, PublishOptions)
     _refuse_idle(options, private=private, card_only=card_only)
     if message is not None and not message.strip():
         raise PublishError("--message is empty; say what this is, or leave it out.")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.api.checked import require_at_least
 from quantkit.api.checks import expect_tokens_of
 from quantkit.api.proven import prove_file
 from quantkit.api.reporter import Progress, reporter
@@ -107,6 +108,8 @@ def smoke(
         NativeError: llama.cpp is not installed, or does not run on this machine at all.
 
     """
+    require_at_least(1, threads=threads)
+    require_at_least(0, gpu_layers=gpu_layers)
     artifact, tell = Path(artifact), reporter(progress, note)
     opened = open_checkpoint(Path(checkpoint)) if checkpoint is not None else None
     tokens = expect_tokens_of(opened) if opened is not None else None

@@ -38,7 +38,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("On your own text", "quantkit measure MODEL -t text.txt -o losses.json"),
     ),
     "export": (
-        ("A folder of GPTQ as a GGUF", "quantkit export MODEL-quants/gptq-int4"),
+        ("A folder of GPTQ as a GGUF", "quantkit export MODEL-quants/MODEL-gptq-int4"),
         ("As small as it gets", "quantkit export bnb-nf4 --to q8_0 -o out"),
     ),
     "import": (

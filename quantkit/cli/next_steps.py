@@ -1,6 +1,7 @@
 """What comes after a build, as it has to be typed: run, compare, publish."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def show_next_steps(
 def _run(models: "Sequence[Artifact]", artifacts: "Iterable[Artifact]", folder: Path) -> list[str]:
     """What runs the artifact that most people would take; a projector goes with it."""
     files = [one for one in models if one.layout.plan.quant.format == "gguf"]
-    best = min(files or models, key=lambda one: abs(one.layout.plan.bits_per_weight - _USUAL_BITS))
+    best = min(files or models, key=_is_unusual)
     place = str(folder / best.layout.opened)
     if not files:
         package = f"quantkit.formats.{best.layout.plan.quant.format}"
@@ -60,6 +61,14 @@ def _run(models: "Sequence[Artifact]", artifacts: "Iterable[Artifact]", folder: 
     if projectors:
         words += ["--mmproj", str(folder / projectors[0].layout.opened)]
     return words
+
+
+def _is_unusual(artifact: "Artifact") -> float:
+    """How far its bits per weight are from what most people take."""
+    quant = artifact.layout.plan.quant
+    named = re.search(r"\d$", quant.name) if quant.format != "gguf" else None
+    bits = float(named[0]) if named else artifact.layout.plan.bits_per_weight
+    return abs(bits - _USUAL_BITS)
 
 
 def _compare(models: "Sequence[Artifact]", folder: Path, source: str) -> list[str]:

@@ -1,6 +1,9 @@
 """How a model is to be run: its context, how many at a time, how its cache is stored."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from msgspec import Meta
 
 from quantkit.core.errors import QuantkitError
 from quantkit.core.printable import quoted
@@ -25,8 +28,8 @@ class ContextSettings:
     of a model (`usual_for`). ``kv_type`` is one of ``KV_TYPES``, for keys and values alike.
     """
 
-    context: int = 0
-    parallel: int = 1
+    context: Annotated[int, Meta(ge=0)] = 0
+    parallel: Annotated[int, Meta(ge=1, le=256)] = 1
     kv_type: str = "f16"
     flash_attn: bool = True
 

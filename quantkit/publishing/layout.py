@@ -35,6 +35,7 @@ OURS = (CARD, SUMS, MANIFEST, PICTURE, IMATRIX, SIGNATURE, LICENSE)
 MOST_FILE_BYTES = 50 * 10**9
 """What the Hub long took at most, and what its mirrors and many clients still do."""
 
+PLACEHOLDER = "NAMESPACE/NAME"  # what commands that we suggest have for a name
 FAMILIES = {"gguf": "GGUF", "gptq": "GPTQ", "bnb": "bitsandbytes"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _LONGEST = 255
@@ -91,7 +92,7 @@ def check_repo_id(repo_id: str) -> None:
 
     try:
         validate_repo_id(repo_id)
-        fine = repo_id.count("/") == 1
+        fine = repo_id.count("/") == 1 and repo_id != PLACEHOLDER
     except HFValidationError:
         fine = False
     if not fine:

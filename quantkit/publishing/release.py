@@ -5,7 +5,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from quantkit.building.manifest import NAME as MANIFEST
 from quantkit.checkpoint.gguf import read_header
@@ -46,7 +48,7 @@ _SMALL = 10 * 10**6
 class PublishOptions:
     """What is asked for beyond the folder and the repository; see ``quantkit publish --help``."""
 
-    family: str | None = None
+    family: Annotated[str, Meta(pattern="^(gguf|gptq|bnb)$")] | None = None
     quants: tuple[str, ...] = ()
     checkpoint: str | None = None
     base_model: str | None = None

@@ -8,6 +8,7 @@ import numpy as np
 
 from quantkit.core.errors import OutputError
 from quantkit.core.packages import why_missing
+from quantkit.core.printable import one_line
 from quantkit.verification.compare import Comparison, Result
 from quantkit.verification.divergence import PERCENTILES
 from quantkit.verification.labels import place_labels
@@ -109,9 +110,18 @@ def _kld(row: Result) -> float:
     return max(row.measures.kld, _LEAST_KLD) if row.measures else float("inf")
 
 
+def _labels(rows: Sequence[Result]) -> list[str]:
+    return [_plain(name) for name in names_of(rows)]
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib shows it: what does not print is spelled, and dollars are no formula."""
+    return one_line(name).replace("$", r"\$")
+
+
 def names_of(rows: Sequence[Result]) -> list[str]:
     """What pictures and pages call artifacts: their quants, or what tells them apart."""
-    return told_apart([row.subject for row in rows])
+    return [one_line(name) for name in told_apart([row.subject for row in rows])]
 
 
 def _frontier(figure: Any, rows: Sequence[Result]) -> Any:
@@ -131,7 +141,7 @@ def _frontier(figure: Any, rows: Sequence[Result]) -> Any:
     axes.set_title("Size against divergence from the reference")
     axes.grid(visible=True, which="major", alpha=0.3)
     line = [(size, _kld(row)) for size, row in zip(sizes, on_it, strict=True)]
-    place_labels(figure, axes, places, names_of(rows), lines=[line], fontsize=8)
+    place_labels(figure, axes, places, _labels(rows), lines=[line], fontsize=8)
     return figure
 
 
@@ -148,7 +158,7 @@ def _percentiles(figure: Any, rows: Sequence[Result]) -> Any:
     most = [max(row.measures.kld_max, _LEAST_KLD) for row in rows if row.measures]
     axes.plot(places, most, "^", color=_RED, markersize=5, label="maximum")
     axes.set_yscale("log")
-    axes.set_xticks(places, names_of(rows), rotation=60, ha="right")
+    axes.set_xticks(places, _labels(rows), rotation=60, ha="right")
     axes.set_ylabel("KL divergence of a token, nats")
     axes.set_title("How the divergence is distributed")
     axes.grid(visible=True, which="major", axis="y", alpha=0.3)
@@ -178,5 +188,5 @@ def _heat_map(errors: Sequence[WeightError], artifact: str) -> Any:
     axes.set_xticks(range(len(labels))[across], labels[across], rotation=90, fontsize=7)
     axes.set_yticks(range(n_layers)[down], list(map(str, range(n_layers)))[down], fontsize=7)
     axes.set_ylabel("layer")
-    axes.set_title(f"Weights of {artifact} against the reference")
+    axes.set_title(f"Weights of {_plain(artifact)} against the reference")
     return figure

@@ -18,7 +18,9 @@ from tests.large_experts import large_experts
 
 pytestmark = pytest.mark.usefixtures("shared_converter")
 
-ARCHITECTURE = "is of the architecture Qwen3MoeForCausalLM, which quantkit so far reads only through"
+ARCHITECTURE = (
+    "is of the architecture Qwen3MoeForCausalLM, which quantkit so far reads only through"
+)
 
 
 @pytest.fixture(scope="module")
