@@ -22,7 +22,7 @@ from quantkit.core.topics import other_paragraphs
 BUILT_IN = "built-in text (Python's help topics and standard library)"
 ON_BUILT_IN = (
     "Calibrating on the built-in text: English about Python, and Python. For a model of other "
-    "languages or uses give text of its kind with --text."
+    "languages or uses, give text of its kind with --text."
 )
 RANDOM = "random tokens"
 _FEWEST_CHUNKS = 2  # as llama-imatrix wants

@@ -45,7 +45,7 @@ _COMPLETING = "_QUANTKIT_COMPLETE"  # set by the shell's function that completes
 
 
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", help="Print results and errors alone: no progress, no remarks.")
+    bool, typer.Option("--quiet", help="Print only results and errors: no progress, no remarks.")
 ]
 
 

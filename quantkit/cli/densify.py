@@ -69,7 +69,7 @@ def densify(
     max_memory: MemoryOption = "256MiB",
     as_json: JsonOption = False,
 ) -> None:
-    """Make a dense Mistral of a Mixtral: one expert alone, or all of them merged.
+    """Make a dense Mistral from a Mixtral: one expert alone, or all of them merged.
 
     `linear` is their mean, `routed` a mean by how much the router uses each on a text, `fit` the
     dense part that does on a text what the experts do. Everything but the experts and their router

@@ -51,7 +51,7 @@ def measure(
             min=1,
             metavar="N",
             rich_help_panel=QUALITY,
-            help="Look at so many rows of a matrix for its errors  [default: all]",
+            help="Look at this many rows of a matrix for its errors  [default: all]",
         ),
     ] = None,
     device: DeviceOption = Device.CPU,

@@ -82,7 +82,7 @@ def publish(
     ] = False,
     message: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", rich_help_panel=HUB, help="Of the commits."),
+        typer.Option(metavar="TEXT", rich_help_panel=HUB, help="The commits' message."),
     ] = None,
     sign: Annotated[
         Path | None,

@@ -73,7 +73,7 @@ def recipe(
         typer.Option(
             metavar="FILE",
             rich_help_panel=QUALITY,
-            help="Importance matrix to build with; `auto`: made then.",
+            help="Importance matrix to build with; `auto` makes one.",
         ),
     ] = None,
     measured: MeasuredOption = None,

@@ -66,7 +66,7 @@ def smoke(
 ) -> None:
     """Load an artifact in llama.cpp, check it, generate with it, and judge.
 
-    A model that only embeds, embeds a few texts instead.
+    A model that only embeds is given a few texts instead.
 
     Where the folder has a manifest (quantkit.json), the file is first compared with its sha256.
     With --checkpoint its tokens are compared with those of the checkpoint's own tokenizer, as a

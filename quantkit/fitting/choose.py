@@ -97,7 +97,7 @@ def advise(row: Row, rows: Sequence[Row], curve: Curve) -> tuple[str, ...]:
         in_ram = total(placement.parts, "RAM")
         beside = " beside the GPU" if placement.n_gpu_layers else ""
         found.append(f"{ram_to_buy(in_ram) // GIB} GB of RAM{beside}")
-    found.append(f"a GPU with {gib(row.vram_for_whole)} free holds it whole")
+    found.append(f"a GPU with {gib(row.vram_for_whole)} free, which holds all of it")
     smaller = (r for r in for_any_model(rows) if r.variant.tensor_bytes < row.variant.tensor_bytes)
     better = next(
         (r for r in smaller if r.placement.fits and r.placement.rank < placement.rank), None
