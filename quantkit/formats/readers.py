@@ -45,7 +45,7 @@ def who_reads(name: str, quant_format: str, entry: Mapping[str, Any]) -> str:
     read = f"{name} is read by quantkit.formats.gptq.load and quantkit export"
     settings = entry.get("quantization_config") or {}
     others = _READ.get(kind) if settings.get("sym", True) else None
-    said = [f"{read}, by {others}" if others else f"{read}; of others, none has been tried with it"]
+    said = [f"{read}, by {others}" if others else f"{read}; no other reader has been tried"]
     if kind in _REFUSED:
         said = [f"{read}, by {others}" if others else read, _REFUSED[kind]]
     if is_mixture:
