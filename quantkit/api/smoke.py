@@ -85,8 +85,8 @@ def smoke(
 ) -> Smoked:
     """Load an artifact in llama.cpp, check it, generate with it, and judge.
 
-    A model that only embeds is given a few texts instead. Where the folder has a manifest, files are
-    first compared with its sha256. An artifact that fails is a result and no error; see
+    A model that only embeds is given a few texts instead. Where the folder has a manifest, files
+    are first compared with its sha256. An artifact that fails is a result and no error; see
     `Smoked.raise_if_failed`.
 
     Args:

@@ -199,7 +199,7 @@ class TestCache:
         blocked = tmp_path / "file"
         blocked.touch()
         said, where = self.run(NUMBA_CACHE_DIR=str(blocked / "x"))
-        assert said.startswith(f"Compiling kernels: {self.NAMES}. They cannot be kept")
+        assert said.startswith(f"Compiling kernels: {self.NAMES}. They cannot be saved")
         assert where == "here"
 
 

@@ -135,7 +135,7 @@ def test_the_families_say_the_same(name: str) -> None:
     ],
 )
 def test_keys_that_llama_cpp_would_not_take(values: dict[str, Any], key: str) -> None:
-    with pytest.raises(GGUFError, match=re.escape(f"llama.{key}") + ".*make it again"):
+    with pytest.raises(GGUFError, match=re.escape(f"llama.{key}") + ".*convert it again"):
         facts_of("llama", keys(**values))
 
 

@@ -250,8 +250,8 @@ def test_an_architecture_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "keys", "told"),
     [
-        ("clip", {}, "no model but a part of one, of type 'mmproj'"),
-        ("llama", {"general__type": "adapter"}, "no model but a part of one, of type 'adapter'"),
+        ("clip", {}, "not a model but a part of one, of type 'mmproj'"),
+        ("llama", {"general__type": "adapter"}, "not a model but a part of one, of type 'adapter'"),
         ("llama", {"general__type": "imatrix"}, "an importance matrix and no model"),
         ("llama", {"block_count": 1, "embedding_length": 8}, "does not give llama.context_length"),
         (
