@@ -102,7 +102,6 @@ def fit(
         NativeError: llama.cpp, which is asked for the size of its buffers, does not run.
 
     """
-    settings = checked(settings, ContextSettings)
     if not isinstance(machine, str):
         machine = checked(machine, MachineOptions)
     chosen = find_quants(quants)

@@ -1,9 +1,6 @@
 """How a model is to be run: its context, how many at a time, how its cache is stored."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
-
-from msgspec import Meta
 
 from quantkit.core.errors import QuantkitError
 from quantkit.core.printable import quoted
@@ -13,6 +10,7 @@ from quantkit.fitting.shape import Shape
 KV_TYPES = ("f16", "q8_0", "q4_0")
 CELLS = 256  # llama.cpp rounds a context up to a multiple of this
 LONGEST = 2**24  # tokens of all sequences that are tried: even a dry run has memory for each
+MOST_PARALLEL = 256  # sequences at a time (LLAMA_MAX_SEQ of llama.cpp's src/llama-cparams.h)
 USUAL_CONTEXT = 8192  # tokens, where none are asked for
 
 
@@ -28,8 +26,8 @@ class ContextSettings:
     of a model (`usual_for`). ``kv_type`` is one of ``KV_TYPES``, for keys and values alike.
     """
 
-    context: Annotated[int, Meta(ge=0)] = 0
-    parallel: Annotated[int, Meta(ge=1, le=256)] = 1
+    context: int = 0
+    parallel: int = 1
     kv_type: str = "f16"
     flash_attn: bool = True
 
@@ -57,6 +55,11 @@ def check_settings(shape: Shape, settings: ContextSettings) -> None:
         raise FitError(
             f"{settings.parallel} contexts of {settings.context} tokens are none; give 1 or more "
             "of each."
+        )
+    if settings.parallel > MOST_PARALLEL:
+        raise FitError(
+            f"{settings.parallel} sequences at a time are more than llama.cpp's {MOST_PARALLEL}; "
+            "give fewer."
         )
     if settings.kv_type not in KV_TYPES:
         raise FitError(

@@ -49,6 +49,8 @@ def test_another_thing_is_refused() -> None:
 
 def test_a_text_stands_for_a_path(tmp_path: Path) -> None:
     given: Any = "a.gguf"
+    drawn = checked(quantkit.PictureOptions(html=Path("p"), plots=given), quantkit.PictureOptions)
+    assert (drawn.html, drawn.plots) == (Path("p"), Path("a.gguf"))
     found = checked(quantkit.EncodingOptions(imatrix=(given,)), quantkit.EncodingOptions)
     assert found.imatrix == (Path("a.gguf"),)
     planned = quantkit.plan(TINY, "q4_k_m", out=str(tmp_path))

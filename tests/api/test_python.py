@@ -160,6 +160,7 @@ def test_an_error_is_the_sentence_of_the_command(
     [
         (quantkit.ContextSettings(context=-1), "1 contexts of -1 tokens are none"),
         (quantkit.ContextSettings(parallel=0), "0 contexts of 8192 tokens are none"),
+        (quantkit.ContextSettings(parallel=1000), "more than llama.cpp's 256"),
         (quantkit.ContextSettings(kv_type="q9"), "has no type 'q9'; it is f16, q8_0, q4_0"),
     ],
 )
