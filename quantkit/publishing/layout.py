@@ -321,7 +321,7 @@ def read_sums(data: bytes) -> dict[str, str]:
     """sha256 by path of a ``SHA256SUMS``.
 
     Raises:
-        PublishError: a line is no sum, or names a path that leads elsewhere.
+        PublishError: a line is not a checksum, or names a path that leads elsewhere.
 
     """
     sums = {}

@@ -163,7 +163,7 @@ def test_names_that_lead_elsewhere(folder: Path, name: str) -> None:
     assert "is none of its folder's files" in refusal(verify(folder))
     edit_manifest(folder, lambda artifacts: artifacts.pop(Q2))
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
-    assert "is not a name for a file" in refusal(verify(folder))
+    assert "is not a valid file name" in refusal(verify(folder))
 
 
 @pytest.mark.usefixtures("hub")
