@@ -202,7 +202,7 @@ def test_what_cannot_be_compared_is_not_proven(
 def test_encoders_are_not_compared(tmp_path: Path) -> None:
     proof = prove_conversion(open_checkpoint(small_model("bert", tmp_path / "model")), {})
     assert (proof.outcome, proof.error) == ("not proven", None)
-    assert "tokens see those after them" in proof.reason
+    assert "tokens attend to later ones" in proof.reason
 
 
 @pytest.mark.parametrize(
