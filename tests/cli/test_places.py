@@ -88,7 +88,7 @@ def test_a_builds_folder_is_its_artifacts(built: Path) -> None:
 def test_a_name_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(quantkit("inspect", tmp_path / "nothing"))
     sentence = refusal(quantkit("inspect", "https://example.org/model"))
-    assert "no address of a model on huggingface.co" in sentence
+    assert "not the address of a model on huggingface.co" in sentence
 
 
 # --- verify ------------------------------------------------------------------------------------
