@@ -10,7 +10,7 @@ from quantkit.api.checked import checked, require_at_least
 from quantkit.api.reporter import reporter
 from quantkit.core.errors import GGUFError, OutputError, QuantkitError
 from quantkit.core.packages import require
-from quantkit.core.writing import replace_file, require_new
+from quantkit.core.writing import create, require_new
 from quantkit.verification.compare import Comparison
 from quantkit.verification.compare import compare as measure
 from quantkit.verification.comparisons import FILE, as_numbers, more_windows
@@ -197,7 +197,10 @@ def _keep(result: Comparison, places: Sequence[Path], note: Callable[[str], None
             )
             continue
         try:
-            replace_file(folder / FILE, json.dumps(as_numbers(result), indent=2).encode())
+            partial = folder / f".{FILE}.partial"
+            with create(partial) as file:
+                file.write(json.dumps(as_numbers(result), indent=2).encode())
+            partial.replace(folder / FILE)  # in the place of a link, too
         except OSError as error:
             note(f"{folder / FILE} cannot be written ({error.strerror}); the figures are not kept.")
         except OutputError as error:

@@ -153,6 +153,7 @@ def test_a_cluster_at_an_address(nodes: RayNodes, by_threads: Path, tmp_path: Pa
     assert artifacts_in(tmp_path).items() <= artifacts_in(by_threads).items()
 
 
+@pytest.mark.native  # for its time
 def test_a_cluster_builds_a_large_model(nodes: RayNodes, tmp_path: Path) -> None:
     """0.2 G parameters in four files: some fifty slabs, most of full size."""
     large = large_checkpoint(
@@ -175,6 +176,7 @@ def test_a_cluster_builds_a_large_model(nodes: RayNodes, tmp_path: Path) -> None
     assert ours == theirs
 
 
+@pytest.mark.native  # for its time
 def test_a_killed_process_and_a_killed_node(
     mortal: RayNodes, by_threads: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +201,7 @@ def test_a_killed_process_and_a_killed_node(
     assert all("slab " in line or "sha256 of " in line for line in retries)
 
 
+@pytest.mark.native  # for its time
 def test_a_killed_driver(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = command(TINY, out, *LADDER, "bnb-nf4", start=SMALL)
@@ -216,6 +219,7 @@ def test_a_killed_driver(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> N
     assert same(out, by_threads)
 
 
+@pytest.mark.native  # for its time
 def test_a_quant_is_added_to_what_threads_began(nodes: RayNodes, tmp_path: Path) -> None:
     """Slabs that are done for one quant go to the nodes for the other alone."""
     out = tmp_path / "out"
@@ -242,6 +246,7 @@ def test_a_quant_is_added_to_what_threads_began(nodes: RayNodes, tmp_path: Path)
     assert same(out, tmp_path / "threads")
 
 
+@pytest.mark.native  # for its time
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c(
     nodes: RayNodes, ladder_by_threads: Path, tmp_path: Path, sent: signal.Signals
@@ -259,6 +264,7 @@ def test_ctrl_c(
     assert same(out, ladder_by_threads)
 
 
+@pytest.mark.native  # for its time
 def test_a_checkpoint_on_the_hub(tmp_path: Path) -> None:
     """Nodes read it by range: nobody downloads it, and no more is sent than it holds.
 

@@ -49,6 +49,7 @@ def nodes(out: Path, disks: tuple[Path, Path]) -> Iterator[RayNodes]:
         yield cluster
 
 
+@pytest.mark.native  # for its time
 def test_nodes_without_a_common_disk(
     nodes: RayNodes, out: Path, disks: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -53,10 +53,11 @@ def _run_cases(sound: Path, first: int, count: int) -> dict[str, Any]:
     return found
 
 
-def test_a_thousand_cases(sound: Path) -> None:
-    end = _run_cases(sound, 0, 1000)
-    refused = sum(count for kind, count in end["kinds"].items() if kind.endswith(": 2"))
-    assert 400 < refused < 1000  # neither all nor none
+@pytest.mark.parametrize("count", [300, pytest.param(1000, marks=pytest.mark.native)])
+def test_the_first_cases(sound: Path, count: int) -> None:
+    end = _run_cases(sound, 0, count)
+    refused = sum(n for kind, n in end["kinds"].items() if kind.endswith(": 2"))
+    assert 0.4 * count < refused < count  # neither all nor none
 
 
 @pytest.mark.fuzz

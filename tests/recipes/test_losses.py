@@ -49,7 +49,10 @@ def test_what_is_kept_is_read_as_it_was(tmp_path: Path) -> None:
         ('{"version": 1, "arch": "llama"}', "tensors"),
         ('{"version": 2, "arch": "llama", "tensors": {}}', "this version"),
         ('{"version": 1, "arch": "llama", "tensors": {"a": {"sensitivity": -1}}}', ">= 0"),
-        ('{"version": 1, "arch": "llama", "tensors": {"a": {"errors": {"Q2_K": NaN}}}}', "laid out"),
+        (
+            '{"version": 1, "arch": "llama", "tensors": {"a": {"errors": {"Q2_K": NaN}}}}',
+            "laid out",
+        ),
         ('{"version": 1, "arch": "llama", "tensors": {"a": {"errors": {"Q2_K": "1"}}}}', "float"),
     ],
 )
