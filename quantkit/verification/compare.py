@@ -85,12 +85,12 @@ class Comparison:
 
     @property
     def failed(self) -> tuple[Result, ...]:
-        """Those that are not as healthy artifacts are."""
+        """Those that are not healthy."""
         return tuple(result for result in self.results if not result.verdict.ok)
 
     @property
     def ok(self) -> bool:
-        """Whether all artifacts are as healthy ones are."""
+        """Whether every artifact is healthy."""
         return not self.failed
 
     def raise_if_failed(self) -> None:
