@@ -111,7 +111,7 @@ def test_the_fixed_mixture_is_delivered_where_it_is_best(
     assert name.endswith(fixed["quant"].upper())
     assert "recipe" not in entry
     assert entry["choice"]["candidates"][-1]["delivered"]
-    assert f"The fixed mixture {fixed['quant']} is better than all that was searched" in done.err
+    assert f"The fixed mixture {fixed['quant']} beats everything that was searched" in done.err
     assert files_in(tmp_path) == {f"{name}.gguf", "quantkit.json"}
 
 
@@ -333,7 +333,7 @@ def test_recipes_of_doctored_losses_lose_to_the_fixed_mixture(tmp_path: Path) ->
     others = [row["kld"] for row in entry["choice"]["candidates"][:-1]]
     assert all(kld > 2 * fixed["kld"] > 0 for kld in others)
     assert entry["choice"]["text_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
-    assert "is better than all that was searched" in done.err
+    assert "beats everything that was searched" in done.err
 
     shown = quantkit("publish", tmp_path / "out", "--repo", "a/b", "--dry-run", "--card-only")
     assert "Chosen of" in shown.out, shown

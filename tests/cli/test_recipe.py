@@ -197,7 +197,7 @@ def test_what_is_printed_for_people(tmp_path: Path) -> None:
         (["--for", "24GB + much"], "is not a size"),
         (["--for", "foo + 3GB"], "--for 'foo + 3GB' names no machine: 'foo' is neither"),
         (["--bpw", "4", "--types", ","], "--types ',' lists no types"),
-        (["--bpw", "4", "--types", "q9_k"], "no type that recipes choose from"),
+        (["--bpw", "4", "--types", "q9_k"], "not a type that recipes choose from"),
         (["--bpw", "4", "--types", "q4_k"], "is left for"),
         (["--bpw", "4", "--no-floor", "cellar"], "There is no floor 'cellar'"),
         (["--budget", "much"], "is not a size"),
