@@ -69,16 +69,16 @@ def plan(
 
     """
     order = take_order(str(source), quants, options, out, reporter(None, note), given, writes=False)
-    matrix = _matrix_of(order)
+    matrix = _matrix_of(order, _folder_of_sum(order))
     if order.makes_matrix:
-        file = order.folder / "imatrix.gguf"
-        matrix = foresee(order.source, file, options.text.sources, options.text.chunks)
+        text, file = order.options.text, order.folder / "imatrix.gguf"
+        matrix = foresee(order.source, file, text.sources, text.chunks)
     work, projector = None, None
     candidates: tuple[PlannedCandidate, ...] = ()
     if order.has_slabs:
         work, projector = order.with_projector(order.work(matrix))
         require_loadable(work, projector)
-        if options.checks.prove:
+        if order.options.checks.prove:
             order.tell.note(foresee_build(work))
         candidates = foresee_candidates(work, order, order.folder_of(work.base_name))
     apart = order.work_apart()
@@ -131,11 +131,12 @@ def build(
     """
     tell = reporter(progress, note)
     order = take_order(str(source), quants, options, out, tell, given, writes=True)
-    publication, checks, resources = order.publication, options.checks, options.resources
-    matrix = _matrix_of(order)
+    options, publication = order.options, order.publication
+    checks, resources = options.checks, options.resources
+    joined = _folder_of_sum(order)
+    matrix = _matrix_of(order, joined)
     on_text = _plan_text(order, matrix)
     work = None if on_text is not None else order.work(matrix)
-    joined = order.folder if len(order.matrices) > 1 else None
     with workers_of(resources, tell.note, publishes=publication is not None) as workers:
         artifacts: list[Artifact] = []
         if on_text is not None:
@@ -167,10 +168,15 @@ def build(
     return built
 
 
-def _matrix_of(order: Order) -> Imatrix | None:
-    """The importance matrix that was given; of several, what they will add up to."""
-    if len(order.matrices) > 1:
-        file, context = order.folder / "imatrix.gguf", order.options.text.context
+def _folder_of_sum(order: Order) -> Path | None:
+    """Where the sum of several importance matrices goes, found once; None where it is not made."""
+    return order.folder if len(order.matrices) > 1 else None
+
+
+def _matrix_of(order: Order, joined: Path | None) -> Imatrix | None:
+    """The importance matrix that was given; of several, what they will add up to in a folder."""
+    if joined is not None:
+        file, context = joined / "imatrix.gguf", order.options.text.context
         return foresee_joined(order.source, order.matrices, context, file)
     return load_imatrix(order.matrices[0]) if order.matrices else None
 

@@ -10,7 +10,7 @@ from quantkit.api.checked import checked, require_at_least
 from quantkit.api.reporter import reporter
 from quantkit.core.errors import GGUFError, OutputError, QuantkitError
 from quantkit.core.packages import require
-from quantkit.core.writing import create, require_new
+from quantkit.core.writing import require_new, write_file
 from quantkit.verification.compare import Comparison
 from quantkit.verification.compare import compare as measure
 from quantkit.verification.comparisons import FILE, as_numbers, more_windows
@@ -198,13 +198,10 @@ def _keep(result: Comparison, places: Sequence[Path], note: Callable[[str], None
             continue
         try:
             partial = folder / f".{FILE}.partial"
-            with create(partial) as file:
-                file.write(json.dumps(as_numbers(result), indent=2).encode())
+            write_file(partial, json.dumps(as_numbers(result), indent=2).encode())
             partial.replace(folder / FILE)  # in the place of a link, too
         except OSError as error:
             note(f"{folder / FILE} cannot be written ({error.strerror}); the figures are not kept.")
-        except OutputError as error:
-            note(str(error))
         else:
             note(f"Kept in {folder / FILE}.")
 

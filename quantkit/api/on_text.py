@@ -11,6 +11,7 @@ from quantkit.api.options import CheckOptions, Resources
 from quantkit.api.order import Order
 from quantkit.api.reporter import Reporter
 from quantkit.api.running import open_noted, remarks_on, require_running, run
+from quantkit.checkpoint.open import is_gguf_source
 
 if TYPE_CHECKING:
     from quantkit.building.artifact import Artifact, Check
@@ -118,8 +119,6 @@ def plan_text(order: Order) -> OnText | MatrixFirst:
         PlanError: the model's matrices do not divide into such groups.
 
     """
-    from quantkit.checkpoint.open import is_gguf_source
-
     return plan_on_gguf(order) if is_gguf_source(order.source) else _plan_on_checkpoint(order)
 
 

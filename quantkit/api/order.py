@@ -28,7 +28,7 @@ from quantkit.checkpoint.open import (
 )
 from quantkit.checkpoint.open import refuse_idle as no_converter
 from quantkit.core.errors import PlanError, QuantkitError
-from quantkit.core.files import MOST_TEXT, read_file
+from quantkit.core.files import MOST_TEXT, read_file, read_text
 from quantkit.encodings.encoding import Encoding
 from quantkit.formats.gguf.metadata import describe_checkpoint
 from quantkit.planning.quants import Quant, all_quants, find_quants
@@ -286,8 +286,6 @@ def _refuse_seen(compare_text: Path | None, text: TextOptions) -> None:
         TextError: it cannot be read.
 
     """
-    from quantkit.core.files import read_text
-
     sources = text.sources
     if compare_text is None:
         return

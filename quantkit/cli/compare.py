@@ -19,6 +19,7 @@ from quantkit.cli.output import (
     show_table,
 )
 from quantkit.cli.panels import PICTURES, TEXT
+from quantkit.cli.shared import WindowedTextOption, WindowOption
 from quantkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -40,16 +41,7 @@ def compare(
         Path | None,
         typer.Option(metavar="FOLDER", help="The checkpoint, to build an absent reference from."),
     ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            "--text",
-            "-t",
-            metavar="FILE",
-            rich_help_panel=TEXT,
-            help="Text in UTF-8  [default: Python's documentation]",
-        ),
-    ] = None,
+    text: WindowedTextOption = None,
     chunks: Annotated[
         int | None,
         typer.Option(
@@ -59,9 +51,7 @@ def compare(
             help="Windows of the text at most  [default: all]",
         ),
     ] = None,
-    context: Annotated[
-        int, typer.Option(min=32, metavar="N", rich_help_panel=TEXT, help="Tokens per window.")
-    ] = 512,
+    context: WindowOption = 512,
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = 0,
     timeout: Annotated[

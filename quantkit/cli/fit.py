@@ -12,11 +12,11 @@ from quantkit.cli.completion import (
     complete_gpu,
     complete_hardware,
     complete_model,
-    complete_quant,
 )
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.output import JsonOption, OverwriteOption, emit_json, note
 from quantkit.cli.panels import MACHINE, QUALITY, RUN
+from quantkit.cli.shared import OnlyQuantsOption
 from quantkit.core.errors import QuantkitError
 from quantkit.core.packages import require
 from quantkit.core.writing import require_new
@@ -44,16 +44,7 @@ def fit(
             help="A folder, a GGUF, a Hub id, or a bundled name like mixtral-8x22b.",
         ),
     ] = None,
-    quant: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--quant",
-            "-q",
-            metavar="NAME",
-            autocompletion=complete_quant,
-            help="Only these quants; repeat for more.",
-        ),
-    ] = None,
+    quant: OnlyQuantsOption = None,
     gpu: Annotated[
         list[str] | None,
         typer.Option(

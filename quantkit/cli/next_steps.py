@@ -47,7 +47,7 @@ def show_next_steps(
 def _run(models: "Sequence[Artifact]", artifacts: "Iterable[Artifact]", folder: Path) -> list[str]:
     """What runs the artifact that most people would take; a projector goes with it."""
     files = [one for one in models if one.layout.plan.quant.format == "gguf"]
-    best = min(files or models, key=_is_unusual)
+    best = min(files or models, key=_distance_from_usual)
     place = str(folder / best.layout.opened)
     if not files:
         package = f"quantkit.formats.{best.layout.plan.quant.format}"
@@ -63,7 +63,7 @@ def _run(models: "Sequence[Artifact]", artifacts: "Iterable[Artifact]", folder: 
     return words
 
 
-def _is_unusual(artifact: "Artifact") -> float:
+def _distance_from_usual(artifact: "Artifact") -> float:
     """How far its bits per weight are from what most people take."""
     quant = artifact.layout.plan.quant
     named = re.search(r"\d$", quant.name) if quant.format != "gguf" else None
@@ -90,6 +90,8 @@ def _compare(models: "Sequence[Artifact]", folder: Path, source: str) -> list[st
 
 def _publish(models: "Sequence[Artifact]", folder: Path) -> list[list[str]]:
     """What publishes the build: a repository holds one format."""
+    from quantkit.publishing.layout import PLACEHOLDER
+
     formats = list(dict.fromkeys(one.layout.plan.quant.format for one in models))
-    words = ["quantkit", "publish", str(folder), "--repo", "NAMESPACE/NAME"]
+    words = ["quantkit", "publish", str(folder), "--repo", PLACEHOLDER]
     return [[*words, *(["--format", one] if len(formats) > 1 else [])] for one in formats]

@@ -16,6 +16,7 @@ from quantkit.cli.calibrate import Device
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, typed
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
 from quantkit.cli.panels import TEXT
+from quantkit.cli.shared import WindowedTextOption, WindowOption
 from quantkit.core.errors import CompareError, GGUFError
 from quantkit.core.units import format_count, parse_size
 from quantkit.core.writing import write_file
@@ -50,16 +51,7 @@ def perplexity(
             help="Checkpoints (folders, raw weights, names on the Hub), GGUF files.",
         ),
     ],
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            "--text",
-            "-t",
-            metavar="FILE",
-            rich_help_panel=TEXT,
-            help="Text in UTF-8  [default: Python's documentation]",
-        ),
-    ] = None,
+    text: WindowedTextOption = None,
     experts: Annotated[
         bool, typer.Option("--experts", help="Also each expert kept alone, and their mean.")
     ] = False,
@@ -72,9 +64,7 @@ def perplexity(
             help="Windows of the text at most  [default: all]",
         ),
     ] = None,
-    context: Annotated[
-        int, typer.Option(min=32, metavar="N", rich_help_panel=TEXT, help="Tokens per window.")
-    ] = 512,
+    context: WindowOption = 512,
     device: Annotated[
         Device, typer.Option(metavar="|".join(Device), help="Where checkpoints are run.")
     ] = Device.CPU,

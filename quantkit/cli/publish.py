@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.completion import complete_quant
 from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table, showing
 from quantkit.cli.panels import HUB
+from quantkit.cli.shared import OnlyQuantsOption
 from quantkit.core.units import counted, format_size
 
 if TYPE_CHECKING:
@@ -35,16 +35,7 @@ def publish(
             "--format", metavar="|".join(Format), help="Which of a build's formats goes there."
         ),
     ] = None,
-    quant: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--quant",
-            "-q",
-            metavar="NAME",
-            autocompletion=complete_quant,
-            help="Only these quants; repeat for more.",
-        ),
-    ] = None,
+    quant: OnlyQuantsOption = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _CARRIED = 512  # columns, about, whose errors are carried to the rest of the matrix in one product
 _BLOCK = 128  # columns of them whose errors are carried to the rest of these in one
-_LANES = 32  # of `encodings.fast.simd`, which is not imported where nothing is rounded
 # How far ranges are shrunk in the search: by fine steps first, which 8 bits need, then coarse ones.
 _SHRINKS = (1.0, 0.9975, 0.995, 0.99, 0.98, *(0.975 - 0.025 * step for step in range(20)))
 
@@ -258,7 +257,11 @@ def _range_costs(
 
 def _has_kernel(matrix: Tensor) -> bool:
     """Whether the loops over a matrix's rows are compiled: on a processor, for whole vectors."""
-    return bool(matrix.device.type == "cpu" and matrix.shape[1] % _LANES == 0)
+    if matrix.device.type != "cpu":
+        return False
+    from quantkit.encodings.fast.simd import LANES
+
+    return bool(matrix.shape[1] % LANES == 0)
 
 
 def _flat(x: Tensor) -> "NDArray[Any]":
@@ -268,8 +271,10 @@ def _flat(x: Tensor) -> "NDArray[Any]":
 
 def _in_parts(rows: int, work: Callable[[int, int], None]) -> None:
     """Do the work on some rows each, in as many threads as PyTorch has."""
+    from quantkit.encodings.fast.simd import LANES
+
     n_parts = torch.get_num_threads()
-    step = -(-rows // (_LANES * n_parts)) * _LANES
+    step = -(-rows // (LANES * n_parts)) * LANES
     starts = range(0, rows, step)
     with ThreadPoolExecutor(n_parts) as pool:
         list(pool.map(work, starts, (min(start + step, rows) for start in starts)))

@@ -61,6 +61,6 @@ def test_numbers_below_a_bound_are_refused() -> None:
     require_at_least(1, threads=None, chunks=3)
     for wrong in (0, "3", True):
         with pytest.raises(PlanError, match=r"chunks cannot be .*; give a whole number from 1"):
-            require_at_least(1, chunks=wrong)  # type: ignore[arg-type]
+            require_at_least(1, chunks=wrong)  # type: ignore[arg-type]  # which is what is tested
     with pytest.raises(PlanError, match="context cannot be 0"):
         quantkit.compare(TINY, context=0)

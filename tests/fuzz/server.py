@@ -100,7 +100,7 @@ def _import_light() -> None:
     import quantkit.fitting.subject
     import quantkit.publishing.measured
     import quantkit.publishing.verify
-    import quantkit.verification.reference  # noqa: F401
+    import quantkit.verification.reference  # noqa: F401 - for the processes that are forked
     from quantkit.encodings.kernel import load_kernel
 
     load_kernel("ggml")
