@@ -10,6 +10,7 @@ Only tensors here, no files. Rows of a matrix are outputs, its columns inputs.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -257,7 +258,8 @@ def _range_costs(
 
 def _has_kernel(matrix: Tensor) -> bool:
     """Whether the loops over a matrix's rows are compiled: on a processor, for whole vectors."""
-    if matrix.device.type != "cpu":
+    # A machine lent for its GPU may lack numba (benchmarks/gpu_check.py). PyTorch finds the same.
+    if matrix.device.type != "cpu" or find_spec("numba") is None:
         return False
     from quantkit.encodings.fast.simd import LANES
 
