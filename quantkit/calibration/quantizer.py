@@ -1,6 +1,7 @@
 """The visitor that quantizes: second moments in, GPTQ's matrices out, layer after layer."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,8 @@ from quantkit.calibration.lockstep.watching import are_all_finite, require_finit
 from quantkit.calibration.statistics import SecondMoment
 from quantkit.core.errors import WeightsError
 from quantkit.encodings.compensation import Compensation, prepare
-from quantkit.encodings.gptq import Grid, Rounded, solve
+from quantkit.encodings.gptq import Grid, Rounded, carried_together, solve
+from quantkit.encodings.low_rank import FEWER, prepare_low_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +70,46 @@ class Quantizer:
         """
         self._compensation = None  # before there is another
         recipe = self._recipe
+        step = carried_together(recipe.grid, columns)
+        # A group's scale is fitted to columns as all errors before them have moved them.
+        fits = recipe.act_order or recipe.grid.width(columns) <= step
+        most = columns // FEWER if fits else 0
+        inputs = iter(inputs)
+        few = _up_to(most, inputs)
+        if sum(len(x) for x, _ in few) <= most:
+            stacked = self._stacked(few, columns, what)
+            self._compensation = prepare_low_rank(
+                stacked, step, act_order=recipe.act_order, damp=recipe.damp
+            )
+            return
         # Nothing here holds the moment while it is factorized.
         self._compensation = prepare(
-            self._mean(inputs, columns, what), act_order=recipe.act_order, damp=recipe.damp
+            self._mean(few, inputs, columns, what), act_order=recipe.act_order, damp=recipe.damp
         )
 
-    def _mean(self, inputs: Iterable[tuple[Tensor, float]], columns: int, what: str) -> Tensor:
+    def _stacked(self, some: list[tuple[Tensor, float]], columns: int, what: str) -> Tensor:
+        """Inputs whose squares add up to the mean second moment; ``some`` is used up."""
+        count = max(1.0, sum(share * len(x) for x, share in some))
+        parts = [torch.empty(0, columns, device=self._device)]
+        while some:
+            x, share = some.pop(0)
+            parts.append(x * math.sqrt(share / count))
+        stacked = torch.cat(parts)
+        require_finite(stacked.square().sum(0), f"what goes into {what}")
+        return stacked
+
+    def _mean(
+        self,
+        few: list[tuple[Tensor, float]],
+        rest: Iterator[tuple[Tensor, float]],
+        columns: int,
+        what: str,
+    ) -> Tensor:
+        """The mean second moment; ``few`` is used up."""
         moment = SecondMoment(columns, self._device)
-        for x, share in inputs:
+        while few:
+            moment.add(*few.pop(0))
+        for x, share in rest:
             moment.add(x, share)
         mean = moment.mean()
         require_finite(mean, f"what goes into {what}")
@@ -103,3 +137,13 @@ class Quantizer:
             self._keep(parameter, expert, rows, rounded)
             replaced.append(rounded.dequantize())
         return torch.cat(replaced)
+
+
+def _up_to(most: int, inputs: Iterator[tuple[Tensor, float]]) -> list[tuple[Tensor, float]]:
+    """The first inputs until they have more than so many rows, or all."""
+    some: list[tuple[Tensor, float]] = []
+    rows = 0
+    while rows <= most and (one := next(inputs, None)) is not None:
+        some.append(one)
+        rows += len(one[0])
+    return some

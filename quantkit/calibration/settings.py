@@ -17,7 +17,7 @@ from quantkit.core.version import __version__
 FEWEST_TOKENS = 256
 # Raise it whenever the same weights and text give other statistics, layers or merges: what was made
 # or begun before then serves no more.
-_ALGORITHM = 5
+_ALGORITHM = 6
 # What config.json says that computes nothing. All else counts, whether quantkit knows it or not.
 _COMPUTES_NOTHING = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 

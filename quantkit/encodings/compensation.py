@@ -7,6 +7,7 @@ at once (Chee et al., 2023, show that both give the same).
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,22 +17,69 @@ _DAMPING_STEP = 10.0
 _ROWS = 512  # of a moment, put in another order at once
 
 
-@dataclass(frozen=True, slots=True)
-class Compensation:
+class Compensation(Protocol):
     """How the columns of a matrix make up for each other's errors, and the order to round them.
 
-    ``factor`` is upper triangular with ones on the diagonal, (columns, columns), in that order: an
-    error e of column i, its weight less what it was rounded to, moves column j by e * factor[i, j].
-    What column i is off from where it was moved to costs its square times ``costs[i]``. ``order``
-    is None for columns as they come.
+    There is a matrix of factors, upper triangular with ones on the diagonal, (columns, columns), in
+    that order: an error e of column i, its weight less what it was rounded to, moves column j by
+    e * factor[i, j]. What column i is off from where it was moved to costs its square times
+    ``costs[i]``. ``order`` is None for columns as they come.
     """
+
+    @property
+    def costs(self) -> Tensor:
+        """Of a unit of squared error in each column, (columns)."""
+        ...
+
+    @property
+    def order(self) -> Tensor | None:
+        """Numbers of the columns as they are rounded."""
+        ...
+
+    def within(self, columns: slice) -> Tensor:
+        """Factors by which these columns move each other."""
+        ...
+
+    def begin(self, rows: int) -> Tensor:
+        """What `carry` remembers of a matrix of so many rows: nothing yet."""
+        ...
+
+    def carry(self, errors: Tensor, columns: slice, moved: Tensor, memory: Tensor) -> None:
+        """Move the columns after some, as far as they are next, by the errors of these.
+
+        Args:
+            errors: (columns, rows), of these.
+            columns: which they are; each call's begin where those of the last call ended.
+            moved: all columns, (columns, rows), written over.
+            memory: of the calls before, written over.
+
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DenseCompensation:
+    """The whole matrix of factors: for inputs of many tokens."""
 
     factor: Tensor
     costs: Tensor
     order: Tensor | None
 
+    def within(self, columns: slice) -> Tensor:
+        """Factors by which these columns move each other."""
+        return self.factor[columns, columns]
 
-def prepare(moment: Tensor, *, act_order: bool = False, damp: float = 0.01) -> Compensation:
+    def begin(self, rows: int) -> Tensor:
+        """Nothing: all columns are moved at once."""
+        return self.factor.new_empty(0, rows)
+
+    def carry(self, errors: Tensor, columns: slice, moved: Tensor, _memory: Tensor) -> None:
+        """Move all columns after these."""
+        after = slice(columns.stop, None)
+        moved[after].addmm_(self.factor[columns, after].T, errors)
+
+
+def prepare(moment: Tensor, *, act_order: bool = False, damp: float = 0.01) -> DenseCompensation:
     """What matrices with the same inputs share.
 
     An input that was always 0 neither makes up for others nor is made up for, so a matrix that saw
@@ -45,15 +93,24 @@ def prepare(moment: Tensor, *, act_order: bool = False, damp: float = 0.01) -> C
 
     """
     strength = moment.diagonal().clone()
-    unseen = strength == 0
-    mean = float(strength.sum() / (~unseen).sum().clamp(min=1)) or 1.0
-    moment.diagonal()[unseen] = mean
-    order = strength.argsort(descending=True, stable=True) if act_order else None
+    order = order_of(strength) if act_order else None
+    mean = mean_of_seen(strength)
+    moment.diagonal()[strength == 0] = mean
     forwards = torch.arange(len(moment), device=moment.device) if order is None else order
     held = [_reordered(moment, forwards.flip(0))]
     del moment  # no more than two are there at a time, if the caller has let go of it
     factor, costs = factorize(held.pop(), damp * mean)
-    return Compensation(factor, costs, order)
+    return DenseCompensation(factor, costs, order)
+
+
+def order_of(strength: Tensor) -> Tensor:
+    """The columns with the strongest inputs first."""
+    return strength.argsort(descending=True, stable=True)
+
+
+def mean_of_seen(strength: Tensor) -> float:
+    """The mean square of inputs that were not always 0; 1 where there are none."""
+    return float(strength.sum() / (strength != 0).sum().clamp(min=1)) or 1.0
 
 
 def _reordered(moment: Tensor, order: Tensor) -> Tensor:
@@ -65,7 +122,7 @@ def _reordered(moment: Tensor, order: Tensor) -> Tensor:
 
 
 def factorize(turned: Tensor, damp: float) -> tuple[Tensor, Tensor]:
-    """What `Compensation` holds of a moment, whose rows and columns come in reverse order.
+    """What `DenseCompensation` holds of a moment, whose rows and columns come in reverse order.
 
     In that order, the Cholesky factor of a matrix is the M with M Mᵀ = matrix. It is computed in
     float32: damping bounds how far apart its numbers are, and there is more of it where that fails.

@@ -101,7 +101,7 @@ def solve(
         search: shrink each group's range where that lowers the error.
 
     """
-    factor, costs, order = compensation.factor, compensation.costs, compensation.order
+    costs, order = compensation.costs, compensation.order
     rows, columns = weight.shape
     width = grid.width(columns)
     group_of = torch.arange(columns, device=weight.device) // width
@@ -117,12 +117,13 @@ def solve(
         before, group_of = before.index_select(0, order), group_of[order]
     moved = before.clone()  # the columns as errors before them have moved them
     levels = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
-    block = _BLOCK if width % _BLOCK == 0 or grid.group_size == -1 else width
-    together = max(1, _CARRIED // block) * block
+    block, together = _steps(grid, columns)
     errors = torch.empty(min(together, columns), rows, device=weight.device)
     chosen = torch.empty(min(block, columns), rows, device=weight.device)
+    memory = compensation.begin(rows)
     for first in range(0, columns, together):
         last = min(first + together, columns)
+        factor = compensation.within(slice(first, last))
         for start in range(first, last, block):
             end = min(start + block, columns)
             if order is None and start % width == 0:
@@ -130,21 +131,36 @@ def solve(
                     slice(start, start + width), moved, before, compensation, grid, search
                 )
                 scales[start // width], zeros[start // width] = fitted
-            some = slice(start - first, end - first)
+            some, later = slice(start - first, end - first), slice(end - first, None)
             _round_block(
                 moved[start:end],
                 before[start:end],
-                factor[start:end, start:end].contiguous(),
+                factor[some, some].contiguous(),
                 (group_of[start:end], scales, zeros),
                 grid,
                 (errors[some], chosen[: end - start]),
             )
             levels[start:end] = chosen[: end - start]
-            moved[end:last].addmm_(factor[start:end, end:last].T, errors[some])
-        moved[last:].addmm_(factor[first:last, last:].T, errors[: last - first])
+            moved[end:last].addmm_(factor[some, later].T, errors[some])
+        compensation.carry(errors[: last - first], slice(first, last), moved, memory)
     if order is not None:
         levels = levels[order.argsort()]
     return Rounded(levels.T.contiguous(), scales.T.contiguous(), zeros.T.contiguous())
+
+
+def carried_together(grid: Grid, columns: int) -> int:
+    """How many columns `solve` rounds before it carries their errors to the rest."""
+    return _steps(grid, columns)[1]
+
+
+def _steps(grid: Grid, columns: int) -> tuple[int, int]:
+    """How many columns are rounded one after another, and in how many their errors stay at first.
+
+    Groups, which are fitted when their turn comes, begin where such steps do.
+    """
+    width = grid.width(columns)
+    block = _BLOCK if width % _BLOCK == 0 or grid.group_size == -1 else width
+    return block, max(1, _CARRIED // block) * block
 
 
 def _fit_next(
@@ -159,7 +175,7 @@ def _fit_next(
 
     They fit where its columns would all be now if none of them were rounded.
     """
-    factor = compensation.factor[inside, inside]
+    factor = compensation.within(inside)
     free = before[inside] + torch.linalg.solve_triangular(
         factor.T, moved[inside] - before[inside], upper=False, unitriangular=True
     )
