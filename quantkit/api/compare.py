@@ -13,7 +13,8 @@ from quantkit.core.packages import require
 from quantkit.core.writing import require_new, write_file
 from quantkit.verification.compare import Comparison
 from quantkit.verification.compare import compare as measure
-from quantkit.verification.comparisons import FILE, as_numbers, more_windows
+from quantkit.verification.comparisons import as_numbers, more_windows
+from quantkit.verification.kept import FILE
 from quantkit.verification.origin import find_origin
 from quantkit.verification.subjects import (
     REFERENCE_FOLDER,

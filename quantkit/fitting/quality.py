@@ -3,17 +3,20 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from quantkit.core.documents import read_object, to_type
+from quantkit.core.documents import to_type
 from quantkit.core.files import has_file
 from quantkit.core.profiles import load_profile
 from quantkit.fitting.model import SizedModel
 from quantkit.fitting.settings import FitError
 from quantkit.fitting.variants import Variant
 from quantkit.planning.quants import all_quants
+
+if TYPE_CHECKING:
+    from quantkit.verification.kept import KeptResult
 
 # How much a measured file may differ in size from the one that is judged: by its header.
 _SAME_SIZE = 0.01
@@ -44,25 +47,6 @@ class Scale:
     losses: Mapping[str, Loss]
 
 
-class _Measures(msgspec.Struct, frozen=True):
-    kld: float
-
-
-class _Row(msgspec.Struct, frozen=True):
-    name: str
-    bytes: int
-    is_reference: bool
-    quant: str | None = None
-    measures: _Measures | None = None
-
-
-class _Document(msgspec.Struct, frozen=True):
-    """What is used of a ``compare.json``."""
-
-    text: str
-    artifacts: list[_Row]
-
-
 def published_scale(*, weighted: bool) -> Scale:
     """What llama.cpp's authors measured of each of its mixtures, of one model.
 
@@ -88,7 +72,7 @@ def find_comparison(name: str) -> Path | None:
     path = Path(name)
     if not path.exists():
         return None
-    from quantkit.verification.comparisons import FILE
+    from quantkit.verification.kept import FILE
 
     file = (path if path.is_dir() else path.parent) / FILE
     return file if has_file(file, error=FitError) else None
@@ -105,13 +89,9 @@ def measured_scale(file: Path, subject: SizedModel) -> Scale | None:
         FitError: the file is no such thing, or of another model.
 
     """
-    document = to_type(
-        read_object(file, error=FitError, fix="write it with quantkit compare --json"),
-        _Document,
-        f"{file} is not what this version of quantkit compare --json prints: it",
-        error=FitError,
-        fix="run it again",
-    )
+    from quantkit.verification.kept import read_kept
+
+    document = read_kept(file, error=FitError)
     rows = {
         row.quant: row
         for row in document.artifacts
@@ -169,7 +149,7 @@ def recorded_scale(folder: Path, subject: SizedModel) -> Scale | None:
     return Scale("measured", f"{NAME}, on {text}", losses)
 
 
-def _require_same_model(file: Path, row: _Row, variant: Variant) -> None:
+def _require_same_model(file: Path, row: "KeptResult", variant: Variant) -> None:
     if abs(row.bytes - variant.file_bytes) > _SAME_SIZE * variant.file_bytes:
         raise FitError(
             f"{file} measured a {variant.name} of {row.bytes:,} bytes, and this model's has "

@@ -6,48 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import msgspec
-
-from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import PublishError
 from quantkit.core.files import read_file
 from quantkit.publishing.layout import PublishedArtifact
 from quantkit.verification.compare import Comparison, Result
-from quantkit.verification.divergence import Measures
-from quantkit.verification.embeddings import Cosines
+from quantkit.verification.kept import KeptComparison, KeptResult, read_kept
 from quantkit.verification.quality import Verdict
 from quantkit.verification.subjects import Subject
-
-_FIX = "write it with quantkit compare --json"
-
-
-class _Verdict(msgspec.Struct, frozen=True):
-    ok: bool
-    reason: str
-
-
-class _Row(msgspec.Struct, frozen=True):
-    name: str
-    bytes: int
-    is_reference: bool
-    verdict: _Verdict
-    measures: Measures | None = None
-    cosines: Cosines | None = None
-    quant: str | None = None
-
-
-class _Document(msgspec.Struct, frozen=True):
-    """What is used of a ``compare.json``."""
-
-    reference: str
-    text: str
-    text_sha256: str
-    context: int
-    windows: int
-    threads: int
-    artifacts: list[_Row]
-    reference_quant: str | None = None
-    gpu_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +30,13 @@ def read_comparison(file: Path, artifacts: Sequence[PublishedArtifact]) -> Measu
         PublishError: the file is not what quantkit compare printed, or older than an artifact.
 
     """
-    document = to_type(
-        read_object(file, error=PublishError, fix=_FIX),
-        _Document,
-        f"{file} is not what this version of quantkit compare --json prints: it",
-        error=PublishError,
-        fix="run it again",
-    )
+    document = read_kept(file, error=PublishError)
     written = file.stat().st_mtime
     rows = {name: _result(row) for name, row in _by_artifact(document, artifacts).items()}
     if not all(map(_is_finite, rows.values())):
-        raise PublishError(f"{file} has figures that are no numbers; {_FIX}.")
+        raise PublishError(
+            f"{file} has figures that are no numbers; write it with quantkit compare --json."
+        )
     reference = Path(document.reference)
     comparison = Comparison(
         reference=Subject(reference.name, reference, document.reference_quant, 0, 0),
@@ -97,7 +58,9 @@ def read_comparison(file: Path, artifacts: Sequence[PublishedArtifact]) -> Measu
     return Measured(comparison, rows) if rows else None
 
 
-def _by_artifact(document: _Document, artifacts: Sequence[PublishedArtifact]) -> dict[str, _Row]:
+def _by_artifact(
+    document: KeptComparison, artifacts: Sequence[PublishedArtifact]
+) -> dict[str, KeptResult]:
     """The rows with figures, by the name of the artifact of that file name and size."""
     places = {}
     for artifact in artifacts:
@@ -114,7 +77,7 @@ def _by_artifact(document: _Document, artifacts: Sequence[PublishedArtifact]) ->
     }
 
 
-def _result(row: _Row) -> Result:
+def _result(row: KeptResult) -> Result:
     return Result(
         subject=Subject(row.name, Path(row.name), row.quant, row.bytes, 0),
         measures=row.measures,

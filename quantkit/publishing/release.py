@@ -39,7 +39,7 @@ from quantkit.publishing.metadata import SourceFacts
 from quantkit.publishing.prompt import render_prompt
 from quantkit.publishing.source import find_source
 from quantkit.publishing.upload import Report, Upload, Uploader
-from quantkit.verification.comparisons import FILE as COMPARISON
+from quantkit.verification.kept import FILE as COMPARISON
 
 _SMALL = 10 * 10**6
 

@@ -6,47 +6,53 @@ from typing import Any
 
 import msgspec
 
-from quantkit.core.documents import read_object, to_type
 from quantkit.core.errors import FileError
 from quantkit.core.writing import is_own
 from quantkit.verification.compare import Comparison, Result
 from quantkit.verification.divergence import PERCENTILES
+from quantkit.verification.kept import (
+    KeptComparison,
+    KeptResult,
+    KeptSpeed,
+    KeptVerdict,
+    read_kept,
+)
 from quantkit.verification.subjects import is_quantized
-
-FILE = "compare.json"
-"""What a comparison is kept as, in the folder of the build."""
 
 
 def as_numbers(comparison: Comparison) -> dict[str, Any]:
     """Everything that was found, as JSON values."""
-    return {
-        "reference": str(comparison.reference.gguf),
-        "reference_quant": comparison.reference.quant,
-        "reference_is_quantized": is_quantized(comparison.reference),
-        "text": comparison.text,
-        "text_sha256": comparison.text_sha256,
-        "context": comparison.context,
-        "windows": comparison.windows,
-        "threads": comparison.threads,
-        "gpu_layers": comparison.gpu_layers,
-        "kld_percentiles": list(PERCENTILES),
-        "artifacts": [_numbers(result) for result in comparison.results],
-    }
+    kept = KeptComparison(
+        reference=str(comparison.reference.gguf),
+        reference_quant=comparison.reference.quant,
+        reference_is_quantized=is_quantized(comparison.reference),
+        text=comparison.text,
+        text_sha256=comparison.text_sha256,
+        context=comparison.context,
+        windows=comparison.windows,
+        threads=comparison.threads,
+        gpu_layers=comparison.gpu_layers,
+        kld_percentiles=PERCENTILES,
+        artifacts=[_kept(result) for result in comparison.results],
+    )
+    numbers: dict[str, Any] = msgspec.to_builtins(kept)
+    return numbers
 
 
-class _KeptRow(msgspec.Struct, frozen=True):
-    name: str
-    bytes: int
-    measures: dict[str, Any] | None = None
-
-
-class _Kept(msgspec.Struct, frozen=True):
-    """What is looked at of a comparison that was kept."""
-
-    text_sha256: str
-    context: int
-    windows: int
-    artifacts: list[_KeptRow]
+def _kept(result: Result) -> KeptResult:
+    subject, speed = result.subject, result.speed
+    return KeptResult(
+        name=subject.name,
+        file=str(subject.gguf),
+        quant=subject.quant,
+        bytes=subject.n_bytes,
+        run=subject.how,
+        is_reference=result.is_reference,
+        measures=result.measures,
+        cosines=result.cosines,
+        speed=KeptSpeed(**asdict(speed)) if speed else None,
+        verdict=KeptVerdict(**asdict(result.verdict)),
+    )
 
 
 def more_windows(file: Path, comparison: Comparison) -> int | None:
@@ -58,7 +64,7 @@ def more_windows(file: Path, comparison: Comparison) -> int | None:
     if not is_own(file) or comparison.failed:
         return None
     try:
-        kept = to_type(read_object(file), _Kept, file)
+        kept = read_kept(file)
     except FileError:
         return None
     measured = {(row.name, row.bytes) for row in kept.artifacts if row.measures is not None}
@@ -70,19 +76,3 @@ def more_windows(file: Path, comparison: Comparison) -> int | None:
     files = [f for place in places for f in (place.iterdir() if place.is_dir() else [place])]
     newest = max((f.stat().st_mtime for f in files if f.exists()), default=0)
     return kept.windows if newest <= file.stat().st_mtime else None
-
-
-def _numbers(result: Result) -> dict[str, Any]:
-    subject = result.subject
-    return {
-        "name": subject.name,
-        "file": str(subject.gguf),
-        "quant": subject.quant,
-        "bytes": subject.n_bytes,
-        "run": subject.how,
-        "is_reference": result.is_reference,
-        "measures": asdict(result.measures) if result.measures else None,
-        "cosines": asdict(result.cosines) if result.cosines else None,
-        "speed": asdict(result.speed) if result.speed else None,
-        "verdict": asdict(result.verdict),
-    }

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from quantkit.fitting.settings import ContextSettings, FitError
 from quantkit.fitting.speed import REACHED, read_per_token, tokens_per_second
 from quantkit.fitting.subject import PlanOptions, SizedModel, open_subject
 from quantkit.planning.quants import find_quants
+from quantkit.verification.divergence import Measures
 from tests.building.builds import build
 from tests.cli.command import quantkit, refusal
 from tests.parity.cases import TRAINED
@@ -54,14 +55,21 @@ def scale_of(**losses: float) -> Scale:
 def comparison(subject: SizedModel, file: Path, **losses: float) -> Path:
     """A compare.json as `compare` writes it, with these losses."""
     sizes = {variant.name: variant.file_bytes for variant in subject.variants}
+    figures: dict[str, Any] = {field.name: 0.5 for field in fields(Measures)}
+    figures |= {"n_tokens": 9, "kld_percentiles": [0.5] * 5}
+    verdict = {"ok": True, "reason": "healthy"}
     rows: list[dict[str, Any]] = [
         {
             "name": f"x-{name}.gguf", "bytes": sizes[name], "quant": name, "is_reference": False,
-            "measures": {"kld": loss, "n_tokens": 9}, "verdict": {"ok": True},
+            "measures": figures | {"kld": loss}, "verdict": verdict,
         }
         for name, loss in losses.items()
     ]  # fmt: skip
-    file.write_text(json.dumps({"text": "a text", "artifacts": rows, "threads": 1}))
+    kept = {
+        "reference": "f16.gguf", "text": "a text", "text_sha256": "ab" * 32, "context": 512,
+        "windows": 4, "threads": 1, "artifacts": rows,
+    }  # fmt: skip
+    file.write_text(json.dumps(kept))
     return file
 
 
