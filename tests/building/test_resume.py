@@ -39,7 +39,6 @@ from tests.large_experts import large_experts
 from tests.random_checkpoints import random_checkpoint
 
 QUANTS = ("q8_0", "q4_0")
-KILLS = 20
 
 
 def check_unfinished(out: Path, reference: dict[str, str]) -> None:
@@ -60,14 +59,16 @@ def check_finished(out: Path, reference: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "wanted"),
     [
-        "checkpoint",
-        pytest.param("gguf", marks=pytest.mark.native),
-        pytest.param("described", marks=pytest.mark.native),
+        ("checkpoint", 20),
+        pytest.param("gguf", 6, marks=pytest.mark.native),
+        pytest.param("described", 6, marks=pytest.mark.native),
+        pytest.param("gguf", 20, marks=pytest.mark.search),
+        pytest.param("described", 20, marks=pytest.mark.search),
     ],
 )
-def test_twenty_kills_at_random_moments(kind: str, mixtral: Path, tmp_path: Path) -> None:
+def test_kills_at_random_moments(kind: str, wanted: int, mixtral: Path, tmp_path: Path) -> None:
     """Every other kill comes before one of the steps, the rest after one of the slabs.
 
     A small model's build is start and end for the most part, so steps alone may never fall between
@@ -92,9 +93,9 @@ def test_twenty_kills_at_random_moments(kind: str, mixtral: Path, tmp_path: Path
         was_killed = False
         while True:
             again = replace(job, out=out)
-            if kills < KILLS and kills % 2:
+            if kills < wanted and kills % 2:
                 again = replace(again, die_at=rng.randrange(all_of.steps))
-            elif kills < KILLS:
+            elif kills < wanted:
                 again = replace(again, die_after=rng.randrange(1, all_of.slabs))
             process, done = start(again)
             process.join()
@@ -106,7 +107,7 @@ def test_twenty_kills_at_random_moments(kind: str, mixtral: Path, tmp_path: Path
             check_unfinished(out, reference)
         check_finished(out, reference)
         resumed += was_killed and done().slabs < all_of.slabs
-        if kills >= KILLS:
+        if kills >= wanted:
             break
     assert resumed > 0
 

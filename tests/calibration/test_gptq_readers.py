@@ -1,8 +1,6 @@
 """GPTQ artifacts in the programs that read them: all compute the same logits."""
 
-import importlib.util
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +78,39 @@ def test_our_export_in_llama_cpp(case: str, tmp_path: Path) -> None:
     check_same(case, llama_logits(export(artifact, tmp_path / "gguf")), wanted)
 
 
-@dataclass(frozen=True)
-class Read:
-    """Logits of one artifact: with its dequantized weights, and as others read it."""
-
-    wanted: NDArray[np.float32]
-    auto_gptq: NDArray[np.float32]
-    converted: Path
+Read = tuple[NDArray[np.float32], Path]  # logits of dequantized weights, and what is read
 
 
 @pytest.fixture(scope="module")
-def read_by_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Read]:
-    """Every artifact, read in one process of each program: importing takes them longest."""
-    folder = tmp_path_factory.mktemp("readers")
-    artifacts, wanted, jobs = [], [], []
-    for number, (name, quant, options) in enumerate(CASES.values()):
-        work = folder / str(number)
-        work.mkdir()
-        artifacts.append(built(TINY / name, work, quant, chunks=2, **options).path)
-        wanted.append(dequantized_logits(TINY / name, artifacts[-1]))
-        jobs.append([str(artifacts[-1]), str(folder / f"{number}.gguf"), "f32"])
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Read]:
+    """Every artifact."""
+    made = {}
+    for number, (case, (name, quant, options)) in enumerate(CASES.items()):
+        work = tmp_path_factory.mktemp(f"readers-{number}")
+        artifact = built(TINY / name, work, quant, chunks=2, **options).path
+        made[case] = dequantized_logits(TINY / name, artifact), artifact
+    return made
+
+
+@pytest.mark.readers
+def test_auto_gptq(artifacts: dict[str, Read], tmp_path: Path) -> None:
+    """All in one process: importing takes it longest."""
+    theirs = auto_gptq.logits([folder for _, folder in artifacts.values()], TOKENS, tmp_path)
+    for (case, (wanted, _)), found in zip(artifacts.items(), theirs, strict=True):
+        check_same(case, found, wanted)
+
+
+@pytest.fixture(scope="module")
+def converted(
+    artifacts: dict[str, Read], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Read]:
+    """What llama.cpp's converter makes of them, in one process for the same reason."""
+    folder = tmp_path_factory.mktemp("converted")
+    made = {
+        case: (wanted, folder / f"{number}.gguf")
+        for number, (case, (wanted, _)) in enumerate(artifacts.items())
+    }
+    jobs = [[str(artifacts[case][1]), str(gguf), "f32"] for case, (_, gguf) in made.items()]
     script, listing = folder / "convert.py", folder / "jobs.json"
     script.write_text(CONVERT)
     listing.write_text(json.dumps(jobs))
@@ -107,35 +118,12 @@ def read_by_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Read]:
         [native_tools.PYTHON, script, native_tools.CONVERTER, listing],
         makes=Path(f"{listing}.done"),
     )
-    theirs = auto_gptq.logits(artifacts, TOKENS, folder)
-    return {case: Read(wanted[i], theirs[i], folder / f"{i}.gguf") for i, case in enumerate(CASES)}
-
-
-@pytest.mark.native
-@pytest.mark.parametrize("case", CASES)
-def test_auto_gptq(read_by_others: dict[str, Read], case: str) -> None:
-    read = read_by_others[case]
-    check_same(case, read.auto_gptq, read.wanted)
+    return made
 
 
 @pytest.mark.native
 @pytest.mark.parametrize("case", [case for case in CASES if "3 bits" not in case])
-def test_llama_cpps_converter(read_by_others: dict[str, Read], case: str) -> None:
+def test_llama_cpps_converter(converted: dict[str, Read], case: str) -> None:
     """It has no 3 bits."""
-    read = read_by_others[case]
-    check_same(case, llama_logits(read.converted), read.wanted)
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("gptqmodel") is None,
-    reason="transformers reads GPTQ with gptqmodel, which is not here: it needs torch >= 2.14.1",
-)
-def test_transformers(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    artifact = built(TINY / "tiny-mistral", tmp_path, "gptq-int4", chunks=2).path
-    wanted = dequantized_logits(TINY / "tiny-mistral", artifact)
-    model = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32)
-    with torch.inference_mode():
-        found = model(torch.from_numpy(TOKENS)).logits.numpy()
-    check_same("mistral", found, wanted)
+    wanted, gguf = converted[case]
+    check_same(case, llama_logits(gguf), wanted)

@@ -1,5 +1,6 @@
 """Dense models made of a mixture: one expert's bytes, or the mean of all."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -168,34 +169,47 @@ def test_a_failure_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.native
-def test_linear_is_mergekits(tmp_path: Path) -> None:
+# Of the merges below, which mergekit makes alike. `pytest -m readers` compares them.
+UNEVEN = [1.0, 2.0, 0.5, 1.0, 3.0, 0.25, 1.5, 0.7]
+MERGES = {
+    "even": ([1.0] * EXPERTS, "58bb89cef0bd3055639bf6a42510d7aa310197189468f468106a2f1c7b15a3f1"),
+    "uneven": (UNEVEN, "3cef7bff860e49c824d163880ef374bb5358709972961c8cc8094ee37ca005fd"),
+}
+
+
+@pytest.mark.parametrize("kind", MERGES)
+def test_linear_is_what_mergekit_was_compared_with(kind: str, tmp_path: Path) -> None:
+    weights, expected = MERGES[kind]
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors_of(densify(MIXTRAL, weights, tmp_path / "mine")).items()):
+        digest.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    assert digest.hexdigest() == expected
+
+
+@pytest.mark.readers
+@pytest.mark.parametrize("kind", MERGES)
+def test_linear_is_mergekits(kind: str, tmp_path: Path) -> None:
     models = [densify(MIXTRAL, only(e), tmp_path / f"expert-{e}") for e in range(EXPERTS)]
-    mine = tensors_of(densify(MIXTRAL, [1.0] * EXPERTS, tmp_path / "mine"))
-    uneven = [1.0, 2.0, 0.5, 1.0, 3.0, 0.25, 1.5, 0.7]
-    mine_uneven = tensors_of(densify(MIXTRAL, uneven, tmp_path / "mine-uneven"))
-    for weights, expected, dtype in (
-        ([1.0] * EXPERTS, mine, "bfloat16"),
-        (uneven, mine_uneven, "bfloat16"),
-    ):
-        out = tmp_path / f"mergekit-{weights[1]:g}"
-        mergekit.linear(models, weights, out, dtype=dtype, out_dtype="bfloat16")
-        theirs = tensors_of(out)
-        assert theirs.keys() == expected.keys()
-        steps = {name: distance(theirs[name], value) for name, value in expected.items()}
-        differing = sum(int(step.count_nonzero()) for step in steps.values())
-        if weights is uneven:
-            # mergekit's addcmul fuses product and sum where the processor can; so a float32 sum
-            # in many thousands falls on the other side of a rounding to bfloat16. Where summands
-            # cancel, what a float32 sum of them can be off by is more than a step of the result.
-            for name, step in steps.items():
-                error = (theirs[name].double() - expected[name].double()).abs()
-                parts = [tensors_of(model)[name].double().abs() for model in models]
-                total = sum(w * part for w, part in zip(weights, parts, strict=True))
-                assert ((step <= 1) | (error <= 2.0**-22 * total / sum(weights))).all()
-            assert differing < 1e-3 * sum(step.numel() for step in steps.values())
-        else:
-            assert differing == 0
+    weights, _ = MERGES[kind]
+    mine = tensors_of(densify(MIXTRAL, weights, tmp_path / "mine"))
+    out = tmp_path / "mergekit"
+    mergekit.linear(models, weights, out, dtype="bfloat16", out_dtype="bfloat16")
+    theirs = tensors_of(out)
+    assert theirs.keys() == mine.keys()
+    steps = {name: distance(theirs[name], value) for name, value in mine.items()}
+    differing = sum(int(step.count_nonzero()) for step in steps.values())
+    if kind == "even":
+        assert differing == 0
+        return
+    # mergekit's addcmul fuses product and sum where the processor can; so a float32 sum in many
+    # thousands falls on the other side of a rounding to bfloat16. Where summands cancel, what a
+    # float32 sum of them can be off by is more than a step of the result.
+    for name, step in steps.items():
+        error = (theirs[name].double() - mine[name].double()).abs()
+        parts = [tensors_of(model)[name].double().abs() for model in models]
+        total = sum(w * part for w, part in zip(weights, parts, strict=True))
+        assert ((step <= 1) | (error <= 2.0**-22 * total / sum(weights))).all()
+    assert differing < 1e-3 * sum(step.numel() for step in steps.values())
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

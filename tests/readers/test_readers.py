@@ -2,7 +2,8 @@
 
 ``QUANTKIT_READERS`` names the Python of an environment with gptqmodel, optimum, transformers and a
 PyTorch for the CPU; docs/gptq.md says how to make one. With ``-m readers`` each folder is loaded in
-each of them, and what GPTQModel computed is written to ``golden.json`` if QUANTKIT_GOLDEN is set.
+each of them, and what GPTQModel and auto-gptq computed is written to ``golden.json`` if
+QUANTKIT_GOLDEN is set. auto-gptq gets an environment of its own by itself (tests/environments.py).
 """
 
 import json
@@ -18,6 +19,7 @@ import transformers
 from numpy.typing import NDArray
 
 from quantkit.formats.gptq import load
+from tests import auto_gptq
 from tests.formats.bnb.folders import write_dequantized
 from tests.readers.synthetic import TOKENS, synthetic_folder
 
@@ -28,6 +30,7 @@ SCRIPT = Path(__file__).with_name("in_their_environment.py")
 MIXTURES = ["qwen3moe", "glm4moe", "mixtral"]
 DENSE = ["gemma3", "llama"]
 READ = ["qwen3moe", *DENSE]
+BY_AUTO_GPTQ = ["mixtral", "llama"]  # the architectures that it was made for
 # GPTQModel 7.7 wants a Mixtral's experts under other names than every other reader, and its defuser
 # 0.0.28 computes GLM-4-MoE's routing as an earlier transformers did. Both say so.
 REFUSED = {"mixtral": "down_proj.qweight", "glm4moe": "no attribute 'sigmoid'"}
@@ -62,6 +65,13 @@ def test_our_own_load_computes_what_gptqmodel_did(name: str, folders: dict[str, 
     found = logits(load(folders[name]))
     golden = json.loads(GOLDEN.read_text())[name]
     expected = np.array(golden, np.float32)
+    assert error(found[..., :_SHOWN], expected) < 1e-2
+
+
+@pytest.mark.parametrize("name", BY_AUTO_GPTQ)
+def test_our_own_load_computes_what_auto_gptq_did(name: str, folders: dict[str, Path]) -> None:
+    found = logits(load(folders[name]))
+    expected = np.array(json.loads(GOLDEN.read_text())[f"{name}, auto-gptq"], np.float32)
     assert error(found[..., :_SHOWN], expected) < 1e-2
 
 
@@ -103,8 +113,22 @@ def test_gptqmodel(name: str, python: str, folders: dict[str, Path], tmp_path: P
     assert "failed" not in answer, answer["failed"]
     found = np.array(answer["logits"], np.float32)
     assert error(found, wanted(folders[name], tmp_path / "weights")) < 1e-2
+    keep(name, found)
+
+
+@pytest.mark.readers
+def test_auto_gptq(folders: dict[str, Path], tmp_path: Path) -> None:
+    """By the lines of our card."""
+    read = auto_gptq.logits([folders[name] for name in BY_AUTO_GPTQ], TOKENS, tmp_path)
+    for name, found in zip(BY_AUTO_GPTQ, read, strict=True):
+        assert error(found, wanted(folders[name], tmp_path / name)) < 1e-2
+        keep(f"{name}, auto-gptq", found)
+
+
+def keep(name: str, found: NDArray[np.float32]) -> None:
+    """Write what a reader computed to golden.json, if that is wanted."""
     if os.environ.get("QUANTKIT_GOLDEN"):
-        golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+        golden = json.loads(GOLDEN.read_text())
         golden[name] = np.round(found[..., :_SHOWN].astype(float), 6).tolist()
         GOLDEN.write_text(json.dumps(golden, indent=None, sort_keys=True) + "\n")
 
