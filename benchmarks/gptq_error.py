@@ -1,20 +1,15 @@
 """What GPTQ loses of a checkpoint's first layer: what it puts out, beside that of the original.
 
-``python -m benchmarks.gptq_error CHECKPOINT FOLDER...`` runs two chunks of the built-in text
-through the layer, in float32 inputs of bfloat16 weights, and prints of each GPTQ folder the squared
-error of the layer's output over the squared size of what the layer adds to its input.
+``python -m benchmarks.gptq_error CHECKPOINT FOLDER...`` streams the layer's matrices past one piece
+of the built-in text, in float32, and prints of each GPTQ folder the squared error of the layer's
+output over the squared size of what the layer adds to its input.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from quantkit.calibration.text import make_corpus
-from quantkit.checkpoint.open import open_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,47 +19,52 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--chunks", type=int, default=2)
-    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=1024)
     options = parser.parse_args()
-    errors = layer_errors(options.checkpoint, options.folders, options.chunks, options.context)
+    errors = layer_errors(options.checkpoint, options.folders, options.tokens)
     json.dump({str(folder): error for folder, error in errors.items()}, sys.stdout)
     print()
     return 0
 
 
-def layer_errors(
-    checkpoint: Path, folders: list[Path], chunks: int, context: int
-) -> dict[Path, float]:
+def layer_errors(checkpoint: Path, folders: list[Path], n_tokens: int) -> dict[Path, float]:
     """The relative squared error of the first layer's output, for each folder."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    from quantkit.building.heap import share_heap
+    from tests.calibration.substitutes import of_artifact, original
 
-    from quantkit.formats.gptq.loading import load
-
-    corpus = make_corpus(open_checkpoint(checkpoint), [], chunks, context)
-    tokens = torch.from_numpy(corpus.tokens)
-
-    def through(make: Callable[[], Any]) -> "tuple[Tensor, Tensor]":
-        """What goes into the layer, and what comes out; the model is let go."""
-        model = make()
-        seen: dict[str, Tensor] = {}
-
-        def keep(_: Any, given: Any, result: Any) -> None:
-            seen["in"] = given[0].float()
-            seen["out"] = (result[0] if isinstance(result, tuple) else result).float()
-
-        model.model.layers[0].register_forward_hook(keep)
-        with torch.inference_mode():
-            model.model(tokens, use_cache=False)
-        return seen["in"], seen["out"]
-
-    before, exact = through(lambda: AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto"))
+    share_heap()
+    before, exact = layer_output(checkpoint, n_tokens, original)
     size = (exact - before).square().sum()
-    return {
-        folder: float((through(partial(load, folder))[1] - exact).square().sum() / size)
-        for folder in folders
-    }
+    errors = {}
+    for folder in folders:
+        _, out = layer_output(checkpoint, n_tokens, of_artifact(folder))
+        errors[folder] = float((out - exact).square().sum() / size)
+    return errors
+
+
+def layer_output(checkpoint: Path, n_tokens: int, substitute: Any) -> "tuple[Tensor, Tensor]":
+    """What goes into the first layer, and what comes out, with these weights for its own."""
+    import torch
+
+    from quantkit.calibration.lockstep.run import run
+    from quantkit.calibration.lockstep.states import States
+    from quantkit.calibration.lockstep.visitors import Visitors
+    from quantkit.calibration.text import make_corpus
+    from quantkit.checkpoint.open import open_checkpoint
+    from tests.calibration.substitutes import Substituting
+
+    tokens = make_corpus(open_checkpoint(checkpoint), [], 1, n_tokens).tokens
+    replacer = Substituting(checkpoint, substitute)
+    forward = replacer.forward
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_: Any, given: Any, result: Any) -> None:
+        seen.append((given[0].clone(), result[0] if isinstance(result, tuple) else result))
+
+    forward.modules[forward.layers[0]].register_forward_hook(keep)
+    states = States(Path(), 1, torch.device("cpu"), spill=False, durable=False)
+    run(forward, tokens, states, lambda _chunk, _scores: None, Visitors(replacer=replacer))
+    return seen[-1]
 
 
 if __name__ == "__main__":
