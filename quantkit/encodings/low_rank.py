@@ -105,6 +105,9 @@ def _factorize(
         torch.linalg.solve_triangular(
             factor, back, upper=True, unitriangular=True, out=answers[here]
         ).mul_(damp / costs[here, None])
-        gram.addmm_(inputs[here].T, inputs[here])
+        some = inputs[here]
+        for row in range(0, tokens, step):  # its lower half, which is all that is factorized
+            rows, left = slice(row, row + step), slice(0, row + step)
+            gram[rows, left].addmm_(some[:, rows].T, some[:, left])
         blocks.append(factor)
     return answers, tuple(reversed(blocks)), costs
