@@ -95,9 +95,14 @@ def _open(name: str, wishes: PlanOptions) -> SizedModel:
         return _from_profile(name.lower(), wishes)
     hub = parse_hub_name(name)
     if hub is None:
+        import difflib
+
+        known = bundled_models()
+        if near := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75):
+            raise CheckpointError(f"There is no model {name!r}; did you mean {near[0]}?")
         raise CheckpointError(
             f"There is no model {name!r}; give a folder, a GGUF file, a Hub id such as "
-            f"mistralai/Mixtral-8x7B-v0.1, or one of {', '.join(bundled_models())}."
+            f"mistralai/Mixtral-8x7B-v0.1, or one of {', '.join(known)}."
         )
     return _from_repo(hub, wishes) if hub.file is None else subject_of(files_on_hub(hub), wishes)
 

@@ -236,7 +236,9 @@ def test_a_plot(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ((), "mixtral-8x22b"),
-        (("mixtral",), "There is no model 'mixtral'"),
+        (("mixtral",), "There is no model 'mixtral'; give a folder"),
+        (("mixtral-8x22",), "did you mean mixtral-8x22b?"),
+        (("Mistral_7B",), "did you mean mistral-7b?"),
         (("mistral-7b", "--gpu", "24XB"), "'24XB' is not a size"),
         (("mistral-7b", "--gpu", "-24GB"), "'-24GB' is not a size"),
         (("mistral-7b", "--ram", "0GB"), "is not a size above zero"),
