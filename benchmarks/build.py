@@ -2,7 +2,10 @@
 
 ``python benchmarks/build.py`` makes a checkpoint with random weights and times both on the same
 cores, in turn, for six quants; ``--set publish`` for a publisher's 24. They must leave the same
-bytes, or the status is 1.
+bytes, or the status is 1. ``--beside FOLDER`` sets another checkout of quantkit beside this one
+instead::
+
+    git archive COMMIT | tar -x -C FOLDER
 """
 
 import argparse
@@ -14,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -66,10 +70,16 @@ def main() -> int:
         if options.kernel == "fast":
             compile_kernels(checkpoint, options)
         source_bytes = sum(read_through(file) for file in checkpoint.glob("*.safetensors"))
+        contestants = {USUAL: usual_way, QUANTKIT: quantkit_build}
+        if options.beside:
+            other = partial(quantkit_build, checkout=options.beside.resolve())
+            contestants = {str(options.beside): other, QUANTKIT: quantkit_build}
+            # Each compiles its kernels, which it does once on a machine.
+            run(str(options.beside), other, checkpoint, folder / "out", options)
         runs = [
             run(name, command, checkpoint, folder / "out", options)
             for _ in range(options.rounds)
-            for name, command in ((USUAL, usual_way), (QUANTKIT, quantkit_build))
+            for name, command in contestants.items()
         ]
         profile = profile_quantkit(checkpoint, folder, options) if options.profile else {}
         costs = None
@@ -100,7 +110,8 @@ def main() -> int:
         + (", with an importance matrix" if options.imatrix else "")
     )
     console.print(cost_table(runs))
-    console.print(steps_table([run for run in runs if run.contestant == USUAL]))
+    if not options.beside:
+        console.print(steps_table([run for run in runs if run.contestant == USUAL]))
     if profile:
         console.print(profile_table(profile))
     for table in cost_tables(costs) if costs else ():
@@ -135,6 +146,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--units", type=int, default=5, help="measure the steps of a unit on so many; 0: of none"
     )
+    parser.add_argument("--beside", type=Path, help="another checkout, instead of the usual way")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     add_checkpoint_options(parser)
     return parser.parse_args()
@@ -215,8 +227,11 @@ def usual_way(checkpoint: Path, out: Path, options: argparse.Namespace) -> list[
     return [sys.executable, script, checkpoint, out, str(options.threads), matrix, *options.quants]
 
 
-def quantkit_build(checkpoint: Path, out: Path, options: argparse.Namespace) -> list[str | Path]:
-    return [sys.executable, "-m", "quantkit", *build_arguments(checkpoint, out, options)]
+def quantkit_build(
+    checkpoint: Path, out: Path, options: argparse.Namespace, checkout: Path = HERE.parent
+) -> list[str | Path]:
+    quantkit = ["env", f"PYTHONPATH={checkout}", sys.executable, "-P", "-m", "quantkit"]
+    return [*quantkit, *build_arguments(checkpoint, out, options)]
 
 
 def build_arguments(checkpoint: Path, out: Path, options: argparse.Namespace) -> list[str | Path]:
@@ -279,23 +294,25 @@ def profile_quantkit(
 
 
 def cost_table(runs: Sequence[Run]) -> Table:
-    """Medians over the rounds, and the usual way's over quantkit's."""
+    """Medians over the rounds, and the other contestant's over quantkit's."""
+    other = runs[0].contestant
     table = Table(title=f"Median of {len(runs) // 2}", title_justify="left")
     table.add_column("")
-    for heading in (USUAL, QUANTKIT, "ratio"):
+    for heading in (other, QUANTKIT, "ratio"):
         table.add_column(heading, justify="right")
 
     def add(heading: str, attribute: str, show: Callable[[Any], str]) -> None:
-        usual, ours = (
+        theirs, ours = (
             median(getattr(run.cost, attribute) for run in runs if run.contestant == name)
-            for name in (USUAL, QUANTKIT)
+            for name in (other, QUANTKIT)
         )
-        table.add_row(heading, show(usual), show(ours), f"{usual / ours:.2f}")
+        table.add_row(heading, show(theirs), show(ours), f"{theirs / ours:.2f}")
 
     add("wall", "wall_seconds", "{:.1f} s".format)
     add("processor", "cpu_seconds", "{:.1f} s".format)
     add("peak disk", "peak_disk", lambda n: format_size(int(n)))
     add("peak memory, largest process", "peak_memory", lambda n: format_size(int(n)))
+    add("peak memory, all together", "peak_together", lambda n: format_size(int(n)))
     return table
 
 
