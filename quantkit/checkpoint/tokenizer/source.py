@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from quantkit.checkpoint.folder import read_json
 from quantkit.checkpoint.tokenizer.rebuilt import rebuild
+from quantkit.core.documents import to_type
 from quantkit.core.errors import TokenizerError
 from quantkit.core.files import has_file
 from quantkit.core.printable import quoted
@@ -174,45 +177,53 @@ def _optional(folder: Path, name: str) -> dict[str, Any]:
     return read_json(folder / name) if has_tokenizer_file(folder / name) else {}
 
 
+_Object = dict[str, Any]
+_Parts = list[dict[str, _Object]] | None
+_Id = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Token(msgspec.Struct, frozen=True):
+    """What an added token must have; its flags are looked at where they matter."""
+
+    content: str
+
+
+class _NumberedToken(_Token, frozen=True):
+    id: int
+
+
+class _Processor(msgspec.Struct, frozen=True):
+    """A step of the post-processor, or a sequence of them; null is an empty template."""
+
+    single: _Parts = None
+    pair: _Parts = None
+    processors: list["_Processor"] = []
+
+
+class _Fast(msgspec.Struct, frozen=True):
+    """The form of tokenizer.json, as far as every reader of it relies on it."""
+
+    model: _Object
+    normalizer: _Object | None = None
+    pre_tokenizer: _Object | None = None
+    post_processor: _Processor | None = None
+    decoder: _Object | None = None
+    added_tokens: list[_NumberedToken] | None = None
+
+
 def _read_fast(folder: Path) -> dict[str, Any]:
     path = folder / FAST
     if not has_tokenizer_file(path):
         return {}
     fast = read_json(path)
-    _expect(isinstance(fast.get("model"), dict), path, "its model is not an object")
-    for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        value = fast.get(key)
-        _expect(value is None or isinstance(value, dict), path, f"its {key} is not an object")
+    _require_form(fast, _Fast, path)
     fast["added_tokens"] = fast.get("added_tokens") or []
-    _expect(
-        isinstance(fast["added_tokens"], list)
-        and all(
-            isinstance(token, dict)
-            and isinstance(token.get("content"), str)
-            and isinstance(token.get("id"), int)
-            for token in fast["added_tokens"]
-        ),
-        path,
-        "its added_tokens are not objects with content and id",
-    )
-    processors = post_processors(fast)
-    _expect(
-        isinstance(processors, list)
-        and all(isinstance(step, dict) for step in processors)
-        and all(_is_template(step.get(k)) for step in processors for k in ("single", "pair")),
-        path,
-        "its post_processor is broken",
-    )
     return fast
 
 
-def _is_template(value: Any) -> bool:
-    """Whether a value has the form of a post-processor's template: null is an empty one."""
-    return value is None or (
-        isinstance(value, list)
-        and all(isinstance(piece, dict) for piece in value)
-        and all(isinstance(part, dict) for piece in value for part in piece.values())
-    )
+def _require_form(value: Any, kind: Any, name: object) -> None:
+    """Check values that stay as they are: others read more of them than what is checked here."""
+    to_type(value, kind, name, error=TokenizerError, fix="download it again")
 
 
 def post_processors(fast: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -239,12 +250,7 @@ def steps(part: Any, key: str) -> list[dict[str, Any]]:
 
 def _read_added(folder: Path) -> dict[str, int]:
     added = _optional(folder, "added_tokens.json")
-    for text, token_id in added.items():
-        _expect(
-            isinstance(token_id, int) and token_id >= 0,
-            folder / "added_tokens.json",
-            f"the id of {text!r} is {token_id!r}",
-        )
+    _require_form(added, dict[str, _Id], folder / "added_tokens.json")
     return added
 
 
@@ -253,17 +259,10 @@ def _read_decoder(folder: Path, settings: dict[str, Any]) -> dict[int, dict[str,
         return None
     path = folder / "tokenizer_config.json"
     decoder = settings["added_tokens_decoder"]
-    _expect(isinstance(decoder, dict), path, "its added_tokens_decoder is not an object")
-    for token_id, token in decoder.items():
-        _expect(token_id.isdecimal(), path, f"an added token has the id {token_id!r}")
-        _expect(
-            isinstance(token, dict) and isinstance(token.get("content"), str),
-            path,
-            f"added token {token_id} has no content",
-        )
+    _require_form(decoder, dict[str, _Token], f"added_tokens_decoder of {path}")
+    for token_id in decoder:
+        if not token_id.isdecimal():
+            raise TokenizerError(
+                f"{path} has an added token with the id {quoted(token_id)}; download it again."
+            )
     return {int(token_id): token for token_id, token in decoder.items()}
-
-
-def _expect(holds: bool, path: Path, fault: str) -> None:
-    if not holds:
-        raise TokenizerError(f"{path} is damaged: {fault}; download it again.")
