@@ -74,17 +74,6 @@ class Rounded:
         return weights.view(rows, columns)
 
 
-def round_to_nearest(weight: Tensor, grid: Grid) -> Rounded:
-    """Every weight at the nearest level of its group's full range: what GPTQ improves on."""
-    rows, columns = weight.shape
-    groups = weight.float().T.reshape(-1, grid.width(columns), rows)
-    scales, zeros = fit(groups, grid)
-    levels = torch.empty_like(groups)
-    _nearest(groups, scales[:, None], zeros[:, None], grid, levels)
-    levels = levels.view(columns, rows).T.to(torch.uint8)
-    return Rounded(levels.contiguous(), scales.T.contiguous(), zeros.T.contiguous())
-
-
 def solve(
     weight: Tensor, compensation: Compensation, grid: Grid, *, search: bool = True
 ) -> Rounded:
@@ -301,12 +290,6 @@ def _in_parts(rows: int, work: Callable[[int, int], None]) -> None:
 def _clipped(wanted: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     """What rounding to the grid adds to weights in its steps."""
     return wanted.clamp(-zero, grid.top - zero).round_().sub_(wanted)
-
-
-def output_error(weight: Tensor, rounded: Tensor, moment: Tensor) -> float:
-    """The squared error of the output per token, summed over outputs, for a mean second moment."""
-    change = rounded.double() - weight.double()
-    return float(((change @ moment.double()) * change).sum())
 
 
 def _scales(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

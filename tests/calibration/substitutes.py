@@ -16,11 +16,12 @@ from quantkit.calibration.lockstep.states import States
 from quantkit.calibration.lockstep.visitors import Visitors
 from quantkit.calibration.text import Corpus
 from quantkit.checkpoint.folder import open_quantized
-from quantkit.encodings.gptq import Grid, round_to_nearest
+from quantkit.encodings.gptq import Grid
 from quantkit.families.model import Target
 from quantkit.families.published import published_names
 from quantkit.formats.gptq.reader import open_artifact
 from tests.calibration.runs import opened
+from tests.encodings.rounding import round_to_nearest
 
 Substitute = Callable[[Target, int, Tensor], Tensor]
 

@@ -9,7 +9,8 @@ from quantkit.calibration import quantizer as module
 from quantkit.calibration.quantizer import Quantizer, Recipe
 from quantkit.calibration.statistics import SecondMoment
 from quantkit.encodings.compensation import DenseCompensation, prepare
-from quantkit.encodings.gptq import Grid, Rounded, output_error, solve
+from quantkit.encodings.gptq import Grid, Rounded, solve
+from tests.encodings.rounding import output_error
 
 COLUMNS = 1024
 

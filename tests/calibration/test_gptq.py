@@ -24,13 +24,14 @@ from quantkit.calibration.statistics import SecondMoment
 from quantkit.checkpoint.folder import open_quantized
 from quantkit.core.errors import Interrupted, OutputError, WeightsError
 from quantkit.encodings.compensation import prepare
-from quantkit.encodings.gptq import Grid, output_error, round_to_nearest, solve
+from quantkit.encodings.gptq import Grid, solve
 from quantkit.formats.gptq.plan import GptqOptions
 from quantkit.formats.gptq.reader import open_artifact
 from quantkit.planning.quants import find_quants
 from tests.calibration import substitutes
 from tests.calibration.runs import TINY, corpus_of, opened
 from tests.checkpoints.text import heldout_text
+from tests.encodings.rounding import output_error, round_to_nearest
 from tests.random_checkpoints import random_checkpoint
 
 

@@ -20,7 +20,7 @@ from quantkit.calibration.sources import (
 )
 from quantkit.calibration.text import make_corpus
 from quantkit.checkpoint.open import open_checkpoint
-from quantkit.checkpoint.tokenizer.encode import encode_pieces, encode_text
+from quantkit.checkpoint.tokenizer.encode import encode_pieces
 from quantkit.core.errors import CalibrationError, TokenizerError
 from tests.calibration.runs import TINY
 
@@ -179,7 +179,7 @@ def test_special_tokens_of_a_template_are_special(tmp_path: Path) -> None:
     assert tokens[0] == 1
     assert tokens[1] != 1  # the template's own BOS is not doubled
     assert tokens.count(2) >= 12  # </s> after each turn
-    plain = encode_text(checkpoint.path, checkpoint.config, "</s>")
+    plain = encode_pieces(checkpoint.path, checkpoint.config, [("</s>", False)])
     assert 2 not in plain.ids
     special = encode_pieces(checkpoint.path, checkpoint.config, [("</s>", True), ("</s>", False)])
     assert special.ids == [2, *plain.ids]

@@ -14,11 +14,12 @@ from quantkit.calibration.text import (
     make_corpus,
     random_corpus,
 )
-from quantkit.checkpoint.tokenizer.encode import EncodedText, encode_text
+from quantkit.checkpoint.tokenizer.encode import EncodedText
 from quantkit.core.errors import CalibrationError
 from tests.building.builds import build
 from tests.calibration.runs import TINY, opened
 from tests.checkpoints.text import heldout_text
+from tests.encoded import encode_text
 
 TEXTS = {
     "English": heldout_text()[:20_000],

@@ -13,7 +13,7 @@ import pytest
 
 from quantkit.checkpoint.chat import process, rendering
 from quantkit.checkpoint.chat.chats import CHATS
-from quantkit.checkpoint.chat.rendering import render_template, template_remarks
+from quantkit.checkpoint.chat.rendering import render, template_remarks
 from quantkit.checkpoint.tokenizer.chat_template import chat_remarks, template_metadata
 from quantkit.checkpoint.tokenizer.source import TokenizerSource
 from tests.chat_templates import CHATML, EXPRESSIONS, GEMMA, HEADERS, SHIPPED, TELLING
@@ -78,11 +78,15 @@ def test_the_sandbox_has_what_templates_are_made_of() -> None:
 
 
 def test_a_template_is_rendered_in_a_process_of_its_own() -> None:
-    messages = [{"role": "user", "content": "Hi"}]
-    text = render_template(CHATML, messages, tokens=TOKENS)
-    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert render_template("{{ raise_exception('no') }}", messages, tokens={}) is None
-    assert render_template("{{ 'a' * 10**11 }}", messages, tokens={}) is None
+    def rendered(template: str) -> list[dict[str, str]]:
+        messages = [{"role": "user", "content": "Hi"}]
+        chat = {"messages": messages, "tools": None, "add_generation_prompt": True}
+        return render([{"way": "original", "template": template, "tokens": TOKENS, "chat": chat}])
+
+    (found,) = rendered(CHATML)
+    assert found["text"] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    for refused in ("{{ raise_exception('no') }}", "{{ 'a' * 10**11 }}"):
+        assert not any("text" in answer for answer in rendered(refused))
 
 
 # --- which template ---------------------------------------------------------------------------

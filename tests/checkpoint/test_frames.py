@@ -9,13 +9,13 @@ import pytest
 from gguf import GGUFWriter
 
 from quantkit.checkpoint.tokenizer import add_tokenizer
-from quantkit.checkpoint.tokenizer.encode import encode_text
 from quantkit.checkpoint.tokenizer.frame import frame_remarks
 from quantkit.checkpoint.tokenizer.reference import open_reference
 from quantkit.checkpoint.tokenizer.source import read_source, vocabulary_files
 from quantkit.core.errors import TokenizerError
 from tests.checkpoint import vocabularies as v
 from tests.checkpoint.frames import frame_of, said_frame
+from tests.encoded import encode_text
 
 END = "<|end|>"
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

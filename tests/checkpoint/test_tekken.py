@@ -12,11 +12,11 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from quantkit.checkpoint.open import open_checkpoint
-from quantkit.checkpoint.tokenizer.encode import encode_text
 from quantkit.core.errors import TokenizerError
 from tests.checkpoint import vocabularies as v
 from tests.checkpoint.gguf_fields import read_fields
 from tests.checkpoint.llama_tokens import TEXTS, differing, write_vocabulary
+from tests.encoded import encode_text
 from tests.raw_releases import raw_release
 
 MISTRAL = Path(__file__).parents[1] / "checkpoints" / "tiny-mistral"

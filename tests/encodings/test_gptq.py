@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from quantkit.encodings.compensation import factorize, prepare
-from quantkit.encodings.gptq import Grid, Rounded, fit, output_error, round_to_nearest, solve
+from quantkit.encodings.gptq import Grid, Rounded, fit, solve
 from tests.encodings.random_layers import COUNT, Layer, random_layers
+from tests.encodings.rounding import output_error, round_to_nearest
 
 REFERENCE = json.loads((Path(__file__).parent / "gptq_reference.json").read_text())["layers"]
 

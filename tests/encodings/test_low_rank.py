@@ -4,14 +4,9 @@ import pytest
 import torch
 
 from quantkit.encodings.compensation import factorize, prepare
-from quantkit.encodings.gptq import (
-    Grid,
-    carried_together,
-    output_error,
-    round_to_nearest,
-    solve,
-)
+from quantkit.encodings.gptq import Grid, carried_together, solve
 from quantkit.encodings.low_rank import LowRankCompensation, prepare_low_rank
+from tests.encodings.rounding import output_error, round_to_nearest
 
 
 def mixed_inputs(tokens: int, columns: int) -> torch.Tensor:

@@ -17,32 +17,6 @@ _NAMED = 4  # kinds of conversations that a remark lists
 _BEFORE, _SHOWN = 12, 40  # characters of a text around a difference
 
 
-def render_template(
-    template: str,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    tokens: Mapping[str, str],
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    add_generation_prompt: bool = True,
-) -> str | None:
-    """A conversation as transformers' ``apply_chat_template`` renders it, dates as ``{date}``.
-
-    Args:
-        template: in jinja2, as in ``tokenizer_config.json``.
-        messages: with ``role``, ``content`` and what else they have.
-        tokens: the special tokens by name: ``bos_token``, ``eos_token`` and so on.
-        tools: as JSON schemas.
-        add_generation_prompt: whether the answer is to follow.
-
-    Returns:
-        None where the template refuses the conversation or does not render within 10 s and 1 GiB.
-
-    """
-    chat = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
-    found = render([{"way": "original", "template": template, "tokens": tokens, "chat": chat}])
-    return found[0].get("text") if found else None
-
-
 def render(jobs: Sequence[Mapping[str, Any]], seconds: float | None = None) -> list[dict[str, str]]:
     """What `process.answer` gives for each job, empty where time or memory ran out."""
     try:

@@ -26,11 +26,6 @@ class EncodedText:
     bos: int | None
 
 
-def encode_text(folder: Path, config: Mapping[str, Any], text: str) -> EncodedText:
-    """Encode a text with a checkpoint's own tokenizer, as `encode_pieces` does."""
-    return encode_pieces(folder, config, [(text, False)])
-
-
 def encode_pieces(
     folder: Path, config: Mapping[str, Any], pieces: Sequence[tuple[str, bool]]
 ) -> EncodedText:

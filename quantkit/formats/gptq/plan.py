@@ -60,11 +60,6 @@ class Packing:
         """Its name in plans."""
         return Encoding(f"{_PREFIX}{self.bits}", -1, 1, 0)
 
-    @property
-    def granule(self) -> int:
-        """Slabs play no part."""
-        return 1
-
     def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The tensors that stand for ``MODULE.weight``, (out, in)."""
         module = name.removesuffix("weight")
