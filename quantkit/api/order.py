@@ -208,7 +208,7 @@ def take_order(
         only_searched=searches and all(quant.format != "gguf" for quant in chosen),
     )
     refuse_idle(changed(options) if given is None else given, BUILD, wish)
-    choose = plan_searched(options.recipe, options.budget, source, options.converter)
+    choose = plan_searched(options, source)
     _refuse_seen(options.contest.compare_text, options.text)
     publication = plan_publication(options.publication, source, wish.quants, smoke=checks.smoke)
     if out is not None and writes:
