@@ -29,6 +29,7 @@ from rich.table import Table
 from benchmarks.random_imatrix import imatrix_for
 from benchmarks.unit_costs import cost_tables, measure_unit_costs
 from quantkit.building.work import prepare
+from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.core.units import format_size
 from quantkit.planning.quants import find_quants, known_groups
 from quantkit.verification.machine import cpu_name, usable_cores
@@ -207,8 +208,8 @@ def make_checkpoint(folder: Path, options: argparse.Namespace) -> Path:
 
 def compile_kernels(checkpoint: Path, options: argparse.Namespace) -> None:
     """Compile what quantkit needs, which it does once on a machine."""
-    work = prepare(checkpoint, find_quants(options.quants), imatrix_file=options.imatrix)
-    matrix = work.imatrix
+    matrix = load_imatrix(options.imatrix) if options.imatrix else None
+    work = prepare(checkpoint, find_quants(options.quants), imatrix=matrix)
     wanted = {
         (tensor.encoding, matrix is not None and matrix.columns_of(tensor.target) is not None)
         for layout in work.layouts

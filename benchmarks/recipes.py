@@ -46,9 +46,10 @@ from quantkit.checkpoint.rows import open_rows
 from quantkit.encodings.encoding import Encoding, encoding
 from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.widen import widen
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.plan import make_plan
 from quantkit.planning.quants import all_quants
-from quantkit.planning.recipe import Override
+from quantkit.planning.recipe import EncodingOptions
 from quantkit.recipes.candidates import all_floors, offer
 from quantkit.recipes.errors import measure_errors
 from quantkit.recipes.search import Choice, Search
@@ -214,12 +215,11 @@ class Bench:
             work = prepare(
                 self.checkpoint,
                 [all_quants()[quant]],
-                name="m",
+                FileOptions("m"),
+                EncodingOptions(
+                    tensor_type=tuple(f"^{re.escape(name)}$={kind}" for name, kind in types.items())
+                ),
                 imatrix=self.imatrix,
-                overrides=[
-                    Override(re.compile(f"^{re.escape(tensor)}$"), encoding(kind))
-                    for tensor, kind in types.items()
-                ],
             )
             out.mkdir(exist_ok=True)
             found = [artifact.path for artifact in build(work, out, jobs=1, max_memory=MEMORY)]

@@ -48,6 +48,7 @@ from quantkit.core.errors import ImatrixError
 from quantkit.core.profiles import load_profile
 from quantkit.core.units import format_size, parse_size
 from quantkit.families import find_family
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.plan import make_plan
 from quantkit.planning.quants import all_quants, find_quants
 from quantkit.verification.machine import cpu_name, usable_cores
@@ -301,7 +302,7 @@ def plan_mixtral_8x22b(folder: Path, shard_size: int | None) -> Work:
             continue
         quants.append(quant)
     wanted = [quant for quant in quants if quant.name != "f32"]
-    return prepare(checkpoint, wanted, shard_size=shard_size)
+    return prepare(checkpoint, wanted, FileOptions(shard_size=shard_size))
 
 
 def read_costs(stored: Mapping[str, Any]) -> Costs:

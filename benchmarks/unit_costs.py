@@ -26,6 +26,7 @@ from quantkit.building.readback import read_back
 from quantkit.building.source import read_unit
 from quantkit.building.units import UNIT_ELEMENTS, Unit, cut_units
 from quantkit.building.work import Work, prepare
+from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.checkpoint.rows import open_rows
 from quantkit.core.tensors import FLOAT_BYTES
 from quantkit.encodings.encoding import Encoding, encoding
@@ -141,7 +142,8 @@ def measure_unit_costs(
         imatrix: an importance matrix to build with.
 
     """
-    work = prepare(checkpoint, find_quants(quants), imatrix_file=imatrix)
+    matrix = load_imatrix(imatrix) if imatrix else None
+    work = prepare(checkpoint, find_quants(quants), imatrix=matrix)
     with TemporaryDirectory(prefix="unit-costs-", dir=folder) as name, _neighbours(busy - 1):
         taken = _take_units(work, Path(name), count)
         read_back_costs = _read_back(Path(name), count)

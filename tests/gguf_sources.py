@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quantkit.building.work import prepare
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building.builds import build_work
 
@@ -16,7 +17,7 @@ def unquantized(
     name: str | None = None,
 ) -> Path:
     """The first file of a checkpoint's GGUF in a folder, which has nothing else."""
-    work = prepare(checkpoint, find_quants([quant]), shard_size=shard_size, name=name)
+    work = prepare(checkpoint, find_quants([quant]), FileOptions(name, shard_size))
     build_work(work, folder)
     (folder / "quantkit.json").unlink()
     for file in list(folder.glob("*/*.gguf")):

@@ -1,7 +1,6 @@
 """What finds a recipe for a build, and what else might be delivered for the same budget."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.core.errors import PlanError
@@ -10,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from quantkit.api.budget import BudgetOptions
+    from quantkit.api.options import BuildOptions
     from quantkit.checkpoint.converter.wish import ConverterOptions
     from quantkit.checkpoint.imatrix import Imatrix
     from quantkit.families.model import Model
@@ -64,16 +64,10 @@ class Chooser:
         return Buildable(model, metadata, 0, 0), wishes, lambda: open_subject(self.name, wishes)
 
 
-def plan_searched(
-    file: Path | None, budgeted: "BudgetOptions", name: str, wish: "ConverterOptions"
-) -> Chooser | None:
+def plan_searched(options: "BuildOptions", name: str) -> Chooser | None:
     """What finds a recipe for a build: a file or a search, if one of them is asked for.
 
-    Args:
-        file: a recipe.
-        budgeted: what to search one within.
-        name: the model, as `fit` opens it.
-        wish: how llama.cpp's converter is asked.
+    The ``name`` is the model's, as `fit` opens it.
 
     Raises:
         PlanError: both or several are given, or the file is no recipe.
@@ -81,12 +75,14 @@ def plan_searched(
     """
     from quantkit.recipes.file import read_recipe
 
-    if file is None and not budgeted.is_given:
+    file, budget = options.recipe, options.budget
+    if file is None and not budget.is_given:
         return None
     if file is None:
-        budgeted.require_one()
-    elif budgeted.is_given:
+        budget.require_one()
+    elif budget.is_given:
         raise PlanError(
             "--recipe says the type of every tensor already; leave it or the budget out."
         )
-    return Chooser(read_recipe(file) if file is not None else None, budgeted, name, wish)
+    kept = read_recipe(file) if file is not None else None
+    return Chooser(kept, budget, name, options.converter)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from quantkit.api.budget import BudgetOptions
 from quantkit.core.errors import PlanError
 
 if TYPE_CHECKING:
+    from quantkit.api.options import BuildOptions
     from quantkit.encodings.encoding import Encoding
     from quantkit.planning.quants import Quant
-    from quantkit.planning.recipe import Override
 
 W = TypeVar("W")
 
@@ -58,16 +57,8 @@ class BuildWish:
     """What of a build other options depend on."""
 
     quants: "Sequence[Quant]"
-    overrides: "Sequence[Override]"
-    of_two: "Sequence[Encoding]"  # asked for the output and the embeddings
-    imatrix: Sequence[Path]
-    cluster: str | None
-    publish: str | None
-    delete_published: bool
-    smoke: bool
-    only_searched: bool = False  # the only GGUF is that of a recipe
-    budgeted: BudgetOptions | None = None
-    compares: bool | None = None  # candidates of a search; None: where that can be done
+    options: "BuildOptions"
+    only_searched: bool  # the only GGUF is that of a recipe
 
     def has(self, *formats: str) -> bool:
         """Whether a quant of one of these formats is asked for."""
@@ -76,12 +67,7 @@ class BuildWish:
     @property
     def calibrates(self) -> bool:
         """Whether a text is run through the model."""
-        return AUTO in self.imatrix or self.has("gptq")
-
-    @property
-    def is_placed(self) -> bool:
-        """Whether a recipe is searched for a machine."""
-        return self.budgeted is not None and self.budgeted.machine is not None
+        return AUTO in self.options.encoding.imatrix or self.has("gptq")
 
     @property
     def has_blocks(self) -> bool:
@@ -94,7 +80,7 @@ class BuildWish:
         from quantkit.encodings.kernel import is_searched
 
         return self._mixes or any(
-            is_searched(kind.name, bool(self.imatrix)) for kind in self._chosen
+            is_searched(kind.name, bool(self.options.encoding.imatrix)) for kind in self._chosen
         )
 
     @property
@@ -111,8 +97,9 @@ class BuildWish:
 
     @property
     def _chosen(self) -> "Sequence[Encoding]":
-        of_patterns = [override.encoding for override in self.overrides] if self.has_blocks else []
-        return [*of_patterns, *(self.of_two if self.has("gguf") else ())]
+        overrides, *two = self.options.encoding.parse_types()
+        of_patterns = [override.encoding for override in overrides] if self.has_blocks else []
+        return [*of_patterns, *(kind for kind in two if kind and self.has("gguf"))]
 
     @property
     def _mixes(self) -> bool:
@@ -127,7 +114,9 @@ class BuildWish:
     @property
     def leaves_variants(self) -> bool:
         """Whether each variant that is asked for keeps a type of its own."""
-        return len(self.of_two) < 2 or not any(quant.base for quant in self.quants)
+        encoding = self.options.encoding
+        two = encoding.output_tensor_type, encoding.token_embedding_type
+        return None in two or not any(quant.base for quant in self.quants)
 
     @property
     def has_4_bit_bnb(self) -> bool:
@@ -169,14 +158,14 @@ def _ruling(option: str) -> _Build:
 
 def _publishing(option: str, parameter: str) -> _Build:
     why = "belongs to --publish NAMESPACE/NAME, which is missing"
-    return Need(option, parameter, lambda wish: wish.publish is not None, why)
+    return Need(option, parameter, lambda wish: wish.options.publication.publish is not None, why)
 
 
 def _searching(option: str, parameter: str) -> _Build:
     return Need(
         option,
         parameter,
-        lambda wish: wish.budgeted is not None and wish.budgeted.is_given,
+        lambda wish: wish.options.budget.is_given,
         "is for a search, and none is asked for: it goes with --budget, --bpw and --for; leave it "
         "out",
     )
@@ -187,7 +176,7 @@ BUILD: tuple[_Build, ...] = (
     Need(
         "--context",
         "context",
-        lambda wish: wish.calibrates or wish.is_placed,
+        lambda wish: wish.calibrates or wish.options.budget.machine is not None,
         "is for calibration and for --for, and this build has neither: it goes with --imatrix "
         "auto, with GPTQ quants and with --for; leave it out",
     ),
@@ -199,7 +188,7 @@ BUILD: tuple[_Build, ...] = (
     Need(
         "--compare-text",
         "compare_text",
-        lambda wish: wish.compares is not False,
+        lambda wish: wish.options.contest.compare is not False,
         "is what candidates are measured on, and --no-compare measures none; leave one of them out",
     ),
     *map(_ruling, ("--tensor-type", "--output-tensor-type", "--token-embedding-type")),
@@ -231,7 +220,7 @@ BUILD: tuple[_Build, ...] = (
     Need(
         "--prove",
         "prove",
-        lambda wish: wish.smoke,
+        lambda wish: wish.options.checks.smoke,
         "is part of what a smoke test records; leave out --no-smoke",
     ),
     Need(
@@ -250,7 +239,7 @@ BUILD: tuple[_Build, ...] = (
     Need(
         "--imatrix auto",
         "imatrix",
-        lambda wish: AUTO not in wish.imatrix or not wish.rounds or wish.weighs,
+        lambda wish: AUTO not in wish.options.encoding.imatrix or not wish.rounds or wish.weighs,
         "would calibrate for nothing: what is asked for is rounded the same way whatever the "
         "matrix says; "
         "leave it out",
@@ -296,19 +285,19 @@ BUILD: tuple[_Build, ...] = (
     Need(
         "--cluster-jobs",
         "cluster_jobs",
-        lambda wish: wish.cluster is not None,
+        lambda wish: wish.options.resources.cluster is not None,
         "needs --cluster; threads of this machine are --jobs",
     ),
     Need(
         "--max-disk",
         "max_disk",
-        lambda wish: wish.delete_published,
+        lambda wish: wish.options.publication.delete_published,
         "belongs to --delete-published, which is missing",
     ),
     Need(
         "--keep-source",
         "keep_source",
-        lambda wish: wish.cluster is None,
+        lambda wish: wish.options.resources.cluster is None,
         "stores what this machine reads, and with --cluster the nodes read; leave one of them out",
     ),
     _publishing("--delete-published", "delete_published"),

@@ -14,6 +14,8 @@ from quantkit.calibration.sources import TextSource, parse_sources
 from quantkit.checkpoint.converter.wish import ConverterOptions as ConverterOptions
 from quantkit.formats.bnb.codec import BnbOptions as BnbOptions
 from quantkit.formats.gptq.plan import GptqOptions as GptqOptions
+from quantkit.formats.layout import FileOptions as FileOptions
+from quantkit.planning.recipe import EncodingOptions as EncodingOptions
 from quantkit.verification.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -22,33 +24,6 @@ if TYPE_CHECKING:
 _Some = Annotated[int, Meta(ge=1)]
 # What the command line calls otherwise.
 _TYPED = {"act_order": "desc_act"}
-
-
-@dataclass(frozen=True, slots=True)
-class FileOptions:
-    """The model's name, instead of its own, and from how many bytes on its files are split."""
-
-    name: str | None = None
-    shard_size: _Some | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EncodingOptions:
-    """How the weights of GGUFs are encoded.
-
-    A ``tensor_type`` is a ``PATTERN=TYPE``, and types count whatever the quant. ``imatrix`` names
-    importance matrices, which add up; ``Path("auto")`` alone has one made first. ``mmproj`` is the
-    type of the vision or audio part, ``none`` to leave it out.
-    """
-
-    kernel: Annotated[str, Meta(pattern="^(fast|ggml)$")] = "fast"
-    search: Annotated[str, Meta(pattern="^(ggml|best)$")] = "ggml"
-    tensor_type: tuple[str, ...] = ()
-    output_tensor_type: str | None = None
-    token_embedding_type: str | None = None
-    imatrix: tuple[Path, ...] = ()
-    mmproj: str | None = None
-    allow_requantize: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from quantkit.api.published import Published, as_published
 from quantkit.api.reporter import Reporter
 from quantkit.building.kept import KeptSource
 from quantkit.building.output import default_folder, require_place
-from quantkit.building.work import Work, prepare
+from quantkit.building.work import Work, prepare, with_reader
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.open import (
@@ -29,10 +29,9 @@ from quantkit.checkpoint.open import (
 from quantkit.checkpoint.open import refuse_idle as no_converter
 from quantkit.core.errors import PlanError, QuantkitError
 from quantkit.core.files import MOST_TEXT, read_file, read_text
-from quantkit.encodings.encoding import Encoding
 from quantkit.formats.gguf.metadata import describe_checkpoint
+from quantkit.planning.plan import Plan
 from quantkit.planning.quants import Quant, all_quants, find_quants
-from quantkit.planning.recipe import Override, parse_encoding, parse_override
 
 _LIKE_A_RECIPE = "q4_k_m"  # what options do beside, before the model is known
 
@@ -46,9 +45,6 @@ class Order:
 
     options: BuildOptions
     quants: tuple[Quant, ...]
-    overrides: tuple[Override, ...]
-    output: Encoding | None
-    token_embedding: Encoding | None
     choose: Chooser | None
     publication: Publication | None
     source: Path | Checkpoint
@@ -98,7 +94,7 @@ class Order:
     @property
     def taken(self) -> frozenset[str]:
         """The quants that are built anyway, in a form of the user's."""
-        of_user = self.overrides or self.output or self.token_embedding
+        of_user = any(self.options.encoding.parse_types())
         return frozenset(quant.name for quant in self.slabs) if of_user else frozenset()
 
     def folder_of(self, base_name: str) -> Path:
@@ -119,40 +115,34 @@ class Order:
         )
 
     def work(self, matrix: Imatrix | None) -> Work:
-        """The first pass, planned."""
-        encoding = self.options.encoding
-        return prepare(
+        """The first pass, planned.
+
+        Raises:
+            PlanError: as `prepare` does, or quantized weights are not to be encoded again.
+
+        """
+        options = self.options
+        work = prepare(
             self.source,
             self.slabs,
-            name=self.options.files.name,
+            options.files,
+            options.encoding,
+            options.bnb,
             imatrix=matrix,
-            overrides=self.overrides,
-            output=self.output,
-            token_embedding=self.token_embedding,
-            shard_size=self.options.files.shard_size,
-            kernel=encoding.kernel,
-            search=encoding.search,
-            bnb=self.options.bnb,
-            kept=self.kept,
-            allow_requantize=encoding.allow_requantize,
             choose=self.choose,
             published=self.published.model if self.published and not self.has_gguf else None,
         )
+        _check_requantizing(work, allowed=options.encoding.allow_requantize)
+        return with_reader(work, self.kept)
 
     def work_apart(self) -> Work | None:
         """The pass of its own that some quants take, planned; None where there are none."""
         if self.published is None or not self.apart:
             return None
-        return prepare(
-            self.published.checkpoint,
-            self.apart,
-            name=self.options.files.name,
-            shard_size=self.options.files.shard_size,
-            kernel=self.options.encoding.kernel,
-            bnb=self.options.bnb,
-            kept=self.kept,
-            published=self.published.model,
-        )
+        options, shown = self.options, self.published
+        chosen = options.files, options.encoding, options.bnb
+        work = prepare(shown.checkpoint, self.apart, *chosen, published=shown.model)
+        return with_reader(work, self.kept)
 
     def with_projector(self, work: Work) -> tuple[Work, Work | None]:
         """The first pass, and that over the model's vision or audio part, if it has one."""
@@ -205,14 +195,7 @@ def take_order(
             "Say what to build: --quant NAME, --recipe FILE, or the best within --budget SIZE, "
             "--bpw BITS or --for 'GPU + RAM'; quantkit quants lists the names."
         )
-    overrides = tuple(parse_override(pattern) for pattern in encoding.tensor_type)
-    output, embedding = (
-        parse_encoding(text, option) if text is not None else None
-        for text, option in (
-            (encoding.output_tensor_type, "--output-tensor-type"),
-            (encoding.token_embedding_type, "--token-embedding-type"),
-        )
-    )
+    encoding.parse_types()  # or refuses them
     auto = AUTO in encoding.imatrix
     if auto and len(encoding.imatrix) > 1:
         raise PlanError(
@@ -221,19 +204,11 @@ def take_order(
         )
     wish = BuildWish(
         (*chosen, all_quants()[_LIKE_A_RECIPE]) if searches else chosen,
-        overrides,
-        [kind for kind in (output, embedding) if kind is not None],
-        encoding.imatrix,
-        resources.cluster,
-        options.publication.publish,
-        options.publication.delete_published,
-        checks.smoke,
+        options,
         only_searched=searches and all(quant.format != "gguf" for quant in chosen),
-        budgeted=options.budget,
-        compares=options.contest.compare,
     )
     refuse_idle(changed(options) if given is None else given, BUILD, wish)
-    choose = plan_searched(options.recipe, options.budget, source, options.converter)
+    choose = plan_searched(options, source)
     _refuse_seen(options.contest.compare_text, options.text)
     publication = plan_publication(options.publication, source, wish.quants, smoke=checks.smoke)
     if out is not None and writes:
@@ -264,9 +239,6 @@ def take_order(
     return Order(
         options,
         tuple(chosen),
-        overrides,
-        output,
-        embedding,
         choose,
         publication,
         found,
@@ -275,6 +247,28 @@ def take_order(
         out,
         tell,
     )
+
+
+def _check_requantizing(work: Work, *, allowed: bool) -> None:
+    """Refuse to encode what is quantized already, as llama-quantize does; copies are no matter.
+
+    Raises:
+        PlanError: a plan would, or none does and it is ``allowed`` for nothing.
+
+    """
+    plans = (layout.plan for layout in work.layouts)
+    stored = (plan.requantized for plan in plans if isinstance(plan, Plan))
+    again, path = next(filter(None, stored), None), work.checkpoint.path
+    if again and not allowed:
+        raise PlanError(
+            f"{path} is quantized already ({again.name} is {again.stored}), and quants of quants "
+            "are worse; give a GGUF in bf16, f16 or f32, or use it anyway with --allow-requantize."
+        )
+    if allowed and not again:
+        raise PlanError(
+            f"--allow-requantize does nothing: no quantized weight of {path} would be encoded "
+            "again; leave it out."
+        )
 
 
 def _refuse_seen(compare_text: Path | None, text: TextOptions) -> None:

@@ -11,12 +11,9 @@ from quantkit.building.output import check_names
 from quantkit.building.source import Reading, RowsReader, SourceReader, WeightReader
 from quantkit.checkpoint.ahead import MOST_BYTES
 from quantkit.checkpoint.checkpoint import Checkpoint, RowReader
-from quantkit.checkpoint.converter.wish import ConverterOptions
-from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
+from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import folder_name
 from quantkit.checkpoint.open import open_checkpoint, open_decoder, open_model
-from quantkit.core.errors import PlanError
-from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.kernel import Kernel, load_kernel
 from quantkit.families.model import Model
 from quantkit.formats.bnb.codec import BnbOptions
@@ -28,13 +25,12 @@ from quantkit.formats.gguf.metadata import (
     base_name_of,
     describe_checkpoint,
 )
-from quantkit.formats.layout import Layout
-from quantkit.planning.plan import Plan, make_plan, make_plans
+from quantkit.formats.layout import FileOptions, Layout
+from quantkit.planning.plan import make_plan, make_plans
 from quantkit.planning.quants import Quant
-from quantkit.planning.recipe import Override, Recipe, recipe_of
+from quantkit.planning.recipe import EncodingOptions, Recipe, recipe_of
 
-_NO_BNB = BnbOptions()
-_WISH = ConverterOptions()
+_FILES, _ENCODING, _BNB = FileOptions(), EncodingOptions(), BnbOptions()
 
 # What finds a recipe for a model, with the keys of its files and the importance matrix, if any.
 Choose: TypeAlias = Callable[[Model, ModelMetadata, Imatrix | None], tuple[Quant, Recipe]]
@@ -90,19 +86,11 @@ class Work:
 def prepare(
     source: Path | Checkpoint,
     quants: Sequence[Quant],
+    files: FileOptions = _FILES,
+    encoding: EncodingOptions = _ENCODING,
+    bnb: BnbOptions = _BNB,
     *,
-    name: str | None = None,
-    imatrix_file: Path | None = None,
     imatrix: Imatrix | None = None,
-    overrides: Sequence[Override] = (),
-    output: Encoding | None = None,
-    token_embedding: Encoding | None = None,
-    shard_size: int | None = None,
-    kernel: str = "fast",
-    search: str = "ggml",
-    bnb: BnbOptions = _NO_BNB,
-    kept: KeptSource | None = None,
-    allow_requantize: bool = False,
     choose: Choose | None = None,
     published: Model | None = None,
 ) -> Work:
@@ -111,18 +99,10 @@ def prepare(
     Args:
         source: the checkpoint, or its folder.
         quants: what to build.
-        name: the model's name, instead of the one in its card or folder.
-        imatrix_file: importance matrix, in either of llama.cpp's formats.
-        imatrix: one that was read, instead, or that stands for one that is not made yet.
-        overrides: encodings for tensors by name pattern.
-        output: the encoding of the output matrix, whatever the quant.
-        token_embedding: the encoding of the embeddings, whatever the quant.
-        shard_size: the most tensor bytes per file, None for single files.
-        kernel: a key of ``encodings.kernel.KERNELS``.
-        search: how scales are chosen, ``ggml`` or ``best``.
+        files: what they are called, and how large they are.
+        encoding: the kernel, its search, and types of tensors.
         bnb: options of bitsandbytes quants.
-        kept: where to store a checkpoint from the Hub while it is read.
-        allow_requantize: take a GGUF whose weights are quantized already.
+        imatrix: the importance matrix, or one that stands for what is not made yet.
         choose: finds one more GGUF to build, by a recipe of its own.
         published: the model as transformers shows it, for one of no family of ours; then only
             formats for transformers can be planned.
@@ -130,50 +110,32 @@ def prepare(
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown architecture.
         ImatrixError: an importance matrix is needed and absent, or of another model.
-        PlanError: an override or a shard size makes no sense, or the kernel lacks the search.
+        PlanError: a type or a shard size makes no sense, or the kernel lacks the search.
         OutputError: the name is too long for files.
         NativeError: the kernel cannot be used.
         MissingPackageError: a quant needs a package that is not installed.
 
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    bnb_quants = [quant for quant in quants if quant.format == "bnb"]
-    decoder = published or (open_decoder(checkpoint) if bnb_quants else None)
-    model = decoder or open_model(checkpoint)
-    if imatrix_file is not None:
-        imatrix = load_imatrix(imatrix_file)
-    wanted = [
-        (quant, recipe_of(quant, overrides, output, token_embedding))
-        for quant in quants
-        if quant.format == "gguf"
-    ]
+    folders = [quant for quant in quants if quant.format == "bnb"]
+    model = published or (open_decoder(checkpoint) if folders else open_model(checkpoint))
+    wanted = [(quant, recipe_of(quant, encoding)) for quant in quants if quant.format == "gguf"]
     plans = make_plans(model, wanted, imatrix)
     layouts: list[Layout] = []
     if published is not None:
-        base_name = base_name_of(checkpoint, model, name)
+        base_name = base_name_of(checkpoint, model, files.name)
     else:
-        metadata = describe_checkpoint(checkpoint, model, name)
+        metadata = describe_checkpoint(checkpoint, model, files.name)
         if choose is not None:
             plans += make_plans(model, [choose(model, metadata, imatrix)], imatrix)
         base_name = metadata.base_name
-        layouts += [lay_out(plan, metadata, imatrix, shard_size) for plan in plans]
-    _check_requantizing(checkpoint, plans, allowed=allow_requantize)
-    if decoder is not None:
-        layouts += [
-            lay_out_bnb(checkpoint, decoder, quant, bnb, base_name, shard_size)
-            for quant in bnb_quants
-        ]
+        layouts += [lay_out(plan, metadata, imatrix, files.shard_size) for plan in plans]
+    layouts += [
+        lay_out_bnb(checkpoint, model, quant, bnb, base_name, files.shard_size) for quant in folders
+    ]
     check_names(layouts)
-    encoder = load_kernel(kernel, search)
-    work = Work(
-        checkpoint,
-        model,
-        base_name,
-        tuple(layouts),
-        encoder,
-        imatrix,
-    )
-    return with_reader(work, kept)
+    kernel = load_kernel(encoding.kernel, encoding.search)
+    return with_reader(Work(checkpoint, model, base_name, tuple(layouts), kernel, imatrix))
 
 
 def with_reader(work: Work, kept: KeptSource | None = None) -> Work:
@@ -189,27 +151,6 @@ def with_reader(work: Work, kept: KeptSource | None = None) -> Work:
         read_ahead=MOST_BYTES,
         kept=kept,
     )
-
-
-def _check_requantizing(checkpoint: Checkpoint, plans: Sequence[Plan], *, allowed: bool) -> None:
-    """Refuse to encode what is quantized already, as llama-quantize does; copies are no matter.
-
-    Raises:
-        PlanError: a plan would, or none does and it is ``allowed`` for nothing.
-
-    """
-    again = next(filter(None, (plan.requantized for plan in plans)), None)
-    if again and not allowed:
-        raise PlanError(
-            f"{checkpoint.path} is quantized already ({again.name} is {again.stored}), and quants "
-            "of quants are worse; give a GGUF in bf16, f16 or f32, or use it anyway with "
-            "--allow-requantize."
-        )
-    if allowed and not again:
-        raise PlanError(
-            f"--allow-requantize does nothing: no quantized weight of {checkpoint.path} would be "
-            "encoded again; leave it out."
-        )
 
 
 def _reader_of(checkpoint: Checkpoint) -> Callable[[Reading], WeightReader]:
@@ -231,16 +172,12 @@ def weight_reader(read_rows: RowReader | None) -> Callable[[Reading], WeightRead
     return open_weights
 
 
-def prepare_export(
-    artifact: Path, quants: Sequence[Quant], *, kernel: str = "fast", wish: ConverterOptions = _WISH
-) -> Work:
+def prepare_export(artifact: Path, quants: Sequence[Quant]) -> Work:
     """Plan GGUF quants of an artifact's dequantized weights.
 
     Args:
         artifact: a folder that this package, or transformers, wrote.
         quants: GGUF quants.
-        kernel: a key of ``encodings.kernel.KERNELS``.
-        wish: how llama.cpp's converter is asked, where it is: of no family of ours.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged, or not of a format known here.
@@ -248,7 +185,7 @@ def prepare_export(
         MissingPackageError: reading it needs a package that is not installed.
 
     """
-    checkpoint = as_checkpoint(artifact, wish)
+    checkpoint = as_checkpoint(artifact)
     model = open_model(checkpoint)
     # The folder's name, and no heuristics: they would take "int8" for a version.
     metadata = describe_checkpoint(checkpoint, model, folder_name(artifact))
@@ -258,6 +195,6 @@ def prepare_export(
         model,
         metadata.base_name,
         layouts,
-        load_kernel(kernel),
+        load_kernel("fast"),
         open_weights=weight_reader(checkpoint.read_rows),
     )

@@ -221,7 +221,7 @@ def _from_dequantized(folder: Path) -> SizedModel:
     """A folder for transformers as llama.cpp's converter describes what it dequantizes to."""
     from quantkit.formats.dequantized import as_checkpoint
 
-    view = as_checkpoint(folder, _USUAL.converter)
+    view = as_checkpoint(folder)
     assert view.description is not None  # noqa: S101 - it was described
     subject = _from_description(view, view.description, "artifacts", PlanOptions(()))
     return replace(subject, unquantized=False, buildable=None)

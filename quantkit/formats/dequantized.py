@@ -76,14 +76,10 @@ def open_artifact(folder: Path) -> Dequantized:
     return dequantized
 
 
-def as_checkpoint(folder: Path, wish: ConverterOptions) -> Checkpoint:
+def as_checkpoint(folder: Path) -> Checkpoint:
     """A quantized folder as a checkpoint with dequantized rows.
 
     One of no family of ours is described by llama.cpp's converter.
-
-    Args:
-        folder: of the artifact.
-        wish: how the converter is asked.
 
     Raises:
         CheckpointError, MissingPackageError: as `open_artifact` does.
@@ -94,7 +90,7 @@ def as_checkpoint(folder: Path, wish: ConverterOptions) -> Checkpoint:
 
     source = open_artifact(folder)
     checkpoint = replace(source.checkpoint, read_rows=source.read_rows)
-    return described(checkpoint, wish) if is_foreign(checkpoint) else checkpoint
+    return described(checkpoint, ConverterOptions()) if is_foreign(checkpoint) else checkpoint
 
 
 def read_bytes(tensor: SourceTensor, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:

@@ -6,9 +6,11 @@ transformers loads.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from quantkit.encodings.encoding import Encoding
@@ -16,6 +18,14 @@ from quantkit.families.model import Target
 from quantkit.formats.place import Place
 from quantkit.formats.safetensors import StoredTensor
 from quantkit.planning.quants import Quant
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """The model's name, instead of its own, and from how many bytes on its files are split."""
+
+    name: str | None = None
+    shard_size: Annotated[int, Meta(ge=1)] | None = None
 
 
 class PlannedTarget(Protocol):

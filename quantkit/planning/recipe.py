@@ -1,9 +1,12 @@
 """What decides the encoding of every tensor: a mixture of llama-quantize's, and changes to it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from quantkit.core.errors import PlanError
 from quantkit.encodings.encoding import Encoding, encodings
@@ -42,6 +45,42 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodingOptions:
+    """How the weights of GGUFs are encoded.
+
+    A ``tensor_type`` is a ``PATTERN=TYPE``, and types count whatever the quant. ``imatrix`` names
+    importance matrices, which add up; ``Path("auto")`` alone has one made first. ``mmproj`` is the
+    type of the vision or audio part, ``none`` to leave it out.
+    """
+
+    kernel: Annotated[str, Meta(pattern="^(fast|ggml)$")] = "fast"
+    search: Annotated[str, Meta(pattern="^(ggml|best)$")] = "ggml"
+    tensor_type: tuple[str, ...] = ()
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    imatrix: tuple[Path, ...] = ()
+    mmproj: str | None = None
+    allow_requantize: bool = False
+
+    def parse_types(self) -> tuple[tuple[Override, ...], Encoding | None, Encoding | None]:
+        """What is asked for by patterns, for the output and for the embeddings.
+
+        Raises:
+            PlanError: a pattern or a type is none.
+
+        """
+        output, embedding = self.output_tensor_type, self.token_embedding_type
+        return (
+            tuple(map(parse_override, self.tensor_type)),
+            parse_encoding(output, "--output-tensor-type") if output is not None else None,
+            parse_encoding(embedding, "--token-embedding-type") if embedding is not None else None,
+        )
+
+
+_AS_USUAL = EncodingOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """What decides the encoding of every tensor of a model.
 
@@ -69,20 +108,16 @@ class Recipe:
         return next((o.encoding for o in self.overrides if o.pattern.search(tensor)), None)
 
 
-def recipe_of(
-    quant: Quant,
-    overrides: Sequence[Override] = (),
-    output: Encoding | None = None,
-    token_embedding: Encoding | None = None,
-) -> Recipe:
-    """The recipe of a quant, with what a user wants otherwise, which comes before a variant's."""
-    return Recipe(
-        quant.mixture,
-        quant.encoding,
-        output or quant.output,
-        token_embedding or quant.token_embedding,
-        tuple(overrides),
-    )
+def recipe_of(quant: Quant, options: EncodingOptions = _AS_USUAL) -> Recipe:
+    """The recipe of a quant, with what a user wants otherwise, which comes before a variant's.
+
+    Raises:
+        PlanError: what is wanted is no type.
+
+    """
+    overrides, output, embedding = options.parse_types()
+    output, embedding = output or quant.output, embedding or quant.token_embedding
+    return Recipe(quant.mixture, quant.encoding, output, embedding, overrides)
 
 
 def parse_override(text: str) -> Override:

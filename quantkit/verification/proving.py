@@ -20,7 +20,6 @@ from quantkit.checkpoint.shortened import count_layers, fewest_layers, layer_of,
 from quantkit.checkpoint.text_config import text_config
 from quantkit.core.errors import NoSpaceError, QuantkitError
 from quantkit.core.units import format_size
-from quantkit.encodings.encoding import encodings
 from quantkit.verification.layers import weight_errors
 from quantkit.verification.machine import memory, usable_cores
 from quantkit.verification.proof import PLAIN, Proof, lacking, length, not_proven, prove
@@ -231,9 +230,7 @@ def build_specimen(checkpoint: Checkpoint, folder: Path, threads: int | None) ->
     from quantkit.planning.quants import find_quants
 
     # Blocks that were published so become the numbers that they stand for, which is no rounding.
-    kinds = {tensor.dtype for tensor in checkpoint.tensors.values()}
-    has_blocks = any(encodings()[kind].is_block for kind in kinds & encodings().keys())
-    work = prepare(checkpoint, find_quants(["f32"]), allow_requantize=has_blocks)
+    work = prepare(checkpoint, find_quants(["f32"]))
     check_space(folder.parent, work.n_bytes)
     [artifact] = engine.build(work, folder, jobs=threads or usable_cores(), max_memory=2**30)
     path = artifact.path

@@ -16,7 +16,6 @@ from quantkit.checkpoint.gguf import read_header
 from quantkit.checkpoint.names import is_first_file, without_shard
 from quantkit.core.errors import GGUFError, QuantkitError
 from quantkit.core.files import has_file
-from quantkit.encodings.encoding import encodings
 from quantkit.planning.quants import all_quants, find_quants, is_size
 from quantkit.planning.recognize import quant_of
 from quantkit.verification.smoke import artifact_files
@@ -303,12 +302,8 @@ def build_reference(checkpoint: Path | Checkpoint, folder: Path, wish: str | Non
     from quantkit.verification.machine import usable_cores
 
     source = open_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
-    kinds = {tensor.dtype for tensor in source.tensors.values()}
-    if wish is None:
-        wish = exact_quant(source)
     # Widened, blocks of four bits are the same numbers.
-    has_blocks = any(encodings()[kind].is_block for kind in kinds & encodings().keys())
-    work = prepare(source, find_quants([wish]), allow_requantize=has_blocks)
+    work = prepare(source, find_quants([exact_quant(source) if wish is None else wish]))
     [artifact] = engine.build(work, folder, jobs=usable_cores(), max_memory=2**30)
     path = artifact.path
     return open_subject(path if path.is_file() else sorted(path.glob("*.gguf"))[0])

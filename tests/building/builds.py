@@ -24,6 +24,7 @@ from quantkit.building.units import UNIT_ELEMENTS
 from quantkit.building.work import Work, prepare
 from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.slab import Slab
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 
 GIB = 2**30
@@ -138,7 +139,7 @@ def _run(job: Job, steps: Any, slabs: Any) -> None:
             if slabs.value == job.die_after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    work = prepare(job.checkpoint, find_quants(job.quants), shard_size=job.shard_size)
+    work = prepare(job.checkpoint, find_quants(job.quants), FileOptions(shard_size=job.shard_size))
     with small_slabs(job.slab, job.commit_seconds), at_step(job.die_at, _die, steps):
         build_work(counting_encodes(work, count), job.out, jobs=job.jobs)
 

@@ -13,7 +13,7 @@ import pytest
 from quantkit.building.artifact import Progress
 from quantkit.building.kept import KeptSource
 from quantkit.building.manifest import find_finished
-from quantkit.building.work import Work, prepare
+from quantkit.building.work import Work, prepare, with_reader
 from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.open import open_checkpoint, open_source
 from quantkit.core.errors import Interrupted
@@ -87,7 +87,7 @@ def opened() -> Checkpoint:
 
 
 def work_of(checkpoint: Checkpoint, kept: KeptSource | None = None) -> Work:
-    return prepare(checkpoint, find_quants(QUANTS), kept=kept)
+    return with_reader(prepare(checkpoint, find_quants(QUANTS)), kept)
 
 
 def fetched(server: HubServer) -> set[str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantkit.api.build import plan
+from quantkit.api.options import BuildOptions, EncodingOptions
 from quantkit.building.work import prepare
 from quantkit.core.errors import (
     CheckpointError,
@@ -17,10 +19,12 @@ from quantkit.core.errors import (
     QuantkitError,
     WeightsError,
 )
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building.builds import artifacts_in, build, build_work, manifest_of, small_slabs
 
 QUANTS = ("q8_0", "q5_0", "q4_k_m", "q2_k", "iq4_xs", "f16", "f32")
+REQUANTIZING = BuildOptions(encoding=EncodingOptions(allow_requantize=True))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def source(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shards(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in shards; the first of them."""
-    work = prepare(mixtral, find_quants(["bf16"]), shard_size=1_100_000)
+    work = prepare(mixtral, find_quants(["bf16"]), FileOptions(shard_size=1_100_000))
     (artifact,) = build_work(work, tmp_path_factory.mktemp("shards"))
     files = sorted(artifact.path.parent.rglob("*-of-*.gguf"))
     assert len(files) > 3
@@ -99,7 +103,7 @@ def test_the_manifest_names_the_gguf(source: Path, tmp_path: Path) -> None:
 def test_another_name_is_in_the_file_and_on_it(source: Path, tmp_path: Path) -> None:
     from quantkit.checkpoint.gguf import read_header
 
-    work = prepare(source, find_quants(["q8_0"]), name="Another Name")
+    work = prepare(source, find_quants(["q8_0"]), FileOptions("Another Name"))
     (artifact,) = build_work(work, tmp_path)
     assert artifact.path.name == "Another-Name-Q8_0.gguf"
     was, now = read_header(source).metadata, read_header(artifact.path).metadata
@@ -111,12 +115,13 @@ def test_another_name_is_in_the_file_and_on_it(source: Path, tmp_path: Path) -> 
 def test_a_quantized_source(source: Path, tmp_path: Path) -> None:
     (small,) = build(source, tmp_path / "small", "q8_0")
     with pytest.raises(PlanError, match=r"is quantized already .*--allow-requantize"):
-        prepare(small.path, find_quants(["q4_k_m"]))
-    work = prepare(small.path, find_quants(["q4_k_m", "q8_0"]), allow_requantize=True)
-    again = build_work(work, tmp_path / "again")
+        plan(small.path, ["q4_k_m"])
+    plan(small.path, ["q4_k_m", "q8_0"], REQUANTIZING)
+    again = build(small.path, tmp_path / "again", "q4_k_m", "q8_0")
     assert [a.layout.plan.quant.name for a in again] == ["q8_0", "q4_k_m"]
     # What is to be as it is, is copied; a copy of a quant needs no permission.
     assert again[0].path.read_bytes() == small.path.read_bytes()
+    plan(small.path, ["q8_0"])
     (copy,) = build(small.path, tmp_path / "copy", "q8_0")
     assert copy.path.read_bytes() == small.path.read_bytes()
 
@@ -283,7 +288,7 @@ def test_where_the_source_lies_nothing_takes_its_place(source: Path, tmp_path: P
 
 def test_permission_that_nobody_needs(source: Path) -> None:
     with pytest.raises(PlanError, match=r"--allow-requantize does nothing"):
-        prepare(source, find_quants(["q8_0"]), allow_requantize=True)
+        plan(source, ["q8_0"], REQUANTIZING)
 
 
 def test_a_path_that_is_no_text(source: Path, tmp_path: Path) -> None:

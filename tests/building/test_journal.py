@@ -15,6 +15,7 @@ from quantkit.building.work import Work, prepare
 from quantkit.core.errors import Interrupted
 from quantkit.encodings.encoding import Encoding
 from quantkit.encodings.slab import Slab
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building.builds import artifacts_in, build_work, check_manifest, names_in, small_slabs
 
@@ -66,7 +67,7 @@ def finish(work: Work, out: Path) -> tuple[Counter[str], list[str]]:
 
 
 def work_of(checkpoint: Path, *quants: str, shard_size: int | None = None) -> Work:
-    return prepare(checkpoint, find_quants(quants), shard_size=shard_size)
+    return prepare(checkpoint, find_quants(quants), FileOptions(shard_size=shard_size))
 
 
 def check_same(out: Path, reference: Path) -> None:
@@ -152,8 +153,8 @@ def test_work_for_another_source_is_not_lost_silently(
     mixtral: Path, mistral: Path, tmp_path: Path
 ) -> None:
     out, plain = tmp_path / "out", tmp_path / "at once"
-    stop(prepare(mixtral, find_quants(["q8_0"]), name="One"), out)
-    other = prepare(mistral, find_quants(["q8_0"]), name="Other")
+    stop(prepare(mixtral, find_quants(["q8_0"]), FileOptions("One")), out)
+    other = prepare(mistral, find_quants(["q8_0"]), FileOptions("Other"))
     whole, _ = finish(other, plain)
     after, [sentence] = finish(other, out)
     assert after == whole

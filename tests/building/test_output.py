@@ -18,7 +18,9 @@ import pytest
 import quantkit as package
 from quantkit.building.artifact import Check, Progress
 from quantkit.building.work import Work, prepare
+from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.core.errors import NoSpaceError, OutputError
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building.builds import (
     artifacts_in,
@@ -324,14 +326,15 @@ def test_artifacts_of_another_imatrix_are_not_taken_for_these(
     quants = find_quants(["q4_0"])
     plain = prepare(mistral, quants)
     write_imatrix(imatrix, plain, 1)
-    build_work(prepare(mistral, quants, imatrix_file=imatrix), tmp_path / "out")
+    build_work(prepare(mistral, quants, imatrix=load_imatrix(imatrix)), tmp_path / "out")
     [entry] = manifest_of(tmp_path / "out").values()
     assert entry["imatrix"] == {"file": "imatrix.dat", "sha256": sha256_of(imatrix)}
-    [artifact] = build_work(prepare(mistral, quants, imatrix_file=imatrix), tmp_path / "out")
+    again = prepare(mistral, quants, imatrix=load_imatrix(imatrix))
+    [artifact] = build_work(again, tmp_path / "out")
     assert not artifact.fresh
     write_imatrix(imatrix, plain, 100)
     with pytest.raises(OutputError, match="was not built from this checkpoint with these settings"):
-        build_work(prepare(mistral, quants, imatrix_file=imatrix), tmp_path / "out")
+        build_work(prepare(mistral, quants, imatrix=load_imatrix(imatrix)), tmp_path / "out")
 
 
 # What is rejected.
@@ -351,7 +354,8 @@ def reject(*names: str) -> Any:
 def test_a_rejected_artifact_never_looks_finished(
     mistral: Path, tmp_path: Path, shard_size: int | None
 ) -> None:
-    work = prepare(mistral, find_quants(["q8_0", "q5_0", "q4_0"]), shard_size=shard_size)
+    quants, files = find_quants(["q8_0", "q5_0", "q4_0"]), FileOptions(shard_size=shard_size)
+    work = prepare(mistral, quants, files)
     artifacts = build_work(work, tmp_path, check=reject("Model-591K-Q5_0"))
     assert [artifact.check and artifact.check.ok for artifact in artifacts] == [True, False, True]
     rejected = artifacts[1].path

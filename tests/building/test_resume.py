@@ -19,6 +19,7 @@ from quantkit.building.journal import Journal, Record, partial_paths
 from quantkit.building.work import Work, prepare
 from quantkit.core.errors import CheckpointError, Interrupted, OutputError
 from quantkit.formats.gguf.layout import PlannedFile
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building import ctrl_c
 from tests.building.builds import (
@@ -119,7 +120,7 @@ def test_a_kill_at_every_single_step(mistral: Path, tmp_path: Path, shard_size: 
     whole = Job(mistral, tmp_path / "whole", quants, jobs=1, shard_size=shard_size)
     run(whole)
     reference = artifacts_in(whole.out)
-    work = prepare(mistral, find_quants(quants), shard_size=shard_size)
+    work = prepare(mistral, find_quants(quants), FileOptions(shard_size=shard_size))
     for step in itertools.count():
         out = tmp_path / f"step-{step}"
         process, _ = start(replace(whole, out=out, die_at=step))

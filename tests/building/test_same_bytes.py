@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from quantkit.building.work import prepare
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building.builds import artifacts_in, build, build_work, small_slabs
 from tests.random_checkpoints import (
@@ -133,7 +134,7 @@ def test_shards_hold_what_the_single_file_holds(mixtral: Path, tmp_path: Path) -
     from gguf import GGUFReader
 
     quants = find_quants(["q8_0", "q4_k_m"])
-    work = prepare(mixtral, quants, shard_size=600_000)
+    work = prepare(mixtral, quants, FileOptions(shard_size=600_000))
     build_work(work, tmp_path / "large")
     with small_slabs(2**13):
         build_work(work, tmp_path / "small", jobs=8)

@@ -9,6 +9,7 @@ import pytest
 
 from quantkit.building.work import Work, prepare
 from quantkit.core.errors import OutputError
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building.builds import build_work, manifest_of, names_in
 from tests.calibration.runs import text_file
@@ -24,7 +25,7 @@ WISHES = {
 @pytest.fixture(params=WISHES)
 def work(request: pytest.FixtureRequest, mistral: Path) -> Work:
     quant, shard_size = WISHES[request.param]
-    return prepare(mistral, find_quants([quant]), shard_size=shard_size)
+    return prepare(mistral, find_quants([quant]), FileOptions(shard_size=shard_size))
 
 
 def weights_in(out: Path) -> Path:
@@ -106,7 +107,7 @@ def test_what_was_changed_is_refused_and_left(work: Work, tmp_path: Path, change
 
 
 def test_one_file_of_several_that_is_lost_is_named(mistral: Path, tmp_path: Path) -> None:
-    work = prepare(mistral, find_quants(["q8_0"]), shard_size=600_000)
+    work = prepare(mistral, find_quants(["q8_0"]), FileOptions(shard_size=600_000))
     build_work(work, tmp_path)
     lost = weights_in(tmp_path)
     lost.unlink()

@@ -9,7 +9,9 @@ from quantkit.building.engine import build
 from quantkit.building.work import prepare
 from quantkit.calibration.calibrate import calibrate
 from quantkit.calibration.settings import Settings
+from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.planning.quants import find_quants
+from quantkit.planning.recipe import EncodingOptions
 from tests import native_tools
 from tests.calibration.runs import TINY, corpus_of, opened
 from tests.calibration.test_calibrate import read_imatrix
@@ -70,10 +72,10 @@ def test_what_is_built_with_it_is_llama_quantizes(
     checkpoint, model = opened(TINY / name)
     corpus = corpus_of(checkpoint, tmp_path, 4, 128)
     imatrix = calibrate(checkpoint, model, corpus, tmp_path / "i.gguf", Settings()).path
+    options, matrix = EncodingOptions("ggml"), load_imatrix(imatrix)
     for quant in ("q4_k_m", "iq2_xs", "iq3_xxs", "q4_0"):
-        work = prepare(
-            sources[name].checkpoint, find_quants([quant]), imatrix_file=imatrix, kernel="ggml"
-        )
+        source = sources[name].checkpoint
+        work = prepare(source, find_quants([quant]), encoding=options, imatrix=matrix)
         (built,) = build(work, tmp_path / quant, jobs=1, max_memory=2**30)
         theirs = tmp_path / f"{quant}.gguf"
         native_tools.quantize(sources[name].converted, theirs, quant, imatrix=imatrix, threads=1)

@@ -13,6 +13,7 @@ from quantkit.building.work import prepare
 from quantkit.fitting.probe import probe
 from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.subject import Variant, open_subject
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building.builds import build_work
 from tests.cli.command import quantkit
@@ -59,7 +60,7 @@ def test_a_checkpoint(hub: HubServer) -> None:
 @pytest.mark.parametrize("shard_size", [None, 10**6])
 def test_a_gguf(hub: HubServer, shard_size: int | None, tmp_path: Path) -> None:
     quants = find_quants(["q4_k_m"])
-    work = prepare(TRAINED / "tiny-mistral", quants, shard_size=shard_size)
+    work = prepare(TRAINED / "tiny-mistral", quants, FileOptions(shard_size=shard_size))
     path = build_work(work, tmp_path / "built")[0].path
     files = [path] if shard_size is None else sorted(path.parent.glob("*.gguf"))
     assert (len(files) > 1) is (shard_size is not None)

@@ -9,6 +9,7 @@ from quantkit.building.work import prepare
 from quantkit.checkpoint.imatrix import load_imatrix
 from quantkit.core.errors import CheckpointError, GGUFError
 from quantkit.fitting.subject import PlanOptions, SizedModel, bundled_models, open_subject
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.names import may_be_quantized
 from quantkit.planning.quants import all_quants, find_quants
 from tests.building.builds import build_work
@@ -33,9 +34,10 @@ def check(
     imatrix: Path | None = None,
 ) -> SizedModel:
     chosen = find_quants(quants)
-    wishes = PlanOptions(chosen, shard_size, load_imatrix(imatrix) if imatrix else None)
+    matrix = load_imatrix(imatrix) if imatrix else None
+    wishes = PlanOptions(chosen, shard_size, matrix)
     subject = open_subject(str(checkpoint), wishes)
-    work = prepare(checkpoint, chosen, shard_size=shard_size, imatrix_file=imatrix)
+    work = prepare(checkpoint, chosen, FileOptions(shard_size=shard_size), imatrix=matrix)
     built = {a.layout.plan.quant.name: a for a in build_work(work, out)}
     assert {variant.name for variant in subject.variants} == set(built)
     for variant in subject.variants:
@@ -88,7 +90,7 @@ def test_an_imatrix_quant_is_not_called_exact_without_one() -> None:
 
 def test_a_built_file_is_its_own_prediction(tmp_path: Path) -> None:
     checkpoint = TRAINED / "tiny-mixtral"
-    work = prepare(checkpoint, find_quants(["q4_k_m"]), shard_size=2 * 10**6)
+    work = prepare(checkpoint, find_quants(["q4_k_m"]), FileOptions(shard_size=2 * 10**6))
     (artifact,) = build_work(work, tmp_path)
     subject = open_subject(str(artifact.path))
     (variant,) = subject.variants
@@ -103,7 +105,8 @@ def test_a_built_file_is_its_own_prediction(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_missing_or_not_the_first(tmp_path: Path) -> None:
-    work = prepare(TRAINED / "tiny-mistral", find_quants(["q8_0"]), shard_size=2 * 10**6)
+    files = FileOptions(shard_size=2 * 10**6)
+    work = prepare(TRAINED / "tiny-mistral", find_quants(["q8_0"]), files)
     (artifact,) = build_work(work, tmp_path)
     second = sorted(artifact.path.parent.glob("*.gguf"))[1]
     with pytest.raises(GGUFError, match="give the first one"):

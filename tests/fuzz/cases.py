@@ -88,13 +88,16 @@ def _build_states(model: Path, root: Path) -> None:
     from quantkit.building.artifact import Progress
     from quantkit.building.engine import build
     from quantkit.building.work import prepare
+    from quantkit.formats.layout import FileOptions
     from quantkit.planning.quants import find_quants
+    from quantkit.planning.recipe import EncodingOptions
 
-    work = prepare(model, find_quants(["q8_0"]), kernel="ggml")
+    ggml = EncodingOptions("ggml")
+    work = prepare(model, find_quants(["q8_0"]), encoding=ggml)
     build(work, root / "finished", jobs=1, max_memory=2**30)
-    shards = prepare(model, find_quants(["bf16"]), kernel="ggml", shard_size=60_000)
+    shards = prepare(model, find_quants(["bf16"]), FileOptions(shard_size=60_000), ggml)
     build(shards, root / "split", jobs=1, max_memory=2**30)
-    single = prepare(model, find_quants(["bf16"]), kernel="ggml")
+    single = prepare(model, find_quants(["bf16"]), encoding=ggml)
     build(single, root / "whole", jobs=1, max_memory=2**30)
     for kind, files in (
         ("single", (root / "whole").glob("*.gguf")),
@@ -104,7 +107,7 @@ def _build_states(model: Path, root: Path) -> None:
         (root / "gguf" / kind).mkdir(parents=True)
         for file in files:
             shutil.copy(file, root / "gguf" / kind)
-    both = prepare(model, find_quants(["q8_0", "f16"]), kernel="ggml")
+    both = prepare(model, find_quants(["q8_0", "f16"]), encoding=ggml)
 
     def stop(progress: Progress) -> None:
         if progress.stage == "verify":

@@ -10,8 +10,10 @@ from typing import Any
 from quantkit.building.engine import build
 from quantkit.building.work import prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
+from quantkit.checkpoint.imatrix import load_imatrix
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import all_quants, find_quants
-from quantkit.planning.recipe import parse_override
+from quantkit.planning.recipe import EncodingOptions
 from tests import native_tools
 from tests.parity.cases import Case
 from tests.parity.compare import differences
@@ -77,8 +79,9 @@ class Source:
 
         Where something is to differ, it must, and nothing else may.
         """
-        overrides = [parse_override(text) for text in tensor_types]
-        built = self.build(quants, folder / "ours", imatrix_file=imatrix, overrides=overrides)
+        matrix = load_imatrix(imatrix) if imatrix is not None else None
+        options = EncodingOptions(tensor_type=tuple(tensor_types))
+        built = self.build(quants, folder / "ours", imatrix=matrix, encoding=options)
 
         def quantize(quant: str) -> Path:
             theirs = folder / f"theirs-{quant}.gguf"
@@ -106,12 +109,13 @@ class Source:
                 built[quant].unlink()
         assert not wrong, "\n".join(wrong)
 
-    def build(self, quants: Iterable[str], out: Path, **settings: Any) -> dict[str, Path]:
+    def build(
+        self, quants: Iterable[str], out: Path, shard_size: int | None = None, **settings: Any
+    ) -> dict[str, Path]:
         """Build quants with quantkit, all in one pass; the first file of each."""
         self.require()
-        if self.requantize:
-            settings["allow_requantize"] = True
-        work = prepare(self.checkpoint, find_quants(quants), **settings)
+        files = FileOptions(shard_size=shard_size)
+        work = prepare(self.checkpoint, find_quants(quants), files, **settings)
         artifacts = build(work, out, jobs=2, max_memory=2**30)
         return {artifact.layout.plan.quant.name: artifact.path for artifact in artifacts}
 

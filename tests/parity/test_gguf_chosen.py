@@ -6,6 +6,7 @@ import pytest
 
 from quantkit.building.engine import build
 from quantkit.building.work import prepare
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests import native_tools
 from tests.architectures.ggufs import small_ggufs
@@ -43,7 +44,7 @@ def test_shards(ggufs: dict[str, Path], name: str, tmp_path: Path) -> None:
     gguf = ggufs[name]
     whole = prepare(gguf, find_quants(["q8_0"])).layouts[0].plan
     megabytes = -(-max(tensor.n_bytes for tensor in whole.tensors) // 10**6)
-    work = prepare(gguf, find_quants(["q8_0"]), shard_size=megabytes * 10**6)
+    work = prepare(gguf, find_quants(["q8_0"]), FileOptions(shard_size=megabytes * 10**6))
     assert work.layouts[0].folder is not None, "it is small enough for one"
     (artifact,) = build(work, tmp_path / "ours", jobs=2, max_memory=2**30)
     file = tmp_path / "whole.gguf"

@@ -116,4 +116,4 @@ def test_an_imatrix_of_another_model_is_refused_by_both(
     with pytest.raises(native_tools.ToolError, match=r"imatrix size 256 is different from .* 512"):
         native_tools.quantize(source.converted, tmp_path / "x.gguf", "q4_0", imatrix=imatrix)
     with pytest.raises(ImatrixError, match=r"made for another model: .*blk\.4-7\."):
-        source.build(["q4_0"], tmp_path / "ours", imatrix_file=imatrix)
+        source.build(["q4_0"], tmp_path / "ours", imatrix=load_imatrix(imatrix))

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from quantkit.encodings.encoding import Encoding
 from quantkit.families.facts import facts_of
 from quantkit.families.model import Target
 from quantkit.planning.llama_quantize import assign, in_file_order
 from quantkit.planning.quants import all_quants
-from quantkit.planning.recipe import parse_encoding, parse_override, recipe_of
+from quantkit.planning.recipe import EncodingOptions, recipe_of
 from tests.architectures.sparse import Header
 
 
@@ -45,19 +44,11 @@ def types_of(
         targets: the header's, if they were made before.
 
     """
-    overrides = []
-    asked: dict[str, Encoding] = {}
-    for option, value in zip(options[::2], options[1::2], strict=True):
-        if option == "--tensor-type":
-            overrides.append(parse_override(value))
-        else:
-            asked[option] = parse_encoding(value, option)
-    recipe = recipe_of(
-        all_quants()[quant],
-        overrides,
-        asked.get("--output-tensor-type"),
-        asked.get("--token-embedding-type"),
-    )
+    asked = list(zip(options[::2], options[1::2], strict=True))
+    patterns = tuple(value for option, value in asked if option == "--tensor-type")
+    output, embedding = map(dict(asked).get, ("--output-tensor-type", "--token-embedding-type"))
+    wishes = EncodingOptions("fast", "ggml", patterns, output, embedding)
+    recipe = recipe_of(all_quants()[quant], wishes)
     targets = targets or targets_of(header)
     facts = facts_of(header.arch, keys_of(header))
     chosen = assign(targets, header.arch, facts, recipe, has_imatrix)

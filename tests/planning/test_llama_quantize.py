@@ -16,7 +16,7 @@ from quantkit.families.model import Decoder
 from quantkit.planning.llama_quantize import in_file_order
 from quantkit.planning.plan import Plan, make_plan, outline_plan
 from quantkit.planning.quants import all_quants, find_quants
-from quantkit.planning.recipe import parse_override, recipe_of
+from quantkit.planning.recipe import EncodingOptions, parse_override, recipe_of
 from tests.families.test_families import LLAMA3
 from tests.planning.large_models import LARGE_MODELS, model_of
 
@@ -76,7 +76,7 @@ SIZES = {
 
 def outline(model: Decoder, quant: str, *overrides: str, has_imatrix: bool = False) -> Plan:
     asked = all_quants()[quant]
-    recipe = recipe_of(asked, [parse_override(text) for text in overrides])
+    recipe = recipe_of(asked, EncodingOptions(tensor_type=overrides))
     return outline_plan(model, asked, has_imatrix, recipe)
 
 
@@ -408,7 +408,7 @@ def test_embeddings_may_have_entries_of_any_size() -> None:
 @pytest.mark.parametrize("pattern", ["token_embd", "^output.weight"])
 def test_kernels_that_cannot_go_without_an_imatrix_get_one(pattern: str, kind: str) -> None:
     model, quant = small(), all_quants()["q4_0"]
-    recipe = recipe_of(quant, [parse_override(f"{pattern}={kind}")])
+    recipe = recipe_of(quant, EncodingOptions(tensor_type=(f"{pattern}={kind}",)))
     for imatrix in (None, imatrix_of(model)):
         with pytest.raises(ImatrixError, match=kind.upper()):
             make_plan(model, quant, imatrix, recipe)

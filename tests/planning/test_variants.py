@@ -6,13 +6,12 @@ import pytest
 
 from quantkit.checkpoint.gguf import Header, parse_header
 from quantkit.core.errors import ImatrixError, PlanError
-from quantkit.encodings.encoding import encoding
 from quantkit.families.model import Decoder
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries
 from quantkit.planning.plan import Plan, make_plans, outline_plan
 from quantkit.planning.quants import all_quants, find_quants, known_groups
-from quantkit.planning.recipe import parse_override, recipe_of
+from quantkit.planning.recipe import EncodingOptions, recipe_of
 from quantkit.planning.recognize import quant_of
 from quantkit.verification.quality import find_cosine_limit, find_limits
 from tests.native_tools import VARIANTS
@@ -76,7 +75,7 @@ def test_a_variant_is_its_base_but_for_both_ends(variant: str, base: str, name: 
 
 def test_options_come_before_what_a_variant_says() -> None:
     model, quant = LARGE_MODELS["Mistral-22B"], all_quants()["q6_k_l"]
-    recipe = recipe_of(quant, [parse_override("attn_q=q4_0")], output=encoding("F16"))
+    recipe = recipe_of(quant, EncodingOptions("fast", "ggml", ("attn_q=q4_0",), "f16"))
     found = types(outline_plan(model, quant, has_imatrix=False, recipe=recipe))
     assert (found["output.weight"], found["token_embd.weight"]) == ("F16", "Q8_0")
     assert found["blk.0.attn_q.weight"] == "Q4_0"
@@ -144,9 +143,9 @@ def test_a_variant_is_known_by_the_headers_of_its_shards() -> None:
 
 def test_one_end_makes_no_variant() -> None:
     model, quant = model_of("mistral"), all_quants()["q6_k"]
-    eight = encoding("Q8_0")
-    for recipe in (recipe_of(quant, output=eight), recipe_of(quant, token_embedding=eight)):
-        plan = outline_plan(model, quant, False, recipe)
+    for end in ("output_tensor_type", "token_embedding_type"):
+        options = EncodingOptions(**{end: "q8_0"})  # type: ignore[arg-type]
+        plan = outline_plan(model, quant, False, recipe_of(quant, options))
         (file,) = lay_out(plan, ModelMetadata("some", bare_entries(model))).files
         header = parse_header(file.header, file.n_bytes)
         assert header is not None

@@ -11,6 +11,7 @@ from quantkit.building import engine
 from quantkit.building.work import prepare
 from quantkit.formats.bnb.codec import BnbOptions
 from quantkit.formats.dequantized import open_artifact
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -24,7 +25,7 @@ def build_folder(
 ) -> Path:
     """Build one bitsandbytes quant; options are those of ``BnbOptions``."""
     bnb = BnbOptions(**options)
-    work = prepare(checkpoint, find_quants([quant]), shard_size=shard_size, bnb=bnb)
+    work = prepare(checkpoint, find_quants([quant]), FileOptions(shard_size=shard_size), bnb=bnb)
     (artifact,) = engine.build(work, out, jobs=2, max_memory=2**30)
     return artifact.path
 

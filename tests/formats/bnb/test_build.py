@@ -15,6 +15,7 @@ import torch
 from quantkit.building.work import prepare, prepare_export
 from quantkit.core.errors import OutputError
 from quantkit.formats.bnb.codec import BnbOptions
+from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import find_quants
 from tests.building.builds import Job, at_step, build_work, check_manifest, small_slabs, start
 from tests.cli.command import quantkit, refusal
@@ -158,7 +159,7 @@ def test_export_is_the_dequantized_weights(checkpoint: Path, tmp_path: Path) -> 
         with small_slabs(2**11):
             exported = build_work(prepare_export(folder, quants), tmp_path / f"out-{number}")
         expected = build_work(
-            prepare(plain, quants, name=folder.name), tmp_path / f"expected-{number}"
+            prepare(plain, quants, FileOptions(folder.name)), tmp_path / f"expected-{number}"
         )
         for left, right in zip(exported, expected, strict=True):
             assert left.path.read_bytes() == right.path.read_bytes()
