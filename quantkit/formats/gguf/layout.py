@@ -8,7 +8,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from quantkit.checkpoint.imatrix import Imatrix
@@ -162,17 +162,23 @@ def file_name(plan: Plan, metadata: ModelMetadata) -> str:
     return f"{metadata.base_name}-{plan.quant.in_file_names}"
 
 
-def header_bytes(plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None = None) -> int:
-    """Bytes of the header of the one file that `lay_out` would make; it is not made."""
-    n_bytes = len(_MAGIC) + struct.calcsize(_COUNTS)
-    n_bytes += sum(len(entry.packed) for entry in _entries(plan, metadata, imatrix))
-    n_bytes += sum(_info_bytes(t.target.name, t.target.shape) for t in plan.tensors)
-    return aligned(n_bytes)
+def header_bytes(plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None, table: int) -> int:
+    """Bytes of the header of the one file that `lay_out` would make; it is not made.
+
+    Args:
+        plan: as for `lay_out`.
+        metadata: as for `lay_out`.
+        imatrix: as for `lay_out`.
+        table: what `table_bytes` says, which is the same for all quants of a model.
+
+    """
+    n_bytes = len(_MAGIC) + struct.calcsize(_COUNTS) + table
+    return aligned(n_bytes + sum(len(e.packed) for e in _entries(plan, metadata, imatrix)))
 
 
-@lru_cache(maxsize=2**14)
-def _info_bytes(name: str, shape: tuple[int, ...]) -> int:
-    return _INFO_BYTES + len(name.encode()) + 8 * _n_dims(shape)
+def table_bytes(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    """Bytes that a header spends on tensors with such names and shapes."""
+    return sum(_INFO_BYTES + len(name.encode()) + 8 * _n_dims(shape) for name, shape in tensors)
 
 
 def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...]) -> GGUFLayout:

@@ -4,9 +4,8 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
 from quantkit.core.tensors import TORCH_NAMES, Bytes
 from quantkit.encodings.encoding import Encoding
@@ -27,6 +26,9 @@ from quantkit.formats.gptq.stored import Skipped, fits, packed_shapes, quantize_
 from quantkit.formats.safetensors import StoredTensor
 from quantkit.planning.llama_quantize import in_file_order
 from quantkit.planning.quants import Quant
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.checkpoint import Checkpoint
 
 _PREFIX = "gptq-int"
 _WEIGHT = ".weight"
@@ -135,7 +137,7 @@ def group_sizes(model: Model) -> tuple[int, ...]:
 
 
 def lay_out_gptq(
-    checkpoint: Checkpoint,
+    checkpoint: "Checkpoint",
     model: Model,
     quant: Quant,
     options: GptqOptions,
