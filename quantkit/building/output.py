@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantkit.core.errors import NoSpaceError, OutputError
 from quantkit.core.system import lock, sync_data
+from quantkit.core.tensors import Bytes, as_array
 from quantkit.core.units import format_size
 from quantkit.core.writing import is_own, open_to_resume, refuse_links
 from quantkit.core.writing import sync_folder as sync_folder
@@ -339,11 +337,10 @@ class PartialArtifact:
         for path in self._scratch:
             remove(path)
 
-    def _read(self, place: Place) -> NDArray[np.uint8]:
-        data = os.pread(self._fds[place.file], place.n_bytes, place.offset)
-        return np.frombuffer(data, np.uint8)
+    def _read(self, place: Place) -> Bytes:
+        return as_array(os.pread(self._fds[place.file], place.n_bytes, place.offset))
 
-    def _write_whole(self, place: Place, data: NDArray[np.uint8]) -> None:
+    def _write_whole(self, place: Place, data: Bytes) -> None:
         (crc,) = self.write([place], [data.data])
         self.completed.append((place, crc))
 

@@ -43,8 +43,9 @@ from quantkit.encodings.kernel import load_kernel
 from quantkit.encodings.sound import is_sound
 from quantkit.families.model import Model
 from quantkit.formats.folder import FolderLayout, StoredMatrix
-from quantkit.formats.gptq.packing import PARTS, pack
+from quantkit.formats.gptq.packing import pack
 from quantkit.formats.gptq.plan import GptqOptions, bits_of, is_packed, lay_out_gptq
+from quantkit.formats.gptq.stored import PARTS
 from quantkit.planning.quants import Quant
 
 _STATE = ".calibration"

@@ -3,20 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from quantkit.checkpoint.gguf import Header
 from quantkit.checkpoint.names import folder_name, without_shard
 from quantkit.checkpoint.remote import RemoteRepo
-from quantkit.core.tensors import SourceTensor
+from quantkit.core.tensors import Bytes, SourceTensor
 from quantkit.families.model import Target
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 # (name, first row, count) -> little-endian bytes, 1-D
-RowReader: TypeAlias = Callable[[str, int, int], "NDArray[np.uint8]"]
+RowReader: TypeAlias = Callable[[str, int, int], Bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,7 @@ class ComputedRows(Protocol):
     def range_of(self, name: str, first: int, count: int) -> Range:
         """Where rows of a stored tensor lie, along its first axis."""
 
-    def rows(self, name: str, first: int, count: int, read: StoredReader) -> "NDArray[np.uint8]":
+    def rows(self, name: str, first: int, count: int, read: StoredReader) -> Bytes:
         """Rows of a computed tensor."""
 
     def tokenizer(self) -> dict[str, Any]:

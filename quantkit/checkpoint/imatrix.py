@@ -9,13 +9,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quantkit.checkpoint.imatrix_file import means, read_content, require_sound
 from quantkit.core.errors import ImatrixError
 from quantkit.families.model import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_Columns: TypeAlias = "NDArray[np.float32]"
 
 _LAYER = re.compile(r"blk\.([0-9]+)\.(.+)")
 
@@ -26,11 +29,11 @@ class Imatrix:
 
     path: Path
     sha256: str
-    entries: Mapping[str, NDArray[np.float32]]
+    entries: Mapping[str, _Columns]
     chunk_count: int
     datasets: tuple[str, ...]
 
-    def columns_of(self, target: Target) -> NDArray[np.float32] | None:
+    def columns_of(self, target: Target) -> "_Columns | None":
         """Importance of each column: shape (matrices, columns); None where there is no entry.
 
         Raises:
@@ -126,6 +129,8 @@ def load_imatrix(path: Path) -> Imatrix:
             mean of squares can have.
 
     """
+    from quantkit.checkpoint.imatrix_file import means, read_content, require_sound
+
     content, sha256 = read_content(path)
     entries = {name: means(*raw) for name, raw in content.entries.items()}
     require_sound(path, entries)
@@ -136,6 +141,8 @@ def stand_in(
     path: Path, targets: Iterable[Target], chunks: int, datasets: tuple[str, ...]
 ) -> Imatrix:
     """What has the names, the text and the size of a matrix that is not made yet."""
+    import numpy as np
+
     entries = {
         target.name: np.broadcast_to(np.float32(1), math.prod(target.shape[:-2]) * target.columns)
         for target in targets

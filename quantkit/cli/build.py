@@ -29,9 +29,10 @@ from quantkit.cli.calibrate import (
 from quantkit.cli.completion import complete_quant
 from quantkit.cli.contest import CompareOption, CompareTextOption
 from quantkit.cli.converter import LlamaCppOption, MtpOption
+from quantkit.cli.meters import showing
 from quantkit.cli.needs import typed
 from quantkit.cli.next_steps import show_next_steps
-from quantkit.cli.output import JsonOption, note, showing
+from quantkit.cli.output import JsonOption, note
 from quantkit.cli.panels import BNB, BUDGET, CHECKS, CLUSTER, GPTQ, HUB, QUALITY, SOURCE
 from quantkit.cli.plans import show_plan
 from quantkit.cli.projector import MmprojOption

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from quantkit.cli.meters import showing
 from quantkit.cli.needs import typed
 from quantkit.cli.output import (
     GpuLayersOption,
@@ -18,7 +19,6 @@ from quantkit.cli.output import (
     escape,
     note,
     show_table,
-    showing,
 )
 from quantkit.cli.panels import CALIBRATION
 

@@ -18,8 +18,9 @@ from quantkit.cli.calibrate import (
     TextOption,
 )
 from quantkit.cli.import_ import JobsOption, MemoryOption, OutOption, ShardOption, write
+from quantkit.cli.meters import open_meter
 from quantkit.cli.needs import DENSIFY, DensifyWish, typed
-from quantkit.cli.output import JsonOption, note, open_meter
+from quantkit.cli.output import JsonOption, note
 from quantkit.core.errors import PlanError
 from quantkit.core.units import parse_size
 

@@ -9,7 +9,8 @@ import typer
 from quantkit.cli.build import VerifyOption
 from quantkit.cli.built import show_artifacts
 from quantkit.cli.import_ import JobsOption
-from quantkit.cli.output import JsonOption, note, showing
+from quantkit.cli.meters import showing
+from quantkit.cli.output import JsonOption, note
 from quantkit.core.units import parse_size
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter
+from quantkit.cli.meters import open_meter
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note
 from quantkit.core.errors import CheckpointError
 from quantkit.core.units import format_count, format_size, parse_size
 

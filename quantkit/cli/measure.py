@@ -16,7 +16,8 @@ from quantkit.cli.calibrate import (
 )
 from quantkit.cli.converter import LlamaCppOption, MtpOption
 from quantkit.cli.import_ import JobsOption
-from quantkit.cli.output import OverwriteOption, console, escape, note, open_meter
+from quantkit.cli.meters import open_meter
+from quantkit.cli.output import OverwriteOption, console, escape, note
 from quantkit.cli.panels import QUALITY
 from quantkit.core.errors import OutputError
 from quantkit.core.units import counted, parse_size

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from quantkit.api.needs import refuse_idle
 from quantkit.cli.calibrate import Device
+from quantkit.cli.meters import open_meter
 from quantkit.cli.needs import PERPLEXITY, PerplexityWish, typed
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, open_meter, show_table
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.cli.panels import TEXT
 from quantkit.cli.shared import WindowedTextOption, WindowOption
 from quantkit.core.errors import CompareError, GGUFError

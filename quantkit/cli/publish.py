@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table, showing
+from quantkit.cli.meters import showing
+from quantkit.cli.output import JsonOption, console, emit_json, escape, note, show_table
 from quantkit.cli.panels import HUB
 from quantkit.cli.shared import OnlyQuantsOption
 from quantkit.core.units import counted, format_size

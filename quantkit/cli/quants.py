@@ -82,17 +82,14 @@ def _folder_row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
 
 
 def _row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
-    from quantkit.planning.llama_quantize import needs_imatrix
-    from quantkit.planning.plan import outline_plan
+    from quantkit.planning.plan import needs_importance, outline_plan
     from quantkit.planning.recipe import recipe_of
 
     recipe = recipe_of(quant)
-    needed = any(
-        needs_imatrix(tensor.target, tensor.encoding, recipe)
-        for model in models.values()
-        for tensor in outline_plan(model, quant, has_imatrix=False).tensors
-    )
-    plans = {t: outline_plan(m, quant, has_imatrix=needed) for t, m in models.items()}
+    plans = {t: outline_plan(m, quant, has_imatrix=False) for t, m in models.items()}
+    needed = any(needs_importance(plan, recipe) for plan in plans.values())
+    if needed:
+        plans = {t: outline_plan(m, quant, has_imatrix=True) for t, m in models.items()}
     return _describe(quant, plans, needed)
 
 

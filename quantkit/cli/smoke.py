@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantkit.cli.meters import showing
 from quantkit.cli.output import (
     GpuLayersOption,
     JsonOption,
@@ -13,7 +14,6 @@ from quantkit.cli.output import (
     emit_json,
     escape,
     note,
-    showing,
 )
 from quantkit.cli.panels import CHECKS
 

@@ -8,6 +8,7 @@ large.
 import json
 import re
 import tomllib
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ MOST_YAML = 2**17
 
 _MOST_YAML_EVENTS = 50_000
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
+_STEPS = dict(zip(b"[]{}", (1, -1, 1, -1), strict=True))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -213,11 +215,6 @@ def parse_yaml(raw: bytes, name: object, *, error: Raise = FileError, fix: str =
 
 def _depth(raw: bytes) -> int:
     """How deeply containers of a JSON text lie within each other, without parsing it."""
-    import numpy as np
-
     bare = raw.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
-    marks = np.frombuffer(b"".join(bare.split(b'"')[::2]), np.uint8)
-    if not marks.size:
-        return 0
-    opens = (marks == ord("[")) | (marks == ord("{"))
-    return int(np.where(opens, 1, -1).cumsum(dtype=np.int64).max())
+    marks = b"".join(bare.split(b'"')[::2])
+    return max(accumulate(map(_STEPS.__getitem__, marks)), default=0)

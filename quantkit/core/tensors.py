@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# What weights are read, handed on and written as, 1-D. Its name alone, so that what only plans
+# need not import numpy, which takes as long as `quantkit fit` to answer.
+Bytes: TypeAlias = "NDArray[np.uint8]"
 
 # Safetensors dtypes that hold plain floating-point weights, and their bytes per element.
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -17,6 +25,13 @@ def named_dtype(config: Mapping[str, Any]) -> str | None:
     """The floats that config.json says a model is in; None where it says none of these."""
     named = config.get("dtype") or config.get("torch_dtype")
     return DTYPES.get(named) if isinstance(named, str) else None
+
+
+def as_array(data: bytes) -> Bytes:
+    """Bytes as those of tensors are handed on."""
+    import numpy as np
+
+    return np.frombuffer(data, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

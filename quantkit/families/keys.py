@@ -6,114 +6,142 @@ llama.cpp.
 
 import math
 import struct
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any, TypeAlias
 
 from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
 from quantkit.families.model import Hyperparameters, KeyValue, Rope
 from quantkit.families.rope import yarn_magnitude
 
-if TYPE_CHECKING:
-    from gguf import GGUFValue, GGUFWriter
+
+class Kind(IntEnum):
+    """GGUF's types of values, which gguf-py calls ``GGUFValueType``; to import that takes long."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+_Said: TypeAlias = tuple[str, Any, Kind]  # a key without its architecture, and what it says
 
 
 def decoder_keys(arch: str, hparams: Hyperparameters) -> tuple[KeyValue, ...]:
     """The architecture's numbers, in the converter's order."""
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path=None, arch=arch)
-    own = set(writer.kv_data[0])  # general.architecture
-    writer.add_block_count(hparams.num_hidden_layers)
-    writer.add_context_length(hparams.max_position_embeddings)
-    writer.add_embedding_length(hparams.hidden_size)
-    writer.add_feed_forward_length(hparams.intermediate_size)
-    writer.add_head_count(hparams.num_attention_heads)
-    writer.add_head_count_kv(hparams.num_key_value_heads)
-    _add_rope_scaling(writer, hparams.rope)
-    writer.add_rope_freq_base(hparams.rope.theta)
-    writer.add_layer_norm_rms_eps(hparams.rms_norm_eps)
+    said = [
+        ("block_count", hparams.num_hidden_layers, Kind.UINT32),
+        ("context_length", hparams.max_position_embeddings, Kind.UINT32),
+        ("embedding_length", hparams.hidden_size, Kind.UINT32),
+        ("feed_forward_length", hparams.intermediate_size, Kind.UINT32),
+        ("attention.head_count", hparams.num_attention_heads, Kind.UINT32),
+        ("attention.head_count_kv", hparams.num_key_value_heads, Kind.UINT32),
+        *_rope_scaling(hparams.rope),
+        ("rope.freq_base", hparams.rope.theta, Kind.FLOAT32),
+        ("attention.layer_norm_rms_epsilon", hparams.rms_norm_eps, Kind.FLOAT32),
+    ]
     if hparams.num_local_experts:
-        writer.add_expert_count(hparams.num_local_experts)
-        writer.add_expert_used_count(hparams.num_experts_per_tok)
+        said.append(("expert_count", hparams.num_local_experts, Kind.UINT32))
+        said.append(("expert_used_count", hparams.num_experts_per_tok, Kind.UINT32))
     if hparams.states_head_dim:
-        writer.add_key_length(hparams.head_dim)
-        writer.add_value_length(hparams.head_dim)
-    writer.add_vocab_size(hparams.vocab_size)
-    writer.add_rope_dimension_count(hparams.head_dim)
-    found = writer.kv_data[0].items()
-    return tuple(pack_checked("config.json", key, value) for key, value in found if key not in own)
+        said.append(("attention.key_length", hparams.head_dim, Kind.UINT32))
+        said.append(("attention.value_length", hparams.head_dim, Kind.UINT32))
+    said.append(("vocab_size", hparams.vocab_size, Kind.UINT32))
+    said.append(("rope.dimension_count", hparams.head_dim, Kind.UINT32))
+    return tuple(pack_checked("config.json", f"{arch}.{key}", *value) for key, *value in said)
 
 
-def _add_rope_scaling(writer: "GGUFWriter", rope: Rope) -> None:
-    from gguf import RopeScalingType
-
+def _rope_scaling(rope: Rope) -> Iterator[_Said]:
     usual = 1.0  # what llama.cpp multiplies sine and cosine by of its own accord
     if rope.form:
-        writer.add_rope_scaling_type(RopeScalingType(rope.form))
+        yield "rope.scaling.type", rope.form, Kind.STRING
         if rope.factor is not None:
-            writer.add_rope_scaling_factor(rope.factor)
+            yield "rope.scaling.factor", rope.factor, Kind.FLOAT32
         if rope.original_context is not None:
-            writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+            yield "rope.scaling.original_context_length", rope.original_context, Kind.UINT32
     if rope.form == "yarn":
         assert rope.factor is not None  # noqa: S101 - yarn has one
         usual = yarn_magnitude(rope.factor)
         # As the converter writes them; llama.cpp's architecture llama reads none of them.
         scaling = rope.scaling
         attention = scaling.get("attention_factor", scaling.get("attn_factor"))
-        for value, add in (
-            (scaling.get("extrapolation_factor"), writer.add_rope_scaling_yarn_ext_factor),
-            (attention, writer.add_rope_scaling_yarn_attn_factor),
-            (scaling.get("beta_fast"), writer.add_rope_scaling_yarn_beta_fast),
-            (scaling.get("beta_slow"), writer.add_rope_scaling_yarn_beta_slow),
+        for value, key in (
+            (scaling.get("extrapolation_factor"), "yarn_ext_factor"),
+            (attention, "yarn_attn_factor"),
+            (scaling.get("beta_fast"), "yarn_beta_fast"),
+            (scaling.get("beta_slow"), "yarn_beta_slow"),
         ):
             if value is not None:
-                add(value)
+                yield f"rope.scaling.{key}", value, Kind.FLOAT32
     if not math.isclose(rope.magnitude, usual, rel_tol=1e-7):
-        writer.add_rope_scaling_attn_factors(rope.magnitude / usual)
+        yield "rope.scaling.attn_factor", rope.magnitude / usual, Kind.FLOAT32
 
 
-def pack_checked(origin: str, key: str, entry: "GGUFValue") -> KeyValue:
+def pack_checked(
+    origin: str, key: str, value: Any, kind: IntEnum, items: IntEnum | None = None
+) -> KeyValue:
     """A metadata entry, packed.
 
     Args:
         origin: the file or folder that the value came from, for people.
         key: of the entry.
-        entry: its value and type.
+        value: of the entry.
+        kind: as for `pack`.
+        items: as for `pack`.
 
     Raises:
         CheckpointError: the value is not of its type.
 
     """
     try:
-        return KeyValue(key, pack(key, entry))
+        return KeyValue(key, pack(key, value, kind, items))
     except (TypeError, ValueError, OverflowError, struct.error):
         raise CheckpointError(
-            f"{origin} gives {key} as {quoted(entry.value)}, which GGUF cannot hold as "
-            f"{entry.type.name}; correct it in the model card, config.json or "
-            "generation_config.json."
+            f"{origin} gives {key} as {quoted(value)}, which GGUF cannot hold as {kind.name}; "
+            "correct it in the model card, config.json or generation_config.json."
         ) from None
 
 
-def pack(key: str, entry: "GGUFValue") -> bytes:
+def pack(key: str, value: Any, kind: IntEnum, items: IntEnum | None = None) -> bytes:
     """A metadata entry as bytes: key, type, value, little-endian.
+
+    Args:
+        key: of the entry.
+        value: of the entry.
+        kind: its type: a `Kind`, or gguf-py's of the same name and number.
+        items: of an array, the type of its items; None where they tell.
 
     Raises:
         TypeError, ValueError, OverflowError, struct.error: the value is not of its type.
 
     """
+    if kind != Kind.ARRAY:
+        return _string(key) + struct.pack("<i", kind) + _scalar(kind, value)
+    if items is None:
+        items = Kind.UINT8 if isinstance(value, bytes) else _kind_of(value[0])
+    head = _string(key) + struct.pack("<iiQ", kind, items, len(value))
+    code = _CODES.get(items.name)
+    if code is None:
+        return head + b"".join(_string(item) for item in value)
+    return head + struct.pack(f"<{len(value)}{code}", *value)
+
+
+def _kind_of(item: Any) -> IntEnum:
+    """The type that gguf-py gives a value."""
     from gguf import GGUFValueType
 
-    if entry.type != GGUFValueType.ARRAY:
-        return _string(key) + struct.pack("<i", entry.type) + _scalar(entry.type, entry.value)
-    items = entry.value
-    kind = entry.sub_type
-    if kind is None:
-        kind = GGUFValueType.UINT8 if isinstance(items, bytes) else GGUFValueType.get_type(items[0])
-    head = _string(key) + struct.pack("<iiQ", entry.type, kind, len(items))
-    code = _CODES.get(kind.name)
-    if code is None:
-        return head + b"".join(_string(item) for item in items)
-    return head + struct.pack(f"<{len(items)}{code}", *items)
+    kind: IntEnum = GGUFValueType.get_type(item)
+    return kind
 
 
 # struct codes of the plain GGUF value types.

@@ -314,7 +314,10 @@ def _through_nvml() -> tuple[Gpu, ...]:
 
 
 def _through_nvidia_smi() -> tuple[Gpu, ...]:
-    command = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
+    program = shutil.which("nvidia-smi")
+    if program is None:  # so no process is made that would look for it in vain
+        return ()
+    command = [program, "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -9,10 +9,10 @@ from quantkit.checkpoint.converter.wish import ConverterOptions
 from quantkit.core.errors import PlanError
 from quantkit.families.model import Model
 from quantkit.fitting.shape import Tensors
-from quantkit.formats.gguf.layout import aligned, file_name, header_bytes, lay_out
+from quantkit.formats.gguf.layout import aligned, file_name, header_bytes, lay_out, table_bytes
 from quantkit.formats.gguf.metadata import ModelMetadata
-from quantkit.planning.llama_quantize import in_file_order, needs_imatrix
-from quantkit.planning.plan import Plan, make_plan, outline_plan
+from quantkit.planning.llama_quantize import in_file_order
+from quantkit.planning.plan import Plan, make_plan, needs_importance, outline_plan
 from quantkit.planning.quants import Quant, all_quants
 from quantkit.planning.recipe import recipe_of
 
@@ -85,6 +85,11 @@ class Buildable:
         targets = in_file_order(self.model.targets)
         return Tensors(tuple(t.name for t in targets), tuple(t.shape for t in targets))
 
+    @cached_property
+    def table_bytes(self) -> int:
+        """What tensors take of a header, whatever they are stored as."""
+        return table_bytes(self.tensors)
+
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
@@ -154,7 +159,7 @@ def _files(
 ) -> tuple[str, int, int]:
     """The name of the first file of a variant, how many there are, and the bytes of all."""
     if wishes.shard_size is None:
-        header = header_bytes(plan, source.metadata, wishes.imatrix)
+        header = header_bytes(plan, source.metadata, wishes.imatrix, source.table_bytes)
         n_bytes = header + sum(map(aligned, sizes))
         return f"{file_name(plan, source.metadata)}.gguf", 1, n_bytes
     layout = lay_out(plan, source.metadata, wishes.imatrix, wishes.shard_size)
@@ -168,6 +173,5 @@ def _outline(model: Model, quant: Quant, imatrix: "Imatrix | None") -> tuple[Pla
     if imatrix is not None:
         return make_plan(model, quant, imatrix), False
     plan = outline_plan(model, quant, has_imatrix=False)
-    recipe = recipe_of(quant)
-    needed = any(needs_imatrix(t.target, t.encoding, recipe) for t in plan.tensors)
+    needed = needs_importance(plan, recipe_of(quant))
     return (outline_plan(model, quant, has_imatrix=True) if needed else plan), needed

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quantkit.core.tensors import TORCH_NAMES, SourceTensor, named_dtype
+from quantkit.core.tensors import TORCH_NAMES, Bytes, SourceTensor, named_dtype
 from quantkit.encodings.encoding import Encoding
 from quantkit.formats.folder import Part
 from quantkit.formats.safetensors import ITEM_BYTES, StoredTensor
@@ -23,7 +20,7 @@ def model_dtype(config: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) 
     return named_dtype(config) or next(stored)
 
 
-def to_torch(raw: NDArray[np.uint8], dtype: str, columns: int) -> "torch.Tensor":
+def to_torch(raw: Bytes, dtype: str, columns: int) -> "torch.Tensor":
     """Little-endian floats as rows of a tensor, without a copy where they are writable."""
     import torch
 
@@ -31,11 +28,11 @@ def to_torch(raw: NDArray[np.uint8], dtype: str, columns: int) -> "torch.Tensor"
     return torch.from_numpy(writable).view(getattr(torch, TORCH_NAMES[dtype])).view(-1, columns)
 
 
-def to_bytes(tensor: "torch.Tensor") -> NDArray[np.uint8]:
+def to_bytes(tensor: "torch.Tensor") -> Bytes:
     """The bytes of a tensor, 1-D."""
     import torch
 
-    data: NDArray[np.uint8] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    data: Bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return data
 
 
@@ -54,7 +51,7 @@ class Plain:
         """The tensor itself."""
         return (Part(StoredTensor(name, self.dtype, shape), 1, ITEM_BYTES[self.dtype]),)
 
-    def encode(self, raw: NDArray[np.uint8], dtype: str, columns: int) -> list[NDArray[np.uint8]]:
+    def encode(self, raw: Bytes, dtype: str, columns: int) -> list[Bytes]:
         """The floats, rounded to the model's dtype as torch does.
 
         Raises:
@@ -66,8 +63,8 @@ class Plain:
         return [to_bytes(cast(to_torch(raw, dtype, columns), self.dtype))]
 
     def complete(
-        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, NDArray[np.uint8]]
-    ) -> dict[str, NDArray[np.uint8]]:
+        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, Bytes]
+    ) -> dict[str, Bytes]:
         """Nothing is left to do."""
         del name, shape, scratch
         return {}

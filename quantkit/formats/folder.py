@@ -12,12 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantkit.checkpoint.names import INDEX, LICENSES
 from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file, read_file
+from quantkit.core.tensors import Bytes
 from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Target
 from quantkit.formats.place import Place
@@ -65,7 +63,7 @@ class Codec(Protocol):
     def parts(self, name: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The tensors stored for the matrix called ``name`` in the checkpoint."""
 
-    def encode(self, raw: NDArray[np.uint8], dtype: str, columns: int) -> list[NDArray[np.uint8]]:
+    def encode(self, raw: Bytes, dtype: str, columns: int) -> list[Bytes]:
         """The bytes that a slab gives to each part with elements, in their order.
 
         Raises:
@@ -74,8 +72,8 @@ class Codec(Protocol):
         """
 
     def complete(
-        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, NDArray[np.uint8]]
-    ) -> dict[str, NDArray[np.uint8]]:
+        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, Bytes]
+    ) -> dict[str, Bytes]:
         """The bytes of each part without elements, by name, from those of the scratch parts."""
 
 
@@ -239,18 +237,14 @@ class FolderLayout:
             for tensor, offset in zip(file.tensors, file.offsets, strict=True)
         }
 
-    def encode(
-        self, tensor: int, matrix: int, raw: NDArray[np.uint8], dtype: str
-    ) -> list[NDArray[np.uint8]]:
+    def encode(self, tensor: int, matrix: int, raw: Bytes, dtype: str) -> list[Bytes]:
         """What a slab gives to each of its `places`."""
         target = self.plan.tensors[tensor]
         if not target.matrices:
             return []
         return target.matrices[matrix].codec.encode(raw, dtype, target.target.columns)
 
-    def complete(
-        self, read: Callable[[Place], NDArray[np.uint8]]
-    ) -> Iterator[tuple[StoredTensor, NDArray[np.uint8]]]:
+    def complete(self, read: Callable[[Place], Bytes]) -> Iterator[tuple[StoredTensor, Bytes]]:
         """What is made of whole matrices, after their slabs: tensors with their true shapes.
 
         Args:

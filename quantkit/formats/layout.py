@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
-import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
+from quantkit.core.tensors import Bytes
 from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Target
 from quantkit.formats.place import Place
@@ -115,9 +114,7 @@ class OwnEncoding(Protocol):
     def session(self) -> Callable[[], AbstractContextManager[object]]:
         """Entered around all that follows."""
 
-    def encode(
-        self, tensor: int, matrix: int, raw: NDArray[np.uint8], dtype: str
-    ) -> list[NDArray[np.uint8]]:
+    def encode(self, tensor: int, matrix: int, raw: Bytes, dtype: str) -> list[Bytes]:
         """What a slab gives to each of its places.
 
         Raises:
@@ -125,9 +122,7 @@ class OwnEncoding(Protocol):
 
         """
 
-    def complete(
-        self, read: Callable[[Place], NDArray[np.uint8]]
-    ) -> Iterator[tuple[StoredTensor, NDArray[np.uint8]]]:
+    def complete(self, read: Callable[[Place], Bytes]) -> Iterator[tuple[StoredTensor, Bytes]]:
         """What is made of whole matrices, after their slabs."""
 
     def place_of(self, name: str) -> Place:

@@ -50,8 +50,11 @@ _FALLBACK = {
 }
 _SMALL_BLOCK = 32
 NEEDS_IMATRIX = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
+_MAY_NEED_IMATRIX = NEEDS_IMATRIX | {"Q2_K"}
 # Those whose kernels end the process without one, whatever the tensor.
 _KERNEL_NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
+_MOST_DIMS = 3  # of what llama-quantize converts
+_MOST_SHAPES = 2**12  # of tensors, with types: what rules say of them is kept, all layers ask again
 _MODELS = 8  # whose names are sorted once: every quant of a model has the same
 _ENDS: frozenset[Category] = frozenset({"token_embd", "output"})
 # Parts of names that are never rounded to less than 8 bits.
@@ -82,7 +85,7 @@ def needs_imatrix(target: Target, chosen: Encoding, recipe: Recipe) -> bool:
 
     One that keeps the encoding it is stored in is copied and needs none.
     """
-    if chosen.name == target.stored:
+    if chosen.name not in _MAY_NEED_IMATRIX or chosen.name == target.stored:
         return False
     if chosen.name in _KERNEL_NEEDS_IMATRIX:
         return True
@@ -124,8 +127,8 @@ def assign(
         if may_be_quantized(target, arch):
             wish = _asked_for(target, category, recipe) if category in _ENDS else None
             kind = wish or _by_rules(target, category, recipe, mixture)
-        if kind is not stored:
-            _require_convertible(target, kind)
+        if kind is not stored and not _is_convertible(target.stored, target.shape, kind.name):
+            raise PlanError(_why_not(target, kind))
         chosen.append(kind)
     return chosen
 
@@ -150,35 +153,51 @@ def _by_rules(target: Target, category: Category, recipe: Recipe, mixture: "_Mix
 
 def fit_to_rows(wanted: Encoding, target: Target) -> Encoding:
     """The encoding itself, or what llama-quantize takes where rows are no whole blocks of it."""
-    if wanted.holds_rows_of(target.columns):
-        return wanted
-    if wanted.name not in _FALLBACK and wanted.elements > _SMALL_BLOCK:
+    fitting = _fitting(wanted.name, target.columns)
+    if fitting is None:
         raise PlanError(
             f"{target.name} has rows of {target.columns}, no multiple of {wanted.elements} as "
             f"{wanted.name} needs, and llama-quantize has no fallback for it; name a "
             "type with --tensor-type, or choose another quant."
         )
-    smaller = encoding(_FALLBACK.get(wanted.name, wanted.name))
-    return smaller if smaller.holds_rows_of(target.columns) else encoding("F16")
+    return fitting
 
 
-def _require_convertible(target: Target, chosen: Encoding) -> None:
-    """Refuse what llama-quantize aborts on when it comes to write it."""
+@lru_cache(maxsize=_MOST_SHAPES)
+def _fitting(wanted: str, columns: int) -> Encoding | None:
+    """What llama-quantize takes for rows of so many elements; None where it knows nothing."""
+    kind = encoding(wanted)
+    if kind.holds_rows_of(columns):
+        return kind
+    if wanted not in _FALLBACK and kind.elements > _SMALL_BLOCK:
+        return None
+    smaller = encoding(_FALLBACK.get(wanted, wanted))
+    return smaller if smaller.holds_rows_of(columns) else encoding("F16")
+
+
+@lru_cache(maxsize=_MOST_SHAPES)
+def _is_convertible(stored: str, shape: tuple[int, ...], chosen: str) -> bool:
+    """Whether llama-quantize does not abort when it comes to write a tensor."""
+    fits = encoding(chosen).holds_rows_of(shape[-1])
+    return fits and stored not in NEVER_STORED and n_dims(shape) <= _MOST_DIMS
+
+
+def _why_not(target: Target, chosen: Encoding) -> str:
+    """Of a tensor that is not convertible: what the user must hear."""
     if not chosen.holds_rows_of(target.columns):
-        raise PlanError(
+        return (
             f"{target.name} cannot be stored as {chosen.name}: its rows of {target.columns} are no "
             f"multiple of {chosen.elements}; choose another type for it."
         )
     if target.stored in NEVER_STORED:
-        raise PlanError(
+        return (
             f"{target.name} is stored as {target.stored}, which cannot be converted to "
             f"{chosen.name}; make the GGUF again with a current converter."
         )
-    if n_dims(target) > 3:
-        raise PlanError(
-            f"{target.name} has four dimensions, and llama-quantize converts only matrices and "
-            "stacks of them; leave the file as it is."
-        )
+    return (
+        f"{target.name} has four dimensions, and llama-quantize converts only matrices and "
+        "stacks of them; leave the file as it is."
+    )
 
 
 @dataclass(slots=True)

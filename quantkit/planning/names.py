@@ -127,11 +127,13 @@ def may_be_quantized(target: Target, arch: str) -> bool:
         arch: the model's architecture in GGUF.
 
     """
-    return n_dims(target) > 1 and _is_quantized_by_name(target.name, arch)
+    return _may_be_quantized(target.name, target.shape, arch)
 
 
 @lru_cache(maxsize=_MOST_NAMES)
-def _is_quantized_by_name(name: str, arch: str) -> bool:
+def _may_be_quantized(name: str, shape: tuple[int, ...], arch: str) -> bool:
+    if n_dims(shape) < 2:
+        return False
     raw = name.encode()
     # Of a name without "weight" C++ gives the same number as for one of five bytes minus six.
     if raw.rfind(_SUFFIX) != len(raw) - len(_SUFFIX):
@@ -140,13 +142,8 @@ def _is_quantized_by_name(name: str, arch: str) -> bool:
     return name not in _KEPT_NAMES and not any(part in name for part in kept)
 
 
-def n_dims(target: Target) -> int:
+def n_dims(shape: tuple[int, ...]) -> int:
     """How many dimensions ggml sees: those before the first that is larger than 1 do not count."""
-    return _n_dims(target.shape)
-
-
-@lru_cache(maxsize=_MOST_NAMES)
-def _n_dims(shape: tuple[int, ...]) -> int:
     return next((len(shape) - i for i, n in enumerate(shape) if n > 1), 1)
 
 

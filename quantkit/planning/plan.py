@@ -182,6 +182,11 @@ def outline_plan(
     return Plan(quant, tuple(map(PlannedTensor, targets, chosen)), record=recipe.record)
 
 
+def needs_importance(plan: Plan, recipe: Recipe) -> bool:
+    """Whether llama-quantize could not write a plan of a recipe without an importance matrix."""
+    return any(needs_imatrix(t.target, t.encoding, recipe) for t in plan.tensors)
+
+
 def _as_stored(model: Model, quant: Quant) -> Plan:
     """Every tensor in its own type, as llama-quantize's ``COPY`` of a GGUF has it."""
     if isinstance(model, Decoder):

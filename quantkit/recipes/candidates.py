@@ -123,7 +123,7 @@ def _encodings(
     unquantized: bool,
 ) -> tuple[Encoding, ...]:
     stored = encoding(target.stored)
-    if stored.is_block or n_dims(target) > _MOST_DIMENSIONS:
+    if stored.is_block or n_dims(target.shape) > _MOST_DIMENSIONS:
         return (stored,)
     least = max((_bits(f.least) for f in floors if f.holds(target.name)), default=0.0)
     found = [

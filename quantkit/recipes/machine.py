@@ -21,8 +21,8 @@ from quantkit.fitting.placement import MODES, Placement, place
 from quantkit.fitting.probe import Curve
 from quantkit.fitting.subject import Buildable, PlanOptions, Variant, variant_of
 from quantkit.fitting.verdict import needs_at
-from quantkit.planning.llama_quantize import in_file_order, needs_imatrix
-from quantkit.planning.plan import PlannedTensor, outline_plan
+from quantkit.planning.llama_quantize import in_file_order
+from quantkit.planning.plan import PlannedTensor, needs_importance, outline_plan
 from quantkit.recipes.file import SearchedRecipe, apply_recipe
 from quantkit.recipes.find import RecipeSearch
 
@@ -183,5 +183,5 @@ def find(
     """
     quant, chosen = apply_recipe(recipe, source.model)
     plan = outline_plan(source.model, quant, recipe.weighted, chosen)
-    needed = any(needs_imatrix(t.target, t.encoding, chosen) for t in plan.tensors)
+    needed = needs_importance(plan, chosen)
     return Found(recipe, search.loss_of(recipe), variant_of(plan, source, wishes, needed=needed))

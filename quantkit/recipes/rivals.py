@@ -12,8 +12,7 @@ from math import sqrt
 from quantkit.core.errors import PlanError
 from quantkit.families.model import Model
 from quantkit.fitting.subject import Buildable, PlanOptions, Variant, variant_of
-from quantkit.planning.llama_quantize import needs_imatrix
-from quantkit.planning.plan import outline_plan
+from quantkit.planning.plan import needs_importance, outline_plan
 from quantkit.planning.quants import Quant, all_quants
 from quantkit.planning.recipe import Recipe, recipe_of
 from quantkit.recipes.assumed import assume
@@ -116,7 +115,7 @@ def nearest_mixture(
             plan = outline_plan(source.model, quant, weighted, recipe)
         except PlanError:
             continue  # llama-quantize cannot make this one of this model
-        needed = any(needs_imatrix(t.target, t.encoding, recipe) for t in plan.tensors)
+        needed = needs_importance(plan, recipe)
         blocks = {t.encoding.name for t in plan.tensors if t.encoding.is_block}
         if (needed and not weighted) or not (allowed is None or blocks <= set(allowed)):
             continue

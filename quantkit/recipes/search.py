@@ -9,22 +9,25 @@ exchanges of two units (Kellerer, Pferschy, Pisinger: Knapsack Problems, chapter
 above the least possible by less than the one step that did not fit would save.
 
 Ties go to the unit that comes first, and all sums are taken in the units' order, so that the same
-input gives the same choice.
+input gives the same choice. A model has some hundred units: plain Python is done with them before
+numpy would be imported.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from operator import itemgetter
 from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-_Choices: TypeAlias = NDArray[np.int64]
-
-_NEVER = np.int64(2**62)  # bytes of a choice that a unit does not have
 _MOST_EXCHANGES = 1000
 _NOTHING = 1e-12  # of all loss: what an exchange that saves less is not worth
+
+_Point: TypeAlias = tuple[int, float]  # a choice's bytes and its loss
+# What a unit can change to: bytes that it takes more, loss that it saves, unit, choice. Both
+# numbers are negative where it becomes smaller.
+_Change: TypeAlias = tuple[int, float, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +48,21 @@ class Search:
     def __init__(self, units: Sequence[Sequence[Choice]]) -> None:
         """Prepare the search; every unit has at least one choice."""
         self._kept = [_undominated(choices) for choices in units]
-        width = max(map(len, self._kept), default=1)
-        shape = (len(units), width)
-        self._bytes = np.full(shape, _NEVER, np.int64)
-        self._loss = np.full(shape, np.inf)
-        for row, (choices, kept) in enumerate(zip(units, self._kept, strict=True)):
-            self._bytes[row, : len(kept)] = [choices[i].n_bytes for i in kept]
-            self._loss[row, : len(kept)] = [choices[i].loss for i in kept]
-        self._rows = np.arange(len(units))
+        self._units: list[list[_Point]] = [
+            [(choices[i].n_bytes, choices[i].loss) for i in kept]
+            for choices, kept in zip(units, self._kept, strict=True)
+        ]
         self._steps = self._sorted_steps()
 
     @property
     def smallest(self) -> int:
         """Bytes of the least that can be chosen."""
-        return int(self._bytes[:, 0].sum())
+        return sum(unit[0][0] for unit in self._units)
 
     @property
     def largest(self) -> int:
         """Bytes of the choices that lose least."""
-        return sum(int(self._bytes[row, len(kept) - 1]) for row, kept in enumerate(self._kept))
+        return sum(unit[-1][0] for unit in self._units)
 
     def choose(self, budget: int) -> tuple[int, ...]:
         """The place of each unit's choice among its choices, for at most ``budget`` bytes.
@@ -75,7 +74,7 @@ class Search:
         left = budget - self.smallest
         if left < 0:
             raise ValueError(f"the smallest choices take {self.smallest} bytes, not {budget}")
-        at: _Choices = np.zeros(len(self._kept), np.int64)
+        at = [0] * len(self._units)
         for row, corner, n_bytes in self._steps:
             if n_bytes > left:
                 break
@@ -92,64 +91,81 @@ class Search:
     def _sorted_steps(self) -> list[tuple[int, int, int]]:
         """Steps from corner to corner as (unit, corner, bytes), those that save most first."""
         steps = []
-        for row in range(len(self._kept)):
-            per_byte = np.inf
-            corners = _corners(self._bytes[row], self._loss[row], len(self._kept[row]))
-            for before, corner in pairwise(corners):
-                n_bytes = int(self._bytes[row, corner] - self._bytes[row, before])
-                saved = float(self._loss[row, before] - self._loss[row, corner])
+        for row, unit in enumerate(self._units):
+            per_byte = float("inf")
+            for before, corner in pairwise(_corners(unit)):
+                n_bytes = unit[corner][0] - unit[before][0]
+                saved = unit[before][1] - unit[corner][1]
                 # It falls along a hull, and no rounding may change the order of its corners.
                 per_byte = min(per_byte, saved / n_bytes)
                 steps.append((-per_byte, row, corner, n_bytes))
         return [(row, corner, n_bytes) for _, row, corner, n_bytes in sorted(steps)]
 
-    def _fill(self, at: _Choices, left: int) -> int:
+    def _fill(self, at: list[int], left: int) -> int:
         """Take the larger choice that fits and saves most per byte, as long as there is one."""
-        while True:
-            n_bytes, saved = self._changes(at)
-            fits = (n_bytes > 0) & (n_bytes <= left)
-            if not fits.any():
-                return left
-            per_byte = np.where(fits, saved / np.where(fits, n_bytes, 1), -np.inf)
-            row, choice = divmod(int(per_byte.argmax()), per_byte.shape[1])
-            at[row] = choice
-            left -= int(n_bytes[row, choice])
 
-    def _exchange(self, at: _Choices, left: int) -> int | None:
+        def steps(row: int) -> Iterator[tuple[float, int, int, int, int]]:
+            here = at[row]
+            for n_bytes, saved, _, choice in self._larger(row, here):
+                if n_bytes > left:  # nor will it ever, for less and less is left
+                    break
+                yield -saved / n_bytes, row, choice, n_bytes, here
+
+        waiting = [step for row in range(len(at)) for step in steps(row)]
+        heapify(waiting)
+        while waiting:
+            _, row, choice, n_bytes, before = heappop(waiting)
+            if n_bytes > left or at[row] != before:
+                continue
+            at[row] = choice
+            left -= n_bytes
+            for step in steps(row):
+                heappush(waiting, step)
+        return left
+
+    def _exchange(self, at: list[int], left: int) -> int | None:
         """Make one unit smaller and another one larger, where that saves most.
 
         What is left afterwards; None where no such exchange saves anything.
         """
-        n_bytes, saved = self._changes(at)
-        up_rows, up_choices = np.nonzero((n_bytes > 0) & (n_bytes < _NEVER // 2))
-        down_rows, down_choices = np.nonzero(n_bytes < 0)
-        if not (up_rows.size and down_rows.size):
-            return None
-        order = np.argsort(n_bytes[up_rows, up_choices], kind="stable")
-        up_rows, up_choices = up_rows[order], up_choices[order]
-        up_bytes, up_saved = n_bytes[up_rows, up_choices], saved[up_rows, up_choices]
+        larger = [change for row, here in enumerate(at) for change in self._larger(row, here)]
+        larger.sort(key=itemgetter(0))
         # Of all that are as small or smaller, the one that saves most; the first of equals.
-        most = np.maximum.accumulate(up_saved)
-        is_new = np.concatenate(([True], up_saved[1:] > most[:-1]))
-        best = np.maximum.accumulate(np.where(is_new, np.arange(up_saved.size), 0))
-        down_bytes = n_bytes[down_rows, down_choices]
-        reach = np.searchsorted(up_bytes, left - down_bytes, side="right") - 1
-        partner = best[np.maximum(reach, 0)]
-        gain = up_saved[partner] + saved[down_rows, down_choices]
-        gain[(reach < 0) | (up_rows[partner] == down_rows)] = -np.inf
-        first = int(gain.argmax())
-        if not gain[first] > _NOTHING * float(self._loss[self._rows, at].sum()):
+        best: list[_Change] = []
+        for change in larger:
+            if not best or change[1] > best[-1][1]:
+                best.append(change)
+        sizes = [change[0] for change in best]
+        most, pair = 0.0, None
+        for row, here in enumerate(at):
+            for change in self._smaller(row, here):
+                reach = bisect_right(sizes, left - change[0])
+                if not reach or best[reach - 1][2] == row:
+                    continue
+                gain = best[reach - 1][1] + change[1]
+                if gain > most:
+                    most, pair = gain, (change, best[reach - 1])
+        lost = sum(unit[here][1] for unit, here in zip(self._units, at, strict=True))
+        if pair is None or not most > _NOTHING * lost:
             return None
-        other = int(partner[first])
-        at[down_rows[first]] = down_choices[first]
-        at[up_rows[other]] = up_choices[other]
-        return left - int(down_bytes[first]) - int(up_bytes[other])
+        for n_bytes, _, row, choice in pair:
+            at[row] = choice
+            left -= n_bytes
+        return left
 
-    def _changes(self, at: _Choices) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Of every other choice of every unit: the bytes that it takes more, the loss it saves."""
-        n_bytes = self._bytes - self._bytes[self._rows, at][:, None]
-        saved = self._loss[self._rows, at][:, None] - self._loss
-        return n_bytes, saved
+    def _larger(self, row: int, here: int) -> Iterator[_Change]:
+        """What a unit can become that takes more, smallest first."""
+        n_here, loss_here = self._units[row][here]
+        for choice in range(here + 1, len(self._units[row])):
+            n_bytes, loss = self._units[row][choice]
+            yield n_bytes - n_here, loss_here - loss, row, choice
+
+    def _smaller(self, row: int, here: int) -> Iterator[_Change]:
+        """What a unit can become that takes less, smallest first."""
+        n_here, loss_here = self._units[row][here]
+        for choice in range(here):
+            n_bytes, loss = self._units[row][choice]
+            yield n_bytes - n_here, loss_here - loss, row, choice
 
 
 def _undominated(choices: Sequence[Choice]) -> list[int]:
@@ -161,14 +177,14 @@ def _undominated(choices: Sequence[Choice]) -> list[int]:
     return kept
 
 
-def _corners(n_bytes: NDArray[np.int64], loss: NDArray[np.float64], count: int) -> list[int]:
+def _corners(points: Sequence[_Point]) -> list[int]:
     """The corners of the lower convex hull of points that grow in bytes and fall in loss."""
     corners: list[int] = []
-    for point in range(count):
+    for point, (n_bytes, loss) in enumerate(points):
         while len(corners) > 1:
-            before, last = corners[-2], corners[-1]
-            rise = (loss[last] - loss[before]) * float(n_bytes[point] - n_bytes[before])
-            if rise < (loss[point] - loss[before]) * float(n_bytes[last] - n_bytes[before]):
+            (n_before, loss_before), (n_last, loss_last) = (points[i] for i in corners[-2:])
+            rise = (loss_last - loss_before) * float(n_bytes - n_before)
+            if rise < (loss - loss_before) * float(n_last - n_before):
                 break  # the last one lies below the line from the one before it
             corners.pop()
         corners.append(point)

@@ -26,7 +26,8 @@ from tests.parity.cases import TRAINED
 PAGE = "docs/python.md"
 BOX = ("--gpu", "24GB", "--ram", "32GB")
 # What takes long to import, and what only the command line needs.
-HEAVY = {"torch", "transformers", "numba", "llama_cpp", "matplotlib", "typer", "rich"}
+HEAVY = {"torch", "transformers", "numba", "llama_cpp", "matplotlib", "numpy", "gguf", "yaml"}
+HEAVY |= {"typer", "rich"}
 SECONDS = 0.2  # of processor time
 
 

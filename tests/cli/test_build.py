@@ -288,7 +288,7 @@ def test_without_a_terminal_lines_say_how_far_it_is(
 ) -> None:
     """Every ten seconds, so a build that takes less has none."""
     for seconds, out in ((1e9, "quiet"), (0, "told")):
-        monkeypatch.setattr("quantkit.cli.output._PLAIN_SECONDS", seconds)
+        monkeypatch.setattr("quantkit.cli.meters._PLAIN_SECONDS", seconds)
         outcome = quantkit("build", checkpoint, "-q", "q8_0", "-o", tmp_path / out, "--no-smoke")
         assert outcome.code == 0, outcome
         told = [line for line in outcome.err.splitlines() if line.endswith(" s left")]

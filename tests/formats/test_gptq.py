@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from quantkit.formats.gptq.packing import fits, pack, packed_shapes, quantize_config, unpack
+from quantkit.formats.gptq.packing import pack, unpack
+from quantkit.formats.gptq.stored import fits, packed_shapes, quantize_config
 
 BITS = (2, 3, 4, 8)
 

@@ -212,7 +212,8 @@ def write_bpe(folder: Path) -> None:
 def make_gptq(folder: Path) -> Path:
     """A GPTQ folder whose weights are all alike."""
     from quantkit.families import find_family
-    from quantkit.formats.gptq.packing import PARTS, pack, quantize_config
+    from quantkit.formats.gptq.packing import pack
+    from quantkit.formats.gptq.stored import PARTS, quantize_config
     from tests.random_checkpoints import config_of, random_tensors, write_tokenizer
     from tests.safetensors_writer import write_checkpoint
 

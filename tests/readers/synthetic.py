@@ -12,8 +12,9 @@ from quantkit.checkpoint.open import open_stored
 from quantkit.families import describe, is_known
 from quantkit.families.model import Model
 from quantkit.formats.floats import Plain
-from quantkit.formats.gptq.packing import PARTS, pack
+from quantkit.formats.gptq.packing import pack
 from quantkit.formats.gptq.plan import GptqOptions, lay_out_gptq
+from quantkit.formats.gptq.stored import PARTS
 from quantkit.planning.quants import find_quants
 from tests.published import model_of
 from tests.safetensors_writer import to_bf16

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.checkpoint.gguf import Header
-from quantkit.families.keys import pack
+from quantkit.families.keys import Kind, pack
 from quantkit.families.model import KeyValue
 
 # Of the values that are lists: how a GGUF stores their items.
 _ITEMS = {
-    "tokenizer.ggml.tokens": "STRING",
-    "tokenizer.ggml.scores": "FLOAT32",
-    "tokenizer.ggml.token_type": "INT32",
+    "tokenizer.ggml.tokens": Kind.STRING,
+    "tokenizer.ggml.scores": Kind.FLOAT32,
+    "tokenizer.ggml.token_type": Kind.INT32,
 }
 
 
@@ -28,12 +28,8 @@ def with_keys(header: Header, keys: Mapping[str, Any]) -> Header:
 
 
 def _packed(key: str, value: bool | float | list[Any]) -> bytes:
-    from gguf import GGUFValue, GGUFValueType
-
     if isinstance(value, list):
-        return pack(key, GGUFValue(value, GGUFValueType.ARRAY, GGUFValueType[_ITEMS[key]]))
+        return pack(key, value, Kind.ARRAY, _ITEMS[key])
     if isinstance(value, bool):
-        kind = GGUFValueType.BOOL
-    else:
-        kind = GGUFValueType.FLOAT32 if isinstance(value, float) else GGUFValueType.UINT32
-    return pack(key, GGUFValue(value, kind))
+        return pack(key, value, Kind.BOOL)
+    return pack(key, value, Kind.FLOAT32 if isinstance(value, float) else Kind.UINT32)

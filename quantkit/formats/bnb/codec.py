@@ -5,20 +5,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from quantkit.core.packages import require
-from quantkit.core.tensors import TORCH_NAMES
+from quantkit.core.tensors import TORCH_NAMES, Bytes, as_array
 from quantkit.encodings.encoding import Encoding
 from quantkit.formats.floats import cast, to_bytes, to_torch
 from quantkit.formats.folder import Part
 from quantkit.formats.safetensors import StoredTensor
-
-if TYPE_CHECKING:
-    pass
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK = 256  # absmax values per block of their own, where they are quantized too
@@ -107,7 +101,7 @@ class FourBit:
             parts.append(Part(StoredTensor(f"{name}.absmax", "F32", (blocks,)), self.block, 4))
         return (*parts, Part(StoredTensor(f"{name}.quant_map", "F32", (_CODES,))), Part(state))
 
-    def encode(self, raw: NDArray[np.uint8], dtype: str, columns: int) -> list[NDArray[np.uint8]]:
+    def encode(self, raw: Bytes, dtype: str, columns: int) -> list[Bytes]:
         """The codes, two to a byte, and the float32 absmax of each block.
 
         Raises:
@@ -121,8 +115,8 @@ class FourBit:
         return [to_bytes(codes), to_bytes(state.absmax)]
 
     def complete(
-        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, NDArray[np.uint8]]
-    ) -> dict[str, NDArray[np.uint8]]:
+        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, Bytes]
+    ) -> dict[str, Bytes]:
         """The code book, and what double quantization makes of the absmax values."""
         bnb = functional()
         done = {f"{name}.quant_map": to_bytes(bnb.get_4bit_type(self.kind, device="cpu"))}
@@ -139,7 +133,7 @@ class FourBit:
                 f"{name}.nested_quant_map": to_bytes(state.code),
             }
         text = self._describe(shape, offset).encode()
-        return done | {self._state(name): np.frombuffer(text, np.uint8)}
+        return done | {self._state(name): as_array(text)}
 
     def _state(self, name: str) -> str:
         return f"{name}.quant_state.bitsandbytes__{self.kind}"
@@ -182,7 +176,7 @@ class EightBit:
             Part(StoredTensor(f"{module}weight_format", "U8", ())),
         )
 
-    def encode(self, raw: NDArray[np.uint8], dtype: str, columns: int) -> list[NDArray[np.uint8]]:
+    def encode(self, raw: Bytes, dtype: str, columns: int) -> list[Bytes]:
         """The rows as int8, and the largest magnitude of each.
 
         Raises:
@@ -194,8 +188,8 @@ class EightBit:
         return [to_bytes(rows), to_bytes(scales)]
 
     def complete(
-        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, NDArray[np.uint8]]
-    ) -> dict[str, NDArray[np.uint8]]:
+        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, Bytes]
+    ) -> dict[str, Bytes]:
         """The number that stands for rows."""
         del shape, scratch
-        return {f"{name.removesuffix('weight')}weight_format": np.zeros(1, np.uint8)}
+        return {f"{name.removesuffix('weight')}weight_format": as_array(b"\0")}

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
 from quantkit.core.tensors import TORCH_NAMES
 from quantkit.families.model import Decoder, Model, Target
@@ -30,6 +29,9 @@ from quantkit.formats.folder import (
 )
 from quantkit.planning.llama_quantize import in_file_order
 from quantkit.planning.quants import Quant
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.checkpoint import Checkpoint
 
 _INT8 = "bnb-int8"
 
@@ -101,7 +103,7 @@ def block_sizes(model: Model) -> tuple[int, ...]:
 
 
 def lay_out_bnb(
-    checkpoint: Checkpoint,
+    checkpoint: "Checkpoint",
     model: Model,
     quant: Quant,
     options: BnbOptions,

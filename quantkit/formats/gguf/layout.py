@@ -8,16 +8,14 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
-
-from gguf import GGUFValue, GGUFValueType
 
 from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import shard_name
 from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
-from quantkit.families.keys import pack
+from quantkit.families.keys import Kind, pack
 from quantkit.families.model import KeyValue
 from quantkit.formats.gguf.metadata import ModelMetadata
 from quantkit.formats.place import Place
@@ -150,9 +148,9 @@ def lay_out(
     for index, tensors in enumerate(shards):
         # llama-gguf-split sets the count last, because it learns it last.
         split = (
-            _entry("split.no", index, GGUFValueType.UINT16),
-            _entry("split.tensors.count", len(plan.tensors), GGUFValueType.INT32),
-            _entry("split.count", len(shards), GGUFValueType.UINT16),
+            _entry("split.no", index, Kind.UINT16),
+            _entry("split.tensors.count", len(plan.tensors), Kind.INT32),
+            _entry("split.count", len(shards), Kind.UINT16),
         )
         shard = shard_name(name, index, len(shards))
         files.append(_place(shard, (*entries, *split) if index == 0 else split, tensors))
@@ -164,17 +162,23 @@ def file_name(plan: Plan, metadata: ModelMetadata) -> str:
     return f"{metadata.base_name}-{plan.quant.in_file_names}"
 
 
-def header_bytes(plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None = None) -> int:
-    """Bytes of the header of the one file that `lay_out` would make; it is not made."""
-    n_bytes = len(_MAGIC) + struct.calcsize(_COUNTS)
-    n_bytes += sum(len(entry.packed) for entry in _entries(plan, metadata, imatrix))
-    n_bytes += sum(_info_bytes(t.target.name, t.target.shape) for t in plan.tensors)
-    return aligned(n_bytes)
+def header_bytes(plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None, table: int) -> int:
+    """Bytes of the header of the one file that `lay_out` would make; it is not made.
+
+    Args:
+        plan: as for `lay_out`.
+        metadata: as for `lay_out`.
+        imatrix: as for `lay_out`.
+        table: what `table_bytes` says, which is the same for all quants of a model.
+
+    """
+    n_bytes = len(_MAGIC) + struct.calcsize(_COUNTS) + table
+    return aligned(n_bytes + sum(len(e.packed) for e in _entries(plan, metadata, imatrix)))
 
 
-@lru_cache(maxsize=2**14)
-def _info_bytes(name: str, shape: tuple[int, ...]) -> int:
-    return _INFO_BYTES + len(name.encode()) + 8 * _n_dims(shape)
+def table_bytes(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    """Bytes that a header spends on tensors with such names and shapes."""
+    return sum(_INFO_BYTES + len(name.encode()) + 8 * _n_dims(shape) for name, shape in tensors)
 
 
 def lay_out_projector(plan: Plan, metadata: ModelMetadata, takes: tuple[str, ...]) -> GGUFLayout:
@@ -203,28 +207,28 @@ def _entries(plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None) -> li
 def _quant_entries(
     plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None
 ) -> Iterable[KeyValue]:
-    yield _entry("general.quantization_version", _QUANTIZATION_VERSION, GGUFValueType.UINT32)
+    yield _entry("general.quantization_version", _QUANTIZATION_VERSION, Kind.UINT32)
     if plan.quant.name == SOURCE:
         yield from (entry for entry in metadata.entries if entry.key == _FILE_TYPE)
         return
-    yield _entry(_FILE_TYPE, plan.quant.file_type, GGUFValueType.UINT32)
+    yield _entry(_FILE_TYPE, plan.quant.file_type, Kind.UINT32)
     if imatrix is None:
         return
     yield _text("quantize.imatrix.file", str(imatrix.path))
     if imatrix.datasets:
         yield _text("quantize.imatrix.dataset", imatrix.datasets[0])
-    yield _entry("quantize.imatrix.entries_count", len(imatrix.entries), GGUFValueType.UINT32)
+    yield _entry("quantize.imatrix.entries_count", len(imatrix.entries), Kind.UINT32)
     if imatrix.chunk_count > 0:
-        yield _entry("quantize.imatrix.chunks_count", imatrix.chunk_count, GGUFValueType.UINT32)
+        yield _entry("quantize.imatrix.chunks_count", imatrix.chunk_count, Kind.UINT32)
 
 
-def _entry(key: str, value: int, kind: GGUFValueType) -> KeyValue:
-    return KeyValue(key, pack(key, GGUFValue(value, kind)))
+def _entry(key: str, value: int, kind: Kind) -> KeyValue:
+    return KeyValue(key, pack(key, value, kind))
 
 
 def _text(key: str, value: str) -> KeyValue:
     short = value.encode("utf-8")[:_LONGEST_OVERRIDE]
-    return KeyValue(key, pack(key, GGUFValue(short, GGUFValueType.STRING)))
+    return KeyValue(key, pack(key, short, Kind.STRING))
 
 
 def _divide(tensors: Sequence[PlannedTensor], shard_size: int) -> list[list[PlannedTensor]]:

@@ -15,7 +15,7 @@ from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file
 from quantkit.core.names import is_plain_name
 from quantkit.core.printable import quoted
-from quantkit.families.keys import pack, pack_checked
+from quantkit.families.keys import Kind, pack, pack_checked
 from quantkit.families.model import KeyValue, Model
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def describe_checkpoint(
     found = writer.kv_data[0]
     values = {key: entry.value for key, entry in found.items()}
     remarks = (*model.remarks, *chat_remarks(checkpoint.path, values))
-    packed = [pack_checked(str(checkpoint.path), key, entry) for key, entry in found.items()]
+    origin = str(checkpoint.path)
+    packed = [pack_checked(origin, k, e.value, e.type, e.sub_type) for k, e in found.items()]
     entries = (*packed[:n_general], *model.keys, *packed[n_general:])
     return ModelMetadata(_file_name(checkpoint.path, name, general), entries, remarks)
 
@@ -103,13 +104,11 @@ def describe_projector_of(
 
 def bare_entries(model: Model) -> tuple[KeyValue, ...]:
     """The metadata that llama.cpp needs to load a model without its vocabulary."""
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path=None, arch=model.arch)
-    (architecture,) = [KeyValue(k, pack(k, entry)) for k, entry in writer.kv_data[0].items()]
-    writer.add_tokenizer_model("none")
-    tokenizer = [KeyValue(k, pack(k, entry)) for k, entry in writer.kv_data[0].items()][1:]
-    return (architecture, *model.keys, *tokenizer)
+    return (
+        _text("general.architecture", model.arch),
+        *model.keys,
+        _text("tokenizer.ggml.model", "none"),
+    )
 
 
 def _copied(checkpoint: "Checkpoint", model: Model, name: str | None) -> ModelMetadata:
@@ -129,12 +128,14 @@ def _copied(checkpoint: "Checkpoint", model: Model, name: str | None) -> ModelMe
 
 def _renamed(keys: tuple[KeyValue, ...], name: str | None) -> tuple[KeyValue, ...]:
     """The keys of a model that is called otherwise."""
-    from gguf import GGUFValue, GGUFValueType
-
     if name is None:
         return keys
-    renamed = KeyValue(_NAME, pack(_NAME, GGUFValue(name, GGUFValueType.STRING)))
+    renamed = _text(_NAME, name)
     return tuple(renamed if entry.key == _NAME else entry for entry in keys)
+
+
+def _text(key: str, value: str) -> KeyValue:
+    return KeyValue(key, pack(key, value, Kind.STRING))
 
 
 def _described(checkpoint: "Checkpoint", model: Model, name: str | None) -> ModelMetadata:

@@ -12,7 +12,7 @@ _AT_ONCE = 2**22  # weights dequantized at once
 class PackedLinear(nn.Module):  # type: ignore[misc] # torch gives it no type
     """Dequantizes its weights when it is called, some inputs at a time, and multiplies by them.
 
-    What it holds is what the format stores (see ``packing``): ``qweight`` (inputs * bits / 32,
+    What it holds is what the format stores (see ``stored``): ``qweight`` (inputs * bits / 32,
     outputs), ``qzeros`` (groups, outputs * bits / 32), ``scales`` (groups, outputs), ``g_idx``
     (inputs). Inputs are (..., inputs); outputs have their dtype.
     """

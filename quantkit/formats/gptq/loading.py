@@ -9,8 +9,8 @@ from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import open_quantized
 from quantkit.core.errors import CheckpointError, MissingPackageError
 from quantkit.core.packages import why_missing
-from quantkit.formats.gptq.packing import PARTS
 from quantkit.formats.gptq.reader import packed_matrices, read_settings
+from quantkit.formats.gptq.stored import PARTS
 
 if TYPE_CHECKING:
     import torch

@@ -4,14 +4,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quantkit.checkpoint.checkpoint import Checkpoint
 from quantkit.core.errors import PlanError
-from quantkit.core.tensors import TORCH_NAMES
+from quantkit.core.tensors import TORCH_NAMES, Bytes
 from quantkit.encodings.encoding import Encoding
 from quantkit.families.model import Decoder, Model, Target
 from quantkit.families.published import published_names
@@ -26,10 +22,13 @@ from quantkit.formats.folder import (
     carried_files,
     lay_out_folder,
 )
-from quantkit.formats.gptq.packing import Skipped, fits, packed_shapes, quantize_config
+from quantkit.formats.gptq.stored import Skipped, fits, packed_shapes, quantize_config
 from quantkit.formats.safetensors import StoredTensor
 from quantkit.planning.llama_quantize import in_file_order
 from quantkit.planning.quants import Quant
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.checkpoint import Checkpoint
 
 _PREFIX = "gptq-int"
 _WEIGHT = ".weight"
@@ -68,14 +67,14 @@ class Packing:
             Part(StoredTensor(module + part, dtype, size)) for part, (dtype, size) in shapes.items()
         )
 
-    def encode(self, raw: NDArray[np.uint8], dtype: str, columns: int) -> list[NDArray[np.uint8]]:
+    def encode(self, raw: Bytes, dtype: str, columns: int) -> list[Bytes]:
         """Nothing comes of a slab."""
         del raw, dtype, columns
         return []
 
     def complete(
-        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, NDArray[np.uint8]]
-    ) -> dict[str, NDArray[np.uint8]]:
+        self, name: str, shape: tuple[int, ...], scratch: Mapping[str, Bytes]
+    ) -> dict[str, Bytes]:
         """Nothing comes of slabs."""
         del name, shape, scratch
         return {}
@@ -133,7 +132,7 @@ def group_sizes(model: Model) -> tuple[int, ...]:
 
 
 def lay_out_gptq(
-    checkpoint: Checkpoint,
+    checkpoint: "Checkpoint",
     model: Model,
     quant: Quant,
     options: GptqOptions,

@@ -14,7 +14,8 @@ from quantkit.core.errors import CheckpointError
 from quantkit.core.printable import quoted
 from quantkit.core.tensors import FLOAT_BYTES, SourceTensor
 from quantkit.formats.dequantized import Dequantized, read_bytes
-from quantkit.formats.gptq.packing import PARTS, Packed, fits, packed_shapes, unpack
+from quantkit.formats.gptq.packing import Packed, unpack
+from quantkit.formats.gptq.stored import PARTS, fits, packed_shapes
 
 _WEIGHT = "weight"
 

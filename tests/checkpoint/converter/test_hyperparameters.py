@@ -7,7 +7,7 @@ import numpy as np
 
 from quantkit.checkpoint.converter.hyperparameters import mend_hyperparameters
 from quantkit.checkpoint.gguf import Header
-from quantkit.families.keys import pack
+from quantkit.families.keys import Kind, pack
 from quantkit.families.model import KeyValue
 
 EPSILON = "chatglm.attention.layer_norm_rms_epsilon"
@@ -15,13 +15,8 @@ BASE = "chatglm.rope.freq_base"
 
 
 def described(architecture: str = "chatglm") -> Header:
-    from gguf import GGUFValue, GGUFValueType
-
     keys = {EPSILON: float(np.float32(1e-5)), BASE: 10000.0}
-    entries = tuple(
-        KeyValue(key, pack(key, GGUFValue(value, GGUFValueType.FLOAT32)))
-        for key, value in keys.items()
-    )
+    entries = tuple(KeyValue(key, pack(key, value, Kind.FLOAT32)) for key, value in keys.items())
     return Header({"general.architecture": architecture, **keys}, (), 0, entries=entries)
 
 

@@ -9,7 +9,7 @@ import pytest
 from quantkit.checkpoint.converter.tokens import frame_of, mend
 from quantkit.checkpoint.gguf import Header
 from quantkit.checkpoint.tokenizer.frame import Frame
-from quantkit.families.keys import pack
+from quantkit.families.keys import Kind, pack
 from quantkit.families.model import KeyValue
 from quantkit.verification.tokens import expect_tokens
 from tests.architectures.small import N_TOKENS
@@ -25,13 +25,11 @@ BYTE_LEVEL = {"model": "gpt2", "pre": "gpt-2", "bos_token_id": 1, "eos_token_id"
 
 def header(**keys: Any) -> Header:
     """What the converter describes, of which only the vocabulary's keys matter here."""
-    from gguf import GGUFValue, GGUFValueType
-
     metadata: dict[str, Any] = {f"{KEY}tokens": ["x"] * N_TOKENS}
     metadata |= {KEY + key: value for key, value in keys.items()}
-    kinds = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, str: GGUFValueType.STRING}
+    kinds = {bool: Kind.BOOL, int: Kind.UINT32, str: Kind.STRING}
     entries = tuple(
-        KeyValue(key, pack(key, GGUFValue(value, kinds[type(value)])))
+        KeyValue(key, pack(key, value, kinds[type(value)]))
         for key, value in metadata.items()
         if type(value) in kinds
     )
