@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from quantkit.families.model import Decoder
-    from quantkit.formats.folder import FolderPlan
-    from quantkit.planning.plan import Plan
     from quantkit.planning.quants import Quant
 
 _MODELS = ("mistral-7b", "mixtral-8x22b")
@@ -72,13 +70,18 @@ def quants(as_json: JsonOption = False) -> None:
 def _folder_row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
     from quantkit.formats.bnb.codec import BnbOptions
     from quantkit.formats.bnb.plan import outline_bnb
+    from quantkit.formats.folder import one_of_each
     from quantkit.formats.gptq.plan import GptqOptions, outline_gptq
 
-    if quant.format == "gptq":
-        plans = {t: outline_gptq(m, quant, GptqOptions(), {}) for t, m in models.items()}
-    else:
-        plans = {t: outline_bnb(m, quant, BnbOptions()) for t, m in models.items()}
-    return _describe(quant, plans)
+    figures = {}
+    for title, model in models.items():
+        alike = one_of_each(model)
+        if quant.format == "gptq":
+            plan = outline_gptq(alike.model, quant, GptqOptions(), {})
+        else:
+            plan = outline_bnb(alike.model, quant, BnbOptions())
+        figures[title] = alike.bits_per_weight(plan), alike.n_bytes(plan)
+    return _describe(quant, figures)
 
 
 def _row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
@@ -90,11 +93,12 @@ def _row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
     needed = any(needs_importance(plan, recipe) for plan in plans.values())
     if needed:
         plans = {t: outline_plan(m, quant, has_imatrix=True) for t, m in models.items()}
-    return _describe(quant, plans, needed)
+    figures = {title: (plan.bits_per_weight, plan.n_bytes) for title, plan in plans.items()}
+    return _describe(quant, figures, needed)
 
 
 def _describe(
-    quant: "Quant", plans: "Mapping[str, Plan | FolderPlan]", needed: bool = False
+    quant: "Quant", figures: "Mapping[str, tuple[float, int]]", needed: bool = False
 ) -> dict[str, Any]:
     return {
         "name": quant.name,
@@ -103,7 +107,7 @@ def _describe(
         "needs_imatrix": needed,
         "good_for": quant.good_for,
         "models": {
-            title: {"bits_per_weight": plan.bits_per_weight, "tensor_bytes": plan.n_bytes}
-            for title, plan in plans.items()
+            title: {"bits_per_weight": bits, "tensor_bytes": n_bytes}
+            for title, (bits, n_bytes) in figures.items()
         },
     }

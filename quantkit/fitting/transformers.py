@@ -4,9 +4,6 @@ Weights are what a build with the defaults stores, to the byte; where the defaul
 model's rows, with the blocks or groups nearest to them that do.
 """
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
 
 from quantkit.encodings.encoding import encoding
@@ -18,7 +15,7 @@ from quantkit.fitting.settings import ContextSettings
 from quantkit.fitting.shape import Shape, Tensors, layer_of
 from quantkit.formats.bnb.codec import BLOCK_SIZES, BnbOptions
 from quantkit.formats.bnb.plan import block_sizes, outline_bnb
-from quantkit.formats.folder import FolderPlan
+from quantkit.formats.folder import Alike, one_of_each
 from quantkit.formats.gptq.plan import GptqOptions, group_sizes, outline_gptq
 from quantkit.planning.quants import folder_quants
 
@@ -36,22 +33,13 @@ _GROUPS = (32, 64, 128)  # columns of GPTQ's groups up to the usual ones
 def formats_of(model: Decoder) -> tuple[Stored, ...]:
     """What a model takes in each format; those that cannot hold it have no bytes, and say why."""
     elements = sum(target.n_elements for target in model.targets)
-    kinds = Counter((t.role, t.shape, t.stored) for t in model.targets)
-    # What is alike takes the same in all layers, so it is planned once.
-    seen = {(t.role, t.shape, t.stored): t for t in model.targets}
-    one_each = replace(model, targets=tuple(seen.values()))
-    counts = {target.name: kinds[kind] for kind, target in seen.items()}
+    alike = one_of_each(model)
     return (
         Stored("fp16", 2 * elements, "modelled", "unquantized"),
-        _bnb(one_each, counts, "bnb-int8"),
-        _bnb(one_each, counts, "bnb-nf4"),
-        _gptq(one_each, counts, "gptq-int4"),
+        _bnb(alike, "bnb-int8"),
+        _bnb(alike, "bnb-nf4"),
+        _gptq(alike, "gptq-int4"),
     )
-
-
-def _total(plan: FolderPlan, counts: Mapping[str, int]) -> int:
-    """Bytes of all tensors, of which a plan has one of each kind."""
-    return sum(counts[tensor.target.name] * tensor.n_bytes for tensor in plan.tensors)
 
 
 def formats_of_tensors(tensors: Tensors) -> tuple[Stored, ...]:
@@ -93,7 +81,8 @@ def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return layer_of(name) is not None and is_matrix and named
 
 
-def _bnb(model: Decoder, counts: Mapping[str, int], name: str) -> Stored:
+def _bnb(alike: Alike, name: str) -> Stored:
+    model = alike.model
     experts = _EXPERTS if model.facts.n_experts else ""
     usual = BnbOptions().block_size
     size = _nearest(block_sizes(model), usual)
@@ -104,11 +93,11 @@ def _bnb(model: Decoder, counts: Mapping[str, int], name: str) -> Stored:
         return Stored(name, None, "exact", note)
     plan = outline_bnb(model, folder_quants()[name], BnbOptions(block_size=size))
     option = "" if size == usual else f" with --block-size {size}"
-    return Stored(name, _total(plan, counts), "exact", f"bitsandbytes{option}{experts}")
+    return Stored(name, alike.n_bytes(plan), "exact", f"bitsandbytes{option}{experts}")
 
 
-def _gptq(model: Decoder, counts: Mapping[str, int], name: str) -> Stored:
-    usual = GptqOptions().group_size
+def _gptq(alike: Alike, name: str) -> Stored:
+    model, usual = alike.model, GptqOptions().group_size
     size = _nearest(group_sizes(model), usual)
     if size is None:
         return Stored(name, None, "exact", "GPTQ; it stores matrices of multiples of 32 only")
@@ -116,7 +105,7 @@ def _gptq(model: Decoder, counts: Mapping[str, int], name: str) -> Stored:
     plan = outline_gptq(model, folder_quants()[name], options, {})
     option = "" if size == usual else f" (--group-size {size})"
     experts = _GPTQ_EXPERTS if model.facts.n_experts else ""
-    return Stored(name, _total(plan, counts), "exact", f"GPTQ in groups of {size}{option}{experts}")
+    return Stored(name, alike.n_bytes(plan), "exact", f"GPTQ in groups of {size}{option}{experts}")
 
 
 def _nearest(sizes: tuple[int, ...], usual: int) -> int | None:

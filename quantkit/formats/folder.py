@@ -5,6 +5,7 @@ its place in a shard before a weight is read, exactly as a GGUF does.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file, read_file
 from quantkit.core.tensors import Bytes
 from quantkit.encodings.encoding import Encoding
-from quantkit.families.model import Target
+from quantkit.families.model import Decoder, Target
 from quantkit.formats.place import Place
 from quantkit.formats.safetensors import (
     Shard,
@@ -118,6 +119,34 @@ class FolderPlan:
         """Mean bits per weight over all tensors."""
         stored = (tensor.target.n_elements for tensor in self.tensors if tensor.matrices)
         return 8 * self.n_bytes / sum(stored)
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """A model with one target of each kind: all of a kind take the same, so one is planned.
+
+    ``counts`` says how many there are of each, by its name.
+    """
+
+    model: Decoder
+    counts: Mapping[str, int]
+
+    def n_bytes(self, plan: FolderPlan) -> int:
+        """Bytes of all tensors of the whole model, of which ``plan`` has one of each kind."""
+        return sum(self.counts[stored.target.name] * stored.n_bytes for stored in plan.tensors)
+
+    def bits_per_weight(self, plan: FolderPlan) -> float:
+        """Mean bits per weight of the whole model, as `FolderPlan.bits_per_weight`."""
+        targets = (stored.target for stored in plan.tensors if stored.matrices)
+        return 8 * self.n_bytes(plan) / sum(self.counts[t.name] * t.n_elements for t in targets)
+
+
+def one_of_each(model: Decoder) -> Alike:
+    """What of a model must be planned to know what all of it takes."""
+    counts = Counter((t.role, t.shape, t.stored) for t in model.targets)
+    seen = {(t.role, t.shape, t.stored): t for t in model.targets}
+    kept = replace(model, targets=tuple(seen.values()))
+    return Alike(kept, {target.name: counts[kind] for kind, target in seen.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from quantkit.core.errors import PlanError
 from quantkit.encodings.encoding import Encoding, encoding, encodings
 from quantkit.families.model import Facts, Target
+from quantkit.planning.fallback import fit_to_rows, is_convertible, why_not
 from quantkit.planning.names import (
     ATTN_V,
     PER_LAYER_TOKEN_EMBD,
@@ -21,40 +22,16 @@ from quantkit.planning.names import (
     category_of,
     layer_of,
     may_be_quantized,
-    n_dims,
     place_of,
 )
-from quantkit.planning.recipe import NEVER_STORED, Recipe
+from quantkit.planning.recipe import Recipe
 
 # Mixtures of 1 and 2 bits, which share rules of their own.
 _TINY = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m"}
-# What a block format falls back to where a row is no multiple of its elements. Those of 32 fall to
-# F16 at once; for the rest llama-quantize knows nothing.
-_FALLBACK = {
-    "IQ1_S": "IQ4_NL",
-    "IQ1_M": "IQ4_NL",
-    "IQ2_XXS": "IQ4_NL",
-    "IQ2_XS": "IQ4_NL",
-    "IQ2_S": "IQ4_NL",
-    "IQ3_XXS": "IQ4_NL",
-    "IQ3_S": "IQ4_NL",
-    "IQ4_XS": "IQ4_NL",
-    "Q2_0": "Q4_0",
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
-    "TQ1_0": "Q4_0",
-    "TQ2_0": "Q4_0",
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
-_SMALL_BLOCK = 32
 NEEDS_IMATRIX = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
 _MAY_NEED_IMATRIX = NEEDS_IMATRIX | {"Q2_K"}
 # Those whose kernels end the process without one, whatever the tensor.
 _KERNEL_NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
-_MOST_DIMS = 3  # of what llama-quantize converts
-_MOST_SHAPES = 2**12  # of tensors, with types: what rules say of them is kept, all layers ask again
 _MODELS = 8  # whose names are sorted once: every quant of a model has the same
 _ENDS: frozenset[Category] = frozenset({"token_embd", "output"})
 # Parts of names that are never rounded to less than 8 bits.
@@ -127,8 +104,8 @@ def assign(
         if may_be_quantized(target, arch):
             wish = _asked_for(target, category, recipe) if category in _ENDS else None
             kind = wish or _by_rules(target, category, recipe, mixture)
-        if kind is not stored and not _is_convertible(target.stored, target.shape, kind.name):
-            raise PlanError(_why_not(target, kind))
+        if kind is not stored and not is_convertible(target.stored, target.shape, kind.name):
+            raise PlanError(why_not(target, kind))
         chosen.append(kind)
     return chosen
 
@@ -149,55 +126,6 @@ def _by_rules(target: Target, category: Category, recipe: Recipe, mixture: "_Mix
     if wanted is None:
         wanted = encoding(mixture.choose(target, category, recipe.encoding.name))
     return fit_to_rows(wanted, target)
-
-
-def fit_to_rows(wanted: Encoding, target: Target) -> Encoding:
-    """The encoding itself, or what llama-quantize takes where rows are no whole blocks of it."""
-    fitting = _fitting(wanted.name, target.columns)
-    if fitting is None:
-        raise PlanError(
-            f"{target.name} has rows of {target.columns}, no multiple of {wanted.elements} as "
-            f"{wanted.name} needs, and llama-quantize has no fallback for it; name a "
-            "type with --tensor-type, or choose another quant."
-        )
-    return fitting
-
-
-@lru_cache(maxsize=_MOST_SHAPES)
-def _fitting(wanted: str, columns: int) -> Encoding | None:
-    """What llama-quantize takes for rows of so many elements; None where it knows nothing."""
-    kind = encoding(wanted)
-    if kind.holds_rows_of(columns):
-        return kind
-    if wanted not in _FALLBACK and kind.elements > _SMALL_BLOCK:
-        return None
-    smaller = encoding(_FALLBACK.get(wanted, wanted))
-    return smaller if smaller.holds_rows_of(columns) else encoding("F16")
-
-
-@lru_cache(maxsize=_MOST_SHAPES)
-def _is_convertible(stored: str, shape: tuple[int, ...], chosen: str) -> bool:
-    """Whether llama-quantize does not abort when it comes to write a tensor."""
-    fits = encoding(chosen).holds_rows_of(shape[-1])
-    return fits and stored not in NEVER_STORED and n_dims(shape) <= _MOST_DIMS
-
-
-def _why_not(target: Target, chosen: Encoding) -> str:
-    """Of a tensor that is not convertible: what the user must hear."""
-    if not chosen.holds_rows_of(target.columns):
-        return (
-            f"{target.name} cannot be stored as {chosen.name}: its rows of {target.columns} are no "
-            f"multiple of {chosen.elements}; choose another type for it."
-        )
-    if target.stored in NEVER_STORED:
-        return (
-            f"{target.name} is stored as {target.stored}, which cannot be converted to "
-            f"{chosen.name}; make the GGUF again with a current converter."
-        )
-    return (
-        f"{target.name} has four dimensions, and llama-quantize converts only matrices and "
-        "stacks of them; leave the file as it is."
-    )
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ from quantkit.core.errors import PlanError
 from quantkit.core.profiles import load_profile
 from quantkit.encodings.encoding import Encoding, encoding
 from quantkit.families.model import Model, Target
-from quantkit.planning.llama_quantize import NEEDS_IMATRIX, fit_to_rows
+from quantkit.planning.fallback import fit_to_rows
+from quantkit.planning.llama_quantize import NEEDS_IMATRIX
 from quantkit.planning.names import category_of, may_be_quantized, n_dims
 
 _PROFILE = "recipes.toml"
