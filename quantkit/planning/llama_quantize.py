@@ -64,13 +64,13 @@ def needs_imatrix(target: Target, chosen: Encoding, recipe: Recipe) -> bool:
 
     One that keeps the encoding it is stored in is copied and needs none.
     """
-    if chosen.name not in _MAY_NEED_IMATRIX or chosen.name == target.stored:
+    if chosen.name == target.stored or chosen.name not in _MAY_NEED_IMATRIX:
         return False
     if chosen.name in _KERNEL_NEEDS_IMATRIX:
         return True
     if category_of(target.name) in ("token_embd", "output"):
         return False
-    return chosen.name in NEEDS_IMATRIX or (chosen.name == "Q2_K" and recipe.mixture == "q2_k_s")
+    return chosen.name in NEEDS_IMATRIX or recipe.mixture == "q2_k_s"
 
 
 def assign(
