@@ -88,6 +88,9 @@ def _codes_of(module: ModuleType) -> Iterator[CodeType]:
             pending += vars(one).values()
         elif isinstance(one, property):
             pending.append(one.fget)
+        elif hasattr(one, "cache_clear"):  # what is kept would not be run
+            one.cache_clear()
+            pending.append(one.__wrapped__)
         code = getattr(one, "__code__", one)
         if isinstance(code, CodeType) and code.co_filename == file:
             yield code

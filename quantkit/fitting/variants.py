@@ -11,7 +11,7 @@ from quantkit.families.model import Model
 from quantkit.fitting.shape import Tensors
 from quantkit.formats.gguf.layout import aligned, file_name, header_bytes, lay_out, table_bytes
 from quantkit.formats.gguf.metadata import ModelMetadata
-from quantkit.planning.llama_quantize import in_file_order
+from quantkit.planning.llama_quantize import HEEDS_IMATRIX, in_file_order
 from quantkit.planning.plan import Plan, make_plan, needs_importance, outline_plan
 from quantkit.planning.quants import Quant, all_quants
 from quantkit.planning.recipe import recipe_of
@@ -174,4 +174,6 @@ def _outline(model: Model, quant: Quant, imatrix: "Imatrix | None") -> tuple[Pla
         return make_plan(model, quant, imatrix), False
     plan = outline_plan(model, quant, has_imatrix=False)
     needed = needs_importance(plan, recipe_of(quant))
-    return (outline_plan(model, quant, has_imatrix=True) if needed else plan), needed
+    if needed and quant.mixture in HEEDS_IMATRIX:
+        plan = outline_plan(model, quant, has_imatrix=True)
+    return plan, needed

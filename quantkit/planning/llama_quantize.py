@@ -32,6 +32,8 @@ NEEDS_IMATRIX = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
 _MAY_NEED_IMATRIX = NEEDS_IMATRIX | {"Q2_K"}
 # Those whose kernels end the process without one, whatever the tensor.
 _KERNEL_NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
+# Mixtures with a rule that asks whether there is one; those of the others are the same either way.
+HEEDS_IMATRIX = frozenset({"iq3_xxs", "iq4_nl", "iq4_xs", "q4_0", "q5_0"})
 _MODELS = 8  # whose names are sorted once: every quant of a model has the same
 _ENDS: frozenset[Category] = frozenset({"token_embd", "output"})
 # Parts of names that are never rounded to less than 8 bits.
@@ -62,13 +64,13 @@ def needs_imatrix(target: Target, chosen: Encoding, recipe: Recipe) -> bool:
 
     One that keeps the encoding it is stored in is copied and needs none.
     """
-    if chosen.name not in _MAY_NEED_IMATRIX or chosen.name == target.stored:
+    if chosen.name == target.stored or chosen.name not in _MAY_NEED_IMATRIX:
         return False
     if chosen.name in _KERNEL_NEEDS_IMATRIX:
         return True
     if category_of(target.name) in ("token_embd", "output"):
         return False
-    return chosen.name in NEEDS_IMATRIX or (chosen.name == "Q2_K" and recipe.mixture == "q2_k_s")
+    return chosen.name in NEEDS_IMATRIX or recipe.mixture == "q2_k_s"
 
 
 def assign(

@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType
 
 from quantkit.core.errors import GGUFError, PlanError
 from quantkit.encodings.encoding import encoding
-from quantkit.planning import llama_quantize, names
+from quantkit.planning import fallback, llama_quantize, names
 from quantkit.planning.quants import all_quants
 from quantkit.planning.recipe import Recipe
 from tests.architectures.dry_run import dry_run, imatrix_of_nothing
@@ -259,7 +259,7 @@ def test_every_condition_of_the_rules_goes_both_ways() -> None:
     cases += [(header(name), quant, False) for name in LARGE for quant in LARGE[name]]
     cases += [(header("mistral-7b"), quant, True) for quant in GUIDED]
     needing = [Recipe(quant, encoding("Q2_K")) for quant in ("q2_k", "q2_k_s")]
-    with Branches(llama_quantize) as rules:
+    with Branches(llama_quantize, fallback) as rules:
         for model, quant, has_imatrix in cases:
             ours(model, quant, has_imatrix)
         for odd_model in ODD.values():

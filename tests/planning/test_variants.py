@@ -9,6 +9,7 @@ from quantkit.core.errors import ImatrixError, PlanError
 from quantkit.families.model import Decoder
 from quantkit.formats.gguf.layout import lay_out
 from quantkit.formats.gguf.metadata import ModelMetadata, bare_entries
+from quantkit.planning.llama_quantize import HEEDS_IMATRIX
 from quantkit.planning.plan import Plan, make_plans, outline_plan
 from quantkit.planning.quants import all_quants, find_quants, known_groups
 from quantkit.planning.recipe import EncodingOptions, recipe_of
@@ -160,3 +161,18 @@ def test_what_the_base_stores_so_itself_is_the_base() -> None:
 def test_an_unknown_file_type_is_no_quant() -> None:
     assert quant_of([Header({"general.file_type": 999}, (), 0)]) is None
     assert quant_of([Header({}, (), 0)]) is None
+
+
+# --- importance ------------------------------------------------------------------------------
+
+
+def test_which_mixtures_heed_an_importance_matrix() -> None:
+    """The others are planned once, whether there is one or not."""
+    heeding = {
+        quant.mixture
+        for model in (LARGE_MODELS["Mixtral-8x22B"], LARGE_MODELS["Mistral-22B"])
+        for quant in all_quants().values()
+        if outline_plan(model, quant, has_imatrix=True).tensors
+        != outline_plan(model, quant, has_imatrix=False).tensors
+    }
+    assert heeding == HEEDS_IMATRIX
