@@ -146,6 +146,7 @@ def test_a_cluster_builds_the_same_bytes(nodes: RayNodes, by_threads: Path, tmp_
     assert "Encoding" not in again.stderr
 
 
+@pytest.mark.native  # for its time
 def test_a_cluster_at_an_address(nodes: RayNodes, by_threads: Path, tmp_path: Path) -> None:
     relative = Path(os.path.relpath(TINY, ROOT))
     built = run(nodes, command(relative, tmp_path, "q4_k_m"), "--cluster", nodes.client_address)
@@ -340,6 +341,7 @@ def test_nodes_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls.count_processors() == 4
 
 
+@pytest.mark.native  # for its time
 def test_a_node_without_quantkit(tmp_path: Path) -> None:
     """It is named, in one sentence."""
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['quantkit'] = None")
@@ -383,6 +385,7 @@ def test_without_ray(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.native  # for its time
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     """By its address and by RAY_ADDRESS; port 1 is nobody's, the other one is not Ray's."""
     with socket.create_server(("127.0.0.1", 0)) as mute:

@@ -21,7 +21,7 @@ _COMMAND = (
     "import resource, sys; from quantkit.cli.main import main; "
     f"resource.setrlimit(resource.RLIMIT_CPU, ({4 * CPU_SECONDS},) * 2); main()"
 )
-_THROUGH_THE_COMMAND_LINE = 20
+_THROUGH_THE_COMMAND_LINE = 12
 _MANY = 20_000
 _BEYOND = 10**6  # the first seed of the many, which the others are not among
 
@@ -54,7 +54,7 @@ def _run_cases(sound: Path, first: int, count: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("first", "count"), [(0, 300), pytest.param(300, 400, marks=pytest.mark.native)]
+    ("first", "count"), [(0, 200), pytest.param(200, 400, marks=pytest.mark.native)]
 )
 def test_the_first_cases(sound: Path, first: int, count: int) -> None:
     end = _run_cases(sound, first, count)
