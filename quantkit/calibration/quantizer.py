@@ -136,7 +136,7 @@ class Quantizer:
             rounded = solve(matrix[rows], self._compensation, recipe.grid, search=recipe.search)
             self._keep(parameter, expert, rows, rounded)
             replaced.append(rounded.dequantize())
-        return torch.cat(replaced)
+        return replaced[0] if len(replaced) == 1 else torch.cat(replaced)
 
 
 def _up_to(most: int, inputs: Iterator[tuple[Tensor, float]]) -> list[tuple[Tensor, float]]:

@@ -58,8 +58,9 @@ class Grid:
 class Rounded:
     """A matrix on a grid: weight = scale * (level - zero).
 
-    ``levels`` is uint8 (rows, columns); ``scales`` float32 values that float16 holds, and
-    ``zeros`` whole float32 numbers from 1, both (rows, groups), groups in column order.
+    ``levels`` is uint8 (rows, columns), whose columns lie together; ``scales`` float32 values that
+    float16 holds, and ``zeros`` whole float32 numbers from 1, both (rows, groups), groups in column
+    order.
     """
 
     levels: Tensor
@@ -67,11 +68,11 @@ class Rounded:
     zeros: Tensor
 
     def dequantize(self) -> Tensor:
-        """The weights, float32 (rows, columns)."""
+        """The weights, float32 (rows, columns); their columns lie together."""
         rows, columns = self.levels.shape
-        grouped = self.levels.float().view(rows, self.scales.shape[1], -1)
-        weights = (grouped - self.zeros[..., None]) * self.scales[..., None]
-        return weights.view(rows, columns)
+        weights = self.levels.T.float().reshape(self.scales.shape[1], -1, rows)
+        weights.sub_(self.zeros.T[:, None]).mul_(self.scales.T[:, None])
+        return weights.view(columns, rows).T
 
 
 def solve(
@@ -134,7 +135,7 @@ def solve(
         compensation.carry(errors[: last - first], slice(first, last), moved, memory)
     if order is not None:
         levels = levels[order.argsort()]
-    return Rounded(levels.T.contiguous(), scales.T.contiguous(), zeros.T.contiguous())
+    return Rounded(levels.T, scales.T.contiguous(), zeros.T.contiguous())
 
 
 def carried_together(grid: Grid, columns: int) -> int:

@@ -5,6 +5,7 @@ ten levels and a split one, is the same plain string of bits as the others, lowe
 """
 
 from dataclasses import dataclass
+from math import gcd
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from quantkit.formats.gptq.stored import WORD
 
 Weights: TypeAlias = NDArray[np.float32]
 
-_SLAB = 512  # rows packed at once
+_SLAB = 512  # rows unpacked at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def pack(
     """Pack one matrix.
 
     Args:
-        levels: (out, in).
+        levels: (out, in); quickest where its columns lie together.
         scales: (out, groups), values that float16 holds; groups are equally wide.
         zeros: (out, groups), whole numbers from 1.
         bits: per level.
@@ -44,8 +45,8 @@ def pack(
     """
     columns, groups = levels.shape[1], scales.shape[1]
     return Packed(
-        qweight=np.ascontiguousarray(_pack_rows(levels, bits).T),
-        qzeros=_pack_rows((zeros.T - 1).astype(np.uint8), bits),
+        qweight=_pack_columns(levels.T, bits),
+        qzeros=np.ascontiguousarray(_pack_columns((zeros - 1).astype(np.uint8), bits).T),
         scales=np.ascontiguousarray(scales.T.astype(np.float16)),
         g_idx=(np.arange(columns, dtype=np.int32) // (columns // groups)).astype(np.int32),
     )
@@ -65,16 +66,18 @@ def unpack(packed: Packed, bits: int, first: int = 0, count: int | None = None) 
     return out
 
 
-def _pack_rows(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
-    """Rows of small numbers as rows of words, lowest bits first."""
-    rows, columns = values.shape
-    words = np.empty((rows, columns * bits // WORD), np.int32)
-    for start in range(0, rows, _SLAB):
-        part = np.ascontiguousarray(values[start : start + _SLAB])
-        split = np.unpackbits(part[..., None], axis=-1, count=bits, bitorder="little")
-        packed = np.packbits(split.reshape(len(part), -1), axis=-1, bitorder="little")
-        words[start : start + _SLAB] = packed.view("<i4")
-    return words
+def _pack_columns(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """Columns of small numbers as columns of words, lowest bits first."""
+    count = WORD // gcd(bits, WORD)  # of numbers that fill words
+    runs = values.reshape(-1, count, values.shape[1])
+    words = np.zeros((len(runs), count * bits // WORD, values.shape[1]), np.uint32)
+    for number in range(count):
+        word, shift = divmod(number * bits, WORD)
+        part = runs[:, number].astype(np.uint32)
+        words[:, word] |= part << shift
+        if shift + bits > WORD:
+            words[:, word + 1] |= part >> (WORD - shift)
+    return words.reshape(-1, values.shape[1]).view(np.int32)
 
 
 def _unpack_rows(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
