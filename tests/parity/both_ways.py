@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from quantkit.building.engine import build
 from quantkit.building.work import prepare
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.imatrix import load_imatrix
+from quantkit.checkpoint.imatrix import Imatrix, load_imatrix
 from quantkit.formats.layout import FileOptions
 from quantkit.planning.quants import all_quants, find_quants
 from quantkit.planning.recipe import EncodingOptions
@@ -30,6 +29,7 @@ NEED_IMATRIX = (
     "iq1_m",
     "iq1_s",
 )
+_AS_USUAL = EncodingOptions()
 ALL_QUANTS = tuple(all_quants())
 PLAIN_QUANTS = tuple(name for name in ALL_QUANTS if name not in NEED_IMATRIX)
 
@@ -110,12 +110,19 @@ class Source:
         assert not wrong, "\n".join(wrong)
 
     def build(
-        self, quants: Iterable[str], out: Path, shard_size: int | None = None, **settings: Any
+        self,
+        quants: Iterable[str],
+        out: Path,
+        shard_size: int | None = None,
+        *,
+        name: str | None = None,
+        encoding: EncodingOptions = _AS_USUAL,
+        imatrix: Imatrix | None = None,
     ) -> dict[str, Path]:
         """Build quants with quantkit, all in one pass; the first file of each."""
         self.require()
-        files = FileOptions(shard_size=shard_size)
-        work = prepare(self.checkpoint, find_quants(quants), files, **settings)
+        files = FileOptions(name, shard_size)
+        work = prepare(self.checkpoint, find_quants(quants), files, encoding, imatrix=imatrix)
         artifacts = build(work, out, jobs=2, max_memory=2**30)
         return {artifact.layout.plan.quant.name: artifact.path for artifact in artifacts}
 
