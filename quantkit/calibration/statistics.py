@@ -1,12 +1,13 @@
 """What is gathered of the inputs of a layer's matrices: their squares, or all second moments."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from quantkit.encodings.compensation import lower_half
 
 _AT_ONCE = 2048  # rows of a second moment
 
@@ -31,21 +32,14 @@ class SecondMoment:
 
     def add(self, inputs: Tensor, share: float) -> None:
         """Add inputs, shape (tokens, columns), each with this weight."""
-        for rows, left in self._halves():
+        for rows, left in lower_half(len(self.sums), _AT_ONCE):
             self.sums[rows, left].addmm_(inputs[:, rows].T, inputs[:, left], alpha=share)
         self.count += share * inputs.shape[0]
 
     def mean(self) -> Tensor:
         """The mean over what was added; zeros where nothing was. Nothing is added after it."""
-        for rows, left in self._halves():
+        for rows, left in lower_half(len(self.sums), _AT_ONCE):
             self.sums[rows, left].div_(max(self.count, 1.0))
             above = slice(0, rows.start)
             self.sums[above, rows] = self.sums[rows, above].T
         return self.sums
-
-    def _halves(self) -> Iterator[tuple[slice, slice]]:
-        """Rows, and the columns up to their last: the rest is the same, mirrored."""
-        columns = len(self.sums)
-        for start in range(0, columns, _AT_ONCE):
-            stop = min(start + _AT_ONCE, columns)
-            yield slice(start, stop), slice(0, stop)

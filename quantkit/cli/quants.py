@@ -85,17 +85,11 @@ def _folder_row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
 
 
 def _row(quant: "Quant", models: "dict[str, Decoder]") -> dict[str, Any]:
-    from quantkit.planning.llama_quantize import HEEDS_IMATRIX
-    from quantkit.planning.plan import needs_importance, outline_plan
-    from quantkit.planning.recipe import recipe_of
+    from quantkit.planning.plan import outline_usual
 
-    recipe = recipe_of(quant)
-    plans = {t: outline_plan(m, quant, has_imatrix=False) for t, m in models.items()}
-    needed = any(needs_importance(plan, recipe) for plan in plans.values())
-    if needed and quant.mixture in HEEDS_IMATRIX:
-        plans = {t: outline_plan(m, quant, has_imatrix=True) for t, m in models.items()}
-    figures = {title: (plan.bits_per_weight, plan.n_bytes) for title, plan in plans.items()}
-    return _describe(quant, figures, needed)
+    plans = {title: outline_usual(model, quant) for title, model in models.items()}
+    figures = {title: (plan.bits_per_weight, plan.n_bytes) for title, (plan, _) in plans.items()}
+    return _describe(quant, figures, any(needed for _, needed in plans.values()))
 
 
 def _describe(

@@ -6,6 +6,7 @@ makes its entry 0. So no inverse is needed, as it is where the columns that are 
 at once (Chee et al., 2023, show that both give the same).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,6 +114,18 @@ def mean_of_seen(strength: Tensor) -> float:
     return float(strength.sum() / (strength != 0).sum().clamp(min=1)) or 1.0
 
 
+def more_damping(damp: float, mean: float) -> float:
+    """What is added to a diagonal of that mean next, where ``damp`` was not enough."""
+    return max(damp * _DAMPING_STEP, 1e-4 * mean)
+
+
+def lower_half(size: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Some rows of a symmetric matrix, and its columns up to their last: the rest is mirrored."""
+    for start in range(0, size, at_once):
+        stop = min(start + at_once, size)
+        yield slice(start, stop), slice(0, stop)
+
+
 def _reordered(moment: Tensor, order: Tensor) -> Tensor:
     reordered = torch.empty_like(moment)
     for start in range(0, len(moment), _ROWS):
@@ -146,7 +159,7 @@ def factorize(turned: Tensor, damp: float) -> tuple[Tensor, Tensor]:
         if damp >= _MOST_DAMPING * mean:  # rounding to nearest is what is left
             unit = torch.eye(len(turned), device=turned.device)
             return unit, torch.ones(len(turned), device=turned.device)
-        damp = max(damp * _DAMPING_STEP, 1e-4 * mean)
+        damp = more_damping(damp, mean)
     del turned
     upper = lower.flip(0, 1)
     del lower

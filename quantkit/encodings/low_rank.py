@@ -17,10 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.encodings.compensation import factorize, mean_of_seen, order_of
+from quantkit.encodings.compensation import (
+    factorize,
+    lower_half,
+    mean_of_seen,
+    more_damping,
+    order_of,
+)
 
 FEWER = 4  # times as many columns as tokens, at least: else the whole factor costs less
-_DAMPING_STEP = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,9 @@ def prepare_low_rank(
     mean = mean_of_seen(strength)
     turned = (inputs if order is None else inputs.index_select(1, order)).T.contiguous()
     unseen = (strength if order is None else strength[order]) == 0
-    while (found := _factorize(turned, step, damp * mean, unseen * mean)) is None:
-        damp *= _DAMPING_STEP
+    damp *= mean
+    while (found := _factorize(turned, step, damp, unseen * mean)) is None:
+        damp = more_damping(damp, mean)
     answers, blocks, costs = found
     return LowRankCompensation(turned, answers, blocks, step, costs, order)
 
@@ -106,8 +112,7 @@ def _factorize(
             factor, back, upper=True, unitriangular=True, out=answers[here]
         ).mul_(damp / costs[here, None])
         some = inputs[here]
-        for row in range(0, tokens, step):  # its lower half, which is all that is factorized
-            rows, left = slice(row, row + step), slice(0, row + step)
+        for rows, left in lower_half(tokens, step):  # which is all that is factorized
             gram[rows, left].addmm_(some[:, rows].T, some[:, left])
         blocks.append(factor)
     return answers, tuple(reversed(blocks)), costs

@@ -104,12 +104,17 @@ def pack_checked(
 
     """
     try:
-        return KeyValue(key, pack(key, value, kind, items))
+        return packed_entry(key, value, kind, items)
     except (TypeError, ValueError, OverflowError, struct.error):
         raise CheckpointError(
             f"{origin} gives {key} as {quoted(value)}, which GGUF cannot hold as {kind.name}; "
             "correct it in the model card, config.json or generation_config.json."
         ) from None
+
+
+def packed_entry(key: str, value: Any, kind: IntEnum, items: IntEnum | None = None) -> KeyValue:
+    """A metadata entry; as for `pack`, of which nothing is checked."""
+    return KeyValue(key, pack(key, value, kind, items))
 
 
 def pack(key: str, value: Any, kind: IntEnum, items: IntEnum | None = None) -> bytes:

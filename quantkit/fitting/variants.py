@@ -11,10 +11,9 @@ from quantkit.families.model import Model
 from quantkit.fitting.shape import Tensors
 from quantkit.formats.gguf.layout import aligned, file_name, header_bytes, lay_out, table_bytes
 from quantkit.formats.gguf.metadata import ModelMetadata
-from quantkit.planning.llama_quantize import HEEDS_IMATRIX, in_file_order
-from quantkit.planning.plan import Plan, make_plan, needs_importance, outline_plan
+from quantkit.planning.llama_quantize import in_file_order
+from quantkit.planning.plan import Plan, make_plan, outline_usual
 from quantkit.planning.quants import Quant, all_quants
-from quantkit.planning.recipe import recipe_of
 
 if TYPE_CHECKING:
     from quantkit.checkpoint.imatrix import Imatrix
@@ -172,8 +171,4 @@ def _outline(model: Model, quant: Quant, imatrix: "Imatrix | None") -> tuple[Pla
     """The plan, and whether it needs an importance matrix, which it then is planned with."""
     if imatrix is not None:
         return make_plan(model, quant, imatrix), False
-    plan = outline_plan(model, quant, has_imatrix=False)
-    needed = needs_importance(plan, recipe_of(quant))
-    if needed and quant.mixture in HEEDS_IMATRIX:
-        plan = outline_plan(model, quant, has_imatrix=True)
-    return plan, needed
+    return outline_usual(model, quant)

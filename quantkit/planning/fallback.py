@@ -65,26 +65,34 @@ def _fitting(wanted: str, columns: int) -> Encoding | None:
     return smaller if smaller.holds_rows_of(columns) else encoding("F16")
 
 
+def require_convertible(target: Target, chosen: Encoding) -> None:
+    """Refuse what llama-quantize aborts on when it comes to write it.
+
+    Raises:
+        PlanError: the tensor cannot be stored like that.
+
+    """
+    if fault := _fault(target.stored, target.shape, chosen.name):
+        raise PlanError(f"{target.name} {fault}")
+
+
 @lru_cache(maxsize=_MOST_SHAPES)
-def is_convertible(stored: str, shape: tuple[int, ...], chosen: str) -> bool:
-    """Whether llama-quantize does not abort when it comes to write a tensor."""
-    fits = encoding(chosen).holds_rows_of(shape[-1])
-    return fits and stored not in NEVER_STORED and n_dims(shape) <= _MOST_DIMS
-
-
-def why_not(target: Target, chosen: Encoding) -> str:
-    """Of a tensor that is not convertible: what the user must hear."""
-    if not chosen.holds_rows_of(target.columns):
+def _fault(stored: str, shape: tuple[int, ...], chosen: str) -> str | None:
+    """Why a tensor cannot be converted, after its name; None where it can be."""
+    kind, columns = encoding(chosen), shape[-1]
+    if not kind.holds_rows_of(columns):
         return (
-            f"{target.name} cannot be stored as {chosen.name}: its rows of {target.columns} are no "
-            f"multiple of {chosen.elements}; choose another type for it."
+            f"cannot be stored as {chosen}: its rows of {columns} are no multiple of "
+            f"{kind.elements}; choose another type for it."
         )
-    if target.stored in NEVER_STORED:
+    if stored in NEVER_STORED:
         return (
-            f"{target.name} is stored as {target.stored}, which cannot be converted to "
-            f"{chosen.name}; make the GGUF again with a current converter."
+            f"is stored as {stored}, which cannot be converted to {chosen}; make the GGUF again "
+            "with a current converter."
         )
-    return (
-        f"{target.name} has four dimensions, and llama-quantize converts only matrices and "
-        "stacks of them; leave the file as it is."
-    )
+    if n_dims(shape) > _MOST_DIMS:
+        return (
+            "has four dimensions, and llama-quantize converts only matrices and stacks of them; "
+            "leave the file as it is."
+        )
+    return None

@@ -14,7 +14,7 @@ from functools import lru_cache
 from quantkit.core.errors import PlanError
 from quantkit.encodings.encoding import Encoding, encoding, encodings
 from quantkit.families.model import Facts, Target
-from quantkit.planning.fallback import fit_to_rows, is_convertible, why_not
+from quantkit.planning.fallback import fit_to_rows, require_convertible
 from quantkit.planning.names import (
     ATTN_V,
     PER_LAYER_TOKEN_EMBD,
@@ -106,8 +106,8 @@ def assign(
         if may_be_quantized(target, arch):
             wish = _asked_for(target, category, recipe) if category in _ENDS else None
             kind = wish or _by_rules(target, category, recipe, mixture)
-        if kind is not stored and not is_convertible(target.stored, target.shape, kind.name):
-            raise PlanError(why_not(target, kind))
+        if kind is not stored:
+            require_convertible(target, kind)
         chosen.append(kind)
     return chosen
 

@@ -10,7 +10,13 @@ from quantkit.checkpoint.imatrix import Imatrix, require_same_model
 from quantkit.core.errors import ImatrixError, PlanError
 from quantkit.encodings.encoding import Encoding, encodings
 from quantkit.families.model import Decoder, Model, Target
-from quantkit.planning.llama_quantize import assign, in_file_order, is_quantized, needs_imatrix
+from quantkit.planning.llama_quantize import (
+    HEEDS_IMATRIX,
+    assign,
+    in_file_order,
+    is_quantized,
+    needs_imatrix,
+)
 from quantkit.planning.names import may_be_quantized
 from quantkit.planning.quants import SOURCE, Quant, all_quants
 from quantkit.planning.recipe import Override, Recipe, recipe_of
@@ -185,6 +191,20 @@ def outline_plan(
 def needs_importance(plan: Plan, recipe: Recipe) -> bool:
     """Whether llama-quantize could not write a plan of a recipe without an importance matrix."""
     return any(needs_imatrix(t.target, t.encoding, recipe) for t in plan.tensors)
+
+
+def outline_usual(model: Model, quant: Quant) -> tuple[Plan, bool]:
+    """The plan of a quant as it is usually built, and whether it takes an importance matrix.
+
+    Raises:
+        PlanError: as `outline_plan` does.
+
+    """
+    plan = outline_plan(model, quant, has_imatrix=False)
+    needed = needs_importance(plan, recipe_of(quant))
+    if needed and quant.mixture in HEEDS_IMATRIX:
+        plan = outline_plan(model, quant, has_imatrix=True)
+    return plan, needed
 
 
 def _as_stored(model: Model, quant: Quant) -> Plan:

@@ -20,6 +20,7 @@ from quantkit.core.topics import TO_JUDGE, whole_topics
 from quantkit.core.writing import write_file
 from quantkit.verification.divergence import Measures
 from quantkit.verification.embeddings import Cosines
+from quantkit.verification.kept import Speed
 from quantkit.verification.llama import WORKER, run_worker
 from quantkit.verification.machine import usable_cores
 from quantkit.verification.quality import Verdict, judge
@@ -36,16 +37,6 @@ DEFAULT_TEXT = (
     f"Python's own documentation (pydoc topics '{TO_JUDGE[0]}' to '{TO_JUDGE[1]}'); models have "
     "seen it in training and perplexities on it cannot be set beside those on WikiText"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """How a model ran while it was measured, on the plain CPU path."""
-
-    load_seconds: float
-    prompt_tokens_per_second: float
-    generation_tokens_per_second: float | None
-    resident_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,7 @@ from quantkit.core.errors import FileError
 from quantkit.core.writing import is_own
 from quantkit.verification.compare import Comparison, Result
 from quantkit.verification.divergence import PERCENTILES
-from quantkit.verification.kept import (
-    KeptComparison,
-    KeptResult,
-    KeptSpeed,
-    KeptVerdict,
-    read_kept,
-)
+from quantkit.verification.kept import KeptComparison, KeptResult, KeptVerdict, read_kept
 from quantkit.verification.subjects import is_quantized
 
 
@@ -40,7 +34,7 @@ def as_numbers(comparison: Comparison) -> dict[str, Any]:
 
 
 def _kept(result: Result) -> KeptResult:
-    subject, speed = result.subject, result.speed
+    subject = result.subject
     return KeptResult(
         name=subject.name,
         file=str(subject.gguf),
@@ -50,7 +44,7 @@ def _kept(result: Result) -> KeptResult:
         is_reference=result.is_reference,
         measures=result.measures,
         cosines=result.cosines,
-        speed=KeptSpeed(**asdict(speed)) if speed else None,
+        speed=result.speed,
         verdict=KeptVerdict(**asdict(result.verdict)),
     )
 

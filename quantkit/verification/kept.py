@@ -3,6 +3,7 @@
 What an earlier version did not write has a default.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ FILE = "compare.json"
 """What a comparison is kept as, in the folder of the build."""
 
 
-class KeptSpeed(msgspec.Struct, frozen=True):
-    """How a model ran while it was measured."""
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How a model ran while it was measured, on the plain CPU path."""
 
     load_seconds: float
     prompt_tokens_per_second: float
@@ -47,7 +49,7 @@ class KeptResult(msgspec.Struct, frozen=True, kw_only=True):
     is_reference: bool
     measures: Measures | None = None
     cosines: Cosines | None = None
-    speed: KeptSpeed | None = None
+    speed: Speed | None = None
     verdict: KeptVerdict
 
 

@@ -144,8 +144,10 @@ def test_a_variant_is_known_by_the_headers_of_its_shards() -> None:
 
 def test_one_end_makes_no_variant() -> None:
     model, quant = model_of("mistral"), all_quants()["q6_k"]
-    for end in ("output_tensor_type", "token_embedding_type"):
-        options = EncodingOptions(**{end: "q8_0"})  # type: ignore[arg-type]
+    for options in (
+        EncodingOptions(output_tensor_type="q8_0"),
+        EncodingOptions(token_embedding_type="q8_0"),  # noqa: S106 - no password
+    ):
         plan = outline_plan(model, quant, False, recipe_of(quant, options))
         (file,) = lay_out(plan, ModelMetadata("some", bare_entries(model))).files
         header = parse_header(file.header, file.n_bytes)

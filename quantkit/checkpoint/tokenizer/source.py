@@ -223,7 +223,7 @@ def _read_fast(folder: Path) -> dict[str, Any]:
 
 def _require_form(value: Any, kind: Any, name: object) -> None:
     """Check values that stay as they are: others read more of them than what is checked here."""
-    to_type(value, kind, name, error=TokenizerError, fix="download it again")
+    to_type(value, kind, name, error=TokenizerError)
 
 
 def post_processors(fast: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from quantkit.checkpoint.imatrix import Imatrix
 from quantkit.checkpoint.names import shard_name
 from quantkit.core.errors import PlanError
 from quantkit.core.units import format_size
-from quantkit.families.keys import Kind, pack
+from quantkit.families.keys import Kind, packed_entry
 from quantkit.families.model import KeyValue
 from quantkit.formats.gguf.metadata import ModelMetadata
 from quantkit.formats.place import Place
@@ -148,9 +148,9 @@ def lay_out(
     for index, tensors in enumerate(shards):
         # llama-gguf-split sets the count last, because it learns it last.
         split = (
-            _entry("split.no", index, Kind.UINT16),
-            _entry("split.tensors.count", len(plan.tensors), Kind.INT32),
-            _entry("split.count", len(shards), Kind.UINT16),
+            packed_entry("split.no", index, Kind.UINT16),
+            packed_entry("split.tensors.count", len(plan.tensors), Kind.INT32),
+            packed_entry("split.count", len(shards), Kind.UINT16),
         )
         shard = shard_name(name, index, len(shards))
         files.append(_place(shard, (*entries, *split) if index == 0 else split, tensors))
@@ -207,28 +207,23 @@ def _entries(plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None) -> li
 def _quant_entries(
     plan: Plan, metadata: ModelMetadata, imatrix: Imatrix | None
 ) -> Iterable[KeyValue]:
-    yield _entry("general.quantization_version", _QUANTIZATION_VERSION, Kind.UINT32)
+    yield packed_entry("general.quantization_version", _QUANTIZATION_VERSION, Kind.UINT32)
     if plan.quant.name == SOURCE:
         yield from (entry for entry in metadata.entries if entry.key == _FILE_TYPE)
         return
-    yield _entry(_FILE_TYPE, plan.quant.file_type, Kind.UINT32)
+    yield packed_entry(_FILE_TYPE, plan.quant.file_type, Kind.UINT32)
     if imatrix is None:
         return
     yield _text("quantize.imatrix.file", str(imatrix.path))
     if imatrix.datasets:
         yield _text("quantize.imatrix.dataset", imatrix.datasets[0])
-    yield _entry("quantize.imatrix.entries_count", len(imatrix.entries), Kind.UINT32)
+    yield packed_entry("quantize.imatrix.entries_count", len(imatrix.entries), Kind.UINT32)
     if imatrix.chunk_count > 0:
-        yield _entry("quantize.imatrix.chunks_count", imatrix.chunk_count, Kind.UINT32)
-
-
-def _entry(key: str, value: int, kind: Kind) -> KeyValue:
-    return KeyValue(key, pack(key, value, kind))
+        yield packed_entry("quantize.imatrix.chunks_count", imatrix.chunk_count, Kind.UINT32)
 
 
 def _text(key: str, value: str) -> KeyValue:
-    short = value.encode("utf-8")[:_LONGEST_OVERRIDE]
-    return KeyValue(key, pack(key, short, Kind.STRING))
+    return packed_entry(key, value.encode("utf-8")[:_LONGEST_OVERRIDE], Kind.STRING)
 
 
 def _divide(tensors: Sequence[PlannedTensor], shard_size: int) -> list[list[PlannedTensor]]:

@@ -15,7 +15,7 @@ from quantkit.core.errors import CheckpointError
 from quantkit.core.files import has_file
 from quantkit.core.names import is_plain_name
 from quantkit.core.printable import quoted
-from quantkit.families.keys import Kind, pack, pack_checked
+from quantkit.families.keys import Kind, pack_checked, packed_entry
 from quantkit.families.model import KeyValue, Model
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def describe_projector_of(
 def bare_entries(model: Model) -> tuple[KeyValue, ...]:
     """The metadata that llama.cpp needs to load a model without its vocabulary."""
     return (
-        _text("general.architecture", model.arch),
+        packed_entry("general.architecture", model.arch, Kind.STRING),
         *model.keys,
-        _text("tokenizer.ggml.model", "none"),
+        packed_entry("tokenizer.ggml.model", "none", Kind.STRING),
     )
 
 
@@ -130,12 +130,8 @@ def _renamed(keys: tuple[KeyValue, ...], name: str | None) -> tuple[KeyValue, ..
     """The keys of a model that is called otherwise."""
     if name is None:
         return keys
-    renamed = _text(_NAME, name)
+    renamed = packed_entry(_NAME, name, Kind.STRING)
     return tuple(renamed if entry.key == _NAME else entry for entry in keys)
-
-
-def _text(key: str, value: str) -> KeyValue:
-    return KeyValue(key, pack(key, value, Kind.STRING))
 
 
 def _described(checkpoint: "Checkpoint", model: Model, name: str | None) -> ModelMetadata:
